@@ -1,0 +1,55 @@
+"""The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4)."""
+
+from __future__ import annotations
+
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from boltzformer_monai.errors import ConfigError
+
+
+class BoltzFormerLoss(nn.Module):
+    """Dice on the sigmoid with squared denominators + pixel-wise BCE, per prompt, averaged.
+
+    Args:
+        balance: weight of the object's pixels in the BCE relative to the background's so that both count one half,
+            at most this factor; 0 (paper) weighs all pixels alike. Small objects appear earlier with it when training
+            starts from random weights.
+        empty_weight: weight of prompts whose target is absent from the slice (paper: 1).
+    """
+
+    def __init__(self, *, balance: float = 0.0, empty_weight: float = 1.0) -> None:
+        super().__init__()
+        if balance < 0 or empty_weight < 0:
+            msg = f"balance and empty_weight must not be negative, got {balance} and {empty_weight}"
+            raise ConfigError(msg)
+        self.balance = balance
+        self.empty_weight = empty_weight
+        self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6, reduction="none")
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of mask logits ``(B, P, h, w)`` against masks ``(B, P, H, W)`` in 0–1; a scalar.
+
+        Logits of another size are resized to the target's, bicubic with antialiasing, as in the published code.
+        """
+        logits, target = logits.float(), target.float()
+        if logits.shape[-2:] != target.shape[-2:]:
+            logits = F.interpolate(logits, size=target.shape[-2:], mode="bicubic", align_corners=False, antialias=True)
+        dice = self.dice(logits, target).flatten(2).mean(2)
+        loss = dice + self._cross_entropy(logits, target)
+        if self.empty_weight == 1:
+            return loss.mean()
+        weight = (target.flatten(2).amax(2) > 0).to(loss) * (1 - self.empty_weight) + self.empty_weight
+        return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """``(B, P)``."""
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        if not self.balance:
+            return entropy.flatten(2).mean(2)
+        pixels = target[0, 0].numel()
+        positives = target.flatten(2).sum(2).clamp_min(1e-6)
+        factor = ((pixels - positives) / positives).clamp(1.0, self.balance)[..., None, None]
+        weight = 1 + (factor - 1) * target
+        return (entropy * weight).flatten(2).sum(2) / weight.flatten(2).sum(2)

@@ -1,0 +1,137 @@
+"""BoltzFormer: image + text prompts → mask logits, composed of injected modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.sampling import CounterNoise, Randomness
+
+STRIDE = 32
+
+
+class ImageFeatures(NamedTuple):
+    """What an image is encoded to, once for all prompts."""
+
+    levels: tuple[Tensor, ...]
+    """Visual features V, coarse to fine, each ``(B, d, H/s, W/s)``."""
+    semantic_map: Tensor
+    """S, ``(B, d, H/4, W/4)``."""
+    image: Tensor
+    """The normalised image ``(B, C, H, W)``, which PiGMA grounds its correction on."""
+
+
+class TextFeatures(NamedTuple):
+    """What prompts are encoded to."""
+
+    tokens: Tensor
+    """T, ``(B, P, N_T, d)``."""
+    valid: Tensor
+    """``(B, P, N_T)`` boolean, ``False`` = padding."""
+
+
+class Decoded(NamedTuple):
+    """What comes out of the decoder."""
+
+    logits: Tensor
+    """Mask logits ``(B, P, H/2, W/2)``; sigmoid gives the probability of the prompted object."""
+    presence: Tensor | None = None
+    """Reserved for the presence head: logits ``(B, P)`` that the object is in the slice at all."""
+
+
+class BoltzFormer(nn.Module):
+    """The network of the paper (Fig. 1).
+
+    Args:
+        backbone: ``(B, C, H, W)`` → features of strides 4, 8, 16, 32, fine to coarse.
+        pixel_decoder: features → (visual features coarse to fine, semantic map).
+        text_encoder: tokens ``(B, P, N_T)`` → (embeddings, validity).
+        decoder: visual features, semantic map, text → mask logits ``(B, P, m, H/4, W/4)``.
+        aggregation: mask logits of m queries and the image → ``(B, P, H/2, W/2)``.
+        mean: mean of the image's channels on the 0–1 scale, kept as a buffer.
+        std: their standard deviation.
+        default_tokens: ``(N_T,)`` the prompt used when none is given.
+        seed: seed of the sampling in evaluation mode, where the same input always gives the same mask.
+    """
+
+    mean: Tensor
+    std: Tensor
+    default_tokens: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        pixel_decoder: nn.Module,
+        text_encoder: nn.Module,
+        decoder: nn.Module,
+        aggregation: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        default_tokens: Sequence[int],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            msg = f"mean and std must have the same length and std be positive, got {list(mean)} and {list(std)}"
+            raise ConfigError(msg)
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.text_encoder = text_encoder
+        self.decoder = decoder
+        self.aggregation = aggregation
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("default_tokens", torch.tensor(default_tokens, dtype=torch.int64), persistent=False)
+        self.seed = seed
+
+    def forward(self, image: Tensor, tokens: Tensor | None = None, *, generator: Randomness = None) -> Tensor:
+        """Segment P prompts on each image.
+
+        Args:
+            image: ``(B, C, H, W)`` float on the 0–1 scale, H and W multiples of 32; one channel is shown to all
+                channels of the backbone.
+            tokens: ``(B, P, N_T)`` int64, −1 = padding; the default prompt where omitted.
+            generator: source of the random draws; by default PyTorch's own in training and the seeded counter in
+                evaluation.
+
+        Returns:
+            Mask logits ``(B, P, H/2, W/2)``, the mask size of the paper (1024 → 512).
+
+        Raises:
+            ConfigError: the image's size or channels, or the tokens' shape, do not fit.
+        """
+        if tokens is None:
+            tokens = self.default_tokens.expand(len(image), 1, -1)
+        return self.decode(self.encode_image(image), self.encode_text(tokens), generator=generator).logits
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """Encode ``(B, C, H, W)`` images on the 0–1 scale, once for all prompts."""
+        channels = self.mean.shape[1]
+        if image.dim() != 4 or image.shape[1] not in (1, channels):
+            msg = f"image must be (B, {channels} or 1, H, W), got {tuple(image.shape)}"
+            raise ConfigError(msg)
+        if any(size % STRIDE for size in image.shape[-2:]):
+            msg = f"image height and width must be multiples of {STRIDE}, got {tuple(image.shape[-2:])}"
+            raise ConfigError(msg)
+        normalised = (image - self.mean) / self.std
+        levels, semantic_map = self.pixel_decoder(self.backbone(normalised))
+        return ImageFeatures(tuple(levels), semantic_map, normalised)
+
+    def encode_text(self, tokens: Tensor) -> TextFeatures:
+        """Encode prompts given as tokens ``(B, P, N_T)`` int64, −1 = padding."""
+        if tokens.dim() != 3:
+            msg = f"tokens must be (B, P, N_T), got {tuple(tokens.shape)}"
+            raise ConfigError(msg)
+        return TextFeatures(*self.text_encoder(tokens))
+
+    def decode(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:
+        """Decode all prompts of ``text`` on ``image``; both have the same batch size."""
+        if generator is None and not self.training:
+            generator = CounterNoise(self.seed)
+        masks = self.decoder(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
+        return Decoded(self.aggregation(masks, image.image))

@@ -1,0 +1,203 @@
+"""Networks by name: the paper's three sizes, and ``tiny``, which trains on two CPU cores."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone, TinyBackbone
+from boltzformer_monai.networks.boltzformer import STRIDE, BoltzFormer
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.pigma import PiGMA
+from boltzformer_monai.networks.pixel_decoder import Norm, PixelDecoder
+from boltzformer_monai.networks.sampling import AttentionSetPolicy, BoltzmannSampling, FullAttention, ThresholdMask
+from boltzformer_monai.networks.text_encoder import clip_text_encoder, pretrained_text_encoder
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# "organ" in CLIP's BPE vocabulary with begin and end: what forward(image) alone asks for.
+_DEFAULT_TOKENS = (49406, 13213, 49407)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Every setting of a network; plain values, so that a checkpoint can carry it."""
+
+    backbone: str
+    """``"tiny"`` or a timm model name."""
+    image_size: int
+    """H = W the network is trained and run at, a multiple of 32."""
+    in_channels: int = 3
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    neck_channels: int | None = None
+    """Channels of SAM 2's neck; ``None`` = no neck."""
+    normalise_features: bool = False
+    """LayerNorm on every backbone output (Focal-L)."""
+    pretrained: bool = False
+    """Fetch timm's pre-trained backbone weights when the network is made."""
+    dim: int = 512
+    heads: int = 8
+    hidden: int = 2048
+    queries: int = 10
+    layers: int = 9
+    pixel_layers: int = 6
+    norm: Norm = "group"
+    pre_norm: bool = False
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    text_model: str | None = None
+    """Local folder of another transformers text model."""
+    policy: Literal["boltzmann", "threshold", "full"] = "boltzmann"
+    base_temperature: float = 1.0
+    sample_ratio: float = 0.1
+    exact: bool = False
+    """Exact multinomial draws instead of the Bernoulli form."""
+    per_head: bool = False
+    """One attention set per head (published code) instead of one per query (paper)."""
+    threshold: float = 0.5
+    text_prior: bool = True
+    pigma_channels: int = 10
+    pigma_correction: bool = True
+    mask_bias: float | None = None
+
+
+PRESETS: dict[str, NetworkConfig] = {
+    "hiera_s": NetworkConfig(backbone="sam2_hiera_small", image_size=1024, neck_channels=256),
+    "hiera_bp": NetworkConfig(backbone="sam2_hiera_base_plus", image_size=1024, neck_channels=256),
+    "focal_l": NetworkConfig(backbone="focalnet_large_fl4", image_size=1024, normalise_features=True),
+    "tiny": NetworkConfig(
+        backbone="tiny",
+        image_size=192,
+        in_channels=1,
+        mean=(0.3,),
+        std=(0.25,),
+        dim=64,
+        heads=4,
+        hidden=128,
+        pixel_layers=1,
+        norm="batch",
+        pre_norm=True,
+        text_width=64,
+        text_layers=2,
+        text_heads=4,
+        mask_bias=-3.0,
+    ),
+}
+
+
+def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> None:
+    """Raise a ``ConfigError`` for the first name that is not known, suggesting the nearest known one."""
+    choices = sorted(known)
+    for name in names:
+        if name not in choices:
+            near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
+            msg = f"unknown {what} {name!r}; {hint}"
+            raise ConfigError(msg)
+
+
+def network_config(preset: str, **overrides: Any) -> NetworkConfig:
+    """The settings of a preset with some of them replaced.
+
+    Raises:
+        ConfigError: unknown preset or override key (the nearest known one is suggested), or an impossible image size.
+    """
+    reject_unknown([preset], PRESETS, what="preset")
+    reject_unknown(overrides, (f.name for f in dataclasses.fields(NetworkConfig)), what="network setting")
+    for name in ("mean", "std"):
+        if name in overrides:
+            overrides[name] = tuple(overrides[name])
+    config = dataclasses.replace(PRESETS[preset], **overrides)
+    if config.image_size % STRIDE or config.image_size < STRIDE:
+        msg = f"image_size must be a positive multiple of {STRIDE}, got {config.image_size}"
+        raise ConfigError(msg)
+    return config
+
+
+def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any) -> BoltzFormer:
+    """Build a network with random weights (``pretrained=True`` fetches the backbone's).
+
+    Args:
+        preset: a name of :data:`PRESETS`, or a complete configuration.
+        overrides: settings of :class:`NetworkConfig` that replace the preset's.
+    """
+    if isinstance(preset, NetworkConfig):
+        config = dataclasses.replace(preset, **overrides)
+    else:
+        config = network_config(preset, **overrides)
+    backbone = _backbone(config)
+    if config.text_model:
+        text_encoder = pretrained_text_encoder(config.text_model, dim=config.dim)
+    else:
+        text_encoder = clip_text_encoder(
+            dim=config.dim, width=config.text_width, layers=config.text_layers, heads=config.text_heads
+        )
+    return BoltzFormer(
+        backbone=backbone,
+        pixel_decoder=PixelDecoder(
+            in_channels=backbone.channels,
+            dim=config.dim,
+            heads=config.heads,
+            hidden=config.hidden,
+            layers=config.pixel_layers,
+            norm=config.norm,
+            pre_norm=config.pre_norm,
+        ),
+        text_encoder=text_encoder,
+        decoder=BoltzFormerDecoder(
+            dim=config.dim,
+            policy=attention_policy(config),
+            queries=config.queries,
+            heads=config.heads,
+            hidden=config.hidden,
+            layers=config.layers,
+            text_prior=config.text_prior,
+            mask_bias=config.mask_bias,
+        ),
+        aggregation=PiGMA(
+            queries=config.queries,
+            image_channels=config.in_channels,
+            channels=config.pigma_channels,
+            correction=config.pigma_correction,
+        ),
+        mean=config.mean,
+        std=config.std,
+        default_tokens=_DEFAULT_TOKENS,
+    )
+
+
+def attention_policy(config: NetworkConfig) -> AttentionSetPolicy:
+    """The attention-set policy that a configuration names."""
+    if config.policy == "boltzmann":
+        return BoltzmannSampling(
+            config.base_temperature, config.sample_ratio, exact=config.exact, per_head=config.per_head
+        )
+    if config.policy == "threshold":
+        return ThresholdMask(config.threshold)
+    if config.policy == "full":
+        return FullAttention()
+    msg = f"policy must be 'boltzmann', 'threshold' or 'full', got {config.policy!r}"
+    raise ConfigError(msg)
+
+
+def _backbone(config: NetworkConfig) -> nn.Module:
+    if config.backbone == "tiny":
+        return TinyBackbone(in_channels=config.in_channels)
+    settings = {"normalize_modulator": True} if config.backbone.startswith("focalnet") else {}
+    backbone = TimmBackbone(
+        config.backbone,
+        in_channels=config.in_channels,
+        pretrained=config.pretrained,
+        normalise=config.normalise_features,
+        settings=settings,
+    )
+    if config.neck_channels is None:
+        return backbone
+    return FeaturePyramidNeck(backbone, channels=config.neck_channels)

@@ -1,0 +1,188 @@
+"""Which patches a query may attend to: the Boltzmann distribution (Eq. 5) and the attention-set policies.
+
+A policy is called with the level's mask logits ``(…, m, N_v)``, the layer index and a source of randomness, and
+returns the boolean attention set of the same shape (``True`` = attended). Ablations, golden tests (a policy that
+replays recorded sets) and figures (a policy that records) all plug in here. Policies with ``per_head`` set are given
+logits with a head axis, ``(…, heads, m, N_v)``: the published code draws one set per head, the paper one per query.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from boltzformer_monai.errors import ConfigError
+
+_MASK32 = 0xFFFFFFFF
+
+
+class CounterNoise:
+    """Counter-based uniform numbers: a hash of (seed, layer, head, query, patch), computed in tensor operations.
+
+    Unlike a stateful generator it gives a patch the same number whatever the batch, the other prompts or the device,
+    so that the same slice and prompt give the same mask. Slices and prompts share the numbers (common random numbers):
+    every set keeps its distribution, and neighbouring slices do not flicker.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = int(seed)
+
+    def uniform(self, shape: torch.Size | tuple[int, ...], *, layer: int, device: torch.device) -> Tensor:
+        """Float32 numbers in [0, 1) that broadcast to ``shape``; only the last three axes (head, query, patch) count."""
+        own = tuple(shape[-3:]) if len(shape) >= 5 else (1, *shape[-2:])
+        counter = torch.arange(own[0] * own[1] * own[2], device=device, dtype=torch.int64).view(own)
+        state = _mix32(counter ^ _scalar_mix32(self.seed * 0x9E3779B1 + layer * 0x85EBCA6B + 1))
+        uniform = (state >> 8).to(torch.float32) * 2.0**-24
+        return uniform if len(shape) >= 5 else uniform[0]
+
+
+Randomness = torch.Generator | CounterNoise | None
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """A 32-bit integer hash (xor-shift and multiply, full avalanche) held in int64, the one dtype all devices multiply."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ (x >> shift)) * factor) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _scalar_mix32(value: int) -> int:
+    value &= _MASK32
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        value = ((value ^ (value >> shift)) * factor) & _MASK32
+    return value ^ (value >> 16)
+
+
+def draw_uniform(
+    shape: torch.Size | tuple[int, ...], *, layer: int, generator: Randomness, device: torch.device
+) -> Tensor:
+    """Uniform numbers in [0, 1) of ``shape``, or broadcasting to it, from whichever source was passed."""
+    if isinstance(generator, CounterNoise):
+        return generator.uniform(shape, layer=layer, device=device)
+    return torch.rand(shape, generator=generator, device=device)
+
+
+class AttentionSetPolicy(Protocol):
+    """What the decoder asks of a policy."""
+
+    per_head: bool
+
+    def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
+        """Mask logits ``(…, m, N_v)`` → boolean attention set ``(…, m, N_v)``."""
+        ...
+
+
+class BoltzmannSampling:
+    """Boltzmann attention sampling (Sec. 3.2.2): N = ratio·N_v independent draws from p ∝ exp(U/τ_ℓ), τ_ℓ = τ0/(1+ℓ).
+
+    Args:
+        base_temperature: τ0 > 0 (paper: 1).
+        sample_ratio: draws per patch of the level, in (0, 1] (paper: 0.1).
+        exact: draw N patches with replacement and take their union, so that ``|A| ≤ N``; otherwise a patch is in the
+            set with probability ``1 − (1 − p)^N``, independently of the others (the paper's footnote 1).
+        per_head: one set per head (published code) instead of one per query (paper).
+        threshold: patches whose confidence U reaches it are always attended, and the draws go to the others
+            (an option of the published code); ``None`` (paper) draws from all patches.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        base_temperature: float = 1.0,
+        sample_ratio: float = 0.1,
+        *,
+        exact: bool = False,
+        per_head: bool = False,
+        threshold: float | None = None,
+    ) -> None:
+        if threshold is not None and not 0 < threshold < 1:
+            msg = f"threshold must be in (0, 1), got {threshold}"
+            raise ConfigError(msg)
+        if not base_temperature > 0:
+            msg = f"base_temperature must be positive, got {base_temperature}"
+            raise ConfigError(msg)
+        if not 0 < sample_ratio <= 1:
+            msg = f"sample_ratio must be in (0, 1], got {sample_ratio}"
+            raise ConfigError(msg)
+        self.base_temperature = float(base_temperature)
+        self.sample_ratio = float(sample_ratio)
+        self.exact = exact
+        self.per_head = per_head
+        self.threshold = threshold
+
+    def temperature(self, layer: int) -> float:
+        """τ_ℓ = τ0/(1 + ℓ): the annealing schedule."""
+        return self.base_temperature / (1 + layer)
+
+    def draws(self, patches: int) -> int:
+        """N, rounded down as in the published code; 0 means an empty set, and an empty set attends to everything."""
+        return int(patches * self.sample_ratio)
+
+    def distribution(self, logits: Tensor, layer: int) -> Tensor:
+        """Boltzmann distribution over the level's patches (Eq. 5), ``(…, m, N_v)``, float32, rows sum to 1."""
+        confidence = torch.sigmoid(logits.float())
+        energy = confidence / self.temperature(layer)
+        if self.threshold is not None:
+            # A row with nothing left to draw from becomes all zero instead of NaN.
+            energy = energy.masked_fill(confidence >= self.threshold, float("-inf"))
+            return torch.softmax(energy, dim=-1).nan_to_num()
+        return torch.softmax(energy, dim=-1)
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
+        """Draw the attention sets; no gradient flows through the sampling."""
+        probability = self.distribution(logits, layer)
+        draws = self.draws(logits.shape[-1])
+        if self.exact:
+            attend = self._union_of_draws(probability, draws, layer, generator)
+        else:
+            uniform = draw_uniform(logits.shape, layer=layer, generator=generator, device=logits.device)
+            attend = uniform < self.inclusion(probability, draws)
+        return attend if self.threshold is None else attend | (torch.sigmoid(logits.float()) >= self.threshold)
+
+    @staticmethod
+    def inclusion(probability: Tensor, draws: int) -> Tensor:
+        """``1 − (1 − p)^N``, the probability that N draws contain a patch, without cancellation for small p."""
+        return -torch.expm1(draws * torch.log1p(-probability))
+
+    @staticmethod
+    def _union_of_draws(probability: Tensor, draws: int, layer: int, generator: Randomness) -> Tensor:
+        """The union of ``draws`` draws with replacement, by inverting the cumulative distribution."""
+        cumulative = probability.cumsum(-1, dtype=torch.float64).float()
+        shape = (*probability.shape[:-1], draws)
+        uniform = draw_uniform(shape, layer=layer, generator=generator, device=probability.device)
+        drawn = torch.searchsorted(cumulative, uniform.expand(shape).contiguous(), right=True)
+        attend = torch.zeros_like(probability, dtype=torch.bool)
+        attend.scatter_(-1, drawn.clamp_(max=probability.shape[-1] - 1), True)
+        return attend & (probability > 0)
+
+
+class ThresholdMask:
+    """Masked attention as in Mask2Former: attend where the confidence U is at least ``threshold`` (Table 3's baseline)."""
+
+    per_head = False
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        if not 0 < threshold < 1:
+            msg = f"threshold must be in (0, 1), got {threshold}"
+            raise ConfigError(msg)
+        self.threshold = float(threshold)
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
+        """Deterministic: neither the layer nor the generator matters."""
+        return torch.sigmoid(logits.float()) >= self.threshold
+
+
+class FullAttention:
+    """Every query attends to every patch (Table 3's other baseline)."""
+
+    per_head = False
+
+    def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
+        """All ``True``."""
+        return torch.ones_like(logits, dtype=torch.bool)

@@ -1,0 +1,118 @@
+"""Text encoders through transformers: the CLIP/UniCL-style one of the paper, or any text model by local path.
+
+Tokens are int64 ids with ``PADDING`` (−1) behind the prompt, whatever the tokenizer, so that padding never needs a
+second tensor and can never be mistaken for a word.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, CLIPTextConfig, CLIPTextModel
+
+from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError
+
+PADDING = -1
+
+
+class TextEncoder(nn.Module):
+    """A transformers text model and the linear map of its hidden states to d channels.
+
+    Args:
+        model: any transformers text model that takes ``input_ids`` and ``attention_mask``.
+        width: its hidden size.
+        dim: d.
+        context: longest prompt in tokens.
+    """
+
+    def __init__(self, model: nn.Module, *, width: int, dim: int, context: int) -> None:
+        super().__init__()
+        self.model = model
+        self.lang_proj = nn.Linear(width, dim, bias=False)
+        nn.init.normal_(self.lang_proj.weight, std=width**-0.5)
+        self.context = context
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode prompts.
+
+        Args:
+            tokens: ``(B, P, N_T)`` int64, −1 = padding.
+
+        Returns:
+            Token embeddings ``(B, P, N_T, d)``, zero at the padding, and their validity ``(B, P, N_T)`` boolean.
+
+        Raises:
+            PromptError: the prompts are longer than the context.
+        """
+        batch, prompts, length = tokens.shape
+        if length > self.context:
+            msg = f"the prompt has {length} tokens; this text encoder reads at most {self.context}"
+            raise PromptError(msg)
+        flat = tokens.flatten(0, 1)
+        valid = flat != PADDING
+        # A prompt of padding only (a filler in a batch) would give an all-masked softmax row: let it see one token.
+        mask = valid | (torch.arange(length, device=tokens.device) == 0)
+        hidden = self.model(input_ids=flat.clamp_min(0), attention_mask=mask.long()).last_hidden_state
+        embedded = self.lang_proj(hidden) * valid.unsqueeze(-1)
+        return embedded.view(batch, prompts, length, -1), valid.view(batch, prompts, length)
+
+
+def clip_text_encoder(
+    *,
+    dim: int,
+    width: int = 512,
+    layers: int = 12,
+    heads: int = 8,
+    context: int = 77,
+    vocabulary: int = 49408,
+    activation: str = "quick_gelu",
+) -> TextEncoder:
+    """UniCL's text encoder: causal pre-norm transformer over CLIP's BPE vocabulary (Appendix A.2)."""
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=context,
+        hidden_act=activation,
+        layer_norm_eps=1e-12,
+        attention_dropout=0.0,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+        projection_dim=width,
+    )
+    return TextEncoder(_text_transformer(CLIPTextModel(config)), width=width, dim=dim, context=context)
+
+
+def pretrained_text_encoder(path: str | Path, *, dim: int) -> TextEncoder:
+    """Any transformers text model from a local folder (config.json and weights); nothing is downloaded.
+
+    Raises:
+        CheckpointError: the folder is missing or transformers cannot load it.
+        ConfigError: the model's configuration does not tell its hidden size.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        msg = f"no transformers text model at {folder}: config.json is missing"
+        raise CheckpointError(msg)
+    try:
+        model = AutoModel.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        msg = f"transformers cannot load the text model at {folder}: {str(error).splitlines()[0]}"
+        raise CheckpointError(msg) from error
+    model = _text_transformer(model)
+    width = getattr(model.config, "hidden_size", None)
+    if width is None:
+        msg = f"the text model at {folder} names no hidden_size in its config.json"
+        raise ConfigError(msg)
+    context = int(getattr(model.config, "max_position_embeddings", 512))
+    return TextEncoder(model, width=int(width), dim=dim, context=context)
+
+
+def _text_transformer(model: nn.Module) -> nn.Module:
+    """The text transformer itself: transformers 4 wraps it once more than 5, and weights must not know which."""
+    return getattr(model, "text_model", model)
