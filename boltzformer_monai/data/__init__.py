@@ -1,0 +1,1 @@
+"""From scans to what a network eats: windows, prompts, slices on disk."""

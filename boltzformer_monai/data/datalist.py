@@ -1,0 +1,61 @@
+"""Who is in which split: by patient, decided by a seeded hash and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+from boltzformer_monai.errors import ConfigError
+
+__all__ = ["pseudonym", "split_by_patient"]
+
+_MAX_KEY_BYTES = hashlib.blake2b.MAX_KEY_SIZE
+
+
+def pseudonym(identity: str, *, key: str = "") -> str:
+    """Return a stable name of 12 hexadecimal digits for a patient, from which the identity cannot be read.
+
+    The same identity and key always give the same pseudonym. Patient numbers are short enough to be guessed by trying
+    them all, so a data set that leaves the house needs a secret key.
+
+    Raises:
+        ConfigError: the identity is empty or the key longer than 64 bytes.
+    """
+    if not identity:
+        msg = "a patient needs an identity that is not empty; give one with patient (--patient)"
+        raise ConfigError(msg)
+    secret = key.encode()
+    if len(secret) > _MAX_KEY_BYTES:
+        msg = f"the key for pseudonyms has {len(secret)} bytes; at most {_MAX_KEY_BYTES} are possible"
+        raise ConfigError(msg)
+    return hashlib.blake2b(identity.encode(), key=secret, digest_size=6).hexdigest()
+
+
+def split_by_patient(patients: Iterable[str], *, val_fraction: float, seed: int) -> dict[str, str]:
+    """Divide patients into ``"train"`` and ``"val"``.
+
+    Patients are ordered by a hash of seed and name; the first ``round(val_fraction * n)`` are for validation, at least
+    one when there are two or more patients and the fraction is above 0, and never all of them. The order in which they
+    are given, and how often, does not matter.
+
+    Args:
+        patients: pseudonyms.
+        val_fraction: at least 0 and below 1.
+        seed: any integer; another one draws another split.
+
+    Returns:
+        Pseudonym → split, in sorted order of the pseudonyms.
+
+    Raises:
+        ConfigError: the fraction is out of range.
+    """
+    if not (math.isfinite(val_fraction) and 0 <= val_fraction < 1):
+        msg = f"the validation fraction must be at least 0 and below 1, got {val_fraction}"
+        raise ConfigError(msg)
+    names = sorted(set(patients))
+    fewest = 1 if val_fraction > 0 and len(names) >= 2 else 0
+    count = min(max(round(val_fraction * len(names)), fewest), max(len(names) - 1, 0))  # someone must train
+    ordered = sorted(names, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode()).digest())
+    validation = set(ordered[:count])
+    return {name: "val" if name in validation else "train" for name in names}

@@ -1,0 +1,142 @@
+"""What the values of a label map mean: the file that says it, and the check that it is true of a label volume."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from boltzformer_monai.data.prompts import normalise_site, normalise_target
+from boltzformer_monai.data.slice_format import parse_label_values
+from boltzformer_monai.data.windows import normalise_modality
+from boltzformer_monai.errors import ConfigError, DatasetError
+
+__all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
+
+_BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The content of a ``labels.json``: ``{"modality", "site", "labels": {value: name}}``.
+
+    Attributes:
+        labels: value (``"2"``, or ``"2+3"`` for a target of several values) → name as written, background left out.
+        modality: ``"CT"``, ``"MR"`` or ``"unknown"``.
+        site: body site, ``""`` when the file names none.
+    """
+
+    labels: Mapping[str, str]
+    modality: str = "unknown"
+    site: str = ""
+
+
+def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
+    """Read a ``labels.json``; keys it does not need are ignored.
+
+    Raises:
+        DatasetError: the file is missing or is not of that form.
+    """
+    place = Path(path)
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{place}: no such file"
+        raise DatasetError(msg) from None
+    except (OSError, ValueError) as error:
+        msg = f"{place}: cannot be read as JSON ({error})"
+        raise DatasetError(msg) from None
+    content = content if isinstance(content, dict) else {}
+    labels, modality, site = content.get("labels"), content.get("modality", ""), content.get("site", "")
+    if not isinstance(labels, dict) or not all(isinstance(text, str) for text in (*labels.values(), modality, site)):
+        msg = f'{place}: needs the form {{"modality": "CT", "site": "abdomen", "labels": {{"1": "spleen", …}}}}'
+        raise DatasetError(msg)
+    try:
+        named = {value: name for value, name in labels.items() if value.strip() != "0" or not _is_background(name)}
+        canonical_labels(named)
+        return LabelMap(named, normalise_modality(modality), normalise_site(site))
+    except (ConfigError, DatasetError) as error:
+        msg = f"{place}: {error}"
+        raise DatasetError(msg) from None
+
+
+def canonical_labels(labels: Mapping[int | str, str] | Mapping[int, str] | Mapping[str, str]) -> dict[str, str]:
+    """Return canonical target name → value text (``"2"``, ``"2+3"``), in the order given.
+
+    Raises:
+        DatasetError: there are none, a value is not one, or two values mean the same target.
+    """
+    targets: dict[str, str] = {}
+    for value, name in labels.items():
+        text = "+".join(str(part) for part in parse_label_values(value))
+        target = normalise_target(name)
+        if not target:
+            msg = f"label value {text} has an empty name"
+            raise DatasetError(msg)
+        if target in targets:
+            msg = (
+                f'label values {targets[target]} and {text} are both named "{target}"; name one target of several '
+                f'values as "{targets[target]}+{text}"'
+            )
+            raise DatasetError(msg)
+        targets[target] = text
+    if not targets:
+        msg = "no label value has a name"
+        raise DatasetError(msg)
+    return targets
+
+
+def check_values(array: np.ndarray, labels: Mapping[str, str], *, where: str, allow_missing: bool = False) -> list[str]:
+    """Compare a label volume with the names of its values.
+
+    Args:
+        array: label values, any shape.
+        labels: value text → name.
+        where: name of the label volume for messages.
+        allow_missing: named values that do not occur are annotated and absent, not a mistake.
+
+    Returns:
+        Warnings: one line about missing values (when allowed), one about values without a name.
+
+    Raises:
+        DatasetError: a named value does not occur (unless allowed), or none does.
+    """
+    occurring = {int(value) for value in np.unique(array)} - {0}
+    named = {text: parse_label_values(text) for text in labels}
+    missing = [
+        f'{value} ("{labels[text]}")' for text, values in named.items() for value in values if value not in occurring
+    ]
+    there = _some(sorted(occurring)) or "none"
+    all_named = {value for values in named.values() for value in values}
+    if not all_named & occurring:
+        msg = f"{where}: none of the named label values occurs (values there: {there}); is it the right label map?"
+        raise DatasetError(msg)
+    warnings = []
+    if missing:
+        line = f"{where}: {_values(missing)} not occur in the label volume (values there: {there})"
+        if not allow_missing:
+            msg = f"{line}; correct the labels, or keep the target as absent with --allow-missing"
+            raise DatasetError(msg)
+        warnings.append(f"{line}; annotated and absent")
+    unnamed = sorted(occurring - all_named)
+    if unnamed:
+        warnings.append(f"{where}: no name for label value {_some(unnamed)}, which becomes no target")
+    return warnings
+
+
+def _values(missing: list[str]) -> str:
+    return f"label value {missing[0]} does" if len(missing) == 1 else f"label values {_some(missing)} do"
+
+
+def _some(items: Sequence[object], *, most: int = 20) -> str:
+    """At most the first ``most`` items, so that one line stays one line."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+def _is_background(name: str) -> bool:
+    return name.strip().lower() == _BACKGROUND

@@ -1,0 +1,74 @@
+"""Volumes as stacks of slices in radiological display, and back to the very grid they came from.
+
+Every plane is a signed permutation of the volume's axes, so both directions are exact:
+
+======== ===================== ===================== =====================
+plane    slice index rises to  rows run              columns run
+======== ===================== ===================== =====================
+axial    superior              anterior → posterior  right → left
+coronal  posterior             superior → inferior   right → left
+sagittal left                  superior → inferior   anterior → posterior
+======== ===================== ===================== =====================
+
+The patient's right is on the left of an axial or coronal picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.io.orientation import AxisMap, axis_map, parse_codes
+from boltzformer_monai.io.volume import Volume
+
+PLANE_AXES: Mapping[str, str] = MappingProxyType({"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"})
+"""For each plane the side of the patient that (slice index, row, column) increase towards."""
+
+
+def extract_slices(volume: Volume, plane: str) -> np.ndarray:
+    """Return all slices of a plane, (N, H, W), of the volume's dtype, contiguous.
+
+    Raises:
+        ConfigError: the plane is not axial, coronal or sagittal.
+    """
+    return np.ascontiguousarray(_to_plane(volume, plane).apply(volume.array))
+
+
+def slices_to_volume(slices: np.ndarray, like: Volume, plane: str) -> np.ndarray:
+    """Undo :func:`extract_slices`: return the array (I, J, K) on the original grid of ``like``.
+
+    Args:
+        slices: (N, H, W), any dtype, in the order and display of ``extract_slices(like, plane)``.
+        like: the volume that the slices were taken from.
+        plane: the plane they were taken in.
+
+    Raises:
+        ConfigError: the plane is not axial, coronal or sagittal.
+        VolumeError: the slices do not fit the grid of ``like``.
+    """
+    axes = _to_plane(like, plane)
+    expected = tuple(like.shape[axis] for axis in axes.order)
+    if slices.shape != expected:
+        msg = f"{plane} slices of shape {slices.shape} do not fit {like.source or 'their volume'}: it has {expected}"
+        raise VolumeError(msg)
+    return np.ascontiguousarray(axes.inverse().apply(slices))
+
+
+def slice_spacing(volume: Volume, plane: str) -> tuple[float, float, float]:
+    """Return millimetres (from row to row, from column to column, from slice to slice).
+
+    Raises:
+        ConfigError: the plane is not axial, coronal or sagittal.
+    """
+    across, row, column = (volume.spacing[axis] for axis in _to_plane(volume, plane).order)
+    return row, column, across
+
+
+def _to_plane(volume: Volume, plane: str) -> AxisMap:
+    if plane not in PLANE_AXES:
+        msg = f"unknown plane {plane!r}; known are {', '.join(PLANE_AXES)}"
+        raise ConfigError(msg)
+    return axis_map(volume.axis_codes, parse_codes(PLANE_AXES[plane]))

@@ -1,0 +1,184 @@
+"""The words: one name for each target however it is spelled, and the prompts people type for it.
+
+The vocabulary (``vocabulary.json``) may grow without a change here. A target that it does not know keeps its own name
+and gets the same templates; nothing is ever refused for being unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from boltzformer_monai.data.windows import normalise_modality
+from boltzformer_monai.errors import PromptError
+
+__all__ = ["TargetEntry", "find_target", "normalise_prompt", "normalise_site", "normalise_target", "prompts_for"]
+
+MAX_PROMPTS = 8
+SIDES = ("left", "right")
+_SPOKEN_MODALITY = {"CT": "CT", "MR": "MRI"}
+
+
+@dataclass(frozen=True)
+class TargetEntry:
+    """What the vocabulary knows about a target.
+
+    Attributes:
+        name: canonical name, e.g. ``"left kidney"``.
+        base: the name without its side, e.g. ``"kidney"``.
+        side: ``"left"``, ``"right"`` or None.
+        synonyms: other names in common use, with the side.
+        phrases: whole prompts of their own; ``{modality}`` stands for the modality.
+        composite_of: canonical names of the parts that together are this target; empty when it is not divided.
+        snomed: SNOMED CT (code, meaning) of the base, as DICOM PS3.16 lists it, or None; the side is a modifier.
+    """
+
+    name: str
+    base: str
+    side: str | None
+    synonyms: tuple[str, ...]
+    phrases: tuple[str, ...]
+    composite_of: tuple[str, ...]
+    snomed: tuple[str, str] | None
+
+
+def normalise_prompt(text: str) -> str:
+    """Return a prompt in lower case, without spaces around it and with single spaces inside.
+
+    Raises:
+        PromptError: nothing is left.
+    """
+    prompt = " ".join(text.split()).lower()
+    if not prompt:
+        msg = 'the prompt is empty; write what to look for, for example "right kidney in abdominal CT"'
+        raise PromptError(msg)
+    return prompt
+
+
+def normalise_target(name: str) -> str:
+    """Return the canonical name of a target: lower case, usual synonym, side in front.
+
+    ``"Kidney_Right"``, ``"kidney, right"`` and ``"right kidneys"`` are all ``"right kidney"``. A name that the
+    vocabulary does not know is only tidied up. Applying it twice changes nothing more.
+    """
+    vocabulary = _vocabulary()
+    text = _tidy(name, vocabulary.words)
+    if text in vocabulary.aliases:
+        return vocabulary.aliases[text]
+    parts = [word for word in text.split() if word != "sided"]
+    sides = [word for word in parts if word in SIDES]
+    if len(sides) != 1:
+        return text
+    rest = " ".join(word for word in parts if word not in SIDES)
+    base = vocabulary.aliases.get(rest)
+    if base is not None and vocabulary.targets[base].get("sides"):
+        return f"{sides[0]} {base}"
+    # Inside an unknown name the side may belong to a part of it ("tumor of the left lung"): only a trailing one moves.
+    return f"{sides[0]} {rest}" if rest and parts[-1] in SIDES else text
+
+
+def normalise_site(site: str) -> str:
+    """Return the usual name of a body site (``"Thorax"`` → ``"chest"``); several stay joined by "and"."""
+    sites = _vocabulary().sites
+    parts = (" ".join(part.split()) for part in re.split(r"\band\b|[,&+/_]", site.lower()))
+    return " and ".join(sites.get(part, (part, part))[0] for part in parts if part)
+
+
+def find_target(name: str) -> TargetEntry | None:
+    """Return what the vocabulary knows about a target in any spelling, or None."""
+    canonical = normalise_target(name)
+    targets = _vocabulary().targets
+    first, _, rest = canonical.partition(" ")
+    sided = first in SIDES and targets.get(rest, {}).get("sides", False)
+    side, base = (first, rest) if sided else (None, canonical)
+    if base not in targets:
+        return None
+    entry = targets[base]
+    prefix = f"{side} " if side else ""
+    parts = entry.get("composite_of", [f"{each} {base}" for each in SIDES] if entry.get("sides") else [])
+    snomed = entry.get("snomed")
+    return TargetEntry(
+        name=canonical,
+        base=base,
+        side=side,
+        synonyms=tuple(prefix + synonym for synonym in entry.get("synonyms", ())),
+        phrases=() if side else tuple(entry.get("phrases", ())),
+        composite_of=() if side else tuple(parts),
+        snomed=None if snomed is None else (snomed[0], snomed[1]),
+    )
+
+
+def prompts_for(target: str, *, site: str, modality: str) -> tuple[str, ...]:
+    """Return the texts that ask for a target in a scan, at most eight, without repetition, always the same.
+
+    The first is the canonical one, ``"right kidney in abdominal CT"``; then shorter forms, a sentence, and what the
+    vocabulary knows as synonyms. An unknown site or modality is left out of the texts.
+
+    Raises:
+        PromptError: the target is empty.
+        ConfigError: the modality is neither CT nor MR nor unknown.
+    """
+    name = normalise_target(target)
+    if not name:
+        msg = "a target without a name has no prompts; name it in the labels"
+        raise PromptError(msg)
+    spoken = _SPOKEN_MODALITY.get(normalise_modality(modality), "")
+    place = normalise_site(site)
+    adjective = _adjective(place)
+    where = f" in {adjective} {spoken}" if place and spoken else f" in {spoken}" if spoken else ""
+    texts = [f"{name}{where}"]
+    if spoken:
+        texts += [f"{name} in {place} {spoken}"] if place else []
+        texts += [f"{name} in {spoken}", name, f"{spoken} scan of the {name}"]
+    elif place:
+        texts += [f"{name} in the {place}", name]
+    entry = find_target(name)
+    if entry is not None:
+        texts += [phrase.format(modality=spoken) for phrase in entry.phrases if spoken]
+        texts += [f"{synonym}{where}" for synonym in entry.synonyms]
+        texts += entry.synonyms
+    return tuple(dict.fromkeys(texts))[:MAX_PROMPTS]
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    words: Mapping[str, str]  # spelling of a word → the usual one
+    sites: Mapping[str, tuple[str, str]]  # any name of a site → (usual name, adjective)
+    targets: Mapping[str, Mapping[str, Any]]  # canonical name without side → entry
+    aliases: Mapping[str, str]  # any tidied name → canonical name
+
+
+@functools.cache
+def _vocabulary() -> _Vocabulary:
+    text = resources.files("boltzformer_monai.data").joinpath("vocabulary.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    words: dict[str, str] = content["words"]
+    sites = {
+        alias: (name, entry["adjective"])
+        for name, entry in content["sites"].items()
+        for alias in (name, *entry["synonyms"])
+    }
+    targets: dict[str, dict[str, Any]] = content["targets"]
+    aliases = {
+        _tidy(alias, words): name
+        for name, entry in targets.items()
+        for alias in (name, *entry.get("synonyms", ()), *entry.get("spellings", ()))
+    }
+    return _Vocabulary(words, sites, targets, aliases)
+
+
+def _tidy(name: str, words: Mapping[str, str]) -> str:
+    plain = re.sub(r"[_\-,;()\[\]]", " ", name.lower()).split()
+    if len(plain) > 1 and plain[0] in ("the", "a", "an"):
+        plain = plain[1:]
+    return " ".join(words.get(word, word) for word in plain)
+
+
+def _adjective(site: str) -> str:
+    sites = _vocabulary().sites
+    return " and ".join(sites.get(part, (part, part))[1] for part in site.split(" and "))

@@ -1,0 +1,159 @@
+"""The files of the slice data set: tables that are checked when read and change together, pictures that are staged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from boltzformer_monai.data.slice_format import (
+    COLUMNS,
+    DATASET_FILE,
+    FORMAT,
+    MANIFEST_FILE,
+    VERSION,
+    VOLUME_FIELDS,
+    slice_name,
+)
+from boltzformer_monai.errors import DatasetError
+
+_STAGING = ".staging"
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """Return the checked content of ``dataset.json``.
+
+    Raises:
+        DatasetError: the folder or file is missing, damaged, or of another format or version.
+    """
+    path = root / DATASET_FILE
+    if not path.is_file():
+        what = f"has no {DATASET_FILE}: not a slice data set" if root.is_dir() else "no such folder"
+        msg = f"{root}: {what}; make one with preprocessing/slice_volumes.py"
+        raise DatasetError(msg)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path}: cannot be read ({error})"
+        raise DatasetError(msg) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        msg = f"{path}: is not the description of a {FORMAT} data set"
+        raise DatasetError(msg)
+    if content.get("version") != VERSION:
+        msg = f"{path}: has version {content.get('version')}, this package reads {VERSION}; slice the volumes again"
+        raise DatasetError(msg)
+    volumes = content.get("volumes")
+    settings = (content.get("split", {}), content.get("pinned", {}))
+    if (
+        not isinstance(content.get("name"), str)
+        or not isinstance(volumes, dict)
+        or not all(isinstance(part, dict) for part in (*volumes.values(), *settings))
+    ):
+        msg = f"{path}: lacks its name or its volumes, or they are damaged; slice the volumes again"
+        raise DatasetError(msg)
+    for volume_id, entry in volumes.items():
+        missing = [field for field in VOLUME_FIELDS if field not in entry]
+        if missing:
+            msg = f"{path}: volume {volume_id!r} lacks {', '.join(missing)}; slice it again into a new folder"
+            raise DatasetError(msg)
+    return content
+
+
+def read_manifest(root: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of ``manifest.csv`` as text.
+
+    Raises:
+        DatasetError: the file is missing, lacks a column or a field.
+    """
+    path = root / MANIFEST_FILE
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            missing = [column for column in COLUMNS if column not in (table.fieldnames or ())]
+            if missing:
+                msg = f"{path}: lacks the column {', '.join(missing)}"
+                raise DatasetError(msg)
+            for fields in table:
+                if any(fields[column] is None for column in COLUMNS):
+                    msg = f"{path}, line {table.line_num}: has too few fields; the file is cut off"
+                    raise DatasetError(msg)
+                yield fields
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        msg = f"{path}: cannot be read ({error})"
+        raise DatasetError(msg) from None
+
+
+def write_tables(root: Path, description: Mapping[str, Any], rows: Iterable[Sequence[str]]) -> None:
+    """Replace ``manifest.csv`` and ``dataset.json`` of an existing folder, both or neither."""
+    manifest, dataset = (root / f".{name}.new" for name in (MANIFEST_FILE, DATASET_FILE))
+    try:
+        with manifest.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            table.writerows(rows)
+        dataset.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            os.replace(dataset, root / DATASET_FILE)
+        finally:  # the second rename follows also when Ctrl-C comes between them
+            os.replace(manifest, root / MANIFEST_FILE)
+    finally:
+        manifest.unlink(missing_ok=True)
+        dataset.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_pictures(
+    root: Path,
+    volume_id: str,
+    plane: str,
+    grey: np.ndarray,
+    values: np.ndarray | None,
+    progress: Callable[[int, int], object] | None,
+) -> Iterator[Callable[[], None]]:
+    """Write the pictures aside and yield what moves them into place; a block that fails takes them back."""
+    staging = root / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    moved: list[Path] = []
+    done = False
+
+    def move_into_place() -> None:
+        for file in sorted(staging.glob("*/*.png")):
+            place = root / file.parent.name / file.name
+            moved.append(place)
+            os.replace(file, place)
+
+    try:
+        for folder in ("images", "labels"):
+            (root / folder).mkdir(exist_ok=True)
+            (staging / folder).mkdir(parents=True)
+        for index in range(len(grey)):
+            name = slice_name(volume_id, plane, index)
+            Image.fromarray(grey[index]).save(staging / "images" / name)
+            if values is not None:
+                Image.fromarray(values[index]).save(staging / "labels" / name)
+            if progress is not None:
+                progress(index + 1, len(grey))
+        yield move_into_place
+        done = True
+    finally:
+        for place in () if done else moved:
+            place.unlink(missing_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def reported(root: Path) -> Iterator[None]:
+    """Turn failures of the file system (full disk, no permission) into the line a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"{root}: cannot be written ({error.strerror or error})"
+        raise DatasetError(msg) from None

@@ -1,0 +1,51 @@
+"""The slice data set on disk: names, columns, which reader and writer share.
+
+One folder explains itself::
+
+    OUT/dataset.json     format, version, name, volumes {id: patient, modality, site, plane, shape, affine, …}
+    OUT/manifest.csv     a row per slice and annotated target, or a row per slice where there is no label
+    OUT/images/<volume>_<plane>_<index>.png   uint8 grey, native resolution, once per slice
+    OUT/labels/<volume>_<plane>_<index>.png   uint8 or uint16 label values, same size
+
+``dataset.json`` names every volume with its geometry; ``value`` in the manifest is a label value or several joined by
+``+``; ``prompts`` is a JSON list, ``spacing`` "row x col x slice" in mm, ``window`` JSON, ``area_fraction`` the
+target's share of the slice's pixels. Nothing in it identifies a patient: ``patient`` is a keyed hash.
+"""
+
+from __future__ import annotations
+
+from boltzformer_monai.errors import DatasetError
+
+FORMAT = "boltzformer-slices"
+VERSION = 1
+DATASET_FILE = "dataset.json"
+MANIFEST_FILE = "manifest.csv"
+SPLITS = ("train", "val", "test")
+COLUMNS = (
+    "image", "label", "value", "target", "prompts", "modality", "site", "plane",
+    "slice_index", "spacing", "window", "area_fraction", "patient", "volume", "split",
+)  # fmt: skip
+
+VOLUME_FIELDS = (
+    "patient", "modality", "site", "plane", "shape", "affine",
+    "spacing", "window", "targets", "slices", "complete",
+)  # fmt: skip
+
+
+def slice_name(volume_id: str, plane: str, index: int) -> str:
+    """File name of a slice, the same in ``images/`` and ``labels/``."""
+    return f"{volume_id}_{plane}_{index:04d}.png"
+
+
+def parse_label_values(text: str | int) -> tuple[int, ...]:
+    """Read ``"2"``, ``2`` or a composite ``"2+3"`` as ascending label values.
+
+    Raises:
+        DatasetError: a part is not a whole number from 1 to 65535, or occurs twice.
+    """
+    parts = str(text).split("+")
+    values = sorted({int(part) for part in parts if part.strip().isdecimal()})
+    if len(values) != len(parts) or not 1 <= values[0] <= values[-1] <= 65535:
+        msg = f"label value {text!r} is not a whole number from 1 to 65535, nor several joined by +, like 2+3"
+        raise DatasetError(msg)
+    return tuple(values)

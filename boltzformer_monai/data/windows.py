@@ -1,0 +1,240 @@
+"""From scanner values to 8-bit grey: Hounsfield windows for CT, percentiles over the body for MR.
+
+Slicing a training set and feeding a network at inference both go through these objects, so a slice on disk is bit
+for bit what the network is given later. A window is a visible, settable part of a data set, never a hidden constant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.errors import ConfigError
+
+__all__ = [
+    "NAMED_WINDOWS",
+    "MRPercentiles",
+    "Window",
+    "default_window",
+    "normalise_modality",
+    "parse_window",
+    "window_from_dict",
+]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A Hounsfield window: ``level - width / 2`` becomes 0, ``level + width / 2`` becomes 255.
+
+    Attributes:
+        level: centre in HU.
+        width: extent in HU, greater than 0.
+
+    Raises:
+        ConfigError: a number is not finite or the width is not positive.
+    """
+
+    level: float
+    width: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.level) and math.isfinite(self.width) and self.width > 0):
+            msg = f"a window needs a finite level and a width above 0 (HU), got level {self.level} width {self.width}"
+            raise ConfigError(msg)
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Map HU of any shape to uint8 of the same shape; NaN becomes 0."""
+        return _to_grey(array, self.level - self.width / 2, self.level + self.width / 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that :func:`window_from_dict` reads."""
+        return {"kind": "hu", "level": float(self.level), "width": float(self.width)}
+
+
+@dataclass(frozen=True)
+class MRPercentiles:
+    """Grey scale for modalities without units: two percentiles of the body's voxels become 0 and 255.
+
+    The body is what lies above the volume's 1st percentile by more than 5 % of the range up to its 99th. So neither
+    the share of air in the field of view nor a few very bright voxels move the scale.
+
+    Attributes:
+        lower: percentile that becomes 0.
+        upper: percentile that becomes 255; 0 <= lower < upper <= 100.
+
+    Raises:
+        ConfigError: the percentiles are out of range or out of order.
+    """
+
+    lower: float = 0.5
+    upper: float = 99.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lower < self.upper <= 100:
+            msg = f"percentiles need 0 <= lower < upper <= 100, got {self.lower} and {self.upper}"
+            raise ConfigError(msg)
+
+    def limits(self, array: np.ndarray) -> tuple[float, float] | None:
+        """Return the values that become 0 and 255, or None for a volume without any contrast."""
+        values = array[np.isfinite(array)]
+        if values.size == 0:
+            return None
+        low, high = np.percentile(values, (1, 99))
+        threshold = float(low + 0.05 * (high - low))
+        body = values[values > threshold]
+        if body.size == 0:
+            return None
+        black, white = (float(value) for value in np.percentile(body, (self.lower, self.upper)))
+        # A body of one single value still stands out from its background.
+        return (black, white) if white > black else (threshold, white)
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Map a whole volume (never single slices: each would get its own scale) to uint8 of the same shape.
+
+        A constant or empty volume becomes all zeros, as does NaN.
+        """
+        limits = self.limits(array)
+        return np.zeros(array.shape, np.uint8) if limits is None else _to_grey(array, *limits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that :func:`window_from_dict` reads."""
+        return {"kind": "percentiles", "lower": float(self.lower), "upper": float(self.upper)}
+
+
+NAMED_WINDOWS: Mapping[str, Window] = MappingProxyType(
+    {
+        "abdomen": Window(40, 400),
+        "angiography": Window(300, 600),
+        "bone": Window(400, 1800),
+        "brain": Window(40, 80),
+        "chest": Window(-160, 1500),
+        "liver": Window(30, 150),
+        "lung": Window(-600, 1500),
+        "mediastinum": Window(50, 350),
+        "pelvis": Window(40, 400),
+        "spine": Window(50, 250),
+    }
+)
+"""Level and width in HU. ``chest`` is one window for the whole chest, ``lung`` the radiologist's lung window."""
+
+_WINDOW_OF_SITE_WORD = {
+    **dict.fromkeys(("chest", "thorax", "thoracic", "lung", "lungs", "pulmonary"), "chest"),
+    **dict.fromkeys(("brain", "head", "cerebral"), "brain"),
+    **dict.fromkeys(("bone", "bones", "spine", "spinal", "skeleton"), "bone"),
+}
+_MODALITY_NAMES = {"ct": "CT", "mr": "MR", "mri": "MR", "": "unknown", "unknown": "unknown"}
+
+
+def normalise_modality(text: str) -> str:
+    """Return ``"CT"``, ``"MR"`` or ``"unknown"`` for what people write (``"mri"``, ``"CT"``, an empty string).
+
+    Raises:
+        ConfigError: the modality is another one.
+    """
+    name = _MODALITY_NAMES.get(text.strip().lower())
+    if name is None:
+        msg = f"unknown modality {text!r}; use CT or MR"
+        raise ConfigError(msg)
+    return name
+
+
+def default_window(modality: str, site: str) -> Window | MRPercentiles:
+    """Choose the window of a modality and body site when nobody named one.
+
+    CT gets one window that shows all targets of the site, because a slice is stored and read once for all prompts:
+
+    - sites with lungs: ``chest`` (-910 to 590 HU). The usual lung window ends at 150 HU and leaves the heart and the
+      vessels a dozen grey values; this one starts below inflated lung, keeps nodules far from it, and still parts
+      fat, soft tissue, contrast and bone. (Name ``abdomen`` for abdominal targets in a chest-and-abdomen scan.)
+    - brain and head: ``brain``; spine and bones: ``bone``; every other or unknown site: ``abdomen`` (soft tissue).
+
+    MR has no units and gets :class:`MRPercentiles`.
+
+    Raises:
+        ConfigError: the modality is neither CT nor MR.
+    """
+    name = normalise_modality(modality)
+    if name == "unknown":
+        msg = "the scan does not say its modality, so no window can be chosen; give the modality (CT or MR) or a window"
+        raise ConfigError(msg)
+    if name == "MR":
+        return MRPercentiles()
+    words = re.findall(r"[a-z]+", site.lower())
+    if "neck" in words and "head" in words:  # the brain window shows nothing of a neck
+        words = [word for word in words if word != "head"]
+    chosen = {_WINDOW_OF_SITE_WORD[word] for word in words if word in _WINDOW_OF_SITE_WORD}
+    return NAMED_WINDOWS[next((name for name in ("chest", "brain", "bone") if name in chosen), "abdomen")]
+
+
+def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | Window | MRPercentiles) -> Window | MRPercentiles:
+    """Read a window from what a user or a config gives.
+
+    Args:
+        value: a name (``"lung"``), ``"percentiles"`` for MR, level and width (``"40 400"``, ``"40/400"``,
+            ``(40, 400)``, ``["40", "400"]``), the JSON form, or a window, which is returned as it is.
+
+    Raises:
+        ConfigError: nothing of these, with the nearest known name.
+    """
+    if isinstance(value, (Window, MRPercentiles)):
+        return value
+    if isinstance(value, Mapping):
+        return window_from_dict(value)
+    parts = re.split(r"[\s,/]+", value.strip()) if isinstance(value, str) else list(value)
+    if len(parts) == 2:
+        try:
+            level, width = float(parts[0]), float(parts[1])
+        except (TypeError, ValueError):
+            msg = f"a window of two parts is LEVEL WIDTH in HU, for example 40 400; got {parts[0]!r} {parts[1]!r}"
+            raise ConfigError(msg) from None
+        return Window(level, width)
+    name = "_".join(str(part) for part in parts).lower()
+    if name == "percentiles":
+        return MRPercentiles()
+    if name in NAMED_WINDOWS:
+        return NAMED_WINDOWS[name]
+    known = [*NAMED_WINDOWS, "percentiles"]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}, or LEVEL WIDTH in HU"
+    msg = f"unknown window {name!r}: {hint}"
+    raise ConfigError(msg)
+
+
+def window_from_dict(data: Mapping[str, Any]) -> Window | MRPercentiles:
+    """Undo ``to_dict``.
+
+    Raises:
+        ConfigError: the kind is unknown, a field is missing or unknown, or a number is out of range.
+    """
+    fields = dict(data)
+    kind = {"hu": Window, "percentiles": MRPercentiles}.get(str(fields.pop("kind", "")))
+    try:
+        if kind is not None:
+            window = kind(**{key: float(value) for key, value in fields.items()})
+            if set(fields) == set(asdict(window)):
+                return window
+    except (TypeError, ValueError):
+        pass
+    msg = (
+        f'a window is {{"kind": "hu", "level", "width"}} or {{"kind": "percentiles", "lower", "upper"}}, '
+        f"not {dict(data)!r}"
+    )
+    raise ConfigError(msg)
+
+
+def _to_grey(array: np.ndarray, black: float, white: float) -> np.ndarray:
+    """Scale to 0…255, clip, round to nearest; in float32, one temporary of the array's size."""
+    grey = array.astype(np.float32)
+    grey -= np.float32(black)
+    grey *= np.float32(255.0 / (white - black))
+    np.clip(grey, 0, 255, out=grey)
+    np.nan_to_num(grey, copy=False, nan=0.0)
+    grey += np.float32(0.5)
+    return grey.astype(np.uint8)

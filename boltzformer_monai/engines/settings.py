@@ -1,0 +1,104 @@
+"""What a preset trains with: the paper's settings (A.4, A.5) for its three sizes, and those that suit ``tiny``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.presets import PRESETS, reject_unknown
+from boltzformer_monai.precision import Precision
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Defaults of the training configuration for one preset; the defaults here are the paper's."""
+
+    preset: str
+    image_size: int
+    mask_size: int
+    """Edge of the masks that the loss compares: the network's own mask size in the paper (half the image)."""
+    epochs: int = 40
+    patience: int = 5
+    """Validations without a better loss before training stops early (the paper names no number)."""
+    val_interval: int = 1
+    batch_size: int = 12
+    prompts_per_image: int = 1
+    negatives: float = 0.0
+    """Share of prompts that ask for an absent target."""
+    target_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    learning_rate: float = 2e-5
+    weight_decay: float = 1e-2
+    decay_norms: bool = True
+    """Apply weight decay to one-dimensional parameters too."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    warm_up: float = 0.0
+    """Share of the steps over which the learning rate rises, with the cosine schedule."""
+    clip: float = 0.0
+    """Largest gradient norm; 0 = no clipping."""
+    balance: float = 0.0
+    empty_weight: float = 1.0
+    augmentation: Literal["paper", "light", "none"] = "paper"
+    precision: Precision = "auto"
+    cache: bool = False
+    """Keep the decoded slices in memory."""
+    workers: int = 4
+
+
+SETTINGS: dict[str, TrainingSettings] = {
+    "hiera_s": TrainingSettings(preset="hiera_s", image_size=1024, mask_size=512),
+    "hiera_bp": TrainingSettings(preset="hiera_bp", image_size=1024, mask_size=512),
+    "focal_l": TrainingSettings(preset="focal_l", image_size=1024, mask_size=512, batch_size=8),
+    "tiny": TrainingSettings(
+        preset="tiny",
+        image_size=192,
+        mask_size=192,
+        epochs=12,
+        patience=12,
+        val_interval=3,
+        batch_size=8,
+        prompts_per_image=4,
+        negatives=0.1,
+        target_weights={"liver lesion": 3.0, "lung nodule": 3.0},
+        learning_rate=1e-3,
+        decay_norms=False,
+        schedule="cosine",
+        warm_up=0.05,
+        clip=1.0,
+        balance=50.0,
+        augmentation="light",
+        cache=True,
+        workers=0,
+    ),
+}
+
+
+def training_settings(preset: str, device: torch.device | str, **overrides: Any) -> TrainingSettings:
+    """Settings of a preset; ``"auto"`` is ``hiera_s`` where there is a GPU and ``tiny`` where there is none.
+
+    Raises:
+        ConfigError: unknown preset or setting (the nearest known one is suggested).
+    """
+    if preset == "auto":
+        on_gpu = torch.device(device).type != "cpu"
+        preset = "hiera_s" if on_gpu else "tiny"
+        if not on_gpu:
+            size = SETTINGS[preset].image_size
+            _log.info("no GPU: training the preset 'tiny' at %d pixels; --preset hiera_s trains the paper's", size)
+    reject_unknown([preset], [*PRESETS, "auto"], what="preset")
+    reject_unknown(overrides, (f.name for f in dataclasses.fields(TrainingSettings)), what="training setting")
+    return dataclasses.replace(SETTINGS[preset], **overrides)
+
+
+def check_range(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
+    """Raise a ``ConfigError`` unless ``low ≤ value ≤ high``."""
+    if not low <= value <= high:
+        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        msg = f"{name} must be {limit}, got {value!r}"
+        raise ConfigError(msg)

@@ -1,0 +1,1 @@
+"""What a segmentation is worth: scores, tables, pictures and one page that holds them together."""

@@ -1,0 +1,232 @@
+"""Pictures as PNG bytes: learning curves, overlays (as the paper's Figure 9) and sampled patches (its Figures 4 to 8).
+
+Only `Figure` objects are used, no pyplot: nothing global is touched, nothing leaks, and threads do not disturb each
+other. matplotlib is imported when the first picture is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boltzformer_monai.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["OverlayPanel", "loss_curve", "overlay", "overlay_grid", "sampled_patches"]
+
+PREDICTION_COLOUR = (0.10, 0.80, 0.30)
+TRUTH_COLOUR = (0.95, 0.15, 0.15)
+_FILL_OPACITY = 0.45
+_DIMMED = 0.22  # what was not sampled keeps this share of its brightness
+_LIFTED = 0.15  # what was sampled starts here, so that sampled air differs from air that was not
+_DPI = 100
+_MAX_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class OverlayPanel:
+    """One picture of an overlay grid.
+
+    Attributes:
+        image: (H, W) uint8.
+        prediction: (H, W) bool, filled green.
+        truth: (H, W) bool, outlined red; None where it is unknown.
+        title: text above the picture.
+    """
+
+    image: np.ndarray
+    prediction: np.ndarray
+    truth: np.ndarray | None
+    title: str
+
+    def __post_init__(self) -> None:
+        _check_image(self.image)
+        _check_mask(self.prediction, self.image.shape, "prediction")
+        if self.truth is not None:
+            _check_mask(self.truth, self.image.shape, "truth")
+
+
+def loss_curve(history: Sequence[Mapping[str, float | None]]) -> bytes:
+    """Draw training and validation loss and, on a second axis, validation Dice over epochs.
+
+    Args:
+        history: dictionaries with "epoch" and any of "train_loss", "val_loss", "val_dice"; values that are missing,
+            None or not finite leave a gap. Empty gives an empty diagram.
+    """
+    figure = _figure(6.4, 3.6)
+    axes = figure.add_subplot()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    lines: list[Any] = []
+    for key, label, colour in (("train_loss", "training loss", "#1f77b4"), ("val_loss", "validation loss", "#d62728")):
+        epochs, values = _series(history, key)
+        if epochs:
+            lines += axes.plot(epochs, values, color=colour, label=label, marker="." if len(epochs) < 60 else None)
+    epochs, values = _series(history, "val_dice")
+    if epochs:
+        right = axes.twinx()
+        right.set_ylabel("validation Dice")
+        right.set_ylim(0, 1)
+        lines += right.plot(epochs, values, color="#2ca02c", linestyle="--", label="validation Dice", marker=".")
+    if lines:
+        names = [str(line.get_label()) for line in lines]  # above the axes: inside it would cover one of two scales
+        axes.legend(lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def overlay(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None, title: str = "") -> bytes:
+    """Draw one slice with the prediction filled green and the truth outlined red.
+
+    Args:
+        image: (H, W) uint8.
+        prediction: (H, W) bool.
+        truth: (H, W) bool or None.
+        title: text above the picture.
+
+    Raises:
+        ConfigError: wrong dtype or shape.
+    """
+    return overlay_grid([OverlayPanel(image, prediction, truth, title)])
+
+
+def overlay_grid(panels: Sequence[OverlayPanel]) -> bytes:
+    """Draw several overlays in one picture, up to four in a row.
+
+    Raises:
+        ConfigError: there is no panel.
+    """
+    if not panels:
+        msg = "an overlay grid needs at least one panel"
+        raise ConfigError(msg)
+    grid = _grid(len(panels), panels[0].image.shape)
+    for axes, panel in zip(grid.axes, panels, strict=False):
+        shown = np.repeat(panel.image[..., None] / 255.0, 3, axis=2)
+        mask = panel.prediction
+        shown[mask] = (1 - _FILL_OPACITY) * shown[mask] + _FILL_OPACITY * np.asarray(PREDICTION_COLOUR)
+        _show(axes, shown, panel.title)
+        _outline(axes, panel.truth)
+    return _png(grid)
+
+
+def sampled_patches(
+    image: np.ndarray, attend: Sequence[np.ndarray], truth: np.ndarray | None = None, prompt: str = ""
+) -> bytes:
+    """Draw which patches a query attended to, one panel a layer: sampled patches bright, the rest dark.
+
+    Args:
+        image: (H, W) uint8.
+        attend: for every layer a bool array (h, w), the attend set of one query (or the union of several) on that
+            layer's grid; grids may differ from layer to layer.
+        truth: (H, W) bool, outlined red; None where it is unknown.
+        prompt: text above the panels.
+
+    Raises:
+        ConfigError: wrong dtype or shape, or no layer.
+    """
+    _check_image(image)
+    if truth is not None:
+        _check_mask(truth, image.shape, "truth")
+    if not attend:
+        msg = "a picture of sampled patches needs at least one layer"
+        raise ConfigError(msg)
+    columns = min(len(attend), 3 if len(attend) in (3, 5, 6, 9) else _MAX_COLUMNS)
+    grid = _grid(len(attend), image.shape, columns=columns, heading=prompt)
+    grey = np.repeat(image[..., None] / 255.0, 3, axis=2)
+    for layer, (axes, patches) in enumerate(zip(grid.axes, attend, strict=False), start=1):
+        if patches.ndim != 2 or patches.dtype != np.bool_ or patches.size == 0:
+            msg = f"layer {layer}: an attend set is a bool array (h, w), got {patches.dtype} {patches.shape}"
+            raise ConfigError(msg)
+        bright = _nearest(patches, image.shape)
+        share = 100 * float(patches.mean())
+        shown = np.where(bright[..., None], _LIFTED + (1 - _LIFTED) * grey, _DIMMED * grey)
+        _show(axes, shown, f"layer {layer}: {share:.1f} % of {patches.size}")
+        _outline(axes, truth)
+    return _png(grid)
+
+
+def _nearest(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Spread a coarse grid over the pixels of the image."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, patches.shape, strict=True))
+    return patches[rows[:, None], columns[None, :]]
+
+
+def _grid(count: int, shape: tuple[int, ...], *, columns: int | None = None, heading: str = "") -> Figure:
+    across = columns or min(count, _MAX_COLUMNS)
+    down = math.ceil(count / across)
+    height = min(max(2.6 * shape[0] / shape[1], 1.0), 6.0)
+    figure = _figure(2.6 * across, (height + 0.3) * down + (0.35 if heading else 0))
+    for index in range(count):
+        figure.add_subplot(down, across, index + 1)
+    if heading:
+        figure.suptitle(_plain(heading), fontsize=10)
+    return figure
+
+
+def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
+    axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(_plain(title), fontsize=8)
+
+
+def _outline(axes: Axes, mask: np.ndarray | None) -> None:
+    """Trace a mask exactly along its pixel edges, so that an object of one pixel is a visible square."""
+    if mask is None or not mask.any():
+        return
+    padded = np.pad(mask, 1)
+    across, down = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
+    segments = [((x - 0.5, y - 1.5), (x - 0.5, y - 0.5)) for y, x in np.argwhere(across)]
+    segments += [((x - 1.5, y - 0.5), (x - 0.5, y - 0.5)) for y, x in np.argwhere(down)]
+    from matplotlib.collections import LineCollection
+
+    axes.add_collection(LineCollection(segments, colors=[TRUTH_COLOUR], linewidths=1.0))
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+
+
+def _png(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    # Without the software's version the same picture has the same bytes.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _series(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[list[float], list[float]]:
+    points = []
+    for entry in history:
+        epoch, value = entry.get("epoch"), entry.get(key)
+        if epoch is not None and value is not None and math.isfinite(value):
+            points.append((float(epoch), float(value)))
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading dollar signs of a prompt as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.ndim != 2 or image.dtype != np.uint8 or image.size == 0:
+        msg = f"a picture is drawn from a uint8 image (H, W), got {image.dtype} {image.shape}"
+        raise ConfigError(msg)
+
+
+def _check_mask(mask: np.ndarray, shape: tuple[int, ...], name: str) -> None:
+    if mask.dtype != np.bool_ or mask.shape != shape:
+        msg = f"the {name} must be a bool array of the image's shape {shape}, got {mask.dtype} {mask.shape}"
+        raise ConfigError(msg)

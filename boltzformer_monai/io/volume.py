@@ -1,0 +1,266 @@
+"""The one volume type of this package, and how it comes from and goes to disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.io import orientation
+from boltzformer_monai.io.orientation import AxisMap
+
+MODALITIES = ("CT", "MR", "unknown")
+GRID_TOLERANCE_MM = 1e-3
+"""Two grids are the same when no voxel centre of one is further than this from its partner in the other."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3-D scan or label map together with its place in the patient.
+
+    Attributes:
+        array: (I, J, K); float32 for images (Hounsfield units for CT), an integer type for labels.
+        affine: (4, 4) float64, voxel index → world millimetres in RAS+ (the convention of nibabel and NIfTI).
+        modality: ``"CT"``, ``"MR"`` or ``"unknown"``.
+        source: where it came from (the path as given); never written into results.
+
+    Raises:
+        VolumeError: the array is not 3-D or empty, or the affine is not finite and invertible.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    modality: str = "unknown"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        where = self.source or "volume"
+        if self.array.ndim != 3 or self.array.size == 0:
+            msg = f"{where}: a volume has three non-empty axes, this array has the shape {self.array.shape}"
+            raise VolumeError(msg)
+        if self.array.dtype.kind not in "biuf":
+            msg = f"{where}: voxels of type {self.array.dtype} are neither intensities nor labels"
+            raise VolumeError(msg)
+        if self.modality not in MODALITIES:
+            msg = f"{where}: unknown modality {self.modality!r}; known are {', '.join(MODALITIES)}"
+            raise VolumeError(msg)
+        object.__setattr__(self, "affine", _checked_affine(self.affine, where))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis (I, J, K)."""
+        return self.array.shape[0], self.array.shape[1], self.array.shape[2]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres from one voxel centre to the next along each axis."""
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(lengths[0]), float(lengths[1]), float(lengths[2])
+
+    @property
+    def axis_codes(self) -> tuple[str, str, str]:
+        """The side of the patient that each axis increases towards, e.g. ``("L", "P", "S")``."""
+        return orientation.axis_codes(self.affine)
+
+    def reoriented(self, codes: str) -> Volume:
+        """Return the same volume with its axes flipped and permuted, exactly: no voxel value changes.
+
+        Args:
+            codes: the wanted axes, e.g. ``"LPS"``: the first axis increases towards the patient's left, and so on.
+
+        Raises:
+            ConfigError: ``codes`` is not an orientation.
+        """
+        axes = orientation.axis_map(self.axis_codes, orientation.parse_codes(codes))
+        if axes == AxisMap((0, 1, 2), (False, False, False)):
+            return self
+        # A copy, because torch refuses the negative strides of a flipped view; "K" keeps it one pass over memory.
+        array = axes.apply(self.array).copy(order="K")
+        return replace(self, array=array, affine=axes.apply_to_affine(self.affine, self.shape))
+
+
+def read_volume(path: str | os.PathLike[str], *, modality: str | None = None, series: str | None = None) -> Volume:
+    """Read a scan: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM folder.
+
+    Args:
+        path: the file, or the folder that holds the DICOM files (subfolders are searched too).
+        modality: ``"CT"`` or ``"MR"`` where the file cannot say it; it may not contradict a DICOM header.
+        series: the SeriesInstanceUID to read when a DICOM folder holds several.
+
+    Returns:
+        The volume in the orientation in which it is stored, array float32 (I, J, K).
+
+    Raises:
+        VolumeError: the path is missing, broken, not three-dimensional, or its geometry cannot be trusted.
+        ConfigError: the modality is not a known one.
+    """
+    from boltzformer_monai.io import dicom, formats
+
+    wanted = None if modality is None else _parse_modality(modality)
+    place = _existing(path)
+    if place.is_dir() or (not formats.is_image_file(place) and dicom.is_dicom_file(place)):
+        volume = dicom.read_dicom_series(place, series=series)
+    else:
+        if series is not None:
+            msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"
+            raise VolumeError(msg)
+        array, affine = formats.read_image_file(place)
+        volume = Volume(_finite_float32(array, place), affine, source=str(path))
+    if wanted is None or wanted == volume.modality:
+        return volume
+    if volume.modality != "unknown":
+        msg = f"{place}: its DICOM headers say {volume.modality}, but {wanted} was asked for"
+        raise VolumeError(msg)
+    return replace(volume, modality=wanted)
+
+
+def read_label_map(path: str | os.PathLike[str]) -> Volume:
+    """Read a label map from NIfTI, NRRD or MetaImage.
+
+    Returns:
+        A volume whose array is the smallest of uint8, uint16 and uint32 that holds its values.
+
+    Raises:
+        VolumeError: the file is missing or broken, has layers (overlapping segments), or a voxel is not a whole
+            number of at least 0.
+    """
+    from boltzformer_monai.io import formats
+
+    place = _existing(path)
+    if place.is_dir():
+        msg = f"{place}: a label map is a NIfTI, NRRD or MetaImage file, not a folder"
+        raise VolumeError(msg)
+    array, affine = formats.read_image_file(place)
+    return Volume(_as_labels(array, str(place)), affine, source=str(path))
+
+
+def reorient_label(label: Volume, image: Volume) -> Volume:
+    """Bring a label map to the axis order of its image; the grids must already be the same in the patient.
+
+    Nothing is resampled. A label of the same physical grid stored in another axis order or flip is permuted and
+    flipped; the result carries the image's affine.
+
+    Raises:
+        VolumeError: the two grids differ by more than 1e-3 mm anywhere, or in their number of voxels.
+    """
+    axes = _signed_permutation(np.linalg.inv(image.affine) @ label.affine)
+    if axes is not None and axes.apply(label.array).shape == image.shape:
+        moved = axes.apply_to_affine(label.affine, label.shape)
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1)
+        homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
+        distance = np.linalg.norm(((moved - image.affine) @ homogeneous)[:3], axis=0).max()
+        if distance <= GRID_TOLERANCE_MM:
+            return replace(label, array=axes.apply(label.array).copy(order="K"), affine=image.affine)
+        difference = f"they lie up to {distance:.3g} mm apart"
+    else:
+        difference = "their axes or voxel counts differ"
+    msg = (
+        f"label {label.source or '(no path)'} is not on the grid of its image {image.source or '(no path)'}: "
+        f"{difference} (label {_describe(label)}, image {_describe(image)}); resample the label to the image first"
+    )
+    raise VolumeError(msg)
+
+
+def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str]) -> None:
+    """Write a label map on the grid of ``like``, as uint8 or, for values above 255, uint16; atomically.
+
+    Args:
+        array: (I, J, K) booleans or integers from 0 to 65535, in the axes of ``like``.
+        like: the volume whose shape and affine the file gets.
+        path: ends in .nii, .nii.gz or .nrrd; an existing file is replaced, its folder must exist.
+
+    Raises:
+        VolumeError: the array does not fit ``like`` or the range, or the file cannot be written.
+    """
+    from boltzformer_monai.io import formats
+
+    if array.shape != like.shape:
+        msg = f"{path}: a mask of shape {array.shape} does not fit the scan's shape {like.shape}"
+        raise VolumeError(msg)
+    if array.dtype.kind not in "biu":
+        msg = f"{path}: label values must be integers, not {array.dtype}"
+        raise VolumeError(msg)
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < 0 or highest > np.iinfo(np.uint16).max:
+        msg = f"{path}: label values from {lowest} to {highest} do not fit into 0 to 65535"
+        raise VolumeError(msg)
+    formats.write_image_file(array.astype(np.uint8 if highest <= 255 else np.uint16), like.affine, Path(path))
+
+
+def _checked_affine(affine: np.ndarray, where: str) -> np.ndarray:
+    """Return a read-only float64 copy of a usable affine."""
+    checked = np.array(affine, dtype=np.float64)
+    if checked.shape != (4, 4) or not np.isfinite(checked).all() or not np.array_equal(checked[3], (0, 0, 0, 1)):
+        msg = f"{where}: its affine is not a finite 4x4 matrix with the last row 0 0 0 1; the header is damaged"
+        raise VolumeError(msg)
+    lengths = np.linalg.norm(checked[:3, :3], axis=0)
+    # The determinant of the unit directions is 1 for a right angle, 0 when two axes coincide; no unit hides in it.
+    if (lengths <= 0).any() or abs(np.linalg.det(checked[:3, :3] / lengths)) < 1e-3:
+        msg = f"{where}: its affine is singular (an axis is missing or two coincide); the header is damaged"
+        raise VolumeError(msg)
+    checked.flags.writeable = False
+    return checked
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    place = Path(path)
+    if not os.path.exists(place):  # unlike Path.exists, never raises where permission is missing
+        msg = f"{place}: no such file or folder, or no permission to see it"
+        raise VolumeError(msg)
+    return place
+
+
+def _parse_modality(text: str) -> str:
+    for name in MODALITIES:
+        if text.upper() == name.upper() or (name == "MR" and text.upper() == "MRI"):
+            return name
+    msg = f"unknown modality {text!r}; use CT or MR"
+    raise ConfigError(msg)
+
+
+def _finite_float32(array: np.ndarray, place: Path) -> np.ndarray:
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused just below
+        image = array.astype(np.float32)
+    bad = int(image.size - np.count_nonzero(np.isfinite(image)))
+    if bad:
+        msg = f"{place}: {bad} voxels are NaN or infinite; replace them by the value of air or background first"
+        raise VolumeError(msg)
+    return image
+
+
+def _as_labels(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype.kind == "f":
+        whole = np.rint(array)  # some writers scale whole numbers, which leaves rounding errors
+        with np.errstate(invalid="ignore"):
+            if not (np.abs(array - whole) <= 1e-5).all():  # false for NaN and infinity as well
+                msg = f"{where}: its values are not whole numbers, so it is no label map (a scan or probabilities?)"
+                raise VolumeError(msg)
+        array = whole
+    lowest, highest = array.min(initial=0), array.max(initial=0)
+    if lowest < 0 or highest > np.iinfo(np.uint32).max:
+        msg = f"{where}: label values from {lowest} to {highest}; they must be whole numbers of at least 0"
+        raise VolumeError(msg)
+    for dtype in (np.uint8, np.uint16):
+        if highest <= np.iinfo(dtype).max:
+            return array.astype(dtype)
+    return array.astype(np.uint32)
+
+
+def _signed_permutation(matrix: np.ndarray) -> AxisMap | None:
+    """Return the axis map of a voxel-to-voxel matrix that is nearly one, or None."""
+    rounded = np.rint(matrix[:3, :3])
+    if not np.array_equal(np.abs(rounded).sum(axis=0), (1, 1, 1)) or not np.array_equal(
+        np.abs(rounded).sum(axis=1), (1, 1, 1)
+    ):
+        return None
+    order = [int(np.argmax(np.abs(rounded[axis]))) for axis in range(3)]
+    flip = [bool(rounded[axis, order[axis]] < 0) for axis in range(3)]
+    return AxisMap((order[0], order[1], order[2]), (flip[0], flip[1], flip[2]))
+
+
+def _describe(volume: Volume) -> str:
+    spacing = "x".join(f"{value:.4g}" for value in volume.spacing)
+    return f"{'x'.join(map(str, volume.shape))} voxels of {spacing} mm {''.join(volume.axis_codes)}"

@@ -1,0 +1,39 @@
+"""Which precision the network computes in: bfloat16 where the hardware has it, float32 elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal, get_args
+
+import torch
+
+from boltzformer_monai.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def resolve_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16"]:
+    """``"auto"`` → ``"bf16"`` on GPUs that support it and on CPUs with bfloat16 instructions, else ``"fp32"``.
+
+    Raises:
+        ConfigError: the precision is none of auto, fp32 and bf16.
+    """
+    if precision not in get_args(Precision):
+        msg = f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
+        raise ConfigError(msg)
+    if precision != "auto":
+        return "bf16" if precision == "bf16" else "fp32"
+    kind = torch.device(device).type
+    has_bf16 = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _cpu_has_bf16()
+    return "bf16" if has_bf16 else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    # Private in PyTorch, and not in every version: without it nothing is assumed of the CPU.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The autocast context of a resolved precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

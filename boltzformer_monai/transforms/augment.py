@@ -1,0 +1,104 @@
+"""Augmentation of image and label map: the paper's (A.5), and a light one for small data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable, RandomizableTransform
+from torch import Tensor
+from torch.nn import functional as F
+
+from boltzformer_monai.errors import ConfigError
+
+KEYS = ("image", "label_map")
+
+
+class RandRotateCropd(RandomizableTransform):
+    """With probability ``prob``: rotate by a multiple of 90° (uniform), then crop with shifted centre and scaled size.
+
+    One resampling for everything (MONAI's own affine would know neither the joint probability nor label maps that
+    differ in size from the image). Images are bilinear, label maps nearest neighbour, zeros outside.
+
+    Args:
+        prob: probability that an example is transformed at all (paper: 0.5).
+        rotations: multiples of 90° to choose from (paper: 0, 1, 2, 3).
+        shift: largest shift of the centre as a fraction of the edge (paper: 0.1), uniform, per axis.
+        scale: largest change of the crop's edge as a fraction (paper: 0.1), uniform.
+        angle: largest additional rotation in degrees, uniform (paper: 0).
+    """
+
+    def __init__(
+        self,
+        *,
+        prob: float = 0.5,
+        rotations: Sequence[int] = (0, 1, 2, 3),
+        shift: float = 0.1,
+        scale: float = 0.1,
+        angle: float = 0.0,
+    ) -> None:
+        super().__init__(prob)
+        if not rotations or not 0 <= shift < 1 or not 0 <= scale < 1:
+            msg = f"rotations must not be empty, shift and scale in [0, 1); got {rotations}, {shift}, {scale}"
+            raise ConfigError(msg)
+        self.rotations = tuple(rotations)
+        self.shift = shift
+        self.scale = scale
+        self.angle = angle
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether, and by how much."""
+        super().randomize(None)
+        quarter = self.rotations[self.R.randint(len(self.rotations))]
+        self._turn = quarter * np.pi / 2 + np.deg2rad(self.R.uniform(-self.angle, self.angle))
+        self._zoom = 1 + self.R.uniform(-self.scale, self.scale)
+        self._centre = self.R.uniform(-self.shift, self.shift, 2) * 2  # the grid runs from −1 to 1
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Transform ``image`` and, where there is one, ``label_map``, both ``(C, H, W)``, alike."""
+        out = dict(data)
+        self.randomize()
+        if not self._do_transform:
+            return out
+        cos, sin = np.cos(self._turn) * self._zoom, np.sin(self._turn) * self._zoom
+        matrix = torch.tensor([[cos, -sin, self._centre[0]], [sin, cos, self._centre[1]]], dtype=torch.float32)
+        for key, mode in zip(KEYS, ("bilinear", "nearest"), strict=True):
+            if key in out:
+                out[key] = _resample(torch.as_tensor(out[key]), matrix, mode)
+        return out
+
+
+def _resample(x: Tensor, matrix: Tensor, mode: str) -> Tensor:
+    grid = F.affine_grid(matrix[None], [1, *x.shape], align_corners=False)
+    return F.grid_sample(x[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
+
+
+class RandIntensityd(RandomizableTransform):
+    """With probability ``prob``: image ← image · (1 ± contrast) ± brightness, uniform, clipped to 0–1."""
+
+    def __init__(self, *, prob: float = 0.5, contrast: float = 0.2, brightness: float = 0.1) -> None:
+        super().__init__(prob)
+        self.contrast = contrast
+        self.brightness = brightness
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Transform ``image`` ``(C, H, W)`` in 0–1."""
+        out = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            gain = 1 + self.R.uniform(-self.contrast, self.contrast)
+            offset = self.R.uniform(-self.brightness, self.brightness)
+            out["image"] = (torch.as_tensor(out["image"]) * gain + offset).clamp(0, 1)
+        return out
+
+
+def paper_augmentation() -> list[Randomizable]:
+    """A.5: with probability ½ a rotation by 0/90/180/270° and a crop with ±10 % shift and scale."""
+    return [RandRotateCropd()]
+
+
+def light_augmentation() -> list[Randomizable]:
+    """For training from random weights, where turning the patient upside down costs more than it teaches."""
+    return [RandRotateCropd(prob=0.8, rotations=(0,), shift=0.05, scale=0.1, angle=10.0), RandIntensityd()]

@@ -1,0 +1,50 @@
+"""A slice on disk → image and label map in the network's square."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from torch import Tensor
+
+from boltzformer_monai.data.slices import SliceRow, read_png
+from boltzformer_monai.transforms.square import SquareFit
+
+
+class LoadSliced(Transform):
+    """``{"rows": rows of one slice, …}`` → adds ``image`` ``(1, S, S)`` float32 0–1 and ``label_map`` ``(1, S, S)``.
+
+    The label map holds the label values as float32, 0 = nothing; it is absent for slices without a label.
+
+    Args:
+        size: S, edge of the square in pixels.
+    """
+
+    def __init__(self, *, size: int) -> None:
+        self.size = size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises :class:`~boltzformer_monai.errors.DatasetError` where a file is missing or damaged."""
+        row: SliceRow = data["rows"][0]
+        pixels = read_png(row.image)
+        fit = slice_fit(pixels.shape, row, self.size)
+        out = dict(data)
+        out["image"] = fit.image(image_tensor(pixels))[0]
+        if row.label is not None:
+            values = torch.from_numpy(read_png(row.label).astype(np.float32))
+            out["label_map"] = fit.label(values[None, None])[0]
+        return out
+
+
+def image_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 pixels ``(H, W)`` or ``(B, H, W)`` → ``(B, 1, H, W)`` float32 in 0–1, the network's input scale."""
+    stacked = pixels if pixels.ndim == 3 else pixels[None]
+    return torch.from_numpy(np.ascontiguousarray(stacked)).to(torch.float32).div_(255)[:, None]
+
+
+def slice_fit(shape: tuple[int, ...], row: SliceRow, size: int) -> SquareFit:
+    """The geometry of a stored slice in a square of ``size`` pixels."""
+    return SquareFit((shape[0], shape[1]), row.spacing[:2], size)

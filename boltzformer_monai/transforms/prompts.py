@@ -1,0 +1,98 @@
+"""From all targets of a slice to the prompts that one training example asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import Randomizable, Transform
+from torch import Tensor
+from torch.nn import functional as F
+
+from boltzformer_monai.data.slices import SliceRow
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.transforms.tokenizer import PromptTokenizer
+
+
+class SelectPromptsd(Randomizable, Transform):
+    """Adds ``tokens`` ``(P, N_T)`` and ``label`` ``(P, M, M)`` for P targets of the slice; drops the rest.
+
+    Args:
+        tokenizer: turns the chosen prompts into tokens.
+        prompts_per_image: P (paper: 1).
+        mask_size: M, the edge of the masks; a coarser one than the label map's is reached by averaging, so that
+            objects smaller than a pixel keep a share in it.
+        negatives: probability that a prompt asks for a target that is absent from the slice, where there is one.
+        weights: target → how often it is drawn relative to the others.
+        length: N_T; prompts are padded to it.
+        random: ``False`` always takes the same targets and the first prompt of each (validation).
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: PromptTokenizer,
+        prompts_per_image: int,
+        mask_size: int,
+        negatives: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        length: int | None = None,
+        random: bool = True,
+    ) -> None:
+        if prompts_per_image < 1 or not 0 <= negatives <= 1:
+            msg = (
+                f"prompts_per_image must be at least 1 and negatives in 0–1, got {prompts_per_image} and {negatives}"
+            )
+            raise ConfigError(msg)
+        self.tokenizer = tokenizer
+        self.prompts_per_image = prompts_per_image
+        self.mask_size = mask_size
+        self.negatives = negatives
+        self.weights = dict(weights or {})
+        self.length = length
+        self.random = random
+        self._tokens: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Rows of one slice and its ``label_map`` ``(1, S, S)`` in; a trainable example out."""
+        rows = self._choose(data["rows"])
+        prompts = [row.prompts[self.R.randint(len(row.prompts))] if self.random else row.prompts[0] for row in rows]
+        for prompt in prompts:
+            if prompt not in self._tokens:
+                self._tokens[prompt] = self.tokenizer.encode(prompt)
+        tokens = torch.full((len(rows), self.length or self.tokenizer.context), -1, dtype=torch.int64)
+        for out, prompt in zip(tokens, prompts, strict=True):
+            ids = self._tokens[prompt]
+            out[: len(ids)] = torch.tensor(ids)
+        return {
+            "image": torch.as_tensor(data["image"]),
+            "tokens": tokens,
+            "label": masks_of(torch.as_tensor(data["label_map"]), rows, self.mask_size),
+        }
+
+    def _choose(self, rows: Sequence[SliceRow]) -> list[SliceRow]:
+        present = [row for row in rows if row.present]
+        absent = [row for row in rows if not row.present]
+        if not self.random:
+            ordered = present + absent
+            return [ordered[i % len(ordered)] for i in range(self.prompts_per_image)]
+        chosen: list[SliceRow] = []
+        pools: dict[bool, list[SliceRow]] = {True: [], False: []}
+        for _ in range(self.prompts_per_image):
+            negative = bool(absent) and (not present or self.R.rand() < self.negatives)
+            if not pools[negative]:  # first use, or every row of the kind was taken: start over
+                pools[negative] = list(absent if negative else present)
+            pool = pools[negative]
+            weights = torch.tensor([self.weights.get(row.target, 1.0) for row in pool], dtype=torch.float64).numpy()
+            chosen.append(pool.pop(int(self.R.choice(len(pool), p=weights / weights.sum()))))
+        return chosen
+
+
+def masks_of(label_map: Tensor, rows: Sequence[SliceRow], size: int) -> Tensor:
+    """Label map ``(1, S, S)`` → one mask per row, ``(P, size, size)`` float32 in 0–1."""
+    masks = torch.cat([torch.isin(label_map, torch.tensor(row.label_values, dtype=torch.float32)) for row in rows])
+    masks = masks.to(torch.float32)
+    if size == masks.shape[-1]:
+        return masks
+    return F.interpolate(masks[None], size=(size, size), mode="area")[0]

@@ -1,0 +1,75 @@
+"""A slice of any shape and spacing into the network's square, and masks back onto the slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from boltzformer_monai.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SquareFit:
+    """Scale a slice isotropically (in mm) into a square, centred, zeros around it.
+
+    A coronal slice of thick-slice CT becomes as tall as the patient: pixels are made square by their spacing.
+
+    Args:
+        shape: ``(H, W)`` of the slice.
+        spacing: mm from row to row and from column to column.
+        size: edge of the square in pixels.
+    """
+
+    shape: tuple[int, int]
+    spacing: tuple[float, float]
+    size: int
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or min(self.spacing) <= 0 or self.size < 1:
+            msg = f"cannot fit a slice of shape {self.shape} and spacing {self.spacing} mm into {self.size} pixels"
+            raise ConfigError(msg)
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """``(h, w)`` of the slice inside the square."""
+        extent = [n * mm for n, mm in zip(self.shape, self.spacing, strict=True)]
+        scale = self.size / max(extent)
+        height, width = (min(self.size, max(1, round(e * scale))) for e in extent)
+        return height, width
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """Row and column of the content's first pixel."""
+        height, width = self.content
+        return (self.size - height) // 2, (self.size - width) // 2
+
+    def image(self, x: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)`` float → ``(B, C, size, size)``, bilinear with antialiasing."""
+        return self._pad(_resize(x, self.content))
+
+    def label(self, x: Tensor) -> Tensor:
+        """Label maps ``(B, C, H, W)`` float → ``(B, C, size, size)``, nearest neighbour."""
+        if x.shape[-2:] != self.content:
+            x = F.interpolate(x, size=self.content, mode="nearest-exact")
+        return self._pad(x)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Logits or probabilities ``(B, P, s, s)`` of any square size → ``(B, P, H, W)`` on the slice, bilinear."""
+        height, width = self.content
+        top, left = self.offset
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        return _resize(x[..., top : top + height, left : left + width], self.shape)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        height, width = self.content
+        top, left = self.offset
+        return F.pad(x, (left, self.size - width - left, top, self.size - height - top))
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,1 @@
+"""Command lines that turn public and own scans into slice data sets."""

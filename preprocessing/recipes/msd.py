@@ -1,0 +1,129 @@
+"""Medical Segmentation Decathlon (Task01 … Task10, or any folder with such a ``dataset.json``).
+
+Every label value is one target, as the data set draws it: the pancreas or the liver does not include its tumor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.data.windows import normalise_modality
+from boltzformer_monai.errors import ConfigError, DatasetError
+from preprocessing.recipes import Case
+
+
+@dataclass(frozen=True)
+class _Task:
+    names: tuple[str, ...]  # of the task folder and in dataset.json, letters only
+    site: str
+    labels: Mapping[str, str]  # the data set's own names ("cancer", "PZ") do not say of what
+
+
+_TASKS = (
+    _Task(
+        ("braintumour", "brats"),
+        "brain",
+        {"1": "peritumoral edema", "2": "non-enhancing tumor", "3": "enhancing tumor"},
+    ),
+    _Task(("heart", "leftatrium"), "heart", {"1": "left atrium"}),
+    _Task(("liver", "lits"), "liver", {"1": "liver", "2": "liver tumor"}),
+    _Task(("hippocampus",), "brain", {"1": "anterior hippocampus", "2": "posterior hippocampus"}),
+    _Task(("prostate",), "prostate", {"1": "prostate peripheral zone", "2": "prostate transition zone"}),
+    _Task(("lung",), "chest", {"1": "lung tumor"}),
+    _Task(("pancreas",), "abdomen", {"1": "pancreas", "2": "pancreas tumor"}),
+    _Task(("hepaticvessel",), "abdomen", {"1": "hepatic vessel", "2": "liver tumor"}),
+    _Task(("spleen",), "abdomen", {"1": "spleen"}),
+    _Task(("colon",), "abdomen", {"1": "colon tumor"}),
+)
+
+
+def cases(
+    folder: Path, *, modality: str | None = None, site: str | None = None, channel: int | None = None
+) -> list[Case]:
+    """List the training volumes of a task (its test volumes have no labels).
+
+    Args:
+        folder: the task's folder, with ``dataset.json``, ``imagesTr`` and ``labelsTr``.
+        modality: overrides the task's.
+        site: overrides the task's; needed for a task that is not one of the ten.
+        channel: which modality of a task with several, counted from 0.
+
+    Raises:
+        DatasetError: ``dataset.json`` is missing, damaged, or names files that are not there.
+        ConfigError: the task needs a channel or a site, or has no such channel.
+    """
+    path = folder / "dataset.json"
+    content = _read(path)
+    labels = {value: name for value, name in content["labels"].items() if value != "0"}
+    task = _find_task(folder, content, labels)
+    if task is None and site is None:
+        msg = (
+            f"{path}: {content.get('name')!r} is none of the ten tasks of the Decathlon; say its body site with --site"
+        )
+        raise ConfigError(msg)
+    spoken, picked = _channel(path, content["modality"], channel)
+    site = site or ("" if task is None else task.site)
+    listed = []
+    for entry in content["training"]:
+        image, label = folder / entry["image"], folder / entry["label"]
+        if image.name.startswith("._"):  # macOS leaves these behind in archives; they are no scans
+            continue
+        for file in (image, label):
+            if not file.is_file():
+                msg = f"{path}: names {file}, which does not exist; unpack the task completely"
+                raise DatasetError(msg)
+        stem = re.sub(r"\.nii(\.gz)?$", "", image.name)
+        named = labels if task is None else task.labels
+        listed.append(Case(stem, stem, image, label, named, modality or spoken, site, picked))
+    if not listed:
+        msg = f"{path}: lists no training volumes"
+        raise DatasetError(msg)
+    return listed
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{path}: no such file; give the folder of one Decathlon task, such as Task04_Hippocampus"
+        raise DatasetError(msg) from None
+    except (OSError, ValueError) as error:
+        msg = f"{path}: cannot be read as JSON ({error})"
+        raise DatasetError(msg) from None
+    kinds = {"modality": dict, "labels": dict, "training": list}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        msg = f"{path}: lacks modality, labels or training; it is not the dataset.json of a Decathlon task"
+        raise DatasetError(msg)
+    if not all(isinstance(entry, dict) and {"image", "label"} <= entry.keys() for entry in content["training"]):
+        msg = f"{path}: an entry of training has no image or no label"
+        raise DatasetError(msg)
+    return content
+
+
+def _find_task(folder: Path, content: Mapping[str, Any], labels: Mapping[str, str]) -> _Task | None:
+    """Recognise a task by folder or name; one that has other label values than the published one is not it."""
+    found = re.sub(r"[^a-z]", "", re.sub(r"(?i)^task\d+_", "", folder.resolve().name).lower())
+    names = (found, re.sub(r"[^a-z]", "", str(content.get("name", "")).lower()))
+    for task in _TASKS:
+        if any(name in task.names for name in names) and set(task.labels) == set(labels):
+            return task
+    return None
+
+
+def _channel(path: Path, channels: Mapping[str, str], channel: int | None) -> tuple[str, int | None]:
+    """Return the spoken modality and the channel to take from a 4-D file (None for an ordinary one)."""
+    listed = ", ".join(f"{number} {name}" for number, name in channels.items())
+    if len(channels) > 1 and channel is None:
+        msg = f"{path}: every scan has {len(channels)} channels ({listed}); choose one with --channel"
+        raise ConfigError(msg)
+    name = channels.get(str(channel or 0))
+    if name is None:
+        msg = f"{path}: has no channel {channel}; it has {listed or 'none'}"
+        raise ConfigError(msg)
+    # Everything in the Decathlon that is not CT is a sequence of MR: "MRI", "T2", "ADC", "FLAIR", "t1gd", …
+    return normalise_modality("CT" if name.strip().upper() == "CT" else "MR"), channel if len(channels) > 1 else None

@@ -1,0 +1,129 @@
+"""The report: one file, nothing fetched, nothing run, every text escaped."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.figures import overlay, sampled_patches
+from boltzformer_monai.evaluation.metrics import SliceScore, summarise
+from boltzformer_monai.evaluation.report import write_report
+
+EVIL = "<script>alert('x')</script>\"&"
+IMAGE = np.arange(900, dtype=np.uint16).reshape(30, 30).astype(np.uint8)
+MASK = IMAGE > 200
+VOID = {"meta", "img", "br", "link"}
+
+
+def _metrics(target: str = "liver") -> dict:
+    score = SliceScore("v_axial_0001.png", "v", "p", target, f"{target} in abdominal CT", 0.05, 100, 120, 90)
+    return summarise([score], complete_volumes={"v"})
+
+
+class _Page(HTMLParser):
+    """Collects tags and text, and fails on tags that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def _parse(path: Path) -> _Page:
+    page = _Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    return page
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    return write_report(
+        tmp_path / "deep" / "report.html",
+        title=f"Evaluation {EVIL}",
+        metrics=_metrics(EVIL),
+        history=[{"epoch": 1, "train_loss": 1.0, "val_loss": 0.9, "val_dice": 0.4}],
+        overlays=[(f"caption {EVIL}", overlay(IMAGE, MASK, MASK, "liver"))],
+        samplings=[("liver, layer by layer", sampled_patches(IMAGE, [MASK[:4, :4]], MASK, "liver"))],
+        facts={f"seed {EVIL}": EVIL, "checkpoint": "model.pt"},
+    )
+
+
+def test_nothing_is_fetched_and_nothing_runs(full: Path) -> None:
+    page = _parse(full)
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "href"]
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
+    text = full.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|url\(|@import", text)
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_every_text_is_escaped_and_shown(full: Path) -> None:
+    assert "<script" not in full.read_text(encoding="utf-8")
+    shown = "".join(_parse(full).text)
+    assert shown.count(EVIL) >= 5  # title twice, target, caption, fact
+
+
+def test_pictures_have_alternative_texts(full: Path) -> None:
+    pictures = [attributes for tag, attributes in _parse(full).tags if tag == "img"]
+    assert len(pictures) == 3
+    assert all(len(attributes["alt"] or "") > 15 for attributes in pictures)
+    assert any("green" in (attributes["alt"] or "") for attributes in pictures)
+
+
+def test_readable_anywhere(full: Path) -> None:
+    page, text = _parse(full), full.read_text(encoding="utf-8")
+    assert ("html", {"lang": "en"}) in page.tags
+    assert any(a.get("name") == "viewport" for t, a in page.tags if t == "meta")
+    assert "prefers-color-scheme: dark" in text
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+    assert all(a.get("scope") in ("row", "col") for t, a in page.tags if t == "th")
+
+
+def test_numbers_are_those_of_the_metrics(full: Path) -> None:
+    shown = "".join(_parse(full).text)
+    assert f"{2 * 90 / 220:.3f}" in shown
+    assert "model.pt" in shown
+    assert "not for diagnosis" in shown
+
+
+def test_the_least_report(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report.html", title="Nothing yet", metrics=summarise([]))
+    page = _parse(path)
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert "–" in "".join(page.text)
+    assert "Predictions" not in "".join(page.text)
+
+
+def test_a_failed_report_leaves_the_old_one(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report.html", title="Good", metrics=_metrics())
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="not a PNG"):
+        write_report(path, title="Bad", metrics=_metrics(), overlays=[("gif", b"GIF89a")])
+    with pytest.raises(ConfigError, match="summarise"):
+        write_report(path, title="Bad", metrics={"mean_dice": 1.0})
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["report.html"]

@@ -1,0 +1,192 @@
+"""The command line, called in process; one test starts it as users do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boltzformer_monai.data.slices import SliceReader, read_mask
+from boltzformer_monai.data.windows import NAMED_WINDOWS, Window
+from boltzformer_monai.io.volume import Volume, write_label_map
+from preprocessing.slice_volumes import main
+from tests.preprocessing.scan_files import AFFINE, write_image, write_label
+
+SCRIPT = Path(__file__).resolve().parents[2] / "preprocessing" / "slice_volumes.py"
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> dict[str, Path]:
+    names = {"modality": "CT", "site": "abdomen", "labels": {"1": "liver", "2": "kidney right"}}
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    return {
+        "image": write_image(tmp_path / "case7.nii.gz"),
+        "label": write_label(tmp_path / "case7_label.nii.gz", 1, 2),
+        "labels_json": tmp_path / "labels.json",
+        "output": tmp_path / "out",
+    }
+
+
+def arguments(scan: dict[str, Path], *more: object) -> list[str]:
+    return [
+        *(part for key, path in scan.items() for part in (f"--{key.replace('_', '-')}", str(path))),
+        *map(str, more),
+    ]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    assert main(argv) == 2
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_one_volume(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    assert main(arguments(scan)) == 0
+    streams = capsys.readouterr()
+    assert streams.out == f"1 volume, 4 slices, 2 targets, 8 rows -> {scan['output']}\n"
+    assert "4/4" in streams.err
+    reader = SliceReader(scan["output"])
+    assert list(reader.volumes) == ["case7"]
+    assert reader.targets == ["liver", "right kidney"]
+    assert sum(read_mask(row).sum() for row in reader.select(targets=["liver"])) == 4
+
+
+def test_as_users_start_it_from_another_folder(scan: dict[str, Path], tmp_path: Path):
+    command = [sys.executable, str(SCRIPT), *arguments(scan)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 volume, 4 slices" in done.stdout
+    scan["image"].unlink()
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ")
+    assert "Traceback" not in failed.stderr
+
+
+def test_options_reach_the_data_set(scan: dict[str, Path]):
+    options = [
+        "--modality", "CT", "--site", "thorax", "--plane", "coronal", "--window", "-600", "1500", "--patient", "P",
+        "--volume-id", "v", "--split", "test", "--negatives", "0", "--name", "mine",
+    ]  # fmt: skip
+    assert main(arguments(scan, *options)) == 0
+    reader = SliceReader(scan["output"])
+    assert reader.name == "mine"
+    row = reader.rows[0]
+    assert (row.volume, row.site, row.plane, row.split, row.window) == (
+        "v", "chest", "coronal", "test", Window(-600, 1500),
+    )  # fmt: skip
+    assert all(row.present for row in reader.rows)
+
+
+def test_volumes_add_up_and_a_second_time_replaces(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    assert main(arguments(scan)) == 0
+    assert main(arguments({**scan, "image": write_image(scan["image"].with_name("case8.nii.gz"))})) == 0
+    assert set(SliceReader(scan["output"]).volumes) == {"case7", "case8"}
+    capsys.readouterr()
+    assert main(arguments(scan)) == 0
+    assert "warning: volume case7 was in the data set already" in capsys.readouterr().err
+    assert len(SliceReader(scan["output"]).rows) == 16
+
+
+def test_files_of_one_name_in_many_folders_are_told_apart_by_the_folder(scan: dict[str, Path], tmp_path: Path):
+    for patient in ("anna 1", "bert"):
+        image = write_image(tmp_path / patient / "image.nii.gz")
+        assert main(arguments({**scan, "image": image})) == 0
+    reader = SliceReader(scan["output"])
+    assert set(reader.volumes) == {"anna-1", "bert"}
+    assert len({entry["patient"] for entry in reader.volumes.values()}) == 2
+
+
+def test_without_a_label(scan: dict[str, Path]):
+    assert main(["--image", str(scan["image"]), "--output", str(scan["output"]), "--modality", "CT"]) == 0
+    rows = SliceReader(scan["output"]).rows
+    assert [(row.target, row.label) for row in rows] == [("", None)] * 4
+    assert rows[0].window == NAMED_WINDOWS["abdomen"]
+
+
+def test_a_named_value_that_does_not_occur(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    scan["labels_json"].write_text('{"modality": "CT", "site": "abdomen", "labels": {"1": "liver", "9": "spleen"}}')
+    line = error_of(capsys, arguments(scan))
+    for part in ('9 ("spleen")', "values there: 1, 2", "--allow-missing", "labels.json"):
+        assert part in line
+    assert not scan["output"].exists()
+    assert main(arguments(scan, "--allow-missing")) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert any('9 ("spleen")' in line for line in warnings)
+    assert any("no name for label value 2" in line for line in warnings)
+    absent = SliceReader(scan["output"]).select(targets=["spleen"])
+    assert len(absent) == 4
+    assert not any(row.present for row in absent)
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["--output", "o"], "give --image"),
+        (["--image", "i"], "--output"),
+        (["--image", "nowhere.nii.gz", "--output", "o"], "nowhere.nii.gz"),
+        (["--image", "i", "--label", "l", "--output", "o"], "--label needs --labels-json"),
+        (["--image", "i", "--output", "o", "--window", "abdomn"], "did you mean 'abdomen'"),
+        (["--image", "i", "--output", "o", "--window", "1", "2", "3"], "unknown window"),
+        (["--image", "i", "--output", "o", "--plane", "oblique"], "--plane"),
+        (["--image", "i", "--output", "o", "--channel", "1"], "--channel goes only with --recipe"),
+        (["--image", "i", "--output", "o", "--val-fraction", "7"], "fraction"),
+        (["--recipe", "msd", "--output", "o"], "--recipe needs --input"),
+        (["--recipe", "msd", "--input", "x", "--image", "i", "--output", "o"], "--image describes one volume"),
+        (["--recipe", "msd", "--input", "x", "--output", "o"], "dataset.json: no such file"),
+        (["--recipe", "kits", "--input", "x", "--output", "o"], "msd"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str], match: str
+):
+    monkeypatch.chdir(tmp_path)
+    assert match in error_of(capsys, argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_in_files_are_one_line(scan: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "add --modality" in error_of(capsys, ["--image", str(scan["image"]), "--output", str(scan["output"])])
+    small = tmp_path / "small.nii.gz"
+    write_label_map(np.ones((4, 4, 4), np.uint8), Volume(np.ones((4, 4, 4)), AFFINE), small)
+    line = error_of(capsys, arguments({**scan, "label": small}))
+    assert "10x8x4" in line
+    assert "4x4x4" in line
+    scan["labels_json"].write_text("{")
+    assert "JSON" in error_of(capsys, arguments(scan))
+    scan["output"].mkdir()
+    (scan["output"] / "thesis.txt").write_text("x")
+    assert "not a slice data set" in error_of(capsys, arguments(scan))
+
+
+def test_a_real_scan_shows_the_liver_at_the_left(shared_data: Path, tmp_path: Path):
+    case = shared_data / "amos_0018"
+    argv = ["--image", case / "image.nii.gz", "--label", case / "label.nii.gz", "--labels-json", case / "labels.json"]
+    assert main([*map(str, argv), "--output", str(tmp_path / "out")]) == 0
+    reader = SliceReader(tmp_path / "out")
+    assert len(reader.targets) == 15
+
+    def centre(target: str) -> np.ndarray:
+        largest = max(reader.select(targets=[target]), key=lambda row: row.area_fraction)
+        return np.argwhere(read_mask(largest)).mean(axis=0)
+
+    assert centre("liver")[1] < 256 < centre("spleen")[1]
+    assert centre("right kidney")[1] < centre("left kidney")[1]
+    assert centre("stomach")[0] < centre("left kidney")[0]  # anterior is up
+
+
+def test_a_real_dicom_folder_leaves_no_identity(shared_data: Path, tmp_path: Path):
+    case = shared_data / "ts_ct_dicom"
+    argv = ["--image", case / "dicom", "--label", case / "label.nii.gz", "--labels-json", case / "labels.json"]
+    assert main([*map(str, argv), "--output", str(tmp_path / "out"), "--key", "k"]) == 0
+    reader = SliceReader(tmp_path / "out")
+    (volume_id,) = reader.volumes
+    assert volume_id.startswith("dicom-")
+    assert "1.2." not in (tmp_path / "out" / "dataset.json").read_text()
+    liver = max(reader.select(targets=["liver"]), key=lambda row: row.area_fraction)
+    assert np.argwhere(read_mask(liver)).mean(axis=0)[1] < 256
