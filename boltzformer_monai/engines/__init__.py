@@ -1,1 +1,54 @@
-"""Training and evaluation engines."""
+"""Training and evaluation engines on MONAI's, and what the bundle's configurations wire."""
+
+from boltzformer_monai.engines.bundle import (
+    default_device,
+    mask_size_for,
+    start,
+    training_network,
+    training_network_config,
+)
+from boltzformer_monai.engines.data import (
+    describe_data,
+    open_dataset,
+    prompt_length,
+    training_items,
+    training_transform,
+)
+from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_dataset, make_evaluator, run_evaluation
+from boltzformer_monai.engines.loss import BoltzFormerLoss
+from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
+from boltzformer_monai.engines.trainer import (
+    lower_is_better,
+    make_optimizer,
+    make_scheduler,
+    run_training,
+    val_dice,
+    val_metrics,
+)
+
+__all__ = [
+    "SETTINGS",
+    "BoltzFormerLoss",
+    "ScoreSlices",
+    "TrainingSettings",
+    "default_device",
+    "describe_data",
+    "evaluation_dataset",
+    "lower_is_better",
+    "make_evaluator",
+    "make_optimizer",
+    "make_scheduler",
+    "mask_size_for",
+    "open_dataset",
+    "prompt_length",
+    "run_evaluation",
+    "run_training",
+    "start",
+    "training_items",
+    "training_network",
+    "training_network_config",
+    "training_settings",
+    "training_transform",
+    "val_dice",
+    "val_metrics",
+]

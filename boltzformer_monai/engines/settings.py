@@ -16,6 +16,14 @@ from boltzformer_monai.precision import Precision
 _log = logging.getLogger(__name__)
 
 
+def _check_range(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
+    """Raise a ``ConfigError`` unless ``value`` is a number with ``low ≤ value ≤ high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        msg = f"{name} must be {limit}, got {value!r}"
+        raise ConfigError(msg)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """Defaults of the training configuration for one preset; the defaults here are the paper's."""
@@ -50,6 +58,18 @@ class TrainingSettings:
     """Keep the decoded slices in memory."""
     workers: int = 4
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size"):
+            _check_range(name, getattr(self, name), low=1)
+        for name in ("negatives", "warm_up"):
+            _check_range(name, getattr(self, name), low=0, high=1)
+        for name in ("learning_rate", "weight_decay", "clip", "balance", "empty_weight", "workers"):
+            _check_range(name, getattr(self, name), low=0)
+        for name, choices in (("augmentation", ("paper", "light", "none")), ("schedule", ("constant", "cosine"))):
+            if getattr(self, name) not in choices:
+                msg = f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                raise ConfigError(msg)
+
 
 SETTINGS: dict[str, TrainingSettings] = {
     "hiera_s": TrainingSettings(preset="hiera_s", image_size=1024, mask_size=512),
@@ -58,7 +78,7 @@ SETTINGS: dict[str, TrainingSettings] = {
     "tiny": TrainingSettings(
         preset="tiny",
         image_size=192,
-        mask_size=192,
+        mask_size=96,
         epochs=12,
         patience=12,
         val_interval=3,
@@ -94,11 +114,3 @@ def training_settings(preset: str, device: torch.device | str, **overrides: Any)
     reject_unknown([preset], [*PRESETS, "auto"], what="preset")
     reject_unknown(overrides, (f.name for f in dataclasses.fields(TrainingSettings)), what="training setting")
     return dataclasses.replace(SETTINGS[preset], **overrides)
-
-
-def check_range(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
-    """Raise a ``ConfigError`` unless ``low ≤ value ≤ high``."""
-    if not low <= value <= high:
-        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        msg = f"{name} must be {limit}, got {value!r}"
-        raise ConfigError(msg)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.sampling import CounterNoise, Randomness
+from boltzformer_monai.precision import autocast, resolve_precision
 
 STRIDE = 32
 
@@ -56,6 +57,9 @@ class BoltzFormer(nn.Module):
         std: their standard deviation.
         default_tokens: ``(N_T,)`` the prompt used when none is given.
         seed: seed of the sampling in evaluation mode, where the same input always gives the same mask.
+
+    Attributes:
+        precision: ``"fp32"`` (default) or ``"bf16"``, which computes under autocast; the logits are float32 always.
     """
 
     mean: Tensor
@@ -88,6 +92,12 @@ class BoltzFormer(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("default_tokens", torch.tensor(default_tokens, dtype=torch.int64), persistent=False)
         self.seed = seed
+        self.precision = "fp32"
+
+    def set_precision(self, precision: str) -> BoltzFormer:
+        """Compute in ``"fp32"``, ``"bf16"`` or whatever suits the device the weights are on (``"auto"``)."""
+        self.precision = resolve_precision(precision, self.mean.device)
+        return self
 
     def forward(self, image: Tensor, tokens: Tensor | None = None, *, generator: Randomness = None) -> Tensor:
         """Segment P prompts on each image.
@@ -119,7 +129,8 @@ class BoltzFormer(nn.Module):
             msg = f"image height and width must be multiples of {STRIDE}, got {tuple(image.shape[-2:])}"
             raise ConfigError(msg)
         normalised = (image - self.mean) / self.std
-        levels, semantic_map = self.pixel_decoder(self.backbone(normalised))
+        with autocast(self.precision, image.device):
+            levels, semantic_map = self.pixel_decoder(self.backbone(normalised))
         return ImageFeatures(tuple(levels), semantic_map, normalised)
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
@@ -127,11 +138,14 @@ class BoltzFormer(nn.Module):
         if tokens.dim() != 3:
             msg = f"tokens must be (B, P, N_T), got {tuple(tokens.shape)}"
             raise ConfigError(msg)
-        return TextFeatures(*self.text_encoder(tokens))
+        with autocast(self.precision, tokens.device):
+            return TextFeatures(*self.text_encoder(tokens))
 
     def decode(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:
         """Decode all prompts of ``text`` on ``image``; both have the same batch size."""
         if generator is None and not self.training:
             generator = CounterNoise(self.seed)
-        masks = self.decoder(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
-        return Decoded(self.aggregation(masks, image.image))
+        with autocast(self.precision, image.image.device):
+            masks = self.decoder(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
+            logits = self.aggregation(masks, image.image)
+        return Decoded(logits.float())

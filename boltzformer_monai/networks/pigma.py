@@ -47,9 +47,13 @@ class PiGMA(nn.Module):
         ensemble = _resize(masks.mean(2), double)
         if not self.correction:
             return ensemble
-        prompts = masks.shape[1]
+        # Between the two convolutions there is no nonlinearity, so they are one transposed convolution to one map; and
+        # the image's share of it is the same for all prompts.
+        channels = image.shape[1]
+        weight = torch.einsum("ickl,c->ikl", self.deconv.weight, self.conv.weight[0, channels:, 0, 0])[:, None]
+        bias = self.conv.bias + self.deconv.bias @ self.conv.weight[0, channels:, 0, 0]
         small, large = (_resize(image, size) for size in ((height, width), double))
-        grounded = self.deconv(torch.cat((small[:, None].expand(-1, prompts, -1, -1, -1), masks), dim=2).flatten(0, 1))
-        grounded = torch.cat((large.repeat_interleave(prompts, dim=0), grounded), dim=1)
-        correction = self.conv(grounded).view_as(ensemble)
-        return (ensemble + correction) / 2
+        grounding = F.conv2d(large, self.conv.weight[:, :channels], bias)
+        grounding = grounding + F.conv_transpose2d(small, weight[:channels], stride=2, padding=1)
+        correction = F.conv_transpose2d(masks.flatten(0, 1), weight[channels:], stride=2, padding=1)
+        return (ensemble + correction.view_as(ensemble) + grounding) / 2

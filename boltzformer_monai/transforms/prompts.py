@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.transforms import Randomizable, Transform
+from monai.transforms import RandomizableTransform
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.transforms.tokenizer import PromptTokenizer
 
 
-class SelectPromptsd(Randomizable, Transform):
+class SelectPromptsd(RandomizableTransform):
     """Adds ``tokens`` ``(P, N_T)`` and ``label`` ``(P, M, M)`` for P targets of the slice; drops the rest.
 
     Args:
@@ -40,6 +40,7 @@ class SelectPromptsd(Randomizable, Transform):
         length: int | None = None,
         random: bool = True,
     ) -> None:
+        super().__init__(prob=1.0)
         if prompts_per_image < 1 or not 0 <= negatives <= 1:
             msg = (
                 f"prompts_per_image must be at least 1 and negatives in 0–1, got {prompts_per_image} and {negatives}"

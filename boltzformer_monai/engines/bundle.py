@@ -1,0 +1,112 @@
+"""What the bundle's configurations call that is more than a constructor: checks, defaults and one-line errors."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from boltzformer_monai.engines.settings import TrainingSettings
+from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
+
+# Below these ids the user's own keys are right; what they name is checked where it is used.
+FREE_FORM = ("network_overrides", "settings_overrides", "_meta_")
+
+
+def start(bundle_root: str | Path) -> None:
+    """First expression of every configuration: user errors in one line, and no override key unknown.
+
+    MONAI accepts any ``--key value``; a misspelt one would silently train with the default.
+
+    Raises:
+        ConfigError: an override key is in no configuration of the bundle, or ``bundle_root`` is not the bundle.
+    """
+    one_line_errors()
+    configs = Path(bundle_root) / "configs"
+    if not (configs / "metadata.json").is_file():
+        msg = f"no bundle at {bundle_root}; run from the repository's root or give --bundle_root PATH/TO/boltzformer"
+        raise ConfigError(msg)
+    known: set[str] = set()
+    for file in sorted(configs.glob("*.json")):
+        known.update(_ids(json.loads(file.read_text(encoding="utf-8"))))
+    for key in _ids(_parser_in_use().get()):
+        if key not in known and not key.startswith("_") and not key.startswith(FREE_FORM):
+            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+            shown = key.replace("::", "#")
+            hint = f"did you mean --{near[0].replace('::', '#')}?" if near else "see configs/train.json for the keys"
+            msg = f"unknown override --{shown}; {hint}"
+            raise ConfigError(msg)
+
+
+def _ids(config: Any, prefix: str = "") -> Iterator[str]:
+    """Ids of all entries of nested mappings, joined as MONAI does."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield f"{prefix}{key}"
+            yield from _ids(value, f"{prefix}{key}::")
+
+
+def _parser_in_use() -> ConfigParser:
+    """The parser that is evaluating the expression we were called from; MONAI hands it to no expression."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigParser):
+            return owner
+        frame = frame.f_back
+    msg = "the bundle's configuration must be run by MONAI's ConfigParser"
+    raise ConfigError(msg)
+
+
+def one_line_errors() -> None:
+    """Print an uncaught user error (anywhere in the chain of causes) as one line instead of a traceback."""
+    previous = sys.excepthook
+    if getattr(previous, "prints_one_line", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, BoltzFormerError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            sys.stderr.write(f"error: {cause}\n")
+        elif issubclass(kind, KeyboardInterrupt):
+            sys.stderr.write("interrupted\n")
+        else:
+            previous(kind, error, trace)
+
+    hook.prints_one_line = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def mask_size_for(defaults: TrainingSettings, image_size: int) -> int:
+    """Mask size in the preset's proportion to another image size."""
+    return max(1, defaults.mask_size * image_size // defaults.image_size)
+
+
+def training_network_config(
+    preset: str, *, image_size: int, overrides: Mapping[str, Any] | None = None
+) -> NetworkConfig:
+    """The network's settings for a preset, at an image size, with overrides."""
+    return network_config(preset, **{"image_size": image_size, **(overrides or {})})
+
+
+def training_network(config: NetworkConfig, *, device: torch.device, precision: str) -> BoltzFormer:
+    """A network ready to train: on its device, channels last, computing in the given precision."""
+    network = create_boltzformer(config).to(device=device, memory_format=torch.channels_last)
+    return network.set_precision(precision)

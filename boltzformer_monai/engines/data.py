@@ -1,0 +1,147 @@
+"""A slice data set on disk → MONAI data sets for training, validation and evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Compose, Randomizable, Transform
+
+from boltzformer_monai.data.demo import ensure_demo_dataset
+from boltzformer_monai.data.slices import SliceReader, SliceRow
+from boltzformer_monai.engines.settings import TrainingSettings
+from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.transforms import (
+    LoadSliced,
+    PromptTokenizer,
+    SelectPromptsd,
+    light_augmentation,
+    paper_augmentation,
+)
+
+_log = logging.getLogger(__name__)
+
+Item = dict[str, Any]
+
+
+def open_dataset(dataset_dir: str | Path | None, *, demo_dir: str | Path) -> SliceReader:
+    """The slice data set at ``dataset_dir``; with none given, the demo data set, made in ``demo_dir`` if need be.
+
+    Raises:
+        DatasetError: the folder is missing, empty or not a slice data set.
+    """
+    if dataset_dir is None or str(dataset_dir) == "":
+        _log.info("no data set given: using the demo data set (synthetic CT phantoms) in %s", demo_dir)
+        dataset_dir = ensure_demo_dataset(demo_dir)
+    return SliceReader(dataset_dir)
+
+
+def training_items(reader: SliceReader, *, split: str, prompts_per_image: int) -> list[Item]:
+    """One item per example: with one prompt per image a row of a present target (the paper's epoch), else a slice.
+
+    Raises:
+        DatasetError: the split has no slice with a label.
+    """
+    rows = [row for row in reader.select(split=split) if row.label is not None]
+    if prompts_per_image == 1:
+        # The absent targets of the slice ride along, so that negatives can be drawn.
+        absent: dict[Path, list[SliceRow]] = defaultdict(list)
+        for row in rows:
+            if not row.present:
+                absent[row.image].append(row)
+        items: list[Item] = [{"rows": [row, *absent[row.image]]} for row in rows if row.present]
+    else:
+        items = group_by_slice(rows)
+    if not items:
+        msg = f"{reader.root} has no labelled slices in the split {split!r}; slice volumes with --label, or see --split"
+        raise DatasetError(msg)
+    return items
+
+
+def group_by_slice(rows: Iterable[SliceRow]) -> list[Item]:
+    """``{"rows": all rows of one slice}`` per slice, in manifest order."""
+    slices: dict[Path, list[SliceRow]] = defaultdict(list)
+    for row in rows:
+        slices[row.image].append(row)
+    return [{"rows": group} for group in slices.values()]
+
+
+def prompt_length(reader: SliceReader, tokenizer: PromptTokenizer) -> int:
+    """Tokens of the longest prompt in the data set: what all prompts are padded to."""
+    prompts = {prompt for row in reader.rows for prompt in row.prompts}
+    return max((len(tokenizer.encode(prompt)) for prompt in prompts), default=3)
+
+
+def training_transform(
+    settings: TrainingSettings,
+    *,
+    tokenizer: PromptTokenizer,
+    length: int,
+    augment: bool,
+    seed: int = 0,
+) -> Compose:
+    """Load → augment → choose prompts; without ``augment`` every example is the same each time (validation)."""
+    augmentations: Mapping[str, Sequence[Randomizable]] = {
+        "paper": paper_augmentation(),
+        "light": light_augmentation(),
+        "none": [],
+    }
+    steps: list[Transform | Randomizable] = [LoadSliced(size=settings.image_size)]
+    if augment:
+        steps.extend(augmentations[settings.augmentation])
+    steps.append(
+        SelectPromptsd(
+            tokenizer=tokenizer,
+            prompts_per_image=settings.prompts_per_image,
+            mask_size=settings.mask_size,
+            negatives=settings.negatives,
+            weights=settings.target_weights,
+            length=length,
+            random=augment,
+        )
+    )
+    return Compose(steps).set_random_state(seed)
+
+
+class AllPromptsd(Transform):
+    """Evaluation: adds ``tokens`` ``(P, N_T)`` of every row's canonical prompt and keeps the rows."""
+
+    def __init__(self, *, tokenizer: PromptTokenizer, length: int) -> None:
+        self.tokenizer = tokenizer
+        self.length = length
+
+    def __call__(self, data: Mapping[str, Any]) -> Item:
+        prompts = [row.prompts[0] for row in data["rows"]]
+        tokens = self.tokenizer(prompts, length=self.length)
+        return {"image": data["image"], "tokens": tokens, "rows": data["rows"]}
+
+
+def collate_slices(items: Sequence[Item]) -> Item:
+    """Stack slices with differing numbers of prompts: the missing ones are padding only, and ``rows`` omits them."""
+    prompts = max(len(item["tokens"]) for item in items)
+    length = items[0]["tokens"].shape[1]
+    tokens = torch.full((len(items), prompts, length), -1, dtype=torch.int64)
+    for out, item in zip(tokens, items, strict=True):
+        out[: len(item["tokens"])] = item["tokens"]
+    return {
+        "image": torch.stack([item["image"] for item in items]),
+        "tokens": tokens,
+        "rows": [item["rows"] for item in items],
+    }
+
+
+def describe_data(reader: SliceReader) -> dict[str, Any]:
+    """What inference must know of the slices: plane, modality, and for every target its site and window."""
+    targets: dict[str, dict[str, Any]] = {}
+    for volume in reader.volumes.values():
+        for name in volume["targets"]:
+            entry = {key: volume[key] for key in ("modality", "site", "window")}
+            targets.setdefault(name, entry)
+    planes = sorted({volume["plane"] for volume in reader.volumes.values()})
+    if len(planes) != 1:
+        _log.warning("the data set mixes planes (%s); inference will use %s", ", ".join(planes), planes[0])
+    return {"plane": planes[0], "targets": targets}

@@ -1,0 +1,143 @@
+"""Evaluation on a slice data set: every target of every slice, scored at the slice's native resolution."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers.tqdm_logger import ProgressBar
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import PrepareBatchExtraInput
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose
+from torch import Tensor, nn
+
+from boltzformer_monai.data.slices import SliceReader, SliceRow, read_png
+from boltzformer_monai.engines.data import AllPromptsd, collate_slices, group_by_slice, prompt_length
+from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.evaluation.metrics import SliceScore, summarise
+from boltzformer_monai.evaluation.tables import write_metrics_json, write_scores_csv
+from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
+from boltzformer_monai.transforms.load import slice_fit
+
+_log = logging.getLogger(__name__)
+
+
+class ScoreSlices:
+    """Handler that turns the evaluator's logits into one :class:`SliceScore` per slice and target.
+
+    Args:
+        root: the data set's folder; scores name images relative to it.
+        size: edge of the network's square in pixels.
+        threshold: probability from which a pixel belongs to the mask.
+    """
+
+    def __init__(self, *, root: Path, size: int, threshold: float = 0.5) -> None:
+        self.root = root
+        self.size = size
+        self.logit = float(np.log(threshold / (1 - threshold)))
+        self.scores: list[SliceScore] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Start afresh with every run; listen to every iteration."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+
+    def _iteration(self, engine: Engine) -> None:
+        for logits, rows in zip(engine.state.output["pred"], engine.state.batch["rows"], strict=True):
+            self.scores.extend(self.score(logits[: len(rows)], rows))
+
+    def score(self, logits: Tensor, rows: Sequence[SliceRow]) -> list[SliceScore]:
+        """Logits ``(P, s, s)`` of one slice's P rows → their scores in native pixels."""
+        if rows[0].label is None:
+            msg = f"{rows[0].image} has no label to compare with"
+            raise DatasetError(msg)
+        values = read_png(rows[0].label)
+        fit = slice_fit(values.shape, rows[0], self.size)
+        predicted = (fit.restore(logits[None].float().cpu())[0] > self.logit).numpy()
+        scores = []
+        for mask, row in zip(predicted, rows, strict=True):
+            truth = np.isin(values, row.label_values)
+            scores.append(
+                SliceScore(
+                    image=row.image.relative_to(self.root).as_posix(),
+                    volume=row.volume,
+                    patient=row.patient,
+                    target=row.target,
+                    prompt=row.prompts[0],
+                    area_fraction=row.area_fraction,
+                    truth=int(truth.sum()),
+                    predicted=int(mask.sum()),
+                    intersection=int((mask & truth).sum()),
+                )
+            )
+        return scores
+
+
+def evaluation_dataset(reader: SliceReader, *, split: str, tokenizer: PromptTokenizer, size: int) -> Dataset:
+    """Every labelled slice of the split with all its targets.
+
+    Raises:
+        DatasetError: the split has none.
+    """
+    rows = [row for row in reader.select(split=split) if row.label is not None]
+    if not rows:
+        splits = ", ".join(sorted({row.split for row in reader.rows})) or "none"
+        msg = f"{reader.root} has no labelled slices in the split {split!r}; splits there: {splits}"
+        raise DatasetError(msg)
+    transform = Compose(
+        [LoadSliced(size=size), AllPromptsd(tokenizer=tokenizer, length=prompt_length(reader, tokenizer))]
+    )
+    return Dataset(group_by_slice(rows), transform=transform)
+
+
+def make_evaluator(
+    network: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    batch_size: int,
+    scorer: ScoreSlices,
+    workers: int = 0,
+    inferer: Any = None,
+) -> SupervisedEvaluator:
+    """MONAI evaluator over :func:`evaluation_dataset` with the scoring handler and a progress bar."""
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate_slices)
+    evaluator = SupervisedEvaluator(
+        device=device,
+        val_data_loader=loader,
+        network=network,
+        inferer=inferer or SimpleInferer(),
+        prepare_batch=PrepareBatchExtraInput(extra_keys="tokens"),
+        decollate=False,
+    )
+    scorer.attach(evaluator)
+    ProgressBar(desc="evaluation", persist=False).attach(evaluator)
+    return evaluator
+
+
+def run_evaluation(
+    evaluator: SupervisedEvaluator, *, reader: SliceReader, scorer: ScoreSlices, output_dir: str | Path
+) -> dict[str, Any]:
+    """Evaluate once; writes ``metrics.json`` and ``scores.csv`` into ``output_dir`` and returns the metrics."""
+    folder = Path(output_dir)
+    evaluator.run()
+    complete = {name for name, volume in reader.volumes.items() if _fully_scored(scorer.scores, name, volume)}
+    metrics = summarise(scorer.scores, complete_volumes=complete)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_metrics_json(metrics, folder / "metrics.json")
+    write_scores_csv(scorer.scores, folder / "scores.csv")
+    _log.info("mean Dice %.3f; %s", metrics["mean_dice"] or float("nan"), folder / "metrics.json")
+    return metrics
+
+
+def _fully_scored(scores: Sequence[SliceScore], name: str, volume: dict[str, Any]) -> bool:
+    """A volume has 3-D scores only if every slice was scored for every target, absent ones included."""
+    count = sum(1 for score in scores if score.volume == name)
+    return bool(volume["complete"]) and count == volume["slices"] * len(volume["targets"])

@@ -1,0 +1,230 @@
+"""The training run: MONAI's SupervisedTrainer with the handlers that a run needs, started once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
+from ignite.handlers.tqdm_logger import ProgressBar
+from ignite.metrics import Loss
+from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import MeanDice, TensorBoardStatsHandler, from_engine
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from boltzformer_monai.engines.settings import TrainingSettings
+from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.networks.weights import Description
+
+_log = logging.getLogger(__name__)
+
+VAL_LOSS = "val_loss"
+VAL_DICE = "val_dice"
+
+
+def make_optimizer(
+    network: nn.Module, *, learning_rate: float, weight_decay: float, decay_norms: bool = True
+) -> torch.optim.AdamW:
+    """AdamW (A.4); without ``decay_norms`` one-dimensional parameters (norms, biases) have no weight decay."""
+    decayed = [p for p in network.parameters() if p.requires_grad and (decay_norms or p.dim() > 1)]
+    rest = [p for p in network.parameters() if p.requires_grad and not (decay_norms or p.dim() > 1)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=True)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, *, settings: TrainingSettings, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Factor of the learning rate per step: constant, or a linear rise and a cosine fall to zero."""
+    warm_up = max(1, round(settings.warm_up * steps))
+
+    def factor(step: int) -> float:
+        if settings.schedule == "constant":
+            return 1.0
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, steps - warm_up))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def val_metrics(loss: nn.Module) -> dict[str, Any]:
+    """Key metric of the evaluator: the validation loss (lower is better)."""
+    return {VAL_LOSS: Loss(loss, output_transform=from_engine(["pred", "label"]))}
+
+
+def val_dice() -> dict[str, Any]:
+    """Additional metric: mean Dice at mask size over the prompts whose target is in the slice."""
+    return {VAL_DICE: MeanDice(include_background=True, output_transform=_binarised)}
+
+
+def lower_is_better(current: float, previous: float) -> bool:
+    """Comparison of the key metric."""
+    return current < previous
+
+
+def _binarised(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    pred, label = output["pred"].float(), output["label"]
+    if pred.shape[-2:] != label.shape[-2:]:
+        pred = F.interpolate(pred, size=label.shape[-2:], mode="bilinear", align_corners=False)
+    return (pred > 0).float(), (label >= 0.5).float()
+
+
+class History:
+    """Training and validation curves as ``history.json``, rewritten after every epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.epochs: list[dict[str, float]] = []
+        self._losses: list[float] = []
+
+    def attach(self, trainer: Engine, evaluator: Engine) -> None:
+        """Listen to both engines."""
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch, evaluator)
+
+    def _iteration(self, engine: Engine) -> None:
+        self._losses.append(float(_loss_of(engine.state.output)))
+
+    def _epoch(self, engine: Engine, evaluator: Engine) -> None:
+        row = {"epoch": float(engine.state.epoch), "train_loss": sum(self._losses) / max(1, len(self._losses))}
+        self._losses.clear()
+        metrics = evaluator.state.metrics
+        if evaluator.state.epoch == engine.state.epoch:  # MONAI runs validation as the trainer's epoch
+            row.update({name: float(metrics[name]) for name in (VAL_LOSS, VAL_DICE) if name in metrics})
+        self.epochs.append(row)
+        with atomic_path(self.path) as temporary:
+            Path(temporary).write_text(json.dumps(self.epochs, indent=1))
+
+
+class Checkpoints:
+    """``model.pt`` whenever the validation loss is the best so far, ``last.pt`` after every epoch; both atomic.
+
+    MONAI's CheckpointSaver writes in place: a run that is killed while saving would lose the checkpoint it replaces.
+    """
+
+    def __init__(self, folder: Path, network: nn.Module, description: Description) -> None:
+        self.folder = folder
+        self.network = network
+        self.description = description
+        self.best = math.inf
+
+    def attach(self, trainer: Engine, evaluator: Engine) -> None:
+        """Listen to both engines."""
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self.save_last())
+
+    def _validated(self, evaluator: Engine) -> None:
+        loss = evaluator.state.metrics[VAL_LOSS]
+        if loss < self.best:
+            self.best = loss
+            self._save("model.pt")
+
+    def save_last(self) -> None:
+        """Write ``last.pt``."""
+        self._save("last.pt")
+
+    def _save(self, name: str) -> None:
+        content = {"model": self.network.state_dict(), "description": self.description.state_dict()}
+        with atomic_path(self.folder / name) as temporary:
+            torch.save(content, temporary)
+
+
+def _loss_of(output: Any) -> Any:
+    return output[0]["loss"] if isinstance(output, list) else output["loss"]
+
+
+def run_training(
+    trainer: SupervisedTrainer,
+    evaluator: SupervisedEvaluator,
+    *,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    description: Description,
+    output_dir: str | Path,
+    settings: TrainingSettings,
+    patience: int,
+    is_main: bool = True,
+) -> Path:
+    """Train; returns the best checkpoint.
+
+    Writes ``model.pt`` (best validation loss), ``last.pt``, ``history.json`` and TensorBoard events into
+    ``output_dir``. A second call does nothing: MONAI Label evaluates both ``training`` and ``run`` of the bundle.
+    On Ctrl-C the last state is saved before the interrupt goes on.
+
+    Args:
+        trainer: the engine; its network is what is saved.
+        evaluator: run by the trainer's ValidationHandler; its key metric is the validation loss.
+        scheduler: stepped after every iteration.
+        description: saved with the weights.
+        output_dir: made if needed.
+        settings: gradient clipping.
+        patience: validations without a better loss before training stops.
+        is_main: whether this process writes and shows anything (rank 0 in distributed training).
+    """
+    folder = Path(output_dir)
+    best = folder / "model.pt"
+    if trainer.state.iteration:
+        _log.info("training was started already; not starting it again")
+        return best
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: scheduler.step())
+    if settings.clip:
+        parameters = [p for p in trainer.network.parameters() if p.requires_grad]
+        trainer.add_event_handler(
+            IterationEvents.BACKWARD_COMPLETED, lambda _: nn.utils.clip_grad_norm_(parameters, settings.clip)
+        )
+    stop = EarlyStopping(patience, score_function=lambda engine: -engine.state.metrics[VAL_LOSS], trainer=trainer)
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, stop)
+    # Whatever the interval, the last epoch is validated: it may be the best, or the only one.
+    trainer.add_event_handler(Events.COMPLETED, _validate_last, evaluator)
+    last = _attach_outputs(trainer, evaluator, folder, description) if is_main else None
+    started = time.monotonic()
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        if last is not None:
+            last()
+            _log.warning("interrupted: the last state is in %s", folder / "last.pt")
+        raise
+    if is_main:
+        minutes = (time.monotonic() - started) / 60
+        _log.info("trained %d epochs in %.1f minutes; best checkpoint: %s", trainer.state.epoch, minutes, best)
+    return best
+
+
+def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
+    if evaluator.state.epoch != trainer.state.epoch:
+        evaluator.run(trainer.state.epoch)
+
+
+def _attach_outputs(
+    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, folder: Path, description: Description
+) -> Callable[[], None]:
+    """Everything that writes or shows; returns what saves the last state."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network = trainer.network
+    module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    checkpoints = Checkpoints(folder, module, description)
+    checkpoints.attach(trainer, evaluator)
+    History(folder / "history.json").attach(trainer, evaluator)
+    events = str(folder / "tensorboard")
+    TensorBoardStatsHandler(log_dir=events, tag_name="train_loss", output_transform=_loss_of).attach(trainer)
+    TensorBoardStatsHandler(
+        log_dir=events, output_transform=lambda _: None, global_epoch_transform=lambda _: trainer.state.epoch
+    ).attach(evaluator)
+    bar = ProgressBar(desc="training", persist=True)
+    bar.attach(trainer, output_transform=lambda output: {"loss": float(_loss_of(output))})
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, _log_validation, trainer, bar)
+    return checkpoints.save_last
+
+
+def _log_validation(evaluator: Engine, trainer: Engine, bar: ProgressBar) -> None:
+    values = ", ".join(f"{name} {value:.4f}" for name, value in sorted(evaluator.state.metrics.items()))
+    bar.log_message(f"epoch {trainer.state.epoch}: {values}")

@@ -1,0 +1,150 @@
+"""Checkpoints: the weights with a description of the network and of the slices it was trained on.
+
+A checkpoint is ``{"model": state dict, "description": plain values}``; ``torch.load(weights_only=True)`` reads it, so
+that loading a stranger's file runs no code. Loading is strict: every weight fits or the error says which do not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer
+from boltzformer_monai.networks.reference import convert_published
+
+FORMAT = "boltzformer-checkpoint"
+VERSION = 1
+
+
+class Description:
+    """What a checkpoint says of itself beside the weights; saved like a module, through its state dict.
+
+    Args:
+        network: every setting of the network.
+        data: what inference must know of the training slices: plane, modality, and the targets with their windows.
+    """
+
+    def __init__(self, network: NetworkConfig, data: Mapping[str, Any]) -> None:
+        self.network = network
+        self.data: dict[str, Any] = dict(data)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only."""
+        # The pre-trained weights are in the checkpoint: loading it must not fetch them again.
+        network = dataclasses.asdict(dataclasses.replace(self.network, pretrained=False))
+        network["mean"], network["std"] = list(self.network.mean), list(self.network.std)
+        return {"format": FORMAT, "version": VERSION, "network": network, "data": self.data}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved description.
+
+        Raises:
+            CheckpointError: it is of another format or version, or names unknown network settings.
+        """
+        if state.get("format") != FORMAT or state.get("version") != VERSION:
+            msg = f"not a BoltzFormer checkpoint of version {VERSION}: it says {state.get('format')!r}"
+            raise CheckpointError(msg)
+        settings = dict(state["network"])
+        known = {field.name for field in dataclasses.fields(NetworkConfig)}
+        if unknown := sorted(set(settings) - known):
+            msg = f"the checkpoint was made by a newer version: unknown network settings {', '.join(unknown)}"
+            raise CheckpointError(msg)
+        settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
+        self.network = NetworkConfig(**settings)
+        self.data = dict(state["data"])
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The contents of a ``.pt`` or ``.safetensors`` file, read without running any code from it.
+
+    Raises:
+        CheckpointError: no such file, or it is damaged or not a checkpoint.
+    """
+    file = Path(path)
+    if not file.is_file():
+        msg = f"no checkpoint at {file}; train one, or give the path of a model.pt"
+        raise CheckpointError(msg)
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(file))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = f"{file} cannot be read as a checkpoint ({reason})"
+        raise CheckpointError(msg) from error
+    except Exception as error:  # safetensors raises its own type, which derives from nothing else
+        if type(error).__module__.startswith("safetensors"):
+            msg = f"{file} cannot be read as a checkpoint ({error})"
+            raise CheckpointError(msg) from error
+        raise
+    if not isinstance(content, dict):
+        msg = f"{file} holds a {type(content).__name__}, not a checkpoint"
+        raise CheckpointError(msg)
+    return content
+
+
+def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> tuple[BoltzFormer, Description]:
+    """The network of a checkpoint, in evaluation mode on ``device``, and its description.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not of this package, or its weights do not fit its description.
+    """
+    content = read_weights(path)
+    if "model" not in content or "description" not in content:
+        msg = f"{path} has no description of its network: it is not a checkpoint that this package's training wrote"
+        raise CheckpointError(msg)
+    description = Description(NetworkConfig(backbone="tiny", image_size=32), {})
+    try:
+        description.load_state_dict(content["description"])
+        network = create_boltzformer(description.network)
+    except (KeyError, TypeError, ConfigError) as error:
+        msg = f"{path}: its description cannot be used ({error})"
+        raise CheckpointError(msg) from error
+    load_strictly(network, content["model"], source=str(path))
+    return network.to(device).eval(), description
+
+
+def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Load weights, all of them or none.
+
+    Raises:
+        CheckpointError: weights are missing, left over or of another shape; the message names them.
+    """
+    own = network.state_dict()
+    problems = {
+        "missing": sorted(set(own) - set(weights)),
+        "unknown": sorted(set(weights) - set(own)),
+        "of another shape": sorted(k for k in own if k in weights and own[k].shape != weights[k].shape),
+    }
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
+    if found:
+        msg = f"{source} does not fit this network: weights {'; '.join(found)}"
+        raise CheckpointError(msg)
+    network.load_state_dict(dict(weights))
+
+
+def load_published(network: BoltzFormer, path: str | Path) -> None:
+    """Load a checkpoint of the published code into a network of the same preset (its configuration has 101 queries).
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit.
+    """
+    content = read_weights(path)
+    weights = content.get("model", content)
+    converted = convert_published(weights)
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in ("mean", "std")}
+    load_strictly(network, {**converted, **buffers}, source=str(path))
