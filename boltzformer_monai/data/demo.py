@@ -32,10 +32,10 @@ VOLUMES_FORMAT, SLICES_FORMAT = "boltzformer-demo-volumes", "boltzformer-demo-sl
 VERSION = 1  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
 VOLUMES_FILE, MARKER_FILE = "volumes.json", "demo.json"
 DEFAULT_SIZE = (192, 192, 24)
-# 30 + 10 training volumes of 24 slices (960), 8 + 3 for validation, one DICOM series for testing.
-DEFAULT_ABDOMEN, DEFAULT_CHEST = 39, 13
+# 30 + 10 training volumes of 24 slices (960), 6 + 2 for validation, 6 + 2 held out for testing.
+DEFAULT_ABDOMEN, DEFAULT_CHEST = 42, 14
 _DICOM_EVERY = 4
-_VAL_FRACTION = 0.2
+_HELD_OUT_FRACTION = 0.15  # each of validation and test
 _SEEDS_PER_SET = 10_000
 
 
@@ -74,14 +74,14 @@ def make_demo_volumes(
 ) -> list[DemoVolume]:
     """Write phantoms under `root`/volumes, every fourth one as a DICOM series with a NIfTI label, the rest as NIfTI.
 
-    One in five (at least one of two or more) of each kind is marked "val" and the last DICOM series of the abdomen
-    "test". A complete folder made with the same settings is read instead of written again; an interrupted run leaves
+    Of each kind the last 15 % (at least one, given enough) are marked "test", the 15 % before them "val"; the very last
+    is a DICOM series. A complete folder made with the same settings is read instead of written again; an interrupted run leaves
     nothing behind.
 
     Args:
         root: made if needed.
         abdomen: number of abdominal phantoms, validation and test included.
-        chest: number of chest phantoms, validation included.
+        chest: number of chest phantoms, validation and test included.
         seed: another seed gives other patients.
         size: voxels of each phantom along Left, Posterior, Superior.
 
@@ -97,8 +97,8 @@ def make_demo_volumes(
     if not _is_complete(folder, VOLUMES_FILE, VOLUMES_FORMAT, parameters):
         with _staged(folder, VOLUMES_FILE) as staging:
             entries = [
-                _write_volume(staging, site, index, split, seed=seed * _SEEDS_PER_SET + index, size=size)
-                for site, index, split in _plan(abdomen, chest)
+                _write_volume(staging, site, index, split, dicom, seed=seed * _SEEDS_PER_SET + index, size=size)
+                for site, index, split, dicom in _plan(abdomen, chest)
             ]
             _write_json(
                 staging / VOLUMES_FILE,
@@ -179,25 +179,25 @@ def _slice_volumes(volumes: list[DemoVolume], folder: Path, seed: int) -> None:
             )
 
 
-def _plan(abdomen: int, chest: int) -> Iterator[tuple[PhantomKind, int, str]]:
-    """(kind, index, split) of every volume; phantoms are drawn independently, so the last ones can be held out."""
+def _plan(abdomen: int, chest: int) -> Iterator[tuple[PhantomKind, int, str, bool]]:
+    """(kind, index, split, whether DICOM) of every volume; phantoms are independent, so the last can be held out."""
     kinds: tuple[tuple[PhantomKind, int], ...] = (("abdomen", abdomen), ("chest", chest))
     for kind, count in kinds:
-        last_dicom = count - 1 - count % _DICOM_EVERY  # indices 3, 7, 11, … are DICOM
-        test = last_dicom if kind == "abdomen" and count >= _DICOM_EVERY else -1
-        others = [index for index in range(count) if index != test]
-        held_out = max(round(_VAL_FRACTION * count), 1) if len(others) >= 2 else 0
-        validation = set(others[len(others) - held_out :])
+        held_out = max(round(_HELD_OUT_FRACTION * count), 1)
+        test = held_out if count >= 3 else 0
+        val = held_out if count >= 2 else 0
         for index in range(count):
-            yield kind, index, "test" if index == test else "val" if index in validation else "train"
+            left = count - index
+            split = "test" if left <= test else "val" if left <= test + val else "train"
+            yield kind, index, split, left % _DICOM_EVERY == 1
 
 
 def _write_volume(
-    folder: Path, site: PhantomKind, index: int, split: str, *, seed: int, size: tuple[int, int, int]
+    folder: Path, site: PhantomKind, index: int, split: str, dicom: bool, *, seed: int, size: tuple[int, int, int]
 ) -> dict[str, Any]:
     name = f"{site}_{index:03d}"
     image, label = make_phantom(site, seed=seed, size=size)
-    if index % _DICOM_EVERY == _DICOM_EVERY - 1:
+    if dicom:
         image_path, label_path = write_phantom_dicom(image, folder / name, seed=seed), folder / f"{name}_label.nii.gz"
         write_label_map(label.array, label, label_path)
     else:

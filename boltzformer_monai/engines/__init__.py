@@ -8,13 +8,14 @@ from boltzformer_monai.engines.bundle import (
     training_network_config,
 )
 from boltzformer_monai.engines.data import (
+    collate_slices,
     describe_data,
     open_dataset,
     prompt_length,
     training_items,
     training_transform,
 )
-from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_dataset, make_evaluator, run_evaluation
+from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
 from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.trainer import (
@@ -31,11 +32,12 @@ __all__ = [
     "BoltzFormerLoss",
     "ScoreSlices",
     "TrainingSettings",
+    "collate_slices",
     "default_device",
     "describe_data",
-    "evaluation_dataset",
+    "evaluation_items",
+    "evaluation_transform",
     "lower_is_better",
-    "make_evaluator",
     "make_optimizer",
     "make_scheduler",
     "mask_size_for",

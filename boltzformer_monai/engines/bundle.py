@@ -94,6 +94,23 @@ def default_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+def device_by_name(name: str) -> torch.device:
+    """``"auto"``, ``"cpu"``, ``"cuda:1"``, …
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        msg = f"no device {name!r} here ({str(error).splitlines()[0]})"
+        raise ConfigError(msg) from None
+    return device
+
+
 def mask_size_for(defaults: TrainingSettings, image_size: int) -> int:
     """Mask size in the preset's proportion to another image size."""
     return max(1, defaults.mask_size * image_size // defaults.image_size)

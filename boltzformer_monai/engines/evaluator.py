@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
-from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from monai.engines.utils import PrepareBatchExtraInput
-from monai.inferers import SimpleInferer
 from monai.transforms import Compose
-from torch import Tensor, nn
+from torch import Tensor
 
 from boltzformer_monai.data.slices import SliceReader, SliceRow, read_png
-from boltzformer_monai.engines.data import AllPromptsd, collate_slices, group_by_slice, prompt_length
+from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.evaluation.metrics import SliceScore, summarise
 from boltzformer_monai.evaluation.tables import write_metrics_json, write_scores_csv
@@ -48,6 +44,7 @@ class ScoreSlices:
         """Start afresh with every run; listen to every iteration."""
         engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        ProgressBar(desc="evaluation", persist=False).attach(engine)
 
     def _iteration(self, engine: Engine) -> None:
         for logits, rows in zip(engine.state.output["pred"], engine.state.batch["rows"], strict=True):
@@ -80,7 +77,7 @@ class ScoreSlices:
         return scores
 
 
-def evaluation_dataset(reader: SliceReader, *, split: str, tokenizer: PromptTokenizer, size: int) -> Dataset:
+def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:
     """Every labelled slice of the split with all its targets.
 
     Raises:
@@ -91,35 +88,13 @@ def evaluation_dataset(reader: SliceReader, *, split: str, tokenizer: PromptToke
         splits = ", ".join(sorted({row.split for row in reader.rows})) or "none"
         msg = f"{reader.root} has no labelled slices in the split {split!r}; splits there: {splits}"
         raise DatasetError(msg)
-    transform = Compose(
-        [LoadSliced(size=size), AllPromptsd(tokenizer=tokenizer, length=prompt_length(reader, tokenizer))]
-    )
-    return Dataset(group_by_slice(rows), transform=transform)
+    return group_by_slice(rows)
 
 
-def make_evaluator(
-    network: nn.Module,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    batch_size: int,
-    scorer: ScoreSlices,
-    workers: int = 0,
-    inferer: Any = None,
-) -> SupervisedEvaluator:
-    """MONAI evaluator over :func:`evaluation_dataset` with the scoring handler and a progress bar."""
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate_slices)
-    evaluator = SupervisedEvaluator(
-        device=device,
-        val_data_loader=loader,
-        network=network,
-        inferer=inferer or SimpleInferer(),
-        prepare_batch=PrepareBatchExtraInput(extra_keys="tokens"),
-        decollate=False,
-    )
-    scorer.attach(evaluator)
-    ProgressBar(desc="evaluation", persist=False).attach(evaluator)
-    return evaluator
+def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, size: int) -> Compose:
+    """Load a slice and ask for all its targets by their canonical prompts."""
+    length = prompt_length(reader, tokenizer)
+    return Compose([LoadSliced(size=size), AllPromptsd(tokenizer=tokenizer, length=length)])
 
 
 def run_evaluation(

@@ -61,6 +61,10 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size"):
             _check_range(name, getattr(self, name), low=1)
+        for name in ("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size", "workers"):
+            if not isinstance(getattr(self, name), int):
+                msg = f"{name} must be a whole number, got {getattr(self, name)!r}"
+                raise ConfigError(msg)
         for name in ("negatives", "warm_up"):
             _check_range(name, getattr(self, name), low=0, high=1)
         for name in ("learning_rate", "weight_decay", "clip", "balance", "empty_weight", "workers"):
@@ -79,9 +83,9 @@ SETTINGS: dict[str, TrainingSettings] = {
         preset="tiny",
         image_size=192,
         mask_size=96,
-        epochs=12,
-        patience=12,
-        val_interval=3,
+        epochs=8,
+        patience=8,
+        val_interval=2,
         batch_size=8,
         prompts_per_image=4,
         negatives=0.1,

@@ -55,7 +55,7 @@ class BoltzFormer(nn.Module):
         aggregation: mask logits of m queries and the image → ``(B, P, H/2, W/2)``.
         mean: mean of the image's channels on the 0–1 scale, kept as a buffer.
         std: their standard deviation.
-        default_tokens: ``(N_T,)`` the prompt used when none is given.
+        default_tokens: ``(N_T,)`` the prompt used when none is given; empty = there is none.
         seed: seed of the sampling in evaluation mode, where the same input always gives the same mask.
 
     Attributes:
@@ -116,6 +116,9 @@ class BoltzFormer(nn.Module):
             ConfigError: the image's size or channels, or the tokens' shape, do not fit.
         """
         if tokens is None:
+            if not len(self.default_tokens):
+                msg = "this network's text model has no default prompt; pass tokens"
+                raise ConfigError(msg)
             tokens = self.default_tokens.expand(len(image), 1, -1)
         return self.decode(self.encode_image(image), self.encode_text(tokens), generator=generator).logits
 

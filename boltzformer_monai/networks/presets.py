@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -67,6 +67,24 @@ class NetworkConfig:
     pigma_correction: bool = True
     mask_bias: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises :class:`~boltzformer_monai.errors.ConfigError` for sizes that no network can have."""
+        sizes = ("in_channels", "dim", "heads", "hidden", "queries", "layers", "pigma_channels")
+        for name in (*sizes, "text_width", "text_layers", "text_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                msg = f"{name} must be a whole number of at least 1, got {value!r}"
+                raise ConfigError(msg)
+        if not isinstance(self.image_size, int) or self.image_size % STRIDE or self.image_size < STRIDE:
+            msg = f"image_size must be a positive multiple of {STRIDE}, got {self.image_size!r}"
+            raise ConfigError(msg)
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            msg = (
+                f"mean and std need one value for each of the {self.in_channels} in_channels, "
+                f"got {list(self.mean)} and {list(self.std)}"
+            )
+            raise ConfigError(msg)
+
 
 PRESETS: dict[str, NetworkConfig] = {
     "hiera_s": NetworkConfig(backbone="sam2_hiera_small", image_size=1024, neck_channels=256),
@@ -107,18 +125,16 @@ def network_config(preset: str, **overrides: Any) -> NetworkConfig:
     """The settings of a preset with some of them replaced.
 
     Raises:
-        ConfigError: unknown preset or override key (the nearest known one is suggested), or an impossible image size.
+        ConfigError: unknown preset or override key (the nearest known one is suggested), or an impossible size.
     """
     reject_unknown([preset], PRESETS, what="preset")
+    return _replaced(PRESETS[preset], overrides)
+
+
+def _replaced(config: NetworkConfig, overrides: Mapping[str, Any]) -> NetworkConfig:
     reject_unknown(overrides, (f.name for f in dataclasses.fields(NetworkConfig)), what="network setting")
-    for name in ("mean", "std"):
-        if name in overrides:
-            overrides[name] = tuple(overrides[name])
-    config = dataclasses.replace(PRESETS[preset], **overrides)
-    if config.image_size % STRIDE or config.image_size < STRIDE:
-        msg = f"image_size must be a positive multiple of {STRIDE}, got {config.image_size}"
-        raise ConfigError(msg)
-    return config
+    tuples = {name: tuple(overrides[name]) for name in ("mean", "std") if name in overrides}
+    return dataclasses.replace(config, **{**overrides, **tuples})
 
 
 def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any) -> BoltzFormer:
@@ -128,10 +144,7 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
         preset: a name of :data:`PRESETS`, or a complete configuration.
         overrides: settings of :class:`NetworkConfig` that replace the preset's.
     """
-    if isinstance(preset, NetworkConfig):
-        config = dataclasses.replace(preset, **overrides)
-    else:
-        config = network_config(preset, **overrides)
+    config = _replaced(preset, overrides) if isinstance(preset, NetworkConfig) else network_config(preset, **overrides)
     backbone = _backbone(config)
     if config.text_model:
         text_encoder = pretrained_text_encoder(config.text_model, dim=config.dim)
@@ -169,7 +182,7 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
         ),
         mean=config.mean,
         std=config.std,
-        default_tokens=_DEFAULT_TOKENS,
+        default_tokens=() if config.text_model else _DEFAULT_TOKENS,  # another vocabulary has other ids
     )
 
 

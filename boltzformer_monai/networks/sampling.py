@@ -186,3 +186,18 @@ class FullAttention:
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
         """All ``True``."""
         return torch.ones_like(logits, dtype=torch.bool)
+
+
+class RecordingPolicy:
+    """Wraps a policy and keeps every set it returns, layer by layer, for figures."""
+
+    def __init__(self, policy: AttentionSetPolicy) -> None:
+        self.policy = policy
+        self.per_head = policy.per_head
+        self.sets: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
+        """The wrapped policy's set."""
+        attend = self.policy(logits, layer, generator)
+        self.sets.append(attend.detach().cpu())
+        return attend

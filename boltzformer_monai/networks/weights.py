@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from boltzformer_monai.networks.reference import convert_published
 
 FORMAT = "boltzformer-checkpoint"
 VERSION = 1
+
+# What torch.load was seen to raise on cut-off and altered files.
+_DAMAGE = (
+    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    MemoryError, struct.error, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 class Description:
@@ -78,7 +85,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
             return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, KeyError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = f"{file} cannot be read as a checkpoint ({reason})"
         raise CheckpointError(msg) from error
@@ -100,14 +107,14 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         CheckpointError: the file is missing, damaged, not of this package, or its weights do not fit its description.
     """
     content = read_weights(path)
-    if "model" not in content or "description" not in content:
+    if not all(isinstance(content.get(part), Mapping) for part in ("model", "description")):
         msg = f"{path} has no description of its network: it is not a checkpoint that this package's training wrote"
         raise CheckpointError(msg)
     description = Description(NetworkConfig(backbone="tiny", image_size=32), {})
     try:
         description.load_state_dict(content["description"])
         network = create_boltzformer(description.network)
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
         msg = f"{path}: its description cannot be used ({error})"
         raise CheckpointError(msg) from error
     load_strictly(network, content["model"], source=str(path))
@@ -120,6 +127,10 @@ def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: 
     Raises:
         CheckpointError: weights are missing, left over or of another shape; the message names them.
     """
+    strangers = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
+    if strangers:
+        msg = f"{source} is not a checkpoint: its entry {strangers[0]!r} is no tensor"
+        raise CheckpointError(msg)
     own = network.state_dict()
     problems = {
         "missing": sorted(set(own) - set(weights)),
@@ -145,6 +156,9 @@ def load_published(network: BoltzFormer, path: str | Path) -> None:
     """
     content = read_weights(path)
     weights = content.get("model", content)
+    if not isinstance(weights, Mapping):
+        msg = f"{path}: its 'model' is a {type(weights).__name__}, not named weights"
+        raise CheckpointError(msg)
     converted = convert_published(weights)
     buffers = {name: buffer for name, buffer in network.named_buffers() if name in ("mean", "std")}
     load_strictly(network, {**converted, **buffers}, source=str(path))

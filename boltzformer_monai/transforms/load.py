@@ -11,6 +11,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from boltzformer_monai.data.slices import SliceRow, read_png
+from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.transforms.square import SquareFit
 
 
@@ -30,11 +31,18 @@ class LoadSliced(Transform):
         """Raises :class:`~boltzformer_monai.errors.DatasetError` where a file is missing or damaged."""
         row: SliceRow = data["rows"][0]
         pixels = read_png(row.image)
+        if pixels.dtype != np.uint8:
+            msg = f"{row.image}: has 16 bits, a stored image has 8; slice volume {row.volume!r} again"
+            raise DatasetError(msg)
         fit = slice_fit(pixels.shape, row, self.size)
         out = dict(data)
         out["image"] = fit.image(image_tensor(pixels))[0]
         if row.label is not None:
-            values = torch.from_numpy(read_png(row.label).astype(np.float32))
+            labels = read_png(row.label)
+            if labels.shape != pixels.shape:
+                msg = f"{row.label}: is {labels.shape}, its image {pixels.shape}; slice volume {row.volume!r} again"
+                raise DatasetError(msg)
+            values = torch.from_numpy(labels.astype(np.float32))
             out["label_map"] = fit.label(values[None, None])[0]
         return out
 

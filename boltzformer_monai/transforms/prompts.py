@@ -46,6 +46,10 @@ class SelectPromptsd(RandomizableTransform):
                 f"prompts_per_image must be at least 1 and negatives in 0–1, got {prompts_per_image} and {negatives}"
             )
             raise ConfigError(msg)
+        for target, weight in (weights or {}).items():
+            if not weight > 0:
+                msg = f"the weight of target {target!r} must be positive, got {weight}"
+                raise ConfigError(msg)
         self.tokenizer = tokenizer
         self.prompts_per_image = prompts_per_image
         self.mask_size = mask_size

@@ -56,12 +56,15 @@ class SquareFit:
         return self._pad(x)
 
     def restore(self, x: Tensor) -> Tensor:
-        """Logits or probabilities ``(B, P, s, s)`` of any square size → ``(B, P, H, W)`` on the slice, bilinear."""
+        """Logits or probabilities ``(B, P, s, s)`` of any square size → ``(B, P, H, W)`` on the slice, bilinear.
+
+        Without antialiasing: where a slice was enlarged, this undoes it, and one-pixel objects survive.
+        """
         height, width = self.content
         top, left = self.offset
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        return _resize(x[..., top : top + height, left : left + width], self.shape)
+        return _resize(x[..., top : top + height, left : left + width], self.shape, antialias=False)
 
     def _pad(self, x: Tensor) -> Tensor:
         height, width = self.content
@@ -69,7 +72,7 @@ class SquareFit:
         return F.pad(x, (left, self.size - width - left, top, self.size - height - top))
 
 
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(x: Tensor, size: tuple[int, int], *, antialias: bool = True) -> Tensor:
     if tuple(x.shape[-2:]) == size:
         return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=antialias)

@@ -36,6 +36,14 @@ class PromptTokenizer:
         self.path = None if path is None else str(path)
         self._encode = _clip_encoder() if path is None else _transformers_encoder(str(path))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the encoder, which cannot be pickled: data loader workers make their own."""
+        return {"context": self.context, "path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Made anew."""
+        self.__init__(**state)  # type: ignore[misc]
+
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of one prompt.
 

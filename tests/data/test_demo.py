@@ -40,13 +40,17 @@ def test_volumes_formats_and_splits(made: Path) -> None:
         "abdomen_000": "train",
         "abdomen_001": "train",
         "abdomen_002": "train",
-        "abdomen_003": "test",
-        "abdomen_004": "val",
+        "abdomen_003": "val",
+        "abdomen_004": "test",
         "chest_000": "train",
         "chest_001": "val",
     }
-    assert [name for name, volume in volumes.items() if volume.image.is_dir()] == ["abdomen_003"]
-    assert volumes["chest_001"].image.name == "chest_001.nii.gz"
+    assert [name for name, volume in volumes.items() if volume.image.is_dir()] == [
+        "abdomen_000",
+        "abdomen_004",
+        "chest_001",
+    ]
+    assert volumes["chest_000"].image.name == "chest_000.nii.gz"
     assert volumes["chest_001"].labels[10] == "lung nodule"
     assert all(volume.label.is_file() for volume in volumes.values())
     assert len({volume.patient for volume in volumes.values()}) == len(volumes)
@@ -55,22 +59,22 @@ def test_volumes_formats_and_splits(made: Path) -> None:
 def test_the_description_on_disk_is_relative(made: Path) -> None:
     text = (made / "volumes" / "volumes.json").read_text()
     assert str(made) not in text
-    entry = next(entry for entry in json.loads(text)["volumes"] if entry["id"] == "abdomen_003")
-    assert entry["image"] == "abdomen_003"
+    entry = next(entry for entry in json.loads(text)["volumes"] if entry["id"] == "abdomen_004")
+    assert entry["image"] == "abdomen_004"
     assert (entry["modality"], entry["site"], entry["split"]) == ("CT", "abdomen", "test")
 
 
 def test_slices_are_what_the_phantom_shows(made: Path) -> None:
     reader = SliceReader(made / "slices")
     assert set(reader.volumes) == {volume.volume_id for volume in read_demo_volumes(made)}
-    for name, index, site in (("abdomen_000", 0, "abdomen"), ("abdomen_003", 3, "abdomen"), ("chest_001", 1, "chest")):
+    for name, index, site in (("abdomen_001", 1, "abdomen"), ("abdomen_004", 4, "abdomen"), ("chest_001", 1, "chest")):
         image, label = make_phantom(site, seed=3 * 10_000 + index, size=SMALL["size"])
         grey = NAMED_WINDOWS[site].apply(image.array)
         row = next(row for row in reader.select(volume=name) if row.slice_index == 4 and row.target == "aorta")
         np.testing.assert_array_equal(read_png(row.image), grey[:, :, 4].T)  # DICOM and NIfTI alike
         np.testing.assert_array_equal(read_mask(row), label.array[:, :, 4].T == 5)
         assert row.prompts[0] == f"aorta in {'abdominal' if site == 'abdomen' else 'chest'} CT"
-    assert {row.split for row in reader.rows if row.volume == "abdomen_003"} == {"test"}
+    assert {row.split for row in reader.rows if row.volume == "abdomen_004"} == {"test"}
     assert {row.split for row in reader.rows if row.volume == "chest_001"} == {"val"}
 
 
@@ -187,7 +191,8 @@ def test_bad_numbers_are_refused(tmp_path: Path, settings: dict) -> None:
 
 def test_default_numbers_give_960_training_slices() -> None:
     plan = list(demo._plan(demo.DEFAULT_ABDOMEN, demo.DEFAULT_CHEST))
-    assert sum(split == "train" for _, _, split in plan) * demo.DEFAULT_SIZE[2] == 960
-    assert [(kind, split) for kind, _, split in plan].count(("abdomen", "val")) == 8
-    assert [(kind, split) for kind, _, split in plan].count(("chest", "val")) == 3
-    assert [(kind, index) for kind, index, split in plan if split == "test"] == [("abdomen", 35)]
+    assert sum(split == "train" for _, _, split, _ in plan) * demo.DEFAULT_SIZE[2] == 960
+    for split, counts in {"val": (6, 2), "test": (6, 2)}.items():
+        kinds = [kind for kind, _, each, _ in plan if each == split]
+        assert (kinds.count("abdomen"), kinds.count("chest")) == counts
+    assert {kind for kind, _, split, dicom in plan if split == "test" and dicom} == {"abdomen", "chest"}

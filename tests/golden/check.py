@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from boltzformer_monai.errors import BoltzFormerError
 from tests.golden import modules, whole_model
 from tests.golden.decoder import check_decoder
 
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in parser.parse_args(argv).files:
         try:
             kind, rows = check_file(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, BoltzFormerError) as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             code = 2
             continue

@@ -1,0 +1,49 @@
+# On a machine with Python 3.10 or newer and make, `make demo` and `make test` need nothing else:
+# each makes the environment in $(VENV) first. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## make the environment and install the package with its development tools
+
+demo: $(STAMP) ## phantoms, slices, training, evaluation and a segmented volume, in runs/demo
+	$(BIN)/boltzformer demo --output runs/demo
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove environments, caches and build products; runs/, demo data and checkpoints stay
+	rm -rf $(VENV) .venv-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
+
+# Made once, and again when pyproject.toml changes. An environment left without pip by an interruption is made anew.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is missing or older than 3.10; name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV)"
+	@if $(PIP) install --quiet uv; then \
+		$(BIN)/python -m uv pip install --python $(BIN)/python -e '.[dev]'; \
+	else \
+		echo "uv cannot be installed here; pip does it, more slowly"; \
+		$(PIP) install -e '.[dev]'; \
+	fi
+	@touch $@

@@ -1,0 +1,212 @@
+"""The one way from a scan on disk to a label map on disk: load → window → infer → restore → write.
+
+Command line, bundle and Label app all use :class:`VolumeSegmenter`, or the three parts it is made of.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Transform
+
+from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
+from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
+from boltzformer_monai.inferers.windows import PromptWindows
+from boltzformer_monai.io.volume import Volume, read_volume, write_label_map
+from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.presets import create_boltzformer, network_config
+from boltzformer_monai.networks.weights import Description, load_checkpoint
+from boltzformer_monai.transforms import PromptTokenizer
+
+_log = logging.getLogger(__name__)
+
+OUTPUT_SUFFIXES = (".nii", ".nii.gz", ".nrrd")
+
+
+class LoadVolumed(Transform):
+    """``{"image": path}`` → ``image`` as MetaTensor ``(1, I, J, K)`` float32 in the scanner's units.
+
+    Its affine is voxel → RAS mm; ``meta`` holds ``modality`` and ``filename_or_obj``.
+
+    Args:
+        series: SeriesInstanceUID to read where a DICOM folder holds several.
+        modality: ``"CT"`` or ``"MR"`` where the file does not say.
+    """
+
+    def __init__(self, *, series: str | None = None, modality: str | None = None) -> None:
+        self.series = series
+        self.modality = modality
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises :class:`~boltzformer_monai.errors.VolumeError` where the scan cannot be read or trusted."""
+        volume = read_volume(data["image"], series=self.series, modality=self.modality)
+        meta = {"modality": volume.modality, "filename_or_obj": str(data["image"])}
+        array = torch.from_numpy(np.ascontiguousarray(volume.array))[None]
+        return {**data, "image": MetaTensor(array, affine=torch.from_numpy(volume.affine.copy()), meta=meta)}
+
+
+class SaveLabelMapd(Transform):
+    """Writes ``pred`` ``(1, I, J, K)`` on the grid of ``image``, NIfTI or NRRD by suffix, and passes the item on.
+
+    Args:
+        output: the file to write.
+    """
+
+    def __init__(self, *, output: str | Path) -> None:
+        check_output(output)
+        self.output = Path(output)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        image = data["image"]
+        grid = Volume(np.asarray(image[0].cpu()), np.asarray(image.affine, dtype=np.float64))
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        write_label_map(np.asarray(data["pred"][0].cpu()), grid, self.output)
+        return dict(data)
+
+
+def existing_scan(image: str | Path) -> None:
+    """Raise a ``VolumeError`` if there is nothing at the path: before the network is loaded, not after it."""
+    if not Path(image).exists():
+        msg = f"{image}: no such file or folder; give a NIfTI or NRRD file or a DICOM folder"
+        raise VolumeError(msg)
+
+
+def check_output(output: str | Path) -> None:
+    """Raise a ``ConfigError`` unless a label map can be written under this name: before the work, not after it."""
+    if not str(output).lower().endswith(OUTPUT_SUFFIXES):
+        msg = f"cannot write {output}: the output must end in {', '.join(OUTPUT_SUFFIXES)}"
+        raise ConfigError(msg)
+    if Path(output).is_dir():
+        msg = f"cannot write {output}: it is a folder"
+        raise ConfigError(msg)
+
+
+class VolumeSegmenter:
+    """A network with everything that a scan needs on its way to a label map.
+
+    Args:
+        network: in evaluation mode.
+        description: its checkpoint's.
+        trained: ``False`` for a network without a checkpoint, which :meth:`segment` refuses to use.
+    """
+
+    def __init__(self, network: BoltzFormer, description: Description, *, trained: bool = True) -> None:
+        self.network = network
+        self.description = description
+        self.trained = trained
+        self.tokenizer = PromptTokenizer(path=description.network.text_model)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, device: torch.device | str = "cpu", precision: str = "auto"
+    ) -> VolumeSegmenter:
+        """Load a checkpoint that this package's training wrote.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of another network.
+        """
+        network, description = load_checkpoint(path, device=device)
+        return cls(network.to(memory_format=torch.channels_last).set_precision(precision), description)
+
+    @classmethod
+    def from_checkpoint_or_untrained(
+        cls, path: str | Path, *, device: torch.device | str = "cpu", precision: str = "auto"
+    ) -> VolumeSegmenter:
+        """As above, but an untrained ``tiny`` where there is no file yet, so that a bundle can be inspected."""
+        if Path(path).exists():
+            return cls.from_checkpoint(path, device=device, precision=precision)
+        config = network_config("tiny")
+        network = create_boltzformer(config).to(device).eval()
+        return cls(network, Description(config, {"plane": "axial", "targets": {}}), trained=False)
+
+    def inferer(
+        self,
+        prompts: Sequence[str],
+        *,
+        window: str | Sequence[float] | Mapping[str, Any] | None = None,
+        plane: str | None = None,
+        modality: str | None = None,
+        batch_size: int = 4,
+        threshold: float = 0.5,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> SlidingVolumeInferer:
+        """The inferer for these prompts; window and plane are those of the training unless given."""
+        return SlidingVolumeInferer(
+            prompts=prompts,
+            tokenizer=self.tokenizer,
+            image_size=self.description.network.image_size,
+            windows=PromptWindows(self.description.data, window=window),
+            plane=plane or str(self.description.data.get("plane", "axial")),
+            modality=modality,
+            batch_size=batch_size,
+            threshold=threshold,
+            seed=seed,
+            progress=progress,
+        )
+
+    def segment(
+        self,
+        image: str | Path,
+        output: str | Path,
+        inferer: SlidingVolumeInferer,
+        *,
+        series: str | None = None,
+        modality: str | None = None,
+    ) -> dict[str, int]:
+        """Segment one scan and write the label map; returns the number of voxels found per prompt.
+
+        Raises:
+            CheckpointError: the network was never trained.
+            ConfigError: the output's name is not one of a label map.
+            VolumeError: the scan cannot be read or its geometry cannot be trusted.
+        """
+        self.require_trained()
+        save = SaveLabelMapd(output=output)
+        item = LoadVolumed(series=series, modality=modality)({"image": image})
+        item["pred"] = inferer(item["image"][None], self.network)[0]
+        save(item)
+        return count_voxels(item["pred"], inferer.prompts)
+
+    def require_trained(self) -> None:
+        """Raise a ``CheckpointError`` if there are no trained weights: a random mask is worse than none."""
+        if not self.trained:
+            msg = "there is no checkpoint, and untrained weights are not used; train one, or give --checkpoint PATH"
+            raise CheckpointError(msg)
+
+
+def count_voxels(labels: torch.Tensor, prompts: Sequence[str]) -> dict[str, int]:
+    """Voxels per prompt in a label map."""
+    counts = torch.bincount(labels.flatten().long(), minlength=len(prompts) + 1)
+    return {prompt: int(counts[i + 1]) for i, prompt in enumerate(prompts)}
+
+
+def run_inference(
+    evaluator: SupervisedEvaluator,
+    *,
+    segmenter: VolumeSegmenter,
+    image: str | Path | None,
+    checkpoint: str | Path,
+    output: str | Path,
+) -> None:
+    """Run the bundle's inference once its inputs are known to be there.
+
+    Raises:
+        VolumeError: no image was given.
+        CheckpointError: there is no checkpoint.
+    """
+    if not image:
+        msg = "no image given; add --image PATH (NIfTI, NRRD or a DICOM folder)"
+        raise VolumeError(msg)
+    if not segmenter.trained:
+        msg = f"no checkpoint at {checkpoint}; train one, or give --checkpoint PATH"
+        raise CheckpointError(msg)
+    evaluator.run()
+    _log.info("label map written to %s", output)

@@ -1,0 +1,143 @@
+"""All prompts on all slices of a volume, in one pass: every slice is encoded once and decoded for all prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from boltzformer_monai.data.planes import extract_slices, slice_spacing, slices_to_volume
+from boltzformer_monai.errors import ConfigError, PromptError
+from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
+from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.networks import BoltzFormer, CounterNoise, TextFeatures
+from boltzformer_monai.transforms import PromptTokenizer, SquareFit
+from boltzformer_monai.transforms.load import image_tensor
+
+
+class SlidingVolumeInferer(Inferer):
+    """Volume + prompts → label map on the volume's grid: value i for the i-th prompt (from 1), 0 for none.
+
+    Where several prompts claim a voxel, the most probable wins. The same volume and prompts always give the same
+    labels, whatever the batch size.
+
+    Args:
+        prompts: what to look for, one text per object.
+        tokenizer: the one that the network was trained with.
+        image_size: edge of the square that slices are shown in, the network's.
+        windows: chooses the window of each prompt.
+        plane: plane to slice along, the one the network was trained on.
+        modality: of scans that do not state theirs (NIfTI, NRRD).
+        batch_size: slices per pass.
+        threshold: probability from which a voxel belongs to an object.
+        seed: of the attention sampling.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        PromptError: no prompts, or an empty one.
+        ConfigError: batch size or threshold out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[str],
+        tokenizer: PromptTokenizer,
+        image_size: int,
+        windows: PromptWindows,
+        plane: str = "axial",
+        modality: str | None = None,
+        batch_size: int = 4,
+        threshold: float = 0.5,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(prompts, str) or not prompts:
+            msg = "give at least one prompt, as a list, e.g. ['left kidney', 'lung nodule']"
+            raise PromptError(msg)
+        if batch_size < 1 or not 0 < threshold < 1:
+            msg = f"batch_size must be at least 1 and threshold in (0, 1), got {batch_size} and {threshold}"
+            raise ConfigError(msg)
+        self.prompts = list(prompts)
+        self.tokens = tokenizer(self.prompts)
+        self.image_size = image_size
+        self.windows = windows
+        self.plane = plane
+        self.modality = modality
+        self.batch_size = batch_size
+        self.logit = math.log(threshold / (1 - threshold))
+        self.seed = seed
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: BoltzFormer, *args: Any, **kwargs: Any) -> Tensor:
+        """Label one volume.
+
+        Args:
+            inputs: MONAI MetaTensor ``(1, 1, I, J, K)`` or ``(1, I, J, K)`` in the scanner's units, with its affine.
+            network: in evaluation mode.
+
+        Returns:
+            ``(1, 1, I, J, K)`` uint8 (uint16 for more than 255 prompts) on the CPU.
+        """
+        meta = getattr(inputs, "meta", {})
+        affine = torch.as_tensor(getattr(inputs, "affine", torch.eye(4)))
+        modality = meta.get("modality", "unknown")
+        volume = Volume(
+            array=np.asarray(inputs.reshape(inputs.shape[-3:]).cpu(), dtype=np.float32),
+            affine=np.asarray(affine.reshape(4, 4), dtype=np.float64),
+            modality=str(modality[0] if isinstance(modality, list | tuple) else modality),
+        )
+        return torch.from_numpy(self.label_map(volume, network))[None, None]
+
+    @torch.inference_mode()
+    def label_map(self, volume: Volume, network: BoltzFormer) -> np.ndarray:
+        """Label map ``(I, J, K)`` of a volume, on its grid."""
+        stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
+        groups = self.windows.group(self.prompts, self.windows.modality(stated))
+        row, column, _ = slice_spacing(volume, self.plane)
+        shape = extract_slices(volume, self.plane).shape
+        labels = np.zeros(shape, np.uint8 if len(self.prompts) <= 255 else np.uint16)
+        # The winner's logit so far; anything below the threshold has lost already.
+        best = np.full(shape, self.logit, np.float32) if len(groups) > 1 else None
+        fit = SquareFit((shape[1], shape[2]), (row, column), self.image_size)
+        total = len(groups) * shape[0]
+        with tqdm(total=total, desc="slices", unit="slice", disable=not self.progress, leave=False) as bar:
+            for window, members in groups:
+                self._label_group(volume, network, window, members, fit, labels, best, bar)
+        return slices_to_volume(labels, volume, self.plane)
+
+    def _label_group(
+        self,
+        volume: Volume,
+        network: BoltzFormer,
+        window: AnyWindow,
+        members: list[int],
+        fit: SquareFit,
+        labels: np.ndarray,
+        best: np.ndarray | None,
+        bar: Any,
+    ) -> None:
+        """All prompts that share a window, batch after batch of slices."""
+        device = network.mean.device
+        shown = Volume(window.apply(volume.array), volume.affine, volume.modality)
+        slices = extract_slices(shown, self.plane)
+        text = network.encode_text(self.tokens[members][None].to(device))
+        values = torch.tensor(members) + 1
+        for start in range(0, len(slices), self.batch_size):
+            stop = min(start + self.batch_size, len(slices))
+            features = network.encode_image(fit.image(image_tensor(slices[start:stop])).to(device))
+            repeated = TextFeatures(*(x.expand(stop - start, *x.shape[1:]) for x in text))
+            decoded = network.decode(features, repeated, generator=CounterNoise(self.seed))
+            logits, winner = fit.restore(decoded.logits).max(dim=1)
+            wins = (logits.cpu().numpy() > (self.logit if best is None else best[start:stop]))
+            labels[start:stop][wins] = values[winner.cpu()].numpy()[wins]
+            if best is not None:
+                best[start:stop][wins] = logits.cpu().numpy()[wins]
+            bar.update(stop - start)

@@ -1,0 +1,72 @@
+"""Which window a prompt's target was trained with, so that inference shows the network the same grey values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from boltzformer_monai.data.prompts import find_target, normalise_prompt
+from boltzformer_monai.data.windows import MRPercentiles, Window, default_window, parse_window, window_from_dict
+from boltzformer_monai.errors import ConfigError
+
+AnyWindow = Window | MRPercentiles
+
+
+class PromptWindows:
+    """Chooses a window per prompt; "left kidney" and "lung nodule" may need different ones on the same scan.
+
+    Args:
+        data: what the checkpoint says of its training slices (``{"targets": {name: {modality, site, window}}}``).
+        window: use this one for every prompt: a name, ``(level, width)`` in HU, or a window.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any], *, window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None
+    ) -> None:
+        self.targets: dict[str, Mapping[str, Any]] = dict(data.get("targets", {}))
+        self.fixed = None if window is None else parse_window(window)
+
+    def modality(self, stated: str) -> str:
+        """The scan's modality; where the scan does not state it, the only one that the checkpoint was trained on.
+
+        Raises:
+            ConfigError: the scan does not say, and the checkpoint knows several or none.
+        """
+        if stated != "unknown":
+            return stated
+        known = sorted({str(entry["modality"]) for entry in self.targets.values()})
+        if len(known) == 1:
+            return known[0]
+        msg = "the scan does not say whether it is CT or MR; give --modality"
+        raise ConfigError(msg)
+
+    def group(self, prompts: Sequence[str], modality: str) -> list[tuple[AnyWindow, list[int]]]:
+        """Prompts that share a window: the window and their indices, in order of first use."""
+        groups: list[tuple[AnyWindow, list[int]]] = []
+        for index, prompt in enumerate(prompts):
+            window = self._of(prompt, modality)
+            for known, members in groups:
+                if known == window:
+                    members.append(index)
+                    break
+            else:
+                groups.append((window, [index]))
+        return groups
+
+    def _of(self, prompt: str, modality: str) -> AnyWindow:
+        if self.fixed is not None:
+            return self.fixed
+        trained = {name: entry for name, entry in self.targets.items() if entry["modality"] == modality}
+        text = normalise_prompt(prompt)
+        best, length = None, 0
+        for name, entry in trained.items():
+            known = find_target(name)
+            for spelling in (name, *(known.synonyms if known else ())):
+                if len(spelling) > length and re.search(rf"\b{re.escape(spelling)}\b", text):
+                    best, length = entry, len(spelling)
+        if best is None:
+            # An unknown target: the site that the prompt names, else what most targets were trained with.
+            sites = [entry for entry in trained.values() if str(entry["site"]) in text]
+            best = next(iter(sites or trained.values()), None)
+        return default_window(modality, "") if best is None else window_from_dict(dict(best["window"]))

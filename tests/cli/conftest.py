@@ -1,0 +1,3 @@
+from tests.inferers.conftest import checkpoint
+
+__all__ = ["checkpoint"]

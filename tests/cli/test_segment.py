@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from boltzformer_monai.cli import main
+from boltzformer_monai.data.phantom import make_phantom
+from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scans")
+    image, label = make_phantom("abdomen", seed=1, size=(48, 48, 5))
+    write_phantom_nifti(image, label, folder, "scan")
+    write_phantom_dicom(image, folder / "series", seed=1)
+    return folder
+
+
+def _run(*arguments: object) -> int:
+    return main(["segment", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(("name", "output"), [("scan.nii.gz", "out.nii.gz"), ("series", "new/out.nii.gz")])
+def test_a_scan_becomes_a_label_map_on_its_grid(
+    scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, output: str
+) -> None:
+    out = tmp_path / output
+    code = _run(scans / name, "--prompts", "left kidney", "lung nodule", "--checkpoint", checkpoint, "--output", out)
+    assert code == 0
+    labels, image = nibabel.load(out), nibabel.load(scans / "scan.nii.gz")
+    np.testing.assert_allclose(np.abs(labels.affine), np.abs(image.affine), atol=1e-3)
+    if name == "scan.nii.gz":
+        assert labels.shape == image.shape
+        np.testing.assert_allclose(labels.affine, image.affine, atol=1e-5)
+    found = json.loads(capsys.readouterr().out)
+    values = np.asarray(labels.dataobj)
+    counts = {"left kidney": int((values == 1).sum()), "lung nodule": int((values == 2).sum())}
+    assert found["voxels"] == counts
+    assert sum(counts.values()) > 0
+
+
+def test_dicom_and_nifti_give_the_same_mask(scans: Path, checkpoint: Path, tmp_path: Path) -> None:
+    maps = []
+    for name in ("scan.nii.gz", "series"):
+        out = tmp_path / f"{name}.nii.gz"
+        assert _run(scans / name, "--prompts", "left kidney", "--checkpoint", checkpoint, "--output", out) == 0
+        canonical = nibabel.as_closest_canonical(nibabel.load(out))
+        maps.append(np.asarray(canonical.dataobj))
+    np.testing.assert_array_equal(maps[0], maps[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image": "nothing.nii.gz"}, "nothing.nii.gz"),
+        ({"checkpoint": "nothing.pt"}, "nothing.pt"),
+        ({"output": "mask.png"}, ".nii.gz"),
+        ({"prompts": " "}, "prompt"),
+        ({"prompts": "kidney " * 2000}, "longer than"),
+        ({"window": "lunge"}, "lung"),
+        ({"device": "cuda:99"}, "cuda:99"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    scans: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str],
+    said: str,
+) -> None:
+    given = {
+        "prompts": "left kidney",
+        "checkpoint": checkpoint,
+        "output": tmp_path / "out.nii.gz",
+        **{key: value for key, value in change.items() if key != "image"},
+    }
+    flags = [part for key, value in given.items() for part in (f"--{key}", value)]
+    assert _run(scans / change.get("image", "scan.nii.gz"), *flags) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert said in stderr
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_a_truncated_checkpoint_and_a_truncated_scan(
+    scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn = tmp_path / "model.pt"
+    torn.write_bytes(checkpoint.read_bytes()[:5000])
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes((scans / "scan.nii.gz").read_bytes()[:5000])
+    for image, weights in ((scans / "scan.nii.gz", torn), (scan, checkpoint)):
+        code = _run(image, "--prompts", "liver", "--checkpoint", weights, "--output", tmp_path / "out.nii.gz")
+        stderr = capsys.readouterr().err
+        assert (code, stderr.count("\n")) == (2, 1)
+        assert str(tmp_path) in stderr

@@ -1,0 +1,32 @@
+"""A small checkpoint with random weights, made as training makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from boltzformer_monai.networks import create_boltzformer, network_config
+from boltzformer_monai.networks.weights import Description
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model.pt`` of an untrained network that claims to know two targets with different windows."""
+    from boltzformer_monai.data.windows import NAMED_WINDOWS
+
+    torch.manual_seed(0)
+    config = network_config("tiny", image_size=64, mask_bias=0.0)
+    targets = {
+        "left kidney": {"modality": "CT", "site": "abdomen", "window": NAMED_WINDOWS["abdomen"].to_dict()},
+        "lung nodule": {"modality": "CT", "site": "chest", "window": NAMED_WINDOWS["chest"].to_dict()},
+    }
+    description = Description(config, {"plane": "axial", "targets": targets})
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
+    model = create_boltzformer(config)
+    with torch.no_grad():  # spread the logits around zero, so that masks are neither empty nor full
+        model.decoder.mask_head.layers[-1].weight.mul_(100)
+        model.aggregation.conv.bias.sub_(2.5)
+    torch.save({"model": model.state_dict(), "description": description.state_dict()}, path)
+    return path

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from boltzformer_monai.data.windows import NAMED_WINDOWS, MRPercentiles
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.inferers import PromptWindows
+
+ABDOMEN, CHEST = NAMED_WINDOWS["abdomen"], NAMED_WINDOWS["chest"]
+DATA = {
+    "targets": {
+        "liver": {"modality": "CT", "site": "abdomen", "window": ABDOMEN.to_dict()},
+        "inferior vena cava": {"modality": "CT", "site": "abdomen", "window": ABDOMEN.to_dict()},
+        "lung nodule": {"modality": "CT", "site": "chest", "window": CHEST.to_dict()},
+    }
+}
+
+
+def test_prompts_are_grouped_by_the_window_of_their_target() -> None:
+    groups = PromptWindows(DATA).group(["liver", "lung nodule in chest CT", "the LIVER in abdominal CT"], "CT")
+    assert groups == [(ABDOMEN, [0, 2]), (CHEST, [1])]
+
+
+def test_a_synonym_finds_its_target() -> None:
+    reordered = {"targets": dict(reversed(DATA["targets"].items()))}
+    assert PromptWindows(reordered).group(["postcava"], "CT") == [(ABDOMEN, [0])]
+
+
+def test_an_unknown_target_takes_the_site_that_the_prompt_names() -> None:
+    assert PromptWindows(DATA).group(["a shadow in chest CT"], "CT") == [(CHEST, [0])]
+
+
+def test_a_fixed_window_serves_all_prompts() -> None:
+    groups = PromptWindows(DATA, window=[50, 300]).group(["liver", "lung nodule"], "CT")
+    assert len(groups) == 1
+    assert groups[0][1] == [0, 1]
+
+
+def test_mr_never_gets_a_ct_window() -> None:
+    assert PromptWindows(DATA).group(["liver"], "MR") == [(MRPercentiles(), [0])]
+
+
+def test_an_unstated_modality_is_that_of_the_training_or_an_error() -> None:
+    assert PromptWindows(DATA).modality("unknown") == "CT"
+    assert PromptWindows(DATA).modality("MR") == "MR"
+    with pytest.raises(ConfigError, match="--modality"):
+        PromptWindows({}).modality("unknown")

@@ -1,0 +1,177 @@
+"""What a decoder of many prompts must keep: a prompt's mask depends on its image and its text, and on nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder, _downsample
+from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, FullAttention, ThresholdMask
+from tests.networks.cases import randomise
+
+D = 16
+POLICIES = {
+    "boltzmann": lambda: BoltzmannSampling(1.0, 0.2),
+    "exact": lambda: BoltzmannSampling(1.0, 0.2, exact=True),
+    "per head": lambda: BoltzmannSampling(1.0, 0.2, per_head=True),
+    "exact per head": lambda: BoltzmannSampling(1.0, 0.2, exact=True, per_head=True),
+    "threshold": lambda: ThresholdMask(0.5),
+    "full": FullAttention,
+}
+
+
+def make_decoder(policy: str = "boltzmann", **settings: Any) -> BoltzFormerDecoder:
+    torch.manual_seed(0)
+    decoder = BoltzFormerDecoder(
+        dim=D, policy=POLICIES[policy](), **{"queries": 3, "heads": 2, "hidden": 20, "layers": 4, **settings}
+    )
+    randomise(decoder)
+    return decoder.eval()
+
+
+def make_inputs(batch: int = 2, prompts: int = 3, tokens: int = 4, seed: int = 1) -> tuple[list[Tensor], Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = [torch.randn(batch, D, 2 * s, 3 * s, generator=generator) for s in (1, 2, 4)]
+    semantic_map = torch.randn(batch, D, 16, 24, generator=generator)
+    return features, semantic_map, torch.randn(batch, prompts, tokens, D, generator=generator)
+
+
+def decode(decoder: BoltzFormerDecoder, features: list[Tensor], semantic_map: Tensor, text: Tensor) -> Tensor:
+    valid = torch.ones(text.shape[:3], dtype=torch.bool)
+    return decoder(features, semantic_map, text, valid, generator=CounterNoise())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_prompt_alone_gives_the_mask_it_gives_among_others(policy: str):
+    decoder = make_decoder(policy)
+    features, semantic_map, text = make_inputs()
+    together = decode(decoder, features, semantic_map, text)
+    assert together.shape == (2, 3, 3, 16, 24)
+    for prompt in range(3):
+        alone = decode(decoder, features, semantic_map, text[:, prompt : prompt + 1])
+        torch.testing.assert_close(alone[:, 0], together[:, prompt], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_batch_equals_its_images_one_by_one(policy: str):
+    decoder = make_decoder(policy)
+    features, semantic_map, text = make_inputs()
+    together = decode(decoder, features, semantic_map, text)
+    for i in range(2):
+        alone = decode(decoder, [f[i : i + 1] for f in features], semantic_map[i : i + 1], text[i : i + 1])
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text_prior", [True, False])
+def test_padding_of_the_text_changes_nothing(text_prior: bool):
+    decoder = make_decoder(text_prior=text_prior)
+    features, semantic_map, text = make_inputs()
+    expected = decode(decoder, features, semantic_map, text)
+    padded = torch.cat((text, 50 * torch.randn(2, 3, 5, D)), dim=2)
+    valid = torch.arange(9).expand(2, 3, 9) < 4
+    result = decoder(features, semantic_map, padded, valid, generator=CounterNoise())
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    seen = decoder(features, semantic_map, padded, torch.ones_like(valid), generator=CounterNoise())
+    assert (seen - expected).abs().max() > 1e-2  # the validity is what keeps it away
+
+
+def test_text_and_image_matter():
+    decoder = make_decoder()
+    features, semantic_map, text = make_inputs()
+    base = decode(decoder, features, semantic_map, text)
+    assert (decode(decoder, features, semantic_map, text.roll(1, 1)) - base).abs().max() > 1e-2
+    for level in range(3):
+        changed = [f + (i == level) for i, f in enumerate(features)]
+        assert (decode(decoder, changed, semantic_map, text) - base).abs().max() > 1e-3
+
+
+def test_gradient_reaches_every_weight_and_every_input():
+    decoder = make_decoder(mask_bias=-2.0)
+    features, semantic_map, text = make_inputs()
+    leaves = [*features, semantic_map, text]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    decode(decoder, features, semantic_map, text).square().mean().backward()
+    for name, tensor in [*decoder.named_parameters(), *((f"input {i}", x) for i, x in enumerate(leaves))]:
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+        assert tensor.grad.abs().max() > 0, name
+
+
+def test_an_empty_set_attends_to_everything():
+    features, semantic_map, text = make_inputs()
+
+    class Nothing:
+        per_head = False
+
+        def __call__(self, logits: Tensor, layer: int, generator: object = None) -> Tensor:
+            return torch.zeros_like(logits, dtype=torch.bool)
+
+    decoder = make_decoder("full")
+    full = decode(decoder, features, semantic_map, text)
+    decoder.policy = Nothing()
+    assert torch.equal(decode(decoder, features, semantic_map, text), full)
+
+
+def test_levels_are_visited_in_turn_coarse_to_fine():
+    shown = []
+
+    class Watching(FullAttention):
+        def __call__(self, logits: Tensor, layer: int, generator: object = None) -> Tensor:
+            shown.append((layer, tuple(logits.shape)))
+            return super().__call__(logits, layer)
+
+    decoder = make_decoder(layers=7)
+    decoder.policy = Watching()
+    decode(decoder, *make_inputs())
+    assert shown == [(i, (2, 3, 3, 6 * 4 ** (i % 3))) for i in range(7)]
+
+
+def test_the_policy_is_shown_the_mask_logits_at_the_level():
+    shown: list[Tensor] = []
+
+    class Watching(FullAttention):
+        def __call__(self, logits: Tensor, layer: int, generator: object = None) -> Tensor:
+            shown.append(logits)
+            return super().__call__(logits, layer)
+
+    decoder = make_decoder(layers=1, text_prior=False, mask_bias=0.7)
+    decoder.policy = Watching()
+    features, semantic_map, text = make_inputs()
+    decode(decoder, features, semantic_map, text)
+    mu = decoder.mask_head(decoder.query_feat.weight)
+    full = torch.einsum("md,bdhw->bmhw", mu, semantic_map) + 0.7
+    at_level = F.interpolate(full, size=(2, 3), mode="bilinear", align_corners=False).flatten(2)
+    torch.testing.assert_close(shown[0], at_level[:, None].expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("full", "size"),
+    [
+        ((16, 24), (8, 12)),
+        ((16, 24), (4, 6)),
+        ((16, 24), (2, 3)),
+        ((18, 30), (6, 10)),
+        ((16, 24), (16, 24)),
+        ((17, 23), (5, 6)),
+        ((16, 24), (8, 6)),
+        ((8, 8), (16, 16)),
+    ],
+)
+def test_downsampling_equals_interpolation(full: tuple[int, int], size: tuple[int, int]):
+    semantic_map = torch.randn(2, 3, *full, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(semantic_map, size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(_downsample(semantic_map, size), expected)
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ConfigError, match="queries must be at least 1, got 0"):
+        make_decoder(queries=0)
+    decoder = make_decoder(levels=2)
+    with pytest.raises(ConfigError, match="built for 2 feature levels and got 3"):
+        decode(decoder, *make_inputs())
