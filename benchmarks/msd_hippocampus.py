@@ -3,7 +3,8 @@
     python benchmarks/msd_hippocampus.py --input Task04_Hippocampus --output runs/hippocampus \
         --json benchmarks/results/msd_hippocampus.json
 
-The patients of the split "test" are never seen in training; early stopping and the best checkpoint use "val".
+The held-out patients are the validation split, one in five: no weight is fitted on them, but the checkpoint with the
+best loss on them is the one that is evaluated, as in the paper's protocol.
 """
 
 from __future__ import annotations

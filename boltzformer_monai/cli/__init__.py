@@ -50,4 +50,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     sys.stdout.flush()
     return code
-

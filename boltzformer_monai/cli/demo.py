@@ -31,9 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(msg)
     from boltzformer_monai.cli.demo_run import run_demo
 
-    result = run_demo(
-        arguments.output, bundle_root=arguments.bundle_root, epochs=arguments.epochs, seed=arguments.seed
-    )
+    result = run_demo(arguments.output, bundle_root=arguments.bundle_root, epochs=arguments.epochs, seed=arguments.seed)
     for name, path in result.files.items():
         sys.stdout.write(f"{name:<14}{path}\n")
     sys.stdout.write(f"mean Dice     {result.mean_dice:.3f} on held-out scans\n")

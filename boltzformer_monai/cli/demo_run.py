@@ -16,7 +16,7 @@ from monai.bundle import create_workflow
 
 from boltzformer_monai.data.demo import DemoVolume, ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.data.slices import SliceReader, SliceRow, read_mask, read_png
-from boltzformer_monai.evaluation.figures import OverlayPanel, loss_curve, overlay_grid, sampled_patches
+from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid, sampled_patches
 from boltzformer_monai.evaluation.metrics import dice
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.tables import write_metrics_json
@@ -134,14 +134,15 @@ def _predict(segmenter: VolumeSegmenter, row: SliceRow) -> tuple[np.ndarray, lis
     network = segmenter.network
     pixels = read_png(row.image)
     fit = slice_fit(pixels.shape, row, segmenter.description.network.image_size)
-    recording = RecordingPolicy(network.decoder.policy)
-    network.decoder.policy = recording
+    decoder: Any = network.decoder
+    recording = RecordingPolicy(decoder.policy)
+    decoder.policy = recording
     try:
         features = network.encode_image(fit.image(image_tensor(pixels)))
         text = network.encode_text(segmenter.tokenizer([row.prompts[0]])[None])
         logits = network.decode(features, text).logits
     finally:
-        network.decoder.policy = recording.policy
+        decoder.policy = recording.policy
     mask = (fit.restore(logits)[0, 0] > 0).numpy()
     levels = [tuple(level.shape[-2:]) for level in features.levels]
     sets = [

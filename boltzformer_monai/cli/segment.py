@@ -14,7 +14,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "segment",
         help="segment a scan by text prompts",
-        description="Segment a scan by text prompts. The label map has value 1 for the first prompt, 2 for the second, …",
+        description="Segment a scan by text prompts. The label map holds 1 for the first prompt, 2 for the second, …",
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="NIfTI or NRRD file, or a DICOM folder")
     parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help='e.g. "left kidney" "lung nodule"')

@@ -74,8 +74,8 @@ def make_demo_volumes(
 ) -> list[DemoVolume]:
     """Write phantoms under `root`/volumes, every fourth one as a DICOM series with a NIfTI label, the rest as NIfTI.
 
-    Of each kind the last 15 % (at least one, given enough) are marked "test", the 15 % before them "val"; the very last
-    is a DICOM series. A complete folder made with the same settings is read instead of written again; an interrupted run leaves
+    Of each kind the last 15 % (at least one, given enough) are marked "test", the 15 % before them "val"; the very
+    last is a DICOM series. A complete folder made with the same settings is read instead of written again; an interrupted run leaves
     nothing behind.
 
     Args:
@@ -157,7 +157,7 @@ def ensure_demo_dataset(
     folder = Path(root) / "slices"
     if _is_complete(folder, MARKER_FILE, SLICES_FORMAT, parameters):
         return folder
-    _log.info("no data set was given: making the demo data set (synthetic CT phantoms) in %s", folder)
+    _log.info("making the demo data set (synthetic CT phantoms) in %s", folder)
     volumes = make_demo_volumes(root, abdomen=abdomen, chest=chest, seed=seed, size=size)
     with _staged(folder, MARKER_FILE) as staging:
         _slice_volumes(volumes, staging, seed)

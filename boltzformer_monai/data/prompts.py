@@ -129,7 +129,7 @@ def prompts_for(target: str, *, site: str, modality: str) -> tuple[str, ...]:
         raise PromptError(msg)
     spoken = _SPOKEN_MODALITY.get(normalise_modality(modality), "")
     place = normalise_site(site)
-    adjective = _adjective(place)
+    adjective = site_adjective(place)
     where = f" in {adjective} {spoken}" if place and spoken else f" in {spoken}" if spoken else ""
     texts = [f"{name}{where}"]
     if spoken:
@@ -179,6 +179,6 @@ def _tidy(name: str, words: Mapping[str, str]) -> str:
     return " ".join(words.get(word, word) for word in plain)
 
 
-def _adjective(site: str) -> str:
+def site_adjective(site: str) -> str:
     sites = _vocabulary().sites
     return " and ".join(sites.get(part, (part, part))[1] for part in site.split(" and "))

@@ -2,8 +2,10 @@
 
 from boltzformer_monai.engines.bundle import (
     default_device,
+    distributed_device,
     mask_size_for,
     start,
+    start_distributed,
     training_network,
     training_network_config,
 )
@@ -12,6 +14,7 @@ from boltzformer_monai.engines.data import (
     describe_data,
     open_dataset,
     prompt_length,
+    slice_sampler,
     training_items,
     training_transform,
 )
@@ -35,6 +38,7 @@ __all__ = [
     "collate_slices",
     "default_device",
     "describe_data",
+    "distributed_device",
     "evaluation_items",
     "evaluation_transform",
     "lower_is_better",
@@ -45,7 +49,9 @@ __all__ = [
     "prompt_length",
     "run_evaluation",
     "run_training",
+    "slice_sampler",
     "start",
+    "start_distributed",
     "training_items",
     "training_network",
     "training_network_config",

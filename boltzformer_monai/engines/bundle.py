@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -94,6 +95,27 @@ def default_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+def start_distributed() -> None:
+    """Join the process group that torchrun describes in the environment: NCCL on GPUs, Gloo on CPUs.
+
+    Raises:
+        ConfigError: the process was not started by torchrun.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        msg = "multi_gpu_train.json is for torchrun: torchrun --nproc_per_node=2 -m monai.bundle run training …"
+        raise ConfigError(msg)
+    if not torch.distributed.is_initialized():
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(distributed_device())
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def distributed_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+
+
 def device_by_name(name: str) -> torch.device:
     """``"auto"``, ``"cpu"``, ``"cuda:1"``, …
 
@@ -119,11 +141,18 @@ def mask_size_for(defaults: TrainingSettings, image_size: int) -> int:
 def training_network_config(
     preset: str, *, image_size: int, overrides: Mapping[str, Any] | None = None
 ) -> NetworkConfig:
-    """The network's settings for a preset, at an image size, with overrides."""
-    return network_config(preset, **{"image_size": image_size, **(overrides or {})})
+    """The network's settings for a preset, at an image size, with overrides.
+
+    Raises:
+        ConfigError: unknown preset or setting, or the image size among the overrides: the data must know it too.
+    """
+    if overrides and "image_size" in overrides:
+        msg = "give the image size as --image_size, not among network_overrides: the slices must be fitted to it too"
+        raise ConfigError(msg)
+    return network_config(preset, **{**(overrides or {}), "image_size": image_size})
 
 
 def training_network(config: NetworkConfig, *, device: torch.device, precision: str) -> BoltzFormer:
     """A network ready to train: on its device, channels last, computing in the given precision."""
-    network = create_boltzformer(config).to(device=device, memory_format=torch.channels_last)
+    network = create_boltzformer(config).to(device).to(memory_format=torch.channels_last)
     return network.set_precision(precision)

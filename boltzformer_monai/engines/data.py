@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Compose, Randomizable, Transform
+from monai.transforms import Compose, Transform
+from torch.utils.data import WeightedRandomSampler
 
 from boltzformer_monai.data.demo import ensure_demo_dataset
 from boltzformer_monai.data.slices import SliceReader, SliceRow
@@ -85,12 +86,12 @@ def training_transform(
     seed: int = 0,
 ) -> Compose:
     """Load → augment → choose prompts; without ``augment`` every example is the same each time (validation)."""
-    augmentations: Mapping[str, Sequence[Randomizable]] = {
+    augmentations: Mapping[str, Sequence[Callable[..., Any]]] = {
         "paper": paper_augmentation(),
         "light": light_augmentation(),
         "none": [],
     }
-    steps: list[Transform | Randomizable] = [LoadSliced(size=settings.image_size)]
+    steps: list[Callable[..., Any]] = [LoadSliced(size=settings.image_size)]
     if augment:
         steps.extend(augmentations[settings.augmentation])
     steps.append(
@@ -105,6 +106,17 @@ def training_transform(
         )
     )
     return Compose(steps).set_random_state(seed)
+
+
+def slice_sampler(items: Sequence[Item], settings: TrainingSettings, *, seed: int) -> WeightedRandomSampler | None:
+    """Draws slices by the weight of the rarest target they show; ``None`` (a plain shuffle) without target weights."""
+    if not settings.target_weights:
+        return None
+    weights = [
+        max([settings.target_weights.get(row.target, 1.0) for row in item["rows"] if row.present], default=1.0)
+        for item in items
+    ]
+    return WeightedRandomSampler(weights, len(items), generator=torch.Generator().manual_seed(seed))
 
 
 class AllPromptsd(Transform):
@@ -135,12 +147,13 @@ def collate_slices(items: Sequence[Item]) -> Item:
 
 
 def describe_data(reader: SliceReader) -> dict[str, Any]:
-    """What inference must know of the slices: plane, modality, and for every target its site and window."""
-    targets: dict[str, dict[str, Any]] = {}
+    """What inference must know of the slices: plane, modality, and every combination of target, site and window."""
+    targets: list[dict[str, Any]] = []
     for volume in reader.volumes.values():
         for name in volume["targets"]:
-            entry = {key: volume[key] for key in ("modality", "site", "window")}
-            targets.setdefault(name, entry)
+            entry = {"target": name, **{key: volume[key] for key in ("modality", "site", "window")}}
+            if entry not in targets:
+                targets.append(entry)
     planes = sorted({volume["plane"] for volume in reader.volumes.values()})
     if len(planes) != 1:
         _log.warning("the data set mixes planes (%s); inference will use %s", ", ".join(planes), planes[0])

@@ -47,7 +47,9 @@ class ScoreSlices:
         ProgressBar(desc="evaluation", persist=False).attach(engine)
 
     def _iteration(self, engine: Engine) -> None:
-        for logits, rows in zip(engine.state.output["pred"], engine.state.batch["rows"], strict=True):
+        output: Any = engine.state.output
+        batch: Any = engine.state.batch
+        for logits, rows in zip(output["pred"], batch["rows"], strict=True):
             self.scores.extend(self.score(logits[: len(rows)], rows))
 
     def score(self, logits: Tensor, rows: Sequence[SliceRow]) -> list[SliceScore]:

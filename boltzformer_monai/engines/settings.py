@@ -116,5 +116,6 @@ def training_settings(preset: str, device: torch.device | str, **overrides: Any)
             size = SETTINGS[preset].image_size
             _log.info("no GPU: training the preset 'tiny' at %d pixels; --preset hiera_s trains the paper's", size)
     reject_unknown([preset], [*PRESETS, "auto"], what="preset")
-    reject_unknown(overrides, (f.name for f in dataclasses.fields(TrainingSettings)), what="training setting")
+    known = [f.name for f in dataclasses.fields(TrainingSettings) if f.name != "preset"]
+    reject_unknown(overrides, known, what="training setting")
     return dataclasses.replace(SETTINGS[preset], **overrides)

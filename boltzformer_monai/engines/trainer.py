@@ -183,7 +183,7 @@ def run_training(
     stop = EarlyStopping(patience, score_function=lambda engine: -engine.state.metrics[VAL_LOSS], trainer=trainer)
     evaluator.add_event_handler(Events.EPOCH_COMPLETED, stop)
     # Whatever the interval, the last epoch is validated: it may be the best, or the only one.
-    trainer.add_event_handler(Events.COMPLETED, _validate_last, evaluator)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
     last = _attach_outputs(trainer, evaluator, folder, description) if is_main else None
     started = time.monotonic()
     try:
@@ -200,7 +200,7 @@ def run_training(
 
 
 def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
-    if evaluator.state.epoch != trainer.state.epoch:
+    if trainer.state.epoch == trainer.state.max_epochs and evaluator.state.epoch != trainer.state.epoch:
         evaluator.run(trainer.state.epoch)
 
 

@@ -124,7 +124,7 @@ class VolumeSegmenter:
             return cls.from_checkpoint(path, device=device, precision=precision)
         config = network_config("tiny")
         network = create_boltzformer(config).to(device).eval()
-        return cls(network, Description(config, {"plane": "axial", "targets": {}}), trained=False)
+        return cls(network, Description(config, {"plane": "axial", "targets": []}), trained=False)
 
     def inferer(
         self,

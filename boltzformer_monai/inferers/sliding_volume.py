@@ -76,12 +76,12 @@ class SlidingVolumeInferer(Inferer):
         self.seed = seed
         self.progress = progress
 
-    def __call__(self, inputs: Tensor, network: BoltzFormer, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Label one volume.
 
         Args:
             inputs: MONAI MetaTensor ``(1, 1, I, J, K)`` or ``(1, I, J, K)`` in the scanner's units, with its affine.
-            network: in evaluation mode.
+            network: a BoltzFormer in evaluation mode.
 
         Returns:
             ``(1, 1, I, J, K)`` uint8 (uint16 for more than 255 prompts) on the CPU.
@@ -136,7 +136,7 @@ class SlidingVolumeInferer(Inferer):
             repeated = TextFeatures(*(x.expand(stop - start, *x.shape[1:]) for x in text))
             decoded = network.decode(features, repeated, generator=CounterNoise(self.seed))
             logits, winner = fit.restore(decoded.logits).max(dim=1)
-            wins = (logits.cpu().numpy() > (self.logit if best is None else best[start:stop]))
+            wins = logits.cpu().numpy() > (self.logit if best is None else best[start:stop])
             labels[start:stop][wins] = values[winner.cpu()].numpy()[wins]
             if best is not None:
                 best[start:stop][wins] = logits.cpu().numpy()[wins]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from boltzformer_monai.data.prompts import find_target, normalise_prompt
+from boltzformer_monai.data.prompts import find_target, normalise_prompt, site_adjective
 from boltzformer_monai.data.windows import MRPercentiles, Window, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import ConfigError
 
@@ -17,14 +17,14 @@ class PromptWindows:
     """Chooses a window per prompt; "left kidney" and "lung nodule" may need different ones on the same scan.
 
     Args:
-        data: what the checkpoint says of its training slices (``{"targets": {name: {modality, site, window}}}``).
+        data: what the checkpoint says of its training slices (``{"targets": [{target, modality, site, window}]}``).
         window: use this one for every prompt: a name, ``(level, width)`` in HU, or a window.
     """
 
     def __init__(
         self, data: Mapping[str, Any], *, window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None
     ) -> None:
-        self.targets: dict[str, Mapping[str, Any]] = dict(data.get("targets", {}))
+        self.targets: list[Mapping[str, Any]] = list(data.get("targets", []))
         self.fixed = None if window is None else parse_window(window)
 
     def modality(self, stated: str) -> str:
@@ -35,7 +35,7 @@ class PromptWindows:
         """
         if stated != "unknown":
             return stated
-        known = sorted({str(entry["modality"]) for entry in self.targets.values()})
+        known = sorted({str(entry["modality"]) for entry in self.targets})
         if len(known) == 1:
             return known[0]
         msg = "the scan does not say whether it is CT or MR; give --modality"
@@ -57,16 +57,21 @@ class PromptWindows:
     def _of(self, prompt: str, modality: str) -> AnyWindow:
         if self.fixed is not None:
             return self.fixed
-        trained = {name: entry for name, entry in self.targets.items() if entry["modality"] == modality}
+        trained = [entry for entry in self.targets if entry["modality"] == modality]
+        if not trained:
+            return default_window(modality, "")
         text = normalise_prompt(prompt)
-        best, length = None, 0
-        for name, entry in trained.items():
-            known = find_target(name)
-            for spelling in (name, *(known.synonyms if known else ())):
-                if len(spelling) > length and re.search(rf"\b{re.escape(spelling)}\b", text):
-                    best, length = entry, len(spelling)
-        if best is None:
-            # An unknown target: the site that the prompt names, else what most targets were trained with.
-            sites = [entry for entry in trained.values() if str(entry["site"]) in text]
-            best = next(iter(sites or trained.values()), None)
-        return default_window(modality, "") if best is None else window_from_dict(dict(best["window"]))
+        # The longest target named decides, then the site named; both equal, the first of the training data.
+        best = max(trained, key=lambda entry: (_named_length(entry["target"], text), _names_site(entry["site"], text)))
+        return window_from_dict(dict(best["window"]))
+
+
+def _named_length(target: str, text: str) -> int:
+    """Letters of the longest spelling of the target that stands in the prompt; 0 if none does."""
+    known = find_target(target)
+    spellings = (target, *(known.synonyms if known else ()))
+    return max((len(s) for s in spellings if re.search(rf"\b{re.escape(s)}\b", text)), default=0)
+
+
+def _names_site(site: str, text: str) -> bool:
+    return any(re.search(rf"\b{re.escape(word)}\b", text) for word in (site, site_adjective(site)))

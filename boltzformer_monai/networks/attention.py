@@ -77,7 +77,7 @@ class CrossAttentionBlock(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, query_position: Tensor, key: Tensor, value: Tensor, attend: Tensor) -> Tensor:
-        """Queries and their position ``(B, Q, d)``, keys and values ``(B, N, d)``, set ``(B, [h,] Q, N)`` → ``(B, Q, d)``."""
+        """Queries, position ``(B, Q, d)``; keys, values ``(B, N, d)``; set ``(B, [h,] Q, N)`` → ``(B, Q, d)``."""
         return self.norm(queries + self.multihead_attn(queries + query_position, key, value, attend))
 
 

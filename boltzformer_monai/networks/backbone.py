@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,17 +40,18 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if name not in timm.list_models():
-            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+            near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
             msg = f"timm has no model {name!r}; near it: {near}"
             raise ConfigError(msg)
         options: dict[str, Any] = {"pretrained": pretrained, "in_chans": in_channels, **(settings or {})}
         self.model = timm.create_model(name, features_only=True, **options)
-        reductions = list(self.model.feature_info.reduction())
+        info: Any = self.model.feature_info
+        reductions = list(info.reduction())
         if any(stride not in reductions for stride in STRIDES):
             msg = f"backbone {name!r} has strides {reductions}; strides {list(STRIDES)} are needed"
             raise ConfigError(msg)
         self._picked = [reductions.index(stride) for stride in STRIDES]
-        all_channels = self.model.feature_info.channels()
+        all_channels = info.channels()
         self.channels: list[int] = [all_channels[i] for i in self._picked]
         self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-5) for c in self.channels) if normalise else None
 

@@ -146,6 +146,9 @@ class BoltzFormer(nn.Module):
 
     def decode(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:
         """Decode all prompts of ``text`` on ``image``; both have the same batch size."""
+        if len(image.image) != len(text.tokens):
+            msg = f"got {len(image.image)} images and tokens for {len(text.tokens)}; every image needs its own prompts"
+            raise ConfigError(msg)
         if generator is None and not self.training:
             generator = CounterNoise(self.seed)
         with autocast(self.precision, image.image.device):

@@ -6,7 +6,8 @@ at each level) is computed once and shared by all prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -133,14 +134,13 @@ class BoltzFormerDecoder(nn.Module):
             queries, text = self._exchange(self.prior_inter, queries, text, prompt, valid)
             queries = self.prior_ffn(queries)
 
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast(Iterable[BoltzFormerLayer], self.layers)):
             level = index % self.levels
             key, value = memory[level]
             attend = self._attention_set(queries.view(batch, prompts, count, -1), maps[level], index, generator)
             # All prompts' queries attend to one copy of the image: (B, P·m, d) against (B, N, d).
-            folded = layer.cross(
-                queries.reshape(batch, prompts * count, -1), query_position.repeat(prompts, 1), key, value, attend
-            )
+            folded = queries.reshape(batch, prompts * count, -1)
+            folded = layer.cross(folded, query_position.repeat(prompts, 1), key, value, attend)
             queries = folded.reshape(batch * prompts, count, -1)
             queries, text = self._exchange(layer.inter, queries, text, prompt, valid)
             queries = layer.ffn(queries)
@@ -177,7 +177,7 @@ class BoltzFormerDecoder(nn.Module):
     def _exchange(
         self, block: nn.Module, queries: Tensor, text: Tensor, prompt: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Self-attention over [Q, T]; the encoded prompt serves as the text's position in every layer [published code]."""
+        """Self-attention over [Q, T]; the encoded prompt is the text's position in every layer [published code]."""
         count = queries.shape[1]
         position = torch.cat((self.query_embed.weight.expand(len(queries), -1, -1).to(text.dtype), prompt), dim=1)
         mixed = block(torch.cat((queries.to(text.dtype), text), dim=1), position, valid)

@@ -50,8 +50,9 @@ class PiGMA(nn.Module):
         # Between the two convolutions there is no nonlinearity, so they are one transposed convolution to one map; and
         # the image's share of it is the same for all prompts.
         channels = image.shape[1]
-        weight = torch.einsum("ickl,c->ikl", self.deconv.weight, self.conv.weight[0, channels:, 0, 0])[:, None]
-        bias = self.conv.bias + self.deconv.bias @ self.conv.weight[0, channels:, 0, 0]
+        weight_of_maps = self.conv.weight[0, channels:, 0, 0]
+        weight = torch.einsum("ickl,c->ikl", self.deconv.weight, weight_of_maps)[:, None]
+        bias = torch.mv(weight_of_maps[None], self.deconv.bias) + self.conv.bias  # type: ignore[arg-type]
         small, large = (_resize(image, size) for size in ((height, width), double))
         grounding = F.conv2d(large, self.conv.weight[:, :channels], bias)
         grounding = grounding + F.conv_transpose2d(small, weight[:channels], stride=2, padding=1)

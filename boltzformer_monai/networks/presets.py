@@ -7,8 +7,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from torch import nn
-
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone, TinyBackbone
 from boltzformer_monai.networks.boltzformer import STRIDE, BoltzFormer
@@ -200,7 +198,7 @@ def attention_policy(config: NetworkConfig) -> AttentionSetPolicy:
     raise ConfigError(msg)
 
 
-def _backbone(config: NetworkConfig) -> nn.Module:
+def _backbone(config: NetworkConfig) -> TinyBackbone | TimmBackbone | FeaturePyramidNeck:
     if config.backbone == "tiny":
         return TinyBackbone(in_channels=config.in_channels)
     settings = {"normalize_modulator": True} if config.backbone.startswith("focalnet") else {}

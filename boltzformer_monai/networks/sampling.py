@@ -30,7 +30,7 @@ class CounterNoise:
         self.seed = int(seed)
 
     def uniform(self, shape: torch.Size | tuple[int, ...], *, layer: int, device: torch.device) -> Tensor:
-        """Float32 numbers in [0, 1) that broadcast to ``shape``; only the last three axes (head, query, patch) count."""
+        """Float32 in [0, 1), broadcasting to ``shape``; only the last three axes (head, query, patch) count."""
         own = tuple(shape[-3:]) if len(shape) >= 5 else (1, *shape[-2:])
         counter = torch.arange(own[0] * own[1] * own[2], device=device, dtype=torch.int64).view(own)
         state = _mix32(counter ^ _scalar_mix32(self.seed * 0x9E3779B1 + layer * 0x85EBCA6B + 1))
@@ -42,7 +42,7 @@ Randomness = torch.Generator | CounterNoise | None
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """A 32-bit integer hash (xor-shift and multiply, full avalanche) held in int64, the one dtype all devices multiply."""
+    """A 32-bit integer hash (xor-shift and multiply, full avalanche) in int64, which all devices multiply."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ((x ^ (x >> shift)) * factor) & _MASK32
     return x ^ (x >> 16)
@@ -162,7 +162,7 @@ class BoltzmannSampling:
 
 
 class ThresholdMask:
-    """Masked attention as in Mask2Former: attend where the confidence U is at least ``threshold`` (Table 3's baseline)."""
+    """Masked attention as in Mask2Former: attend where U is at least ``threshold`` (Table 3's baseline)."""
 
     per_head = False
 
@@ -199,5 +199,6 @@ class RecordingPolicy:
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
         """The wrapped policy's set."""
         attend = self.policy(logits, layer, generator)
-        self.sets.append(attend.detach().cpu())
+        # As the decoder uses it: a query whose set is empty attends to everything.
+        self.sets.append((attend | ~attend.any(-1, keepdim=True)).detach().cpu())
         return attend

@@ -70,6 +70,9 @@ def clip_text_encoder(
     activation: str = "quick_gelu",
 ) -> TextEncoder:
     """UniCL's text encoder: causal pre-norm transformer over CLIP's BPE vocabulary (Appendix A.2)."""
+    if width % heads:
+        msg = f"the text encoder's width {width} is not divisible by its heads {heads}"
+        raise ConfigError(msg)
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,

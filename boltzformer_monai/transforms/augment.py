@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Randomizable, RandomizableTransform
+from monai.transforms import RandomizableTransform
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -94,11 +94,11 @@ class RandIntensityd(RandomizableTransform):
         return out
 
 
-def paper_augmentation() -> list[Randomizable]:
+def paper_augmentation() -> list[RandomizableTransform]:
     """A.5: with probability ½ a rotation by 0/90/180/270° and a crop with ±10 % shift and scale."""
     return [RandRotateCropd()]
 
 
-def light_augmentation() -> list[Randomizable]:
+def light_augmentation() -> list[RandomizableTransform]:
     """For training from random weights, where turning the patient upside down costs more than it teaches."""
     return [RandRotateCropd(prob=0.8, rotations=(0,), shift=0.05, scale=0.1, angle=10.0), RandIntensityd()]

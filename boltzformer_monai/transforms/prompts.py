@@ -42,9 +42,7 @@ class SelectPromptsd(RandomizableTransform):
     ) -> None:
         super().__init__(prob=1.0)
         if prompts_per_image < 1 or not 0 <= negatives <= 1:
-            msg = (
-                f"prompts_per_image must be at least 1 and negatives in 0–1, got {prompts_per_image} and {negatives}"
-            )
+            msg = f"prompts_per_image must be at least 1 and negatives in 0–1, got {prompts_per_image} and {negatives}"
             raise ConfigError(msg)
         for target, weight in (weights or {}).items():
             if not weight > 0:

@@ -105,7 +105,7 @@ def test_making_it_says_so_in_one_line(tmp_path: Path, caplog: pytest.LogCapture
         ensure_demo_dataset(tmp_path, abdomen=1, chest=0, size=(32, 32, 4))
     messages = [record.getMessage() for record in caplog.records if record.name == "boltzformer_monai.data.demo"]
     assert len(messages) == 1
-    assert "no data set was given" in messages[0]
+    assert "making the demo data set" in messages[0]
     assert str(tmp_path / "slices") in messages[0]
 
 

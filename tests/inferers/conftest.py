@@ -18,10 +18,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     config = network_config("tiny", image_size=64, mask_bias=0.0)
-    targets = {
-        "left kidney": {"modality": "CT", "site": "abdomen", "window": NAMED_WINDOWS["abdomen"].to_dict()},
-        "lung nodule": {"modality": "CT", "site": "chest", "window": NAMED_WINDOWS["chest"].to_dict()},
-    }
+    targets = [
+        {"target": "left kidney", "modality": "CT", "site": "abdomen", "window": NAMED_WINDOWS["abdomen"].to_dict()},
+        {"target": "lung nodule", "modality": "CT", "site": "chest", "window": NAMED_WINDOWS["chest"].to_dict()},
+    ]
     description = Description(config, {"plane": "axial", "targets": targets})
     path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
     model = create_boltzformer(config)

@@ -17,9 +17,7 @@ from boltzformer_monai.networks import Decoded, ImageFeatures, TextFeatures
 from boltzformer_monai.transforms import PromptTokenizer
 
 ORIENTATIONS = [
-    "".join(codes)
-    for axes in itertools.permutations(("LR", "PA", "IS"))
-    for codes in itertools.product(*axes)
+    "".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)
 ]
 
 

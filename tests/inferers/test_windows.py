@@ -8,11 +8,13 @@ from boltzformer_monai.inferers import PromptWindows
 
 ABDOMEN, CHEST = NAMED_WINDOWS["abdomen"], NAMED_WINDOWS["chest"]
 DATA = {
-    "targets": {
-        "liver": {"modality": "CT", "site": "abdomen", "window": ABDOMEN.to_dict()},
-        "inferior vena cava": {"modality": "CT", "site": "abdomen", "window": ABDOMEN.to_dict()},
-        "lung nodule": {"modality": "CT", "site": "chest", "window": CHEST.to_dict()},
-    }
+    "targets": [
+        {"target": "liver", "modality": "CT", "site": "abdomen", "window": ABDOMEN.to_dict()},
+        {"target": "inferior vena cava", "modality": "CT", "site": "abdomen", "window": ABDOMEN.to_dict()},
+        {"target": "aorta", "modality": "CT", "site": "abdomen", "window": ABDOMEN.to_dict()},
+        {"target": "aorta", "modality": "CT", "site": "chest", "window": CHEST.to_dict()},
+        {"target": "lung nodule", "modality": "CT", "site": "chest", "window": CHEST.to_dict()},
+    ]
 }
 
 
@@ -22,8 +24,13 @@ def test_prompts_are_grouped_by_the_window_of_their_target() -> None:
 
 
 def test_a_synonym_finds_its_target() -> None:
-    reordered = {"targets": dict(reversed(DATA["targets"].items()))}
+    reordered = {"targets": DATA["targets"][::-1]}
     assert PromptWindows(reordered).group(["postcava"], "CT") == [(ABDOMEN, [0])]
+
+
+def test_of_one_target_at_two_sites_the_prompt_may_name_one() -> None:
+    groups = PromptWindows(DATA).group(["aorta", "aorta in chest CT", "aorta in abdominal CT"], "CT")
+    assert groups == [(ABDOMEN, [0, 2]), (CHEST, [1])]
 
 
 def test_an_unknown_target_takes_the_site_that_the_prompt_names() -> None:
