@@ -40,10 +40,6 @@ $(STAMP): pyproject.toml
 		{ echo "error: $(PYTHON) is missing or older than 3.10; name another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV)"
-	@if $(PIP) install --quiet uv; then \
-		$(BIN)/python -m uv pip install --python $(BIN)/python -e '.[dev]'; \
-	else \
-		echo "uv cannot be installed here; pip does it, more slowly"; \
-		$(PIP) install -e '.[dev]'; \
-	fi
+	@{ $(PIP) install --quiet uv && $(BIN)/python -m uv pip install --python $(BIN)/python -e '.[dev]'; } || \
+		{ echo "uv cannot install here; pip does it, more slowly"; $(PIP) install -e '.[dev]'; }
 	@touch $@

@@ -28,21 +28,21 @@ TRAINING = {
     "image_size": "128",
     "batch_size": "16",
     "prompts_per_image": "2",
-    "epochs": "14",
-    "val_interval": "2",
-    "settings_overrides": "{'balance': 0.0, 'empty_weight': 0.5, 'negatives': 0.05, 'target_weights': {}}",
+    "epochs": "9",
+    "val_interval": "3",
+    "settings_overrides": "{'balance': 0.0, 'empty_weight': 0.5, 'negatives': None, 'target_weights': {}}",
 }
 
 
-def _step(*command: str) -> None:
+def step(*command: str) -> None:
     print("$", " ".join(command), flush=True)
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 
 
-def _bundle(name: str, run_id: str, **overrides: str) -> None:
+def bundle(name: str, run_id: str, **overrides: str) -> None:
     flags = [part for key, value in overrides.items() for part in (f"--{key}", value)]
     config = str(BUNDLE / "configs" / f"{name}.json")
-    _step("-m", "monai.bundle", "run", run_id, "--config_file", config, "--bundle_root", str(BUNDLE), *flags)
+    step("-m", "monai.bundle", "run", run_id, "--config_file", config, "--bundle_root", str(BUNDLE), *flags)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,16 +55,16 @@ def main(argv: list[str] | None = None) -> int:
     task, output = arguments.input.resolve(), arguments.output.resolve()
     started = time.monotonic()
     slices = output / "slices"
-    _step(
+    step(
         "preprocessing/slice_volumes.py", "--recipe", "msd", "--input", str(task), "--output", str(slices),
         "--val-fraction", "0.2",
     )  # fmt: skip
     sliced = time.monotonic()
     overrides = {**TRAINING, "epochs": str(arguments.epochs)}
-    _bundle("train", "training", dataset_dir=str(slices), output_dir=str(output), **overrides)
+    bundle("train", "training", dataset_dir=str(slices), output_dir=str(output), **overrides)
     trained = time.monotonic()
     checkpoint = str(output / "model.pt")
-    _bundle(
+    bundle(
         "evaluate", "evaluating", dataset_dir=str(slices), output_dir=str(output), checkpoint=checkpoint, split="val"
     )
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         result("time_training", (trained - sliced) / 60, "min"),
         result("time_total", (time.monotonic() - started) / 60, "min"),
     ]
-    report(rows, arguments.json)
+    report(rows, arguments.json, settings=overrides)
     return 0
 
 

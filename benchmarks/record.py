@@ -29,16 +29,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def result(name: str, value: float, unit: str) -> dict[str, Any]:
+def result(name: str, value: float | None, unit: str) -> dict[str, Any]:
     """One row."""
     return {"name": name, "value": value, "unit": unit}
 
 
-def report(results: Sequence[dict[str, Any]], json_file: Path | None) -> None:
-    """Print the table and, if wanted, write the record."""
+def report(results: Sequence[dict[str, Any]], json_file: Path | None, *, settings: Any = None) -> None:
+    """Print the table and, if wanted, write the record, with the settings that are not in the command."""
     for row in results:
-        print(f"{row['name']:<40}{row['value']:>12.4f}  {row['unit']}")
+        value = "–" if row["value"] is None else f"{row['value']:.4f}"
+        print(f"{row['name']:<40}{value:>12}  {row['unit']}")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        record = {"environment": environment(), "results": list(results)}
+        record = {"environment": environment(), "settings": settings, "results": list(results)}
         json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -24,7 +24,10 @@ def resolve_precision(precision: str, device: torch.device | str) -> Literal["fp
     if precision != "auto":
         return "bf16" if precision == "bf16" else "fp32"
     kind = torch.device(device).type
-    has_bf16 = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _cpu_has_bf16()
+    if kind == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # older GPUs emulate it, slowly
+    else:
+        has_bf16 = kind == "cpu" and _cpu_has_bf16()
     return "bf16" if has_bf16 else "fp32"
 
 

@@ -29,7 +29,7 @@ __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_
 _log = logging.getLogger(__name__)
 
 VOLUMES_FORMAT, SLICES_FORMAT = "boltzformer-demo-volumes", "boltzformer-demo-slices"
-VERSION = 1  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
+VERSION = 2  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
 VOLUMES_FILE, MARKER_FILE = "volumes.json", "demo.json"
 DEFAULT_SIZE = (192, 192, 24)
 # 30 + 10 training volumes of 24 slices (960), 6 + 2 for validation, 6 + 2 held out for testing.
@@ -75,8 +75,8 @@ def make_demo_volumes(
     """Write phantoms under `root`/volumes, every fourth one as a DICOM series with a NIfTI label, the rest as NIfTI.
 
     Of each kind the last 15 % (at least one, given enough) are marked "test", the 15 % before them "val"; the very
-    last is a DICOM series. A complete folder made with the same settings is read instead of written again; an interrupted run leaves
-    nothing behind.
+    last is a DICOM series. A complete folder made with the same settings is read instead of written again; an
+    interrupted run leaves nothing behind.
 
     Args:
         root: made if needed.

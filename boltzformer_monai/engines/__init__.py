@@ -17,6 +17,7 @@ from boltzformer_monai.engines.data import (
     slice_sampler,
     training_items,
     training_transform,
+    validation_items,
 )
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
 from boltzformer_monai.engines.loss import BoltzFormerLoss
@@ -59,4 +60,5 @@ __all__ = [
     "training_transform",
     "val_dice",
     "val_metrics",
+    "validation_items",
 ]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 import os
+import pydoc
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,40 +16,70 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import BoltzFormerError, ConfigError
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
 
+_log = logging.getLogger(__name__)
+
 # Below these ids the user's own keys are right; what they name is checked where it is used.
 FREE_FORM = ("network_overrides", "settings_overrides", "_meta_")
+# What a configuration may be overlaid with.
+OVERLAYS = {"train": ("multi_gpu_train",)}
+_USER_ERROR_IN_WORKER = re.compile(r"boltzformer_monai\.errors\.\w+: (.+)")
 
 
-def start(bundle_root: str | Path) -> None:
+def start(bundle_root: str | Path, name: str) -> None:
     """First expression of every configuration: user errors in one line, and no override key unknown.
 
     MONAI accepts any ``--key value``; a misspelt one would silently train with the default.
 
+    Args:
+        bundle_root: the bundle's folder.
+        name: of the configuration in use, e.g. ``"train"``.
+
     Raises:
-        ConfigError: an override key is in no configuration of the bundle, or ``bundle_root`` is not the bundle.
+        ConfigError: an override key is not in the configuration and no argument of the component it is given to, the
+            device is not there, or ``bundle_root`` is not the bundle.
     """
     one_line_errors()
     configs = Path(bundle_root) / "configs"
-    if not (configs / "metadata.json").is_file():
+    if not (configs / f"{name}.json").is_file():
         msg = f"no bundle at {bundle_root}; run from the repository's root or give --bundle_root PATH/TO/boltzformer"
         raise ConfigError(msg)
-    known: set[str] = set()
-    for file in sorted(configs.glob("*.json")):
-        known.update(_ids(json.loads(file.read_text(encoding="utf-8"))))
-    for key in _ids(_parser_in_use().get()):
-        if key not in known and not key.startswith("_") and not key.startswith(FREE_FORM):
+    # `--tracking mlflow` adds settings of its own.
+    known = set(_ids(DEFAULT_MLFLOW_SETTINGS["configs"]))
+    for file in (name, *OVERLAYS.get(name, ())):
+        content = json.loads((configs / f"{file}.json").read_text(encoding="utf-8"))
+        known.update(key.replace("#", "::") for key in _ids(content))
+    parser = _parser_in_use()
+    for key in _ids(parser.get()):
+        free = key.startswith("_") or any(key == part or key.startswith(f"{part}::") for part in FREE_FORM)
+        if key not in known and not free and not _is_argument(parser, key):
             near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
             shown = key.replace("::", "#")
-            hint = f"did you mean --{near[0].replace('::', '#')}?" if near else "see configs/train.json for the keys"
+            hint = f"did you mean --{near[0].replace('::', '#')}?" if near else f"see configs/{name}.json for the keys"
             msg = f"unknown override --{shown}; {hint}"
             raise ConfigError(msg)
+    device = parser.get("device")
+    if isinstance(device, str) and not device.startswith("$"):
+        device_by_name(device)
+
+
+def _is_argument(parser: ConfigParser, key: str) -> bool:
+    """Whether the id is an argument that its component takes, although the configuration does not give it."""
+    parent, _, argument = key.rpartition("::")
+    component = parser.get(parent) if parent else None
+    if not isinstance(component, Mapping) or "_target_" not in component:
+        return False
+    target = str(component["_target_"])
+    module = target if "." in target else f"{ComponentLocator().get_component_module_name(target)}.{target}"
+    located = pydoc.locate(module)
+    return callable(located) and argument in inspect.signature(located).parameters
 
 
 def _ids(config: Any, prefix: str = "") -> Iterator[str]:
@@ -79,8 +112,12 @@ def one_line_errors() -> None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, BoltzFormerError):
             cause = cause.__cause__ or cause.__context__
+        # A loader's worker process hands over the text of the error only.
+        in_worker = _USER_ERROR_IN_WORKER.search(str(error)) or _USER_ERROR_IN_WORKER.search(str(error.__cause__))
         if cause is not None:
             sys.stderr.write(f"error: {cause}\n")
+        elif in_worker:
+            sys.stderr.write(f"error: {in_worker[1]}\n")
         elif issubclass(kind, KeyboardInterrupt):
             sys.stderr.write("interrupted\n")
         else:
@@ -146,6 +183,9 @@ def training_network_config(
     Raises:
         ConfigError: unknown preset or setting, or the image size among the overrides: the data must know it too.
     """
+    if not isinstance(overrides or {}, Mapping):
+        msg = f"network_overrides must be a mapping like {{'queries': 32}}, got {overrides!r}"
+        raise ConfigError(msg)
     if overrides and "image_size" in overrides:
         msg = "give the image size as --image_size, not among network_overrides: the slices must be fitted to it too"
         raise ConfigError(msg)
@@ -154,5 +194,10 @@ def training_network_config(
 
 def training_network(config: NetworkConfig, *, device: torch.device, precision: str) -> BoltzFormer:
     """A network ready to train: on its device, channels last, computing in the given precision."""
+    if config.backbone != "tiny" and not config.pretrained:
+        _log.info(
+            "the backbone starts from random weights; the paper's starts pre-trained: "
+            "--network_overrides \"{'pretrained': True}\" downloads timm's weights"
+        )
     network = create_boltzformer(config).to(device).to(memory_format=torch.channels_last)
     return network.set_precision(precision)

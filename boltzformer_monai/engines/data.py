@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,52 @@ def open_dataset(dataset_dir: str | Path | None, *, demo_dir: str | Path) -> Sli
     return SliceReader(dataset_dir)
 
 
-def training_items(reader: SliceReader, *, split: str, prompts_per_image: int) -> list[Item]:
+def training_items(
+    reader: SliceReader, *, split: str, prompts_per_image: int, negatives: float | None = 0.0
+) -> list[Item]:
     """One item per example: with one prompt per image a row of a present target (the paper's epoch), else a slice.
+
+    Slices that show no target can only be asked for absent ones: they are left out where ``negatives`` is 0.
 
     Raises:
         DatasetError: the split has no slice with a label.
     """
-    rows = [row for row in reader.select(split=split) if row.label is not None]
-    if prompts_per_image == 1:
-        # The absent targets of the slice ride along, so that negatives can be drawn.
-        absent: dict[Path, list[SliceRow]] = defaultdict(list)
-        for row in rows:
-            if not row.present:
-                absent[row.image].append(row)
-        items: list[Item] = [{"rows": [row, *absent[row.image]]} for row in rows if row.present]
-    else:
-        items = group_by_slice(rows)
+    items: list[Item] = []
+    for present, absent in _slices(reader, split):
+        if present and prompts_per_image == 1:
+            # The absent targets of the slice ride along, so that negatives can be drawn.
+            items.extend({"rows": [row, *absent]} for row in present)
+        elif present or negatives != 0:
+            items.append({"rows": [*present, *absent]})
+    return _not_empty(items, reader, split)
+
+
+def validation_items(
+    reader: SliceReader, *, split: str, prompts_per_image: int, negatives: float | None = 0.0
+) -> list[Item]:
+    """As many items per slice as it takes to ask for every present target once; absent ones fill the last item.
+
+    Raises:
+        DatasetError: the split has no slice with a label.
+    """
+    items: list[Item] = []
+    for present, absent in _slices(reader, split):
+        chunks = [present[i : i + prompts_per_image] for i in range(0, len(present), prompts_per_image)]
+        if not chunks and negatives != 0:
+            chunks = [absent[:prompts_per_image]]
+        filler = absent if negatives != 0 else []
+        items.extend({"rows": [*chunk, *filler][: max(prompts_per_image, len(chunk))]} for chunk in chunks)
+    return _not_empty(items, reader, split)
+
+
+def _slices(reader: SliceReader, split: str) -> Iterator[tuple[list[SliceRow], list[SliceRow]]]:
+    """Present and absent rows of every labelled slice."""
+    for item in group_by_slice(row for row in reader.select(split=split) if row.label is not None):
+        rows: list[SliceRow] = item["rows"]
+        yield [row for row in rows if row.present], [row for row in rows if not row.present]
+
+
+def _not_empty(items: list[Item], reader: SliceReader, split: str) -> list[Item]:
     if not items:
         msg = f"{reader.root} has no labelled slices in the split {split!r}; slice volumes with --label, or see --split"
         raise DatasetError(msg)
@@ -154,7 +184,7 @@ def describe_data(reader: SliceReader) -> dict[str, Any]:
             entry = {"target": name, **{key: volume[key] for key in ("modality", "site", "window")}}
             if entry not in targets:
                 targets.append(entry)
-    planes = sorted({volume["plane"] for volume in reader.volumes.values()})
-    if len(planes) != 1:
-        _log.warning("the data set mixes planes (%s); inference will use %s", ", ".join(planes), planes[0])
-    return {"plane": planes[0], "targets": targets}
+    planes = Counter(volume["plane"] for volume in reader.volumes.values()).most_common()
+    if len(planes) > 1:
+        _log.warning("the data set mixes planes (%s); inference will use %s", ", ".join(dict(planes)), planes[0][0])
+    return {"plane": planes[0][0], "targets": targets}

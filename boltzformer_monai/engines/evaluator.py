@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from boltzformer_monai.data.slices import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.metrics import SliceScore, summarise
 from boltzformer_monai.evaluation.tables import write_metrics_json, write_scores_csv
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
@@ -37,6 +38,9 @@ class ScoreSlices:
     def __init__(self, *, root: Path, size: int, threshold: float = 0.5) -> None:
         self.root = root
         self.size = size
+        if not 0 < threshold < 1:
+            msg = f"threshold must be between 0 and 1, got {threshold}"
+            raise ConfigError(msg)
         self.logit = float(np.log(threshold / (1 - threshold)))
         self.scores: list[SliceScore] = []
 
@@ -105,16 +109,17 @@ def run_evaluation(
     """Evaluate once; writes ``metrics.json`` and ``scores.csv`` into ``output_dir`` and returns the metrics."""
     folder = Path(output_dir)
     evaluator.run()
-    complete = {name for name, volume in reader.volumes.items() if _fully_scored(scorer.scores, name, volume)}
+    counts = Counter(score.volume for score in scorer.scores)
+    # 3-D scores only where every slice was scored for every target, absent ones included.
+    complete = {
+        name
+        for name, volume in reader.volumes.items()
+        if volume["complete"] and counts[name] == volume["slices"] * len(volume["targets"])
+    }
     metrics = summarise(scorer.scores, complete_volumes=complete)
     folder.mkdir(parents=True, exist_ok=True)
     write_metrics_json(metrics, folder / "metrics.json")
     write_scores_csv(scorer.scores, folder / "scores.csv")
-    _log.info("mean Dice %.3f; %s", metrics["mean_dice"] or float("nan"), folder / "metrics.json")
+    mean = metrics["mean_dice"]
+    _log.info("mean Dice %s; %s", "–" if mean is None else f"{mean:.3f}", folder / "metrics.json")
     return metrics
-
-
-def _fully_scored(scores: Sequence[SliceScore], name: str, volume: dict[str, Any]) -> bool:
-    """A volume has 3-D scores only if every slice was scored for every target, absent ones included."""
-    count = sum(1 for score in scores if score.volume == name)
-    return bool(volume["complete"]) and count == volume["slices"] * len(volume["targets"])

@@ -38,8 +38,8 @@ class TrainingSettings:
     val_interval: int = 1
     batch_size: int = 12
     prompts_per_image: int = 1
-    negatives: float = 0.0
-    """Share of prompts that ask for an absent target."""
+    negatives: float | None = 0.0
+    """Share of prompts that ask for an absent target; ``None`` asks for all targets alike, present or not."""
     target_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     learning_rate: float = 2e-5
     weight_decay: float = 1e-2
@@ -65,8 +65,9 @@ class TrainingSettings:
             if not isinstance(getattr(self, name), int):
                 msg = f"{name} must be a whole number, got {getattr(self, name)!r}"
                 raise ConfigError(msg)
-        for name in ("negatives", "warm_up"):
-            _check_range(name, getattr(self, name), low=0, high=1)
+        _check_range("warm_up", self.warm_up, low=0, high=1)
+        if self.negatives is not None:
+            _check_range("negatives", self.negatives, low=0, high=1)
         for name in ("learning_rate", "weight_decay", "clip", "balance", "empty_weight", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name, choices in (("augmentation", ("paper", "light", "none")), ("schedule", ("constant", "cosine"))):
@@ -103,7 +104,9 @@ SETTINGS: dict[str, TrainingSettings] = {
 }
 
 
-def training_settings(preset: str, device: torch.device | str, **overrides: Any) -> TrainingSettings:
+def training_settings(
+    preset: str, device: torch.device | str, *, overrides: Mapping[str, Any] | None = None
+) -> TrainingSettings:
     """Settings of a preset; ``"auto"`` is ``hiera_s`` where there is a GPU and ``tiny`` where there is none.
 
     Raises:
@@ -116,6 +119,10 @@ def training_settings(preset: str, device: torch.device | str, **overrides: Any)
             size = SETTINGS[preset].image_size
             _log.info("no GPU: training the preset 'tiny' at %d pixels; --preset hiera_s trains the paper's", size)
     reject_unknown([preset], [*PRESETS, "auto"], what="preset")
-    known = [f.name for f in dataclasses.fields(TrainingSettings) if f.name != "preset"]
-    reject_unknown(overrides, known, what="training setting")
-    return dataclasses.replace(SETTINGS[preset], **overrides)
+    if not isinstance(overrides or {}, Mapping):
+        msg = f"settings_overrides must be a mapping like {{'clip': 1.0}}, got {overrides!r}"
+        raise ConfigError(msg)
+    # Preset and image size are keys of their own, because the network must know them too.
+    known = [f.name for f in dataclasses.fields(TrainingSettings) if f.name not in ("preset", "image_size")]
+    reject_unknown(overrides or {}, known, what="training setting")
+    return dataclasses.replace(SETTINGS[preset], **(overrides or {}))

@@ -6,13 +6,13 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping
+from ignite.handlers import EarlyStopping, TerminateOnNan
 from ignite.handlers.tqdm_logger import ProgressBar
 from ignite.metrics import Loss
 from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boltzformer_monai.engines.settings import TrainingSettings
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.networks.weights import Description
 
@@ -139,7 +140,8 @@ class Checkpoints:
 
 
 def _loss_of(output: Any) -> Any:
-    return output[0]["loss"] if isinstance(output, list) else output["loss"]
+    loss = output[0]["loss"] if isinstance(output, list) else output["loss"]
+    return loss.detach() if isinstance(loss, Tensor) else loss
 
 
 def run_training(
@@ -184,15 +186,19 @@ def run_training(
     evaluator.add_event_handler(Events.EPOCH_COMPLETED, stop)
     # Whatever the interval, the last epoch is validated: it may be the best, or the only one.
     trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
-    last = _attach_outputs(trainer, evaluator, folder, description) if is_main else None
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(output_transform=_loss_of))
+    checkpoints = _attach_outputs(trainer, evaluator, folder, description) if is_main else None
     started = time.monotonic()
     try:
         trainer.run()
     except KeyboardInterrupt:
-        if last is not None:
-            last()
+        if checkpoints is not None:
+            checkpoints.save_last()
             _log.warning("interrupted: the last state is in %s", folder / "last.pt")
         raise
+    if checkpoints is not None and not math.isfinite(checkpoints.best):
+        msg = f"the loss became {checkpoints.best} and no checkpoint was written; try a lower --learning_rate"
+        raise ConfigError(msg)
     if is_main:
         minutes = (time.monotonic() - started) / 60
         _log.info("trained %d epochs in %.1f minutes; best checkpoint: %s", trainer.state.epoch, minutes, best)
@@ -206,8 +212,8 @@ def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
 
 def _attach_outputs(
     trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, folder: Path, description: Description
-) -> Callable[[], None]:
-    """Everything that writes or shows; returns what saves the last state."""
+) -> Checkpoints:
+    """Everything that writes or shows; returns the checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     network = trainer.network
     module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -222,7 +228,7 @@ def _attach_outputs(
     bar = ProgressBar(desc="training", persist=True)
     bar.attach(trainer, output_transform=lambda output: {"loss": float(_loss_of(output))})
     evaluator.add_event_handler(Events.EPOCH_COMPLETED, _log_validation, trainer, bar)
-    return checkpoints.save_last
+    return checkpoints
 
 
 def _log_validation(evaluator: Engine, trainer: Engine, bar: ProgressBar) -> None:

@@ -17,7 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Transform
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
-from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
+from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume, read_volume, write_label_map
 from boltzformer_monai.networks.boltzformer import BoltzFormer
@@ -150,6 +150,7 @@ class VolumeSegmenter:
             threshold=threshold,
             seed=seed,
             progress=progress,
+            trained=self.trained,
         )
 
     def segment(
@@ -168,7 +169,6 @@ class VolumeSegmenter:
             ConfigError: the output's name is not one of a label map.
             VolumeError: the scan cannot be read or its geometry cannot be trusted.
         """
-        self.require_trained()
         save = SaveLabelMapd(output=output)
         item = LoadVolumed(series=series, modality=modality)({"image": image})
         item["pred"] = inferer(item["image"][None], self.network)[0]
@@ -176,10 +176,9 @@ class VolumeSegmenter:
         return count_voxels(item["pred"], inferer.prompts)
 
     def require_trained(self) -> None:
-        """Raise a ``CheckpointError`` if there are no trained weights: a random mask is worse than none."""
+        """Raise a ``CheckpointError`` if there are no trained weights."""
         if not self.trained:
-            msg = "there is no checkpoint, and untrained weights are not used; train one, or give --checkpoint PATH"
-            raise CheckpointError(msg)
+            raise CheckpointError(UNTRAINED)
 
 
 def count_voxels(labels: torch.Tensor, prompts: Sequence[str]) -> dict[str, int]:
@@ -208,5 +207,6 @@ def run_inference(
     if not segmenter.trained:
         msg = f"no checkpoint at {checkpoint}; train one, or give --checkpoint PATH"
         raise CheckpointError(msg)
+    existing_scan(image)
     evaluator.run()
     _log.info("label map written to %s", output)

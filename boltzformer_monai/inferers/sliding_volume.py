@@ -13,12 +13,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from boltzformer_monai.data.planes import extract_slices, slice_spacing, slices_to_volume
-from boltzformer_monai.errors import ConfigError, PromptError
+from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError
 from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import BoltzFormer, CounterNoise, TextFeatures
 from boltzformer_monai.transforms import PromptTokenizer, SquareFit
 from boltzformer_monai.transforms.load import image_tensor
+
+UNTRAINED = "there is no checkpoint, and untrained weights are not used; train one, or give --checkpoint PATH"
+PROMPTS_AT_ONCE = 16
+"""Prompts decoded together: memory must not grow with their number."""
 
 
 class SlidingVolumeInferer(Inferer):
@@ -38,6 +42,7 @@ class SlidingVolumeInferer(Inferer):
         threshold: probability from which a voxel belongs to an object.
         seed: of the attention sampling.
         progress: show a progress bar on standard error.
+        trained: ``False`` for an untrained network, which is refused: a random mask is worse than none.
 
     Raises:
         PromptError: no prompts, or an empty one.
@@ -57,6 +62,7 @@ class SlidingVolumeInferer(Inferer):
         threshold: float = 0.5,
         seed: int = 0,
         progress: bool = False,
+        trained: bool = True,
     ) -> None:
         super().__init__()
         if isinstance(prompts, str) or not prompts:
@@ -75,6 +81,7 @@ class SlidingVolumeInferer(Inferer):
         self.logit = math.log(threshold / (1 - threshold))
         self.seed = seed
         self.progress = progress
+        self.trained = trained
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Label one volume.
@@ -98,14 +105,20 @@ class SlidingVolumeInferer(Inferer):
 
     @torch.inference_mode()
     def label_map(self, volume: Volume, network: BoltzFormer) -> np.ndarray:
-        """Label map ``(I, J, K)`` of a volume, on its grid."""
+        """Label map ``(I, J, K)`` of a volume, on its grid.
+
+        Raises:
+            CheckpointError: the network was never trained.
+        """
+        if not self.trained:
+            raise CheckpointError(UNTRAINED)
         stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
         groups = self.windows.group(self.prompts, self.windows.modality(stated))
         row, column, _ = slice_spacing(volume, self.plane)
         shape = extract_slices(volume, self.plane).shape
         labels = np.zeros(shape, np.uint8 if len(self.prompts) <= 255 else np.uint16)
         # The winner's logit so far; anything below the threshold has lost already.
-        best = np.full(shape, self.logit, np.float32) if len(groups) > 1 else None
+        best = np.full(shape, self.logit, np.float32)
         fit = SquareFit((shape[1], shape[2]), (row, column), self.image_size)
         total = len(groups) * shape[0]
         with tqdm(total=total, desc="slices", unit="slice", disable=not self.progress, leave=False) as bar:
@@ -121,23 +134,24 @@ class SlidingVolumeInferer(Inferer):
         members: list[int],
         fit: SquareFit,
         labels: np.ndarray,
-        best: np.ndarray | None,
+        best: np.ndarray,
         bar: Any,
     ) -> None:
         """All prompts that share a window, batch after batch of slices."""
         device = network.mean.device
         shown = Volume(window.apply(volume.array), volume.affine, volume.modality)
         slices = extract_slices(shown, self.plane)
-        text = network.encode_text(self.tokens[members][None].to(device))
-        values = torch.tensor(members) + 1
+        chunks = [members[i : i + PROMPTS_AT_ONCE] for i in range(0, len(members), PROMPTS_AT_ONCE)]
+        texts = [network.encode_text(self.tokens[chunk][None].to(device)) for chunk in chunks]
         for start in range(0, len(slices), self.batch_size):
-            stop = min(start + self.batch_size, len(slices))
-            features = network.encode_image(fit.image(image_tensor(slices[start:stop])).to(device))
-            repeated = TextFeatures(*(x.expand(stop - start, *x.shape[1:]) for x in text))
-            decoded = network.decode(features, repeated, generator=CounterNoise(self.seed))
-            logits, winner = fit.restore(decoded.logits).max(dim=1)
-            wins = logits.cpu().numpy() > (self.logit if best is None else best[start:stop])
-            labels[start:stop][wins] = values[winner.cpu()].numpy()[wins]
-            if best is not None:
-                best[start:stop][wins] = logits.cpu().numpy()[wins]
-            bar.update(stop - start)
+            part = slice(start, min(start + self.batch_size, len(slices)))
+            count = part.stop - part.start
+            features = network.encode_image(fit.image(image_tensor(slices[part])).to(device))
+            for chunk, text in zip(chunks, texts, strict=True):
+                repeated = TextFeatures(*(x.expand(count, *x.shape[1:]) for x in text))
+                decoded = network.decode(features, repeated, generator=CounterNoise(self.seed))
+                highest, winner = (x.cpu().numpy() for x in fit.restore(decoded.logits).max(dim=1))
+                wins = highest > best[part]
+                labels[part][wins] = (np.asarray(chunk) + 1)[winner[wins]]
+                best[part][wins] = highest[wins]
+            bar.update(count)

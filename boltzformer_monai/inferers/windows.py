@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from boltzformer_monai.data.prompts import find_target, normalise_prompt, site_adjective
 from boltzformer_monai.data.windows import MRPercentiles, Window, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 AnyWindow = Window | MRPercentiles
 
@@ -43,11 +46,14 @@ class PromptWindows:
 
     def group(self, prompts: Sequence[str], modality: str) -> list[tuple[AnyWindow, list[int]]]:
         """Prompts that share a window: the window and their indices, in order of first use."""
+        known = sorted({str(entry["modality"]) for entry in self.targets})
+        if known and modality not in known:
+            _log.warning("the network was trained on %s; on %s its masks mean little", " and ".join(known), modality)
         groups: list[tuple[AnyWindow, list[int]]] = []
         for index, prompt in enumerate(prompts):
             window = self._of(prompt, modality)
-            for known, members in groups:
-                if known == window:
+            for other, members in groups:
+                if other == window:
                     members.append(index)
                     break
             else:

@@ -39,12 +39,16 @@ class TimmBackbone(nn.Module):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if name not in timm.list_models():
+        if not timm.is_model(name):
             near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
             msg = f"timm has no model {name!r}; near it: {near}"
             raise ConfigError(msg)
         options: dict[str, Any] = {"pretrained": pretrained, "in_chans": in_channels, **(settings or {})}
-        self.model = timm.create_model(name, features_only=True, **options)
+        try:
+            self.model = timm.create_model(name, features_only=True, **options)
+        except (OSError, RuntimeError) as error:  # no such weights, no network, or no such features
+            msg = f"timm cannot make the backbone {name!r}: {str(error).splitlines()[0]}"
+            raise ConfigError(msg) from error
         info: Any = self.model.feature_info
         reductions = list(info.reduction())
         if any(stride not in reductions for stride in STRIDES):

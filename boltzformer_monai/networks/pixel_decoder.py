@@ -6,6 +6,7 @@ the multi-scale visual features V (strides 32, 16, 8) and the semantic map S (st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,13 +21,16 @@ Norm = Literal["group", "batch"]
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
-    """GroupNorm with 32 groups (published) or BatchNorm (much cheaper backward on CPUs: the tiny preset)."""
+    """GroupNorm with 32 groups (published), or BatchNorm (a much cheaper backward on CPUs: the tiny preset).
+
+    Where 32 does not divide the channels, the largest number of groups that divides both.
+    """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind != "group":
         msg = f"norm must be 'group' or 'batch', got {kind!r}"
         raise ConfigError(msg)
-    return nn.GroupNorm(min(32, channels), channels)
+    return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 class ConvNorm(nn.Sequential):

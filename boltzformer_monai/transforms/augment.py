@@ -76,7 +76,10 @@ def _resample(x: Tensor, matrix: Tensor, mode: str) -> Tensor:
 
 
 class RandIntensityd(RandomizableTransform):
-    """With probability ``prob``: image ← image · (1 ± contrast) ± brightness, uniform, clipped to 0–1."""
+    """With probability ``prob``: image ← image · (1 ± contrast) ± brightness, uniform, clipped to 0–1.
+
+    One transform for what would be three of MONAI's, because the probability is a joint one.
+    """
 
     def __init__(self, *, prob: float = 0.5, contrast: float = 0.2, brightness: float = 0.1) -> None:
         super().__init__(prob)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,18 @@ class LoadSliced(Transform):
                 msg = f"{row.label}: is {labels.shape}, its image {pixels.shape}; slice volume {row.volume!r} again"
                 raise DatasetError(msg)
             values = torch.from_numpy(labels.astype(np.float32))
-            out["label_map"] = fit.label(values[None, None])[0]
+            out["label_map"] = self._keep_small(fit.label(values[None, None])[0], values, fit, data["rows"])
         return out
+
+    @staticmethod
+    def _keep_small(label_map: Tensor, values: Tensor, fit: SquareFit, rows: Sequence[SliceRow]) -> Tensor:
+        """Where shrinking lost a target altogether, its densest pixel still stands for it."""
+        for row in rows:
+            wanted = torch.tensor(row.label_values, dtype=torch.float32)
+            if row.present and not torch.isin(label_map, wanted).any():
+                share = fit.image(torch.isin(values, wanted).float()[None, None])[0, 0]
+                label_map.view(-1)[share.argmax()] = wanted[0]
+        return label_map
 
 
 def image_tensor(pixels: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from boltzformer_monai.data.slices import SliceRow
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.transforms.tokenizer import PromptTokenizer
+from boltzformer_monai.transforms.tokenizer import PromptTokenizer, pad_tokens
 
 
 class SelectPromptsd(RandomizableTransform):
@@ -23,7 +23,8 @@ class SelectPromptsd(RandomizableTransform):
         prompts_per_image: P (paper: 1).
         mask_size: M, the edge of the masks; a coarser one than the label map's is reached by averaging, so that
             objects smaller than a pixel keep a share in it.
-        negatives: probability that a prompt asks for a target that is absent from the slice, where there is one.
+        negatives: probability that a prompt asks for a target that is absent from the slice, where there is one;
+            ``None`` draws from all targets of the slice alike, present or not.
         weights: target → how often it is drawn relative to the others.
         length: N_T; prompts are padded to it.
         random: ``False`` always takes the same targets and the first prompt of each (validation).
@@ -35,13 +36,13 @@ class SelectPromptsd(RandomizableTransform):
         tokenizer: PromptTokenizer,
         prompts_per_image: int,
         mask_size: int,
-        negatives: float = 0.0,
+        negatives: float | None = 0.0,
         weights: Mapping[str, float] | None = None,
         length: int | None = None,
         random: bool = True,
     ) -> None:
         super().__init__(prob=1.0)
-        if prompts_per_image < 1 or not 0 <= negatives <= 1:
+        if prompts_per_image < 1 or not 0 <= (negatives or 0) <= 1:
             msg = f"prompts_per_image must be at least 1 and negatives in 0–1, got {prompts_per_image} and {negatives}"
             raise ConfigError(msg)
         for target, weight in (weights or {}).items():
@@ -64,10 +65,7 @@ class SelectPromptsd(RandomizableTransform):
         for prompt in prompts:
             if prompt not in self._tokens:
                 self._tokens[prompt] = self.tokenizer.encode(prompt)
-        tokens = torch.full((len(rows), self.length or self.tokenizer.context), -1, dtype=torch.int64)
-        for out, prompt in zip(tokens, prompts, strict=True):
-            ids = self._tokens[prompt]
-            out[: len(ids)] = torch.tensor(ids)
+        tokens = pad_tokens([self._tokens[prompt] for prompt in prompts], length=self.length)
         return {
             "image": torch.as_tensor(data["image"]),
             "tokens": tokens,
@@ -81,11 +79,13 @@ class SelectPromptsd(RandomizableTransform):
             ordered = present + absent
             return [ordered[i % len(ordered)] for i in range(self.prompts_per_image)]
         chosen: list[SliceRow] = []
-        pools: dict[bool, list[SliceRow]] = {True: [], False: []}
+        sources = {True: absent, False: present} if self.negatives is not None else {False: present + absent}
+        pools: dict[bool, list[SliceRow]] = {kind: [] for kind in sources}
         for _ in range(self.prompts_per_image):
-            negative = bool(absent) and (not present or self.R.rand() < self.negatives)
+            negative = self.negatives is not None and bool(absent)
+            negative = negative and (not present or self.R.rand() < (self.negatives or 0))
             if not pools[negative]:  # first use, or every row of the kind was taken: start over
-                pools[negative] = list(absent if negative else present)
+                pools[negative] = list(sources[negative])
             pool = pools[negative]
             weights = torch.tensor([self.weights.get(row.target, 1.0) for row in pool], dtype=torch.float64).numpy()
             chosen.append(pool.pop(int(self.R.choice(len(pool), p=weights / weights.sum()))))

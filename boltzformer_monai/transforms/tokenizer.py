@@ -51,9 +51,6 @@ class PromptTokenizer:
             PromptError: the prompt is empty, or longer than the context.
         """
         text = normalise_prompt(prompt)
-        if not text:
-            msg = "empty prompt; say what to segment, e.g. 'left kidney in abdominal CT'"
-            raise PromptError(msg)
         # A word is at least one token of at most a few dozen letters: do not tokenise what cannot fit.
         ids = self._encode(text) if len(text) <= 64 * self.context else [0] * (self.context + 1)
         if len(ids) > self.context:

@@ -30,7 +30,9 @@ def test_tiny_backbone(channels: int):
 def test_any_timm_model_with_strides_4_to_32(name: str):
     backbone = TimmBackbone(name, in_channels=1).eval()
     features = backbone(images(1, 64))
-    assert shapes(features) == [(1, c, 64 // s, 64 // s) for c, s in zip(backbone.channels, (4, 8, 16, 32), strict=True)]
+    assert shapes(features) == [
+        (1, c, 64 // s, 64 // s) for c, s in zip(backbone.channels, (4, 8, 16, 32), strict=True)
+    ]
 
 
 def test_channels_last_models_are_turned():

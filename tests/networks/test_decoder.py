@@ -34,7 +34,9 @@ def make_decoder(policy: str = "boltzmann", **settings: Any) -> BoltzFormerDecod
     return decoder.eval()
 
 
-def make_inputs(batch: int = 2, prompts: int = 3, tokens: int = 4, seed: int = 1) -> tuple[list[Tensor], Tensor, Tensor]:
+def make_inputs(
+    batch: int = 2, prompts: int = 3, tokens: int = 4, seed: int = 1
+) -> tuple[list[Tensor], Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     features = [torch.randn(batch, D, 2 * s, 3 * s, generator=generator) for s in (1, 2, 4)]
     semantic_map = torch.randn(batch, D, 16, 24, generator=generator)
@@ -145,7 +147,7 @@ def test_the_policy_is_shown_the_mask_logits_at_the_level():
     features, semantic_map, text = make_inputs()
     decode(decoder, features, semantic_map, text)
     mu = decoder.mask_head(decoder.query_feat.weight)
-    full = torch.einsum("md,bdhw->bmhw", mu, semantic_map) + 0.7
+    full = torch.einsum("md,bdhw->bmhw", mu, semantic_map) + decoder.mask_bias
     at_level = F.interpolate(full, size=(2, 3), mode="bilinear", align_corners=False).flatten(2)
     torch.testing.assert_close(shown[0], at_level[:, None].expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
 

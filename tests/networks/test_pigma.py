@@ -27,9 +27,7 @@ def literal(pigma: PiGMA, masks: Tensor, image: Tensor) -> Tensor:
     ("queries", "channels", "size", "image_size"),
     [(3, 1, (8, 8), (32, 32)), (10, 3, (16, 16), (64, 64)), (1, 3, (5, 9), (20, 36)), (4, 2, (16, 12), (7, 11))],
 )
-def test_equals_the_two_convolutions(
-    queries: int, channels: int, size: tuple[int, int], image_size: tuple[int, int]
-):
+def test_equals_the_two_convolutions(queries: int, channels: int, size: tuple[int, int], image_size: tuple[int, int]):
     torch.manual_seed(0)
     pigma = randomise(PiGMA(queries=queries, image_channels=channels, channels=6))
     masks = torch.randn(2, 3, queries, *size, requires_grad=True)

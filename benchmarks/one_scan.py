@@ -1,0 +1,116 @@
+"""One labelled scan through every room: slices, training, a volume pass with all its targets as prompts, overlays.
+
+    python benchmarks/one_scan.py --image image.nii.gz --label label.nii.gz --labels-json labels.json \
+        --output runs/one_scan --json benchmarks/results/one_scan.json
+
+The network is fitted to the very scan that it then segments. The Dice says that nothing is flipped, shifted or lost on
+the way from the scan to the mask on its grid. It says nothing about other patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.msd_hippocampus import bundle, step  # noqa: E402
+from benchmarks.record import report, result  # noqa: E402
+from boltzformer_monai.data.label_map import read_label_names  # noqa: E402
+from boltzformer_monai.data.planes import extract_slices, slice_spacing  # noqa: E402
+from boltzformer_monai.evaluation.metrics import dice  # noqa: E402
+from boltzformer_monai.inferers import VolumeSegmenter  # noqa: E402
+from boltzformer_monai.io import Volume, read_label_map, read_volume, reorient_label  # noqa: E402
+
+
+def draw_overlay(path: Path, scan: Volume, truth: Volume, found: Volume, names: Mapping[int, str]) -> None:
+    """Five axial slices and two coronal ones: truth above, prediction below, one colour per target."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    picks = [("axial", f) for f in (0.2, 0.4, 0.55, 0.7, 0.85)] + [("coronal", f) for f in (0.4, 0.6)]
+    figure = Figure(figsize=(3 * len(picks), 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(picks))
+    for column, (plane, fraction) in enumerate(picks):
+        grey = extract_slices(scan, plane)
+        index = int(fraction * len(grey))
+        row_mm, column_mm, _ = slice_spacing(scan, plane)
+        aspect = row_mm / column_mm
+        for row, (labels, title) in enumerate(((truth, "truth"), (found, "prediction"))):
+            values = extract_slices(labels, plane)[index]
+            axis = axes[row, column]
+            axis.imshow(grey[index], cmap="gray", vmin=-160, vmax=240, aspect=aspect)
+            shown = np.ma.masked_equal(values, 0)
+            axis.imshow(shown, cmap="tab20", vmin=1, vmax=20, alpha=0.6, aspect=aspect, interpolation="nearest")
+            axis.set_title(f"{title}, {plane} {index}")
+            axis.axis("off")
+    colours = axes[0, 0].images[1].cmap
+    handles = [Patch(color=colours((value - 1) / 19), label=name) for value, name in names.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=8)
+    figure.savefig(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name in ("image", "label", "labels-json", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    image, label, labels_json, output = (
+        path.resolve() for path in (arguments.image, arguments.label, arguments.labels_json, arguments.output)
+    )
+    slices = output / "slices"
+    source = ["--image", str(image), "--label", str(label), "--labels-json", str(labels_json), "--output", str(slices)]
+    for split in ("train", "val"):  # the same scan twice, under two names: see the docstring
+        step("preprocessing/slice_volumes.py", *source, "--volume-id", split, "--patient", split, "--split", split)
+    started = time.monotonic()
+    bundle(
+        "train", "training", dataset_dir=str(slices), output_dir=str(output), preset="tiny",
+        epochs=str(arguments.epochs), val_interval="20", patience="80", prompts_per_image="6",
+        settings_overrides="{'target_weights': {}}",
+    )  # fmt: skip
+    trained = time.monotonic()
+
+    segmenter = VolumeSegmenter.from_checkpoint(output / "model.pt")
+    names = {int(value): name for value, name in read_label_names(labels_json).labels.items()}
+    prompts = [f"{name} in CT" for name in names.values()]
+    passed = time.monotonic()
+    segmenter.segment(image, output / "segmentation.nii.gz", segmenter.inferer(prompts, modality="CT"))
+    seconds = time.monotonic() - passed
+
+    scan = read_volume(image, modality="CT")
+    truth, found = reorient_label(read_label_map(label), scan), read_label_map(output / "segmentation.nii.gz")
+    same_grid = found.shape == scan.shape and np.allclose(found.affine, scan.affine, atol=1e-5)
+    # The label map counts prompts from 1; back to the values of the truth.
+    values = np.array([0, *names], dtype=np.uint16)[found.array]
+    scores: dict[str, float] = {}
+    for value, name in names.items():
+        predicted, wanted = values == value, truth.array == value
+        score = dice(int((predicted & wanted).sum()), int(predicted.sum()), int(wanted.sum()))
+        if score is not None:
+            scores[name] = score
+    draw_overlay(output / "overlay.png", scan, truth, Volume(values, scan.affine), names)
+    rows = [
+        result("same_grid_and_affine", float(same_grid), "1 = yes"),
+        result("mean_dice_3d on the scan it was fitted to", float(np.mean(list(scores.values()))), "Dice"),
+        *(result(f"dice_3d {name}", score, "Dice") for name, score in scores.items()),
+        result("prompts", len(prompts), "prompts"),
+        result("slices", len(extract_slices(scan, "axial")), "slices"),
+        result("time_training", (trained - started) / 60, "min"),
+        result("time_volume_pass", seconds, "s"),
+    ]
+    report(rows, arguments.json)
+    return 0 if same_grid else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The bundle as MONAI runs it, on a slice data set of four small phantoms."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import create_workflow
+
+from boltzformer_monai.data.demo import ensure_demo_dataset, read_demo_volumes
+from boltzformer_monai.errors import CheckpointError, ConfigError, DatasetError, VolumeError
+from boltzformer_monai.networks.weights import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "boltzformer"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    ensure_demo_dataset(folder, abdomen=3, chest=0, size=(48, 48, 6))
+    return folder
+
+
+def _workflow(name: str, **overrides: Any) -> Any:
+    return create_workflow(
+        workflow_type="train" if name == "train" else "infer",
+        config_file=str(BUNDLE / "configs" / f"{name}.json"),
+        logging_file=False,
+        bundle_root=str(BUNDLE),
+        **overrides,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(demo: Path) -> Path:
+    """One epoch; the folder with its checkpoints."""
+    output = demo / "models"
+    settings = {"image_size": 64, "epochs": 1, "batch_size": 4, "device": torch.device("cpu")}
+    workflow = _workflow("train", dataset_dir=str(demo / "slices"), output_dir=str(output), preset="tiny", **settings)
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    return output
+
+
+def test_training_leaves_checkpoints_and_curves(trained: Path) -> None:
+    for name in ("model.pt", "last.pt"):
+        network, description = load_checkpoint(trained / name)
+        assert description.network.image_size == 64
+        assert {entry["target"] for entry in description.data["targets"]} >= {"liver", "liver lesion"}
+        assert not network.training
+    history = json.loads((trained / "history.json").read_text())
+    assert [row["epoch"] for row in history] == [1]
+    assert history[0]["val_loss"] > 0
+    assert list((trained / "tensorboard").glob("events*"))
+
+
+def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_path: Path) -> None:
+    workflow = _workflow(
+        "evaluate", dataset_dir=str(demo / "slices"), checkpoint=str(trained / "model.pt"), output_dir=str(tmp_path)
+    )
+    assert workflow.check_properties() == []
+    workflow.run()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics["dice_by_target"]) == {"liver", "spleen", "right kidney", "left kidney", "aorta", "liver lesion"}
+    assert metrics["mean_dice"] == pytest.approx(np.mean(list(metrics["dice_by_target"].values())))
+    assert metrics["mean_dice_3d"] is not None
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 6 * 6  # slices × targets of one volume
+
+
+def test_inference_labels_a_scan_on_its_grid(trained: Path, demo: Path, tmp_path: Path) -> None:
+    scan = next(volume.image for volume in read_demo_volumes(demo) if volume.image.is_file())
+    out = tmp_path / "labels.nii.gz"
+    settings = {"checkpoint": str(trained / "model.pt"), "prompts": ["liver", "left kidney"], "output": str(out)}
+    workflow = _workflow("inference", image=str(scan), **settings)
+    assert workflow.check_properties() == []
+    workflow.run()
+    labels, image = nibabel.load(out), nibabel.load(scan)
+    assert labels.shape == image.shape
+    np.testing.assert_allclose(labels.affine, image.affine, atol=1e-5)
+    assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 1, 2}
+
+
+def test_the_bundle_can_be_inspected_before_anything_was_trained(tmp_path: Path) -> None:
+    workflow = _workflow("inference", checkpoint=str(tmp_path / "model.pt"))
+    assert workflow.check_properties() == []
+    assert workflow.network_def(torch.zeros(1, 1, 64, 64)).shape == (1, 1, 32, 32)
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "kind", "said"),
+    [
+        ("train", {"epoch": 3}, ConfigError, "did you mean --epochs"),
+        ("train", {"train#trainer#max_epoch": 3}, ConfigError, "max_epochs"),
+        ("train", {"preset": "hiera_l"}, ConfigError, "did you mean 'hiera_s'"),
+        ("train", {"preset": "tiny", "settings_overrides": {"balanc": 1}}, ConfigError, "balance"),
+        ("train", {"preset": "tiny", "network_overrides": {"querys": 1}}, ConfigError, "queries"),
+        ("train", {"preset": "tiny", "image_size": 100}, ConfigError, "multiple of 32"),
+        ("train", {"dataset_dir": "nowhere"}, DatasetError, "nowhere"),
+        ("evaluate", {"checkpoint": "nowhere.pt"}, CheckpointError, "checkpoint"),
+        ("inference", {"checkpoint": "nowhere.pt", "image": "scan.nii.gz"}, CheckpointError, "nowhere.pt"),
+        ("inference", {"checkpoint": "nowhere.pt"}, VolumeError, "--image"),
+    ],
+)
+def test_mistakes_are_named(demo: Path, name: str, overrides: dict[str, Any], kind: type[Exception], said: str) -> None:
+    given = {"dataset_dir": str(demo / "slices"), **overrides} if name != "inference" else overrides
+    with pytest.raises(RuntimeError) as caught:
+        _workflow(name, **given).run()
+    cause = _cause(caught.value)
+    assert isinstance(cause, kind)
+    assert said in str(cause)
+    assert "\n" not in str(cause)
+
+
+def test_from_the_shell_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
+    config = str(BUNDLE / "configs" / "train.json")
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", config]
+    flags = ["--bundle_root", str(BUNDLE), "--epoch", "1"]
+    done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1] == "error: unknown override --epoch; did you mean --epochs?"

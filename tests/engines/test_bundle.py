@@ -1,0 +1,167 @@
+"""The bundle in process: one training on a tiny data set, and what happens to misspelt keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, create_workflow
+from monai.utils import set_determinism
+
+from boltzformer_monai.engines import bundle
+from boltzformer_monai.engines.settings import SETTINGS
+from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.networks.weights import load_checkpoint
+from tests.engines.cases import write_dataset
+from tests.networks.cases import SMALL
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "boltzformer"
+
+
+@pytest.fixture(autouse=True)
+def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a run of the bundle sets for its process."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    yield
+    set_determinism(None)
+
+
+def parser(**overrides: Any) -> ConfigParser:
+    config = ConfigParser()
+    config.read_config(str(BUNDLE / "configs" / "train.json"))
+    config.update({"bundle_root": str(BUNDLE), **{key.replace("#", "::"): value for key, value in overrides.items()}})
+    return config
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_training_in_process(tmp_path: Path):
+    overrides = {
+        "bundle_root": str(BUNDLE),
+        "dataset_dir": str(write_dataset(tmp_path / "slices")),
+        "output_dir": str(tmp_path / "models"),
+        "device": "$torch.device('cpu')",
+        "preset": "tiny",
+        "image_size": 64,
+        "epochs": 3,
+        "batch_size": 2,
+        "network_overrides": {key: value for key, value in SMALL.items() if key != "image_size"},
+        "train#trainer#max_epochs": 2,
+    }
+    workflow = create_workflow(
+        "monai.bundle.ConfigWorkflow",
+        config_file=str(BUNDLE / "configs" / "train.json"),
+        workflow_type="train",
+        logging_file=False,
+        **overrides,
+    )
+    workflow.run()
+    models = tmp_path / "models"
+    network, description = load_checkpoint(models / "model.pt")
+    assert description.network.dim == SMALL["dim"]
+    assert [entry["target"] for entry in description.data["targets"]] == ["liver", "spleen", "viscera", "stomach"]
+    history = json.loads((models / "history.json").read_text())
+    assert [row["epoch"] for row in history] == [1.0, 2.0]
+    assert "val_dice" in history[1]  # every second epoch is validated
+    assert (models / "last.pt").is_file()
+    assert list((models / "tensorboard").iterdir())
+    last, _ = load_checkpoint(models / "last.pt")
+    trained = workflow.parser.get_parsed_content("network")
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(weight, last.state_dict()[name]), name
+    # MONAI Label asks for the training a second time.
+    before = (models / "last.pt").stat().st_mtime_ns
+    workflow.run()
+    assert (models / "last.pt").stat().st_mtime_ns == before
+    workflow.finalize()
+
+
+def start(config: ConfigParser) -> None:
+    try:
+        config.get_parsed_content("initialize")
+    except RuntimeError as error:  # MONAI wraps what an expression raises
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("epoch", r"unknown override --epoch; did you mean --epochs\?"),
+        ("batchsize", "did you mean --batch_size"),
+        ("train#trainer#max_epoch", "--train#trainer#max_epoch; did you mean --train#trainer#max_epochs"),
+        ("completely_else_where_zz", "see configs/train.json for the keys"),
+    ],
+)
+def test_unknown_overrides_are_refused(key: str, words: str):
+    with pytest.raises(ConfigError, match=words):
+        start(parser(**{key: 1}))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"epochs": 2, "train#trainer#max_epochs": 3, "validate#dataloader#num_workers": 1},
+        {"network_overrides": {"queries": 3}, "settings_overrides": {"clip": 0.5}},
+        {"_meta_": {"any": 1}},
+    ],
+)
+def test_known_overrides_are_taken(overrides: dict[str, Any]):
+    start(parser(**overrides))
+
+
+def test_a_bundle_that_is_not_there(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no bundle at .*; run from the repository's root or give --bundle_root"):
+        bundle.start(tmp_path, "train")
+
+
+def test_start_belongs_to_monai_s_parser():
+    with pytest.raises(ConfigError, match="must be run by MONAI's ConfigParser"):
+        bundle.start(BUNDLE, "train")
+
+
+def test_user_errors_are_one_line_and_others_keep_their_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    shown = []
+    monkeypatch.setattr(sys, "excepthook", lambda *args: shown.append(args))
+    bundle.one_line_errors()
+    bundle.one_line_errors()
+    try:
+        try:
+            raise DatasetError("there is no data set at X; make one")
+        except DatasetError as error:
+            raise RuntimeError("Failed to evaluate @reader") from error
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "error: there is no data set at X; make one\ninterrupted\n"
+    assert not shown
+    bug = ZeroDivisionError("a bug")
+    sys.excepthook(ZeroDivisionError, bug, None)
+    assert shown == [(ZeroDivisionError, bug, None)]
+
+
+def test_the_mask_keeps_its_proportion_to_the_image():
+    assert bundle.mask_size_for(SETTINGS["hiera_s"], 512) == 256
+    assert bundle.mask_size_for(SETTINGS["tiny"], 64) == 32
+
+
+def test_the_network_to_train():
+    small = {key: value for key, value in SMALL.items() if key != "image_size"}
+    config = bundle.training_network_config("tiny", image_size=64, overrides=small)
+    assert (config.image_size, config.dim) == (64, 16)
+    with pytest.raises(ConfigError, match="give the image size as --image_size"):
+        bundle.training_network_config("tiny", image_size=96, overrides=SMALL)
+    network = bundle.training_network(config, device=torch.device("cpu"), precision="bf16")
+    assert network.precision == "bf16"
+    assert network.training
+    with pytest.raises(ConfigError, match="did you mean 'queries'"):
+        bundle.training_network_config("tiny", image_size=64, overrides={"querys": 1})

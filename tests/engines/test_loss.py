@@ -1,0 +1,124 @@
+"""Dice + cross-entropy (Sec. 3.3, A.4) written out in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from boltzformer_monai.engines import BoltzFormerLoss
+from boltzformer_monai.errors import ConfigError
+
+
+def some(batch: int = 2, prompts: int = 3, size: int = 12, share: float = 0.2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(batch, prompts, size, size, generator=generator)
+    return logits, (torch.rand(logits.shape, generator=generator) < share).float()
+
+
+def by_hand(logits: Tensor, target: Tensor, *, balance: float = 0.0) -> np.ndarray:
+    """Loss of every prompt, ``(B, P)``."""
+    z, y = logits.double().numpy(), target.double().numpy()
+    p = 1 / (1 + np.exp(-z))
+    axes = (2, 3)
+    dice = 1 - 2 * (p * y).sum(axes) / ((p**2).sum(axes) + (y**2).sum(axes))
+    entropy = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    pixels, positives = y[0, 0].size, y.sum(axes, keepdims=True)
+    weight = np.ones_like(y)
+    if balance:
+        factor = np.clip((pixels - positives) / np.maximum(positives, 1e-6), 1, balance)
+        weight += (factor - 1) * y
+    return dice + (entropy * weight).sum(axes) / weight.sum(axes)
+
+
+def test_the_paper_s_loss():
+    logits, target = some()
+    assert float(BoltzFormerLoss()(logits, target)) == pytest.approx(by_hand(logits, target).mean(), rel=1e-5)
+
+
+def test_soft_targets():
+    logits, _ = some()
+    target = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1))
+    assert float(BoltzFormerLoss()(logits, target)) == pytest.approx(by_hand(logits, target).mean(), rel=1e-5)
+
+
+def test_an_empty_target_costs_one_and_the_entropy():
+    logits, target = some()
+    target.zero_()
+    expected = 1 + float(F.softplus(logits).mean())
+    assert float(BoltzFormerLoss()(logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_perfect_mask_costs_nothing():
+    _, target = some()
+    assert float(BoltzFormerLoss()(60 * target - 30, target)) < 1e-5
+
+
+def test_the_gradient_is_that_of_the_formula():
+    logits, target = some(1, 1, 4)
+    logits = logits.double().requires_grad_()
+    loss = BoltzFormerLoss()(logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    for place in [(0, 0, 1, 2), (0, 0, 3, 3)]:
+        shifted = [logits.detach().clone() for _ in range(2)]
+        shifted[0][place] += 1e-4
+        shifted[1][place] -= 1e-4
+        slope = (by_hand(shifted[0], target) - by_hand(shifted[1], target)).mean() / 2e-4
+        assert float(gradient[place]) == pytest.approx(slope, rel=1e-3, abs=1e-6)
+
+
+def test_the_gradient_of_an_empty_target_is_finite_at_extreme_logits():
+    logits = torch.tensor([[[[-200.0, 200.0], [0.0, -50.0]]]], requires_grad=True)
+    BoltzFormerLoss(balance=50)(logits, torch.zeros(1, 1, 2, 2)).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("balance", [2.0, 50.0])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.9])
+def test_balance(balance: float, share: float):
+    logits, target = some(share=share)
+    expected = by_hand(logits, target, balance=balance).mean()
+    assert float(BoltzFormerLoss(balance=balance)(logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_balance_makes_object_and_background_count_one_half():
+    logits = torch.zeros(1, 1, 10, 10)
+    target = torch.zeros(1, 1, 10, 10)
+    target[..., 0, :4] = 1
+    logits[target > 0] = 2.0
+    entropy = BoltzFormerLoss(balance=50)._cross_entropy(logits, target)
+    expected = (F.softplus(torch.tensor(-2.0)) + F.softplus(torch.tensor(0.0))) / 2
+    torch.testing.assert_close(entropy[0, 0], expected)
+
+
+def test_empty_prompts_can_count_less():
+    logits, target = some(1, 2)
+    target[:, 1] = 0
+    each = by_hand(logits, target)[0]
+    for weight in (0.0, 0.25, 1.0):
+        expected = (each[0] + weight * each[1]) / (1 + weight)
+        assert float(BoltzFormerLoss(empty_weight=weight)(logits, target)) == pytest.approx(expected, rel=1e-5)
+    assert float(BoltzFormerLoss(empty_weight=0)(logits, torch.zeros_like(target))) == 0
+
+
+@pytest.mark.parametrize("size", [8, 24, 30])
+def test_logits_of_another_size_are_resized(size: int):
+    logits, _ = some()
+    target = (torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(2)) < 0.3).float()
+    resized = F.interpolate(logits, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+    assert float(BoltzFormerLoss()(logits, target)) == pytest.approx(by_hand(resized, target).mean(), rel=1e-5)
+
+
+def test_half_precision_is_computed_in_float32():
+    logits, target = some()
+    loss = BoltzFormerLoss()(logits.bfloat16(), target.bfloat16())
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(by_hand(logits.bfloat16().float(), target).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"balance": -1}, {"empty_weight": -0.1}])
+def test_impossible_settings(settings: dict[str, float]):
+    with pytest.raises(ConfigError, match="must not be negative"):
+        BoltzFormerLoss(**settings)

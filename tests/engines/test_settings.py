@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from boltzformer_monai.engines import SETTINGS, training_settings
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks import PRESETS
+
+PAPER = ("hiera_s", "hiera_bp", "focal_l")
+
+
+def test_every_network_has_settings_of_its_size():
+    assert set(SETTINGS) == set(PRESETS)
+    for name, settings in SETTINGS.items():
+        assert settings.preset == name
+        assert settings.image_size == PRESETS[name].image_size
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_the_paper_s_numbers_are_the_defaults(preset: str):
+    settings = training_settings(preset, "cpu")
+    assert (settings.image_size, settings.mask_size) == (1024, 512)
+    assert (settings.learning_rate, settings.weight_decay) == (2e-5, 1e-2)
+    assert settings.batch_size == (8 if preset == "focal_l" else 12)
+    assert (settings.epochs, settings.val_interval) == (40, 1)
+    assert (settings.augmentation, settings.schedule, settings.clip) == ("paper", "constant", 0)
+    assert (settings.prompts_per_image, settings.negatives, dict(settings.target_weights)) == (1, 0, {})
+    assert (settings.balance, settings.empty_weight, settings.decay_norms) == (0, 1, True)
+
+
+def test_auto_chooses_by_the_device(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        assert training_settings("auto", "cpu").preset == "tiny"
+    assert "training the preset 'tiny' at 192 pixels" in caplog.text
+    assert training_settings("auto", "cuda:0").preset == "hiera_s"
+
+
+def test_overrides_replace_defaults():
+    settings = training_settings("tiny", "cpu", overrides={"epochs": 3, "learning_rate": 1e-4})
+    assert (settings.epochs, settings.learning_rate) == (3, 1e-4)
+    assert settings.batch_size == SETTINGS["tiny"].batch_size
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "words"),
+    [
+        ("tyny", {}, "unknown preset 'tyny'; did you mean 'tiny'"),
+        ("autoo", {}, "did you mean 'auto'"),
+        ("tiny", {"epoch": 3}, "unknown training setting 'epoch'; did you mean 'epochs'"),
+        ("tiny", {"lr": 1}, "unknown training setting 'lr'"),
+        ("tiny", {"epochs": 0}, "epochs must be at least 1, got 0"),
+        ("tiny", {"epochs": "three"}, "epochs must be at least 1, got 'three'"),
+        ("tiny", {"epochs": True}, "epochs must be at least 1, got True"),
+        ("tiny", {"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ("tiny", {"mask_size": 0}, "mask_size must be at least 1"),
+        ("tiny", {"patience": -1}, "patience"),
+        ("tiny", {"negatives": 1.1}, "negatives must be between 0 and 1, got 1.1"),
+        ("tiny", {"warm_up": -0.1}, "warm_up must be between 0 and 1"),
+        ("tiny", {"learning_rate": -1e-3}, "learning_rate must be at least 0"),
+        ("tiny", {"learning_rate": float("nan")}, "learning_rate must be at least 0"),
+        ("tiny", {"weight_decay": -1}, "weight_decay"),
+        ("tiny", {"workers": -1}, "workers"),
+        ("tiny", {"augmentation": "heavy"}, "augmentation must be one of paper, light, none, got 'heavy'"),
+        ("tiny", {"schedule": "step"}, "schedule must be one of constant, cosine"),
+    ],
+)
+def test_what_is_unknown_or_out_of_range_is_refused(preset: str, overrides: dict[str, object], words: str):
+    with pytest.raises(ConfigError, match=words):
+        training_settings(preset, "cpu", overrides=overrides)

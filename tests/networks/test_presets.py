@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks import (
+    PRESETS,
+    BoltzmannSampling,
+    FullAttention,
+    NetworkConfig,
+    ThresholdMask,
+    create_boltzformer,
+    network_config,
+)
+from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone, TinyBackbone
+from tests.networks.cases import SMALL
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds(preset: str):
+    with torch.device("meta"):
+        network = create_boltzformer(preset)
+    assert network.mean.shape == (1, network_config(preset).in_channels, 1, 1)
+    millions = {"tiny": 5, "hiera_s": 171, "hiera_bp": 206, "focal_l": 343}
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions[preset]
+
+
+def test_presets_of_the_paper():
+    for name in ("hiera_s", "hiera_bp", "focal_l"):
+        config = network_config(name)
+        assert (config.image_size, config.dim, config.heads, config.hidden) == (1024, 512, 8, 2048)
+        assert (config.layers, config.queries, config.pixel_layers, config.pigma_channels) == (9, 10, 6, 10)
+        assert (config.policy, config.base_temperature, config.sample_ratio) == ("boltzmann", 1.0, 0.1)
+        assert (config.exact, config.per_head, config.text_prior, config.mask_bias) == (False, False, True, None)
+        assert (config.text_width, config.text_layers, config.text_heads) == (512, 12, 8)
+        assert (config.norm, config.pre_norm) == ("group", False)
+    with torch.device("meta"):
+        assert isinstance(create_boltzformer("hiera_s").backbone, FeaturePyramidNeck)
+        focal = create_boltzformer("focal_l").backbone
+    assert isinstance(focal, TimmBackbone)
+    assert focal.norms is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "attributes"),
+    [
+        ({}, BoltzmannSampling, {"base_temperature": 1.0, "sample_ratio": 0.1, "exact": False, "per_head": False}),
+        (
+            {"base_temperature": 0.5, "sample_ratio": 0.2, "exact": True, "per_head": True},
+            BoltzmannSampling,
+            {"base_temperature": 0.5, "sample_ratio": 0.2, "exact": True, "per_head": True},
+        ),
+        ({"policy": "threshold", "threshold": 0.7}, ThresholdMask, {"threshold": 0.7}),
+        ({"policy": "full"}, FullAttention, {}),
+    ],
+)
+def test_the_policy_follows_the_settings(settings: dict[str, object], kind: type, attributes: dict[str, object]):
+    with torch.device("meta"):
+        policy = create_boltzformer("tiny", **SMALL, **settings).decoder.policy
+    assert isinstance(policy, kind)
+    assert {name: getattr(policy, name) for name in attributes} == attributes
+
+
+def test_overrides_reach_the_network():
+    with torch.device("meta"):
+        network = create_boltzformer("tiny", **{**SMALL, "queries": 7, "text_prior": False, "pigma_correction": False})
+    assert isinstance(network.backbone, TinyBackbone)
+    assert network.decoder.query_feat.weight.shape == (7, 16)
+    assert not hasattr(network.decoder, "prior_inter")
+    assert not list(network.aggregation.parameters())
+
+
+def test_a_complete_configuration_can_be_built_and_changed():
+    config = network_config("tiny", **SMALL)
+    with torch.device("meta"):
+        assert create_boltzformer(config, queries=5).decoder.query_feat.weight.shape == (5, 16)
+        with pytest.raises(ConfigError, match="did you mean 'queries'"):
+            create_boltzformer(config, querys=5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "words"),
+    [
+        ("hiera-s", {}, "unknown preset 'hiera-s'; did you mean 'hiera_s'"),
+        ("tinny", {}, "did you mean 'tiny'"),
+        ("zzz", {}, "known: focal_l, hiera_bp, hiera_s, tiny"),
+        ("tiny", {"sample_ration": 0.1}, "unknown network setting 'sample_ration'; did you mean 'sample_ratio'"),
+        ("tiny", {"querys": 3}, "did you mean 'queries'"),
+        ("tiny", {"image_size": 100}, "image_size must be a positive multiple of 32, got 100"),
+        ("tiny", {"image_size": 0}, "image_size"),
+        ("tiny", {"image_size": 192.0}, "image_size"),
+        ("tiny", {"queries": 0}, "queries must be a whole number of at least 1, got 0"),
+        ("tiny", {"heads": "4"}, "heads must be a whole number"),
+        ("tiny", {"in_channels": 3}, "mean and std need one value for each of the 3 in_channels"),
+    ],
+)
+def test_what_is_not_possible_is_refused(preset: str, overrides: dict[str, object], words: str):
+    with pytest.raises(ConfigError, match=words):
+        network_config(preset, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"policy": "boltzman"}, "policy must be 'boltzmann', 'threshold' or 'full'"),
+        ({"sample_ratio": 2.0}, "sample_ratio must be in"),
+        ({"heads": 3}, "dim 16 is not divisible by heads 3"),
+        ({"backbone": "resnet_18"}, "resnet18"),
+    ],
+)
+def test_what_parts_cannot_be_is_refused_when_they_are_made(overrides: dict[str, object], words: str):
+    with pytest.raises(ConfigError, match=words):
+        create_boltzformer("tiny", **{**SMALL, **overrides})
+
+
+def test_lists_from_a_configuration_file_are_taken():
+    config = network_config("tiny", in_channels=2, mean=[0.1, 0.2], std=[1, 2])
+    assert config.mean == (0.1, 0.2)
+    assert dataclasses.replace(config) == config
+    assert isinstance(config, NetworkConfig)

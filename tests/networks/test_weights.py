@@ -1,0 +1,279 @@
+"""Checkpoints: what was saved comes back, and what is not a checkpoint is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from boltzformer_monai.engines.trainer import Checkpoints
+from boltzformer_monai.errors import CheckpointError
+from boltzformer_monai.networks import BoltzFormer, NetworkConfig, create_boltzformer, network_config
+from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.pigma import PiGMA
+from boltzformer_monai.networks.pixel_decoder import PixelDecoder
+from boltzformer_monai.networks.reference import convert_focal, convert_hiera, convert_published
+from boltzformer_monai.networks.sampling import BoltzmannSampling
+from boltzformer_monai.networks.text_encoder import clip_text_encoder
+from boltzformer_monai.networks.weights import (
+    Description,
+    load_checkpoint,
+    load_published,
+    load_strictly,
+    read_weights,
+)
+from tests.networks.cases import SMALL, images, prompts, randomise, small_network
+from tests.networks.published import published_state
+from tests.networks.test_backbone import SMALL_HIERA
+
+DATA = {"plane": "axial", "targets": {"liver": {"modality": "CT", "site": "abdomen", "window": {"level": 40.0}}}}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[BoltzFormer, Path]:
+    """A network and the file that the trainer writes of it."""
+    folder = tmp_path_factory.mktemp("models")
+    network = small_network(7)
+    Checkpoints(folder, network, Description(network_config("tiny", **SMALL), DATA)).save_last()
+    return network, folder / "last.pt"
+
+
+def test_what_training_saves_comes_back(saved: tuple[BoltzFormer, Path]):
+    network, path = saved
+    loaded, description = load_checkpoint(path)
+    assert not loaded.training
+    assert description.network == network_config("tiny", **SMALL)
+    assert description.data == DATA
+    image, tokens = images(2), prompts(4, 3, batch=2)
+    assert torch.equal(loaded(image, tokens), network(image, tokens))
+
+
+def test_every_setting_is_part_of_the_description():
+    config = network_config("hiera_s", pretrained=True, sample_ratio=0.2, exact=True, mean=[0.1, 0.2, 0.3])
+    state = Description(config, DATA).state_dict()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    other = Description(NetworkConfig(backbone="tiny", image_size=32), {})
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    # The weights are in the checkpoint: loading it must not fetch the backbone's again.
+    assert other.network == network_config("hiera_s", sample_ratio=0.2, exact=True, mean=[0.1, 0.2, 0.3])
+    assert other.data == DATA
+
+
+def altered(path: Path, target: Path, change: Any) -> Path:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["model"].pop("decoder.query_feat.weight"), r"1 missing \(decoder.query_feat.weight\)"),
+        (lambda c: c["model"].update(stray=torch.ones(1)), r"1 unknown \(stray\)"),
+        (
+            lambda c: c["model"].update({"decoder.query_feat.weight": torch.ones(2, 2)}),
+            r"1 of another shape \(decoder.query_feat.weight\)",
+        ),
+        (lambda c: c["model"].update(mean=0.5), "entry 'mean' is no tensor"),
+        (lambda c: c.update(model=[1]), "no description of its network"),
+        (lambda c: c.pop("description"), "no description of its network"),
+        (lambda c: c.update(description="tiny"), "no description of its network"),
+        (lambda c: c["description"].update(format="other"), "not a BoltzFormer checkpoint of version 1"),
+        (lambda c: c["description"].update(version=2), "not a BoltzFormer checkpoint of version 1"),
+        (lambda c: c["description"].pop("network"), "description cannot be used"),
+        (lambda c: c["description"].update(network=5), "description cannot be used"),
+        (lambda c: c["description"]["network"].update(flux=1), "newer version: unknown network settings flux"),
+        (lambda c: c["description"]["network"].update(dim=-4), "dim must be a whole number"),
+        (lambda c: c["description"]["network"].update(heads=3), "not divisible by heads 3"),
+        (lambda c: c["description"]["network"].update(text_heads=5), "width 16 is not divisible by its heads 5"),
+        (lambda c: c["description"]["network"].update(queries=4), "of another shape"),
+    ],
+)
+def test_altered_checkpoints_are_refused(saved: tuple[BoltzFormer, Path], tmp_path: Path, change: Any, words: str):
+    path = altered(saved[1], tmp_path / "altered.pt", change)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_strict_loading_loads_nothing_of_what_does_not_fit():
+    network = torch.nn.Linear(2, 2)
+    before = network.weight.clone()
+    with pytest.raises(CheckpointError, match=r"somewhere does not fit this network: weights 1 missing \(bias\)"):
+        load_strictly(network, {"weight": torch.ones(2, 2)}, source="somewhere")
+    assert torch.equal(network.weight, before)
+
+
+def test_many_misfits_are_counted_and_the_first_named():
+    with pytest.raises(CheckpointError, match=r"12 unknown \(a0, a1, a10, …\)"):
+        load_strictly(torch.nn.Identity(), {f"a{i}": torch.ones(1) for i in range(12)}, source="x")
+
+
+def test_no_such_file(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*model.pt; train one"):
+        load_checkpoint(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_checkpoint(tmp_path)
+
+
+class Malicious:
+    """Unpickled carelessly, it makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, writer: str):
+    path, trace = tmp_path / "model.pt", tmp_path / "was_run"
+    if writer == "torch":
+        torch.save({"model": Malicious(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": Malicious(trace)}))
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False) if writer == "torch" else pickle.loads(path.read_bytes())
+    assert trace.exists()  # so the file was dangerous indeed
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is text\n", b"\x80", b"PK\x03\x04" + bytes(100), bytes(1000)])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_of_something_else(tmp_path: Path, content: bytes, suffix: str):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_cut_off_and_altered_files_never_raise_anything_else(tmp_path: Path):
+    path = tmp_path / "model.pt"
+    source = random.Random(0)
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save({"model": {"a": torch.ones(3)}}, buffer, _use_new_zipfile_serialization=zipped)
+        good = buffer.getvalue()
+        refused = 0
+        for _ in range(150):
+            damaged = bytearray(good[: source.randrange(1, len(good))] if source.random() < 0.5 else good)
+            for _ in range(source.randint(1, 4)):
+                damaged[source.randrange(len(damaged))] = source.randrange(256)
+            path.write_bytes(damaged)
+            try:
+                read_weights(path)
+            except CheckpointError:
+                refused += 1
+        assert refused > 75
+
+
+def test_a_tensor_alone_is_no_checkpoint(tmp_path: Path):
+    torch.save(torch.ones(3), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="holds a Tensor, not a checkpoint"):
+        load_checkpoint(tmp_path / "model.pt")
+
+
+def test_safetensors_are_read(tmp_path: Path):
+    weights = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.bfloat16)}
+    save_file(weights, tmp_path / "weights.safetensors")
+    read = read_weights(tmp_path / "weights.safetensors")
+    assert set(read) == {"a", "b"}
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+    with pytest.raises(CheckpointError, match="no description of its network"):
+        load_checkpoint(tmp_path / "weights.safetensors")
+
+
+def hiera_network(seed: int) -> BoltzFormer:
+    """The published architecture with everything small."""
+    torch.manual_seed(seed)
+    backbone = FeaturePyramidNeck(TimmBackbone("sam2_hiera_tiny", settings=SMALL_HIERA), channels=8)
+    network = BoltzFormer(
+        backbone=backbone,
+        pixel_decoder=PixelDecoder(in_channels=backbone.channels, dim=16, heads=2, hidden=20, layers=2),
+        text_encoder=clip_text_encoder(dim=16, width=12, layers=2, heads=2, vocabulary=60, context=9),
+        decoder=BoltzFormerDecoder(dim=16, policy=BoltzmannSampling(), queries=3, heads=2, hidden=20, layers=3),
+        aggregation=PiGMA(queries=3),
+        mean=(0.1, 0.2, 0.3),
+        std=(1, 2, 3),
+        default_tokens=(1, 2),
+    )
+    randomise(network, seed)
+    return network.eval()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_published_weights_find_their_places(tmp_path: Path, nested: bool, suffix: str):
+    source, target = hiera_network(1), hiera_network(2)
+    state = {name: weight.contiguous() for name, weight in published_state(source).items()}
+    path = tmp_path / f"published{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state} if nested else state, path)
+    image = images(1, 64, 3)
+    assert not torch.equal(source(image), target(image))
+    load_published(target, path)
+    assert torch.equal(source(image), target(image))
+
+
+def test_published_weights_that_do_not_fit(tmp_path: Path):
+    state = published_state(hiera_network(1))
+    path = tmp_path / "published.pt"
+    torch.save({**state, "sem_seg_head.predictor.strange.weight": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match="published decoder weight 'strange.weight' has no place"):
+        load_published(hiera_network(2), path)
+    torch.save({name: weight for name, weight in state.items() if name != "output_conv.bias"}, path)
+    with pytest.raises(CheckpointError, match=r"1 missing \(aggregation.conv.bias\)"):
+        load_published(hiera_network(2), path)
+    torch.save({"model": 5}, path)
+    with pytest.raises(CheckpointError, match="'model' is a int"):
+        load_published(hiera_network(2), path)
+
+
+@pytest.mark.parametrize("name", ["head.weight", "backbone.stem.weight", "sem_seg_head.pixel_decoder.extra.weight"])
+def test_strange_published_names(name: str):
+    with pytest.raises(CheckpointError, match="has no place in this network"):
+        convert_published({"backbone.trunk.pos_embed": torch.ones(1), name: torch.ones(1)})
+
+
+def test_published_focal_weights():
+    names = {
+        "patch_embed.proj.weight": "model.stem.proj.weight",
+        "layers.0.blocks.1.gamma_2": "model.layers_0.blocks.1.ls2.gamma",
+        "layers.2.blocks.0.norm1.bias": "model.layers_2.blocks.0.norm1_post.bias",
+        "layers.1.downsample.proj.weight": "model.layers_2.downsample.proj.weight",
+        "norm3.weight": "norms.3.weight",
+    }
+    weights = {name: torch.rand(2, 2) for name in names}
+    converted = convert_focal(weights)
+    assert {name: weights[name] is converted[place] for name, place in names.items()} == dict.fromkeys(names, True)
+    linear = convert_focal({"layers.0.blocks.0.mlp.fc1.weight": torch.rand(4, 2)})
+    assert linear["model.layers_0.blocks.0.mlp.fc1.weight"].shape == (4, 2, 1, 1)
+
+
+def test_published_backbones_are_told_apart():
+    with pytest.raises(CheckpointError, match="published backbone weight 'stem.weight'"):
+        convert_hiera({"stem.weight": torch.ones(1)})
+
+
+def test_a_description_of_another_network_is_refused(tmp_path: Path, saved: tuple[BoltzFormer, Path]):
+    content = torch.load(saved[1], weights_only=True)
+    content["model"] = create_boltzformer("tiny", **{**SMALL, "queries": 5}).state_dict()
+    torch.save(content, tmp_path / "mixed.pt")
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load_checkpoint(tmp_path / "mixed.pt")

@@ -1,0 +1,58 @@
+"""The settings table in docs/training.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from boltzformer_monai.engines import SETTINGS
+
+DOC = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+COLUMNS = ("hiera_s", "focal_l", "tiny")
+NOT_PLAIN = {"target_weights", "schedule"}  # several values in one cell, checked below
+
+
+def _rows() -> dict[str, list[str]]:
+    rows = {}
+    for line in DOC.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = re.match(r"`(\w+)`", cells[0])
+        if line.startswith("| `") and name and len(cells) == 5:
+            rows[name[1]] = cells[1:4]
+    return rows
+
+
+def _value(text: str) -> float | str | bool:
+    text = text.removesuffix(" (off)")
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_every_setting_is_in_the_table_with_its_value() -> None:
+    rows = _rows()
+    fields = {name for name in vars(SETTINGS["tiny"]) if name not in {"preset", "warm_up"}}
+    assert fields <= set(rows)
+    for name in fields - NOT_PLAIN:
+        for column, cell in zip(COLUMNS, rows[name], strict=True):
+            assert getattr(SETTINGS[column], name) == _value(cell), (name, column)
+
+
+@pytest.mark.parametrize(("column", "index"), [("hiera_s", 0), ("focal_l", 1), ("tiny", 2)])
+def test_the_cells_with_several_values(column: str, index: int) -> None:
+    settings, rows = SETTINGS[column], _rows()
+    schedule, warm_up = rows["schedule"][index].split(", ")
+    assert (settings.schedule, settings.warm_up) == (schedule, float(warm_up))
+    weights = rows["target_weights"][index]
+    found = dict(re.findall(r"([a-z ]+?) (\d+)(?:, |$)", weights)) if weights != "–" else {}
+    assert settings.target_weights == {name.strip(): float(weight) for name, weight in found.items()}
+
+
+def test_hiera_bp_shares_the_column_of_hiera_s() -> None:
+    small, base = vars(SETTINGS["hiera_s"]), vars(SETTINGS["hiera_bp"])
+    assert {**small, "preset": ""} == {**base, "preset": ""}

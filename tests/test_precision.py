@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.precision import autocast, resolve_precision
+
+
+def test_what_is_named_is_taken():
+    for device in ("cpu", "cuda"):
+        assert resolve_precision("bf16", device) == "bf16"
+        assert resolve_precision("fp32", device) == "fp32"
+
+
+def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert resolve_precision("auto", "cuda") == "bf16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert resolve_precision("auto", "cuda") == "fp32"
+    monkeypatch.setattr("boltzformer_monai.precision._cpu_has_bf16", lambda: True)
+    assert resolve_precision("auto", torch.device("cpu")) == "bf16"
+    assert resolve_precision("auto", "meta") == "fp32"
+
+
+def test_a_pytorch_without_the_probes_assumes_nothing(monkeypatch: pytest.MonkeyPatch):
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, probe, raising=False)
+    assert resolve_precision("auto", "cpu") == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "", "BF16"])
+def test_unknown_precisions(precision: str):
+    with pytest.raises(ConfigError, match="precision must be one of auto, fp32, bf16"):
+        resolve_precision(precision, "cpu")
+
+
+def test_autocast_is_on_for_bf16_alone():
+    x = torch.ones(2, 2)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with autocast(precision, x.device):
+            assert (x @ x).dtype == dtype
