@@ -42,6 +42,7 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int) 
     output.mkdir(parents=True, exist_ok=True)
     _log.info("making synthetic scans and slicing them")
     slices = ensure_demo_dataset(output / "data", seed=seed)
+    sliced = time.monotonic()
     common = {"bundle_root": str(bundle_root), "dataset_dir": str(slices)}
     training = {**common, "output_dir": str(output), "seed": seed, "preset": "tiny"}
     _run_workflow(bundle_root, "train", training if epochs is None else {**training, "epochs": epochs})
@@ -51,7 +52,11 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int) 
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     segmenter = VolumeSegmenter.from_checkpoint(output / "model.pt")
     metrics["dicom_scan"] = _segment_dicom(segmenter, read_demo_volumes(output / "data"), output)
-    metrics["minutes"] = {"training": (trained - started) / 60, "total": (time.monotonic() - started) / 60}
+    metrics["minutes"] = {
+        "data": (sliced - started) / 60,
+        "training": (trained - sliced) / 60,
+        "total": (time.monotonic() - started) / 60,
+    }
     write_metrics_json(metrics, output / "metrics.json")
     _write_report(segmenter, SliceReader(slices), metrics, output)
     names = {"report": "report.html", "metrics": "metrics.json", "checkpoint": "model.pt"}
@@ -89,17 +94,17 @@ def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], ou
 
 def _write_report(segmenter: VolumeSegmenter, reader: SliceReader, metrics: dict[str, Any], output: Path) -> None:
     rows = _examples(reader.select(split="test", present=True))
-    shown = [_predict(segmenter, row) for row in rows]
+    answers = [_answer(segmenter, row) for row in rows]
     panels = [
-        OverlayPanel(image=read_png(row.image), prediction=mask, truth=read_mask(row), title=row.prompts[0])
-        for row, (mask, _) in zip(rows, shown, strict=True)
+        OverlayPanel(image=read_png(row.image), prediction=answer.mask, truth=read_mask(row), title=row.prompts[0])
+        for row, answer in zip(rows, answers, strict=True)
     ]
     samplings = [
         (
             f"Patches that the first query attends to, layer by layer: {row.prompts[0]}",
-            sampled_patches(read_png(row.image), sets, read_mask(row), row.prompts[0]),
+            sampled_patches(answer.square, answer.sets, answer.truth, row.prompts[0]),
         )
-        for row, (_, sets) in zip(rows, shown, strict=True)
+        for row, answer in zip(rows, answers, strict=True)
         if "lesion" in row.target or "nodule" in row.target or "kidney" in row.target
     ]
     history = json.loads((output / "history.json").read_text(encoding="utf-8"))
@@ -128,9 +133,22 @@ def _examples(rows: Sequence[SliceRow]) -> list[SliceRow]:
     return chosen
 
 
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What the network did with one prompt on one slice."""
+
+    mask: np.ndarray
+    """``(H, W)`` on the slice."""
+    square: np.ndarray
+    """The slice as the network saw it, ``(S, S)`` uint8."""
+    truth: np.ndarray
+    """The target in that square, ``(S, S)`` bool."""
+    sets: list[np.ndarray]
+    """Per layer, the patches that the first query attended to, ``(h, w)`` bool on the level's grid."""
+
+
 @torch.inference_mode()
-def _predict(segmenter: VolumeSegmenter, row: SliceRow) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Mask of a row's prompt on its slice, and the attention sets of its first query, layer by layer."""
+def _answer(segmenter: VolumeSegmenter, row: SliceRow) -> _Answer:
     network = segmenter.network
     pixels = read_png(row.image)
     fit = slice_fit(pixels.shape, row, segmenter.description.network.image_size)
@@ -138,24 +156,18 @@ def _predict(segmenter: VolumeSegmenter, row: SliceRow) -> tuple[np.ndarray, lis
     recording = RecordingPolicy(decoder.policy)
     decoder.policy = recording
     try:
-        features = network.encode_image(fit.image(image_tensor(pixels)))
-        text = network.encode_text(segmenter.tokenizer([row.prompts[0]])[None])
-        logits = network.decode(features, text).logits
+        square = fit.image(image_tensor(pixels))
+        features = network.encode_image(square)
+        logits = network.decode(features, network.encode_text(segmenter.tokenizer([row.prompts[0]])[None])).logits
     finally:
         decoder.policy = recording.policy
-    mask = (fit.restore(logits)[0, 0] > 0).numpy()
-    levels = [tuple(level.shape[-2:]) for level in features.levels]
-    sets = [
-        _on_slice(attend.flatten(0, -3)[0, 0].view(levels[i % len(levels)]), fit)
-        for i, attend in enumerate(recording.sets)
-    ]
-    return mask, sets
-
-
-def _on_slice(attend: torch.Tensor, fit: Any) -> np.ndarray:
-    """A set on its grid ``(h, w)`` → the same cells as pixels of the slice ``(H, W)``."""
-    square = torch.nn.functional.interpolate(attend[None, None].float(), size=(fit.size, fit.size), mode="nearest")
-    top, left = fit.offset
-    height, width = fit.content
-    content = square[..., top : top + height, left : left + width]
-    return (torch.nn.functional.interpolate(content, size=fit.shape, mode="nearest")[0, 0] > 0.5).numpy()
+    grids = [tuple(level.shape[-2:]) for level in features.levels]
+    return _Answer(
+        mask=(fit.restore(logits)[0, 0] > 0).numpy(),
+        square=(square[0, 0] * 255).round().to(torch.uint8).numpy(),
+        truth=fit.label(torch.from_numpy(read_mask(row)).float()[None, None])[0, 0].bool().numpy(),
+        sets=[
+            attend.flatten(0, -3)[0, 0].view(grids[layer % len(grids)]).numpy()
+            for layer, attend in enumerate(recording.sets)
+        ],
+    )

@@ -280,5 +280,5 @@ def _draw_chest(canvas: Canvas, rng: np.random.Generator, lesion: bool) -> None:
         canvas.paint(canvas.tube(start, end, calibre), density, AORTA)
     canvas.paint(canvas.tube((-4.0 + wander, 12.0, 66.0), (-2.0 + wander, 8.0, 200.0), 8.0), -980, 0)  # trachea
     if lesion:
-        for lung in (RIGHT_LUNG, LEFT_LUNG):
-            _draw_lesions(canvas, rng, lung, LUNG_NODULE, None)
+        for parent in (RIGHT_LUNG, LEFT_LUNG):
+            _draw_lesions(canvas, rng, parent, LUNG_NODULE, None)

@@ -96,7 +96,8 @@ class History:
         self._losses.append(float(_loss_of(engine.state.output)))
 
     def _epoch(self, engine: Engine, evaluator: Engine) -> None:
-        row = {"epoch": float(engine.state.epoch), "train_loss": sum(self._losses) / max(1, len(self._losses))}
+        mean = sum(self._losses) / max(1, len(self._losses))
+        row: dict[str, float] = {"epoch": engine.state.epoch, "train_loss": mean}
         self._losses.clear()
         metrics = evaluator.state.metrics
         if evaluator.state.epoch == engine.state.epoch:  # MONAI runs validation as the trainer's epoch

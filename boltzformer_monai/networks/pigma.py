@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,9 +54,14 @@ class PiGMA(nn.Module):
         channels = image.shape[1]
         weight_of_maps = self.conv.weight[0, channels:, 0, 0]
         weight = torch.einsum("ickl,c->ikl", self.deconv.weight, weight_of_maps)[:, None]
-        bias = torch.mv(weight_of_maps[None], self.deconv.bias) + self.conv.bias  # type: ignore[arg-type]
+        bias = torch.mv(weight_of_maps[None], _bias(self.deconv)) + _bias(self.conv)
         small, large = (_resize(image, size) for size in ((height, width), double))
         grounding = F.conv2d(large, self.conv.weight[:, :channels], bias)
         grounding = grounding + F.conv_transpose2d(small, weight[:channels], stride=2, padding=1)
         correction = F.conv_transpose2d(masks.flatten(0, 1), weight[channels:], stride=2, padding=1)
         return (ensemble + correction.view_as(ensemble) + grounding) / 2
+
+
+def _bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The layer's bias, which both layers of PiGMA have."""
+    return cast(Tensor, layer.bias)
