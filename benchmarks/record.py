@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "monai", "timm", "transformers", "numpy", "pydicom", "niba
 def environment() -> dict[str, Any]:
     """Versions and machine that a result depends on."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_without_folders, sys.argv)]),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -27,6 +27,11 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _without_folders(argument: str) -> str:
+    """A path outside the repository by its name alone: a record says what was run, not where somebody keeps it."""
+    return Path(argument).name if argument.startswith(("/", "..", "~")) else argument
 
 
 def result(name: str, value: float | None, unit: str) -> dict[str, Any]:
