@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -56,3 +57,17 @@ def test_the_cells_with_several_values(column: str, index: int) -> None:
 def test_hiera_bp_shares_the_column_of_hiera_s() -> None:
     small, base = vars(SETTINGS["hiera_s"]), vars(SETTINGS["hiera_bp"])
     assert {**small, "preset": ""} == {**base, "preset": ""}
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_records() -> None:
+    root = DOC.parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for record, names in {
+        "demo": ("mean_dice", "dice liver lesion", "dice lung nodule"),
+        "msd_hippocampus": ("mean_dice_3d", "dice_3d anterior hippocampus", "dice_3d posterior hippocampus"),
+    }.items():
+        content = json.loads((root / "benchmarks" / "results" / f"{record}.json").read_text(encoding="utf-8"))
+        values = {row["name"]: row["value"] for row in content["results"]}
+        line = next(line for line in readme.splitlines() if f"results/{record}.json" in line)
+        for number in (*(f"{values[name]:.3f}" for name in names), f"{values['time_training']:.1f} minutes"):
+            assert number in line, (record, number)
