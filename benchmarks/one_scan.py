@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name in ("image", "label", "labels-json", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
     image, label, labels_json, output = (
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     bundle(
         "train", "training", dataset_dir=str(slices), output_dir=str(output), preset="tiny",
-        epochs=str(arguments.epochs), val_interval="20", patience="80", prompts_per_image="6",
+        epochs=str(arguments.epochs), val_interval="50", patience="150", prompts_per_image="6",
         settings_overrides="{'target_weights': {}}",
     )  # fmt: skip
     trained = time.monotonic()
