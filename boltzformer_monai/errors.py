@@ -29,3 +29,10 @@ class CheckpointError(BoltzFormerError):
 
 class PromptError(BoltzFormerError):
     """A text prompt is empty or cannot be tokenised."""
+
+
+def user_error(error: BaseException | None) -> BoltzFormerError | None:
+    """The user error in a chain of causes (MONAI wraps what its expressions and transforms raise), or ``None``."""
+    while error is not None and not isinstance(error, BoltzFormerError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Slice volumes into a data set for training and evaluation, or a scan without a label for inference.
+"""Slice volumes into a data set for training and evaluation, or a scan without a label.
 
 One volume, or a whole public data set::
 
@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the slice data set; added to if it exists")
     one = parser.add_argument_group("one volume")
     one.add_argument("--image", type=Path, metavar="PATH", help="NIfTI, NRRD or MetaImage file, or a DICOM folder")
-    one.add_argument("--label", type=Path, metavar="PATH", help="label map on the image's grid; without: for inference")
+    one.add_argument("--label", type=Path, metavar="PATH", help="label map on the image's grid; without: no targets")
     one.add_argument("--labels-json", type=Path, metavar="PATH", help='{"modality", "site", "labels": {value: name}}')
     one.add_argument("--series", metavar="UID", help="SeriesInstanceUID, when a DICOM folder holds several")
     one.add_argument("--patient", metavar="ID", help="identity behind the pseudonym (default: PatientID or file name)")

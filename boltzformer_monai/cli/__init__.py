@@ -7,19 +7,27 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from boltzformer_monai import __version__
-from boltzformer_monai.errors import BoltzFormerError
+from boltzformer_monai.errors import BoltzFormerError, user_error
 
 USER_ERROR = 2
 INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the whole usage is what ``--help`` is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
     from boltzformer_monai.cli import demo, segment
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="boltzformer", description="Text-prompted segmentation of small objects in CT and MR. Research use only."
     )
     parser.add_argument("--version", action="version", version=f"boltzformer {__version__}")
@@ -41,12 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BoltzFormerError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
+    except RuntimeError as error:  # MONAI wraps what its expressions raise
+        known = user_error(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"error: {known}\n")
+        return USER_ERROR
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"error: {where}{error.strerror or error}\n")
         return USER_ERROR
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write("\ninterrupted\n")
         return INTERRUPTED
     sys.stdout.flush()
     return code

@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
         help="segment a scan by text prompts",
         description="Segment a scan by text prompts. The label map holds 1 for the first prompt, 2 for the second, …",
     )
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="NIfTI or NRRD file, or a DICOM folder")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="NIfTI, NRRD or MetaImage file, or a DICOM folder")
     parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help='e.g. "left kidney" "lung nodule"')
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="model.pt of a training")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="label map: .nii.gz, .nii or .nrrd")
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from boltzformer_monai.inferers.segmenter import VolumeSegmenter, check_output, existing_scan
 
     # Everything that can be wrong is said before the work begins.
-    check_output(arguments.output)
+    check_output(arguments.output, arguments.image, arguments.checkpoint)
     existing_scan(arguments.image)
     segmenter = VolumeSegmenter.from_checkpoint(
         arguments.checkpoint, device=device_by_name(arguments.device), precision=arguments.precision

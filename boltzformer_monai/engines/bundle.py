@@ -20,7 +20,7 @@ from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from boltzformer_monai.engines.settings import TrainingSettings
-from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.errors import ConfigError, user_error
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
 
@@ -30,6 +30,16 @@ _log = logging.getLogger(__name__)
 FREE_FORM = ("network_overrides", "settings_overrides", "_meta_")
 # What a configuration may be overlaid with.
 OVERLAYS = {"train": ("multi_gpu_train",)}
+# MONAI's own words for a wrong run id, and for a section that an override replaced by something else.
+_MONAI_USER_ERRORS = ("run ID ", "the referring item ")
+# Plain values that an override may give: the type, and the least value.
+_NUMBERS: dict[str, tuple[type, float]] = {
+    "seed": (int, 0),
+    "image_size": (int, 32),
+    "batch_size": (int, 1),
+    "workers": (int, 0),
+    "threshold": (float, 0),
+}
 _USER_ERROR_IN_WORKER = re.compile(r"boltzformer_monai\.errors\.\w+: (.+)")
 
 
@@ -64,6 +74,15 @@ def start(bundle_root: str | Path, name: str) -> None:
             shown = key.replace("::", "#")
             hint = f"did you mean --{near[0].replace('::', '#')}?" if near else f"see configs/{name}.json for the keys"
             msg = f"unknown override --{shown}; {hint}"
+            raise ConfigError(msg)
+    for key, (kind, least) in _NUMBERS.items():
+        value = parser.get(key)
+        if value is None or (isinstance(value, str) and value.startswith(("$", "@"))):
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (kind is int and not isinstance(value, int)) or float(value) < least:
+            what = "a whole number" if kind is int else "a number"
+            msg = f"--{key} must be {what} of at least {least:g}, got {value!r}"
             raise ConfigError(msg)
     device = parser.get("device")
     if isinstance(device, str) and not device.startswith("$"):
@@ -109,22 +128,33 @@ def one_line_errors() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, BoltzFormerError):
-            cause = cause.__cause__ or cause.__context__
-        # A loader's worker process hands over the text of the error only.
-        in_worker = _USER_ERROR_IN_WORKER.search(str(error)) or _USER_ERROR_IN_WORKER.search(str(error.__cause__))
-        if cause is not None:
-            sys.stderr.write(f"error: {cause}\n")
-        elif in_worker:
-            sys.stderr.write(f"error: {in_worker[1]}\n")
+        message = _one_line(error)
+        if message is not None:
+            sys.stderr.write(f"error: {message}\n")
         elif issubclass(kind, KeyboardInterrupt):
-            sys.stderr.write("interrupted\n")
+            sys.stderr.write("\ninterrupted\n")  # behind the progress bar
         else:
             previous(kind, error, trace)
 
     hook.prints_one_line = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def _one_line(error: BaseException) -> str | None:
+    """What to tell the user, or ``None`` for a bug, which keeps its traceback."""
+    if known := user_error(error):
+        return str(known)
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    # A loader's worker process hands over the text of the error only.
+    if in_worker := _USER_ERROR_IN_WORKER.search(f"{error}\n{root}"):
+        return in_worker[1]
+    if isinstance(root, OSError) and root.filename is not None:
+        return f"{root.filename}: {root.strerror}"
+    if isinstance(root, ValueError) and str(root).startswith(_MONAI_USER_ERRORS):
+        return str(root).splitlines()[0]
+    return None
 
 
 def default_device() -> torch.device:

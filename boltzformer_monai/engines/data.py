@@ -14,8 +14,9 @@ from torch.utils.data import WeightedRandomSampler
 
 from boltzformer_monai.data.demo import ensure_demo_dataset
 from boltzformer_monai.data.slices import SliceReader, SliceRow
-from boltzformer_monai.engines.settings import TrainingSettings
+from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings
 from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.networks.presets import reject_unknown
 from boltzformer_monai.transforms import (
     LoadSliced,
     PromptTokenizer,
@@ -142,6 +143,10 @@ def slice_sampler(items: Sequence[Item], settings: TrainingSettings, *, seed: in
     """Draws slices by the weight of the rarest target they show; ``None`` (a plain shuffle) without target weights."""
     if not settings.target_weights:
         return None
+    targets = {row.target for item in items for row in item["rows"]}
+    # The preset's own weights name targets that many data sets do not have; the user's must be there.
+    given = set(settings.target_weights) - set(SETTINGS[settings.preset].target_weights)
+    reject_unknown(given, targets, what="target in target_weights")
     weights = [
         max([settings.target_weights.get(row.target, 1.0) for row in item["rows"] if row.present], default=1.0)
         for item in items

@@ -108,6 +108,7 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Evaluate once; writes ``metrics.json`` and ``scores.csv`` into ``output_dir`` and returns the metrics."""
     folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     evaluator.run()
     counts = Counter(score.volume for score in scorer.scores)
     # 3-D scores only where every slice was scored for every target, absent ones included.
@@ -117,7 +118,6 @@ def run_evaluation(
         if volume["complete"] and counts[name] == volume["slices"] * len(volume["targets"])
     }
     metrics = summarise(scorer.scores, complete_volumes=complete)
-    folder.mkdir(parents=True, exist_ok=True)
     write_metrics_json(metrics, folder / "metrics.json")
     write_scores_csv(scorer.scores, folder / "scores.csv")
     mean = metrics["mean_dice"]

@@ -216,6 +216,9 @@ def _attach_outputs(
 ) -> Checkpoints:
     """Everything that writes or shows; returns the checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "model.pt").exists():
+        (folder / "model.pt").replace(folder / "model.previous.pt")
+        _log.info("the checkpoint of an earlier run is kept as %s", folder / "model.previous.pt")
     network = trainer.network
     module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
     checkpoints = Checkpoints(folder, module, description)

@@ -60,13 +60,11 @@ class SaveLabelMapd(Transform):
     """
 
     def __init__(self, *, output: str | Path) -> None:
-        check_output(output)
         self.output = Path(output)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data["image"]
         grid = Volume(np.asarray(image[0].cpu()), np.asarray(image.affine, dtype=np.float64))
-        self.output.parent.mkdir(parents=True, exist_ok=True)
         write_label_map(np.asarray(data["pred"][0].cpu()), grid, self.output)
         return dict(data)
 
@@ -78,14 +76,23 @@ def existing_scan(image: str | Path) -> None:
         raise VolumeError(msg)
 
 
-def check_output(output: str | Path) -> None:
-    """Raise a ``ConfigError`` unless a label map can be written under this name: before the work, not after it."""
+def check_output(output: str | Path, *inputs: str | Path) -> None:
+    """Make the output's folder: before the work, not after it.
+
+    Raises:
+        ConfigError: no label map can be written under this name, or it is one of the inputs, which would be lost.
+        OSError: the folder cannot be made.
+    """
+    if any(Path(output).resolve() == Path(path).resolve() for path in inputs):
+        msg = f"cannot write {output}: it is an input, which would be lost; give another --output"
+        raise ConfigError(msg)
     if not str(output).lower().endswith(OUTPUT_SUFFIXES):
         msg = f"cannot write {output}: the output must end in {', '.join(OUTPUT_SUFFIXES)}"
         raise ConfigError(msg)
     if Path(output).is_dir():
         msg = f"cannot write {output}: it is a folder"
         raise ConfigError(msg)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
 
 
 class VolumeSegmenter:
@@ -169,6 +176,7 @@ class VolumeSegmenter:
             ConfigError: the output's name is not one of a label map.
             VolumeError: the scan cannot be read or its geometry cannot be trusted.
         """
+        check_output(output, image)
         save = SaveLabelMapd(output=output)
         item = LoadVolumed(series=series, modality=modality)({"image": image})
         item["pred"] = inferer(item["image"][None], self.network)[0]
@@ -208,5 +216,6 @@ def run_inference(
         msg = f"no checkpoint at {checkpoint}; train one, or give --checkpoint PATH"
         raise CheckpointError(msg)
     existing_scan(image)
+    check_output(output, image, checkpoint)
     evaluator.run()
     _log.info("label map written to %s", output)

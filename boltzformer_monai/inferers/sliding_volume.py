@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from boltzformer_monai.data.planes import extract_slices, slice_spacing, slices_to_volume
+from boltzformer_monai.data.prompts import normalise_prompt
 from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError
 from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
 from boltzformer_monai.io.volume import Volume
@@ -65,11 +66,18 @@ class SlidingVolumeInferer(Inferer):
         trained: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(prompts, str) or not prompts:
-            msg = "give at least one prompt, as a list, e.g. ['left kidney', 'lung nodule']"
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            msg = "give at least one prompt, as a list of texts, e.g. ['left kidney', 'lung nodule']"
             raise PromptError(msg)
-        if batch_size < 1 or not 0 < threshold < 1:
-            msg = f"batch_size must be at least 1 and threshold in (0, 1), got {batch_size} and {threshold}"
+        texts = [normalise_prompt(prompt) for prompt in prompts]
+        if repeated := [text for index, text in enumerate(texts) if text in texts[:index]]:
+            msg = f"prompt {repeated[0]!r} is given twice; a voxel can have one label only"
+            raise PromptError(msg)
+        if batch_size < 1:
+            msg = f"the batch size must be at least 1, got {batch_size}"
+            raise ConfigError(msg)
+        if not 0 < threshold < 1:
+            msg = f"the threshold must be between 0 and 1, got {threshold}"
             raise ConfigError(msg)
         self.prompts = list(prompts)
         self.tokens = tokenizer(self.prompts)

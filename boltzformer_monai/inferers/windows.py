@@ -49,6 +49,10 @@ class PromptWindows:
         known = sorted({str(entry["modality"]) for entry in self.targets})
         if known and modality not in known:
             _log.warning("the network was trained on %s; on %s its masks mean little", " and ".join(known), modality)
+        names = sorted({str(entry["target"]) for entry in self.targets})
+        for prompt in prompts:
+            if names and not any(_named_length(name, normalise_prompt(prompt)) for name in names):
+                _log.warning("%r names no target of the training (%s); its mask means little", prompt, ", ".join(names))
         groups: list[tuple[AnyWindow, list[int]]] = []
         for index, prompt in enumerate(prompts):
             window = self._of(prompt, modality)

@@ -76,6 +76,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         CheckpointError: no such file, or it is damaged or not a checkpoint.
     """
     file = Path(path)
+    if file.is_dir():
+        msg = f"{file} is a folder, not a checkpoint; give the model.pt in it"
+        raise CheckpointError(msg)
     if not file.is_file():
         msg = f"no checkpoint at {file}; train one, or give the path of a model.pt"
         raise CheckpointError(msg)
@@ -86,8 +89,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{file} cannot be read as a checkpoint ({reason})"
+        # PyTorch's own words advise to load the file unsafely: not for users to read.
+        msg = f"{file} cannot be read as a checkpoint: it is damaged, or not a model.pt of this package; copy it again"
         raise CheckpointError(msg) from error
     except Exception as error:  # safetensors raises its own type, which derives from nothing else
         if type(error).__module__.startswith("safetensors"):

@@ -63,6 +63,15 @@ def test_training_leaves_checkpoints_and_curves(trained: Path) -> None:
     assert list((trained / "tensorboard").glob("events*"))
 
 
+def test_an_earlier_checkpoint_is_kept(trained: Path, demo: Path, tmp_path: Path) -> None:
+    earlier = (trained / "last.pt").read_bytes()
+    (tmp_path / "model.pt").write_bytes(earlier)
+    settings = {"image_size": 64, "epochs": 1, "batch_size": 4, "device": "cpu", "preset": "tiny"}
+    _workflow("train", dataset_dir=str(demo / "slices"), output_dir=str(tmp_path), **settings).run()
+    assert (tmp_path / "model.previous.pt").read_bytes() == earlier
+    assert load_checkpoint(tmp_path / "model.pt")
+
+
 def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_path: Path) -> None:
     workflow = _workflow(
         "evaluate", dataset_dir=str(demo / "slices"), checkpoint=str(trained / "model.pt"), output_dir=str(tmp_path)
@@ -111,6 +120,11 @@ def _cause(error: BaseException) -> BaseException:
         ("train", {"preset": "tiny", "network_overrides": {"querys": 1}}, ConfigError, "queries"),
         ("train", {"preset": "tiny", "image_size": 100}, ConfigError, "multiple of 32"),
         ("train", {"dataset_dir": "nowhere"}, DatasetError, "nowhere"),
+        ("train", {"preset": "tiny", "settings_overrides": {"target_weights": {"livr": 2}}}, ConfigError, "liver"),
+        ("train", {"seed": "foo"}, ConfigError, "--seed must be a whole number"),
+        ("evaluate", {"batch_size": 0}, ConfigError, "--batch_size must be"),
+        ("evaluate", {"epochs": 3}, ConfigError, "unknown override --epochs"),
+        ("inference", {"threshold": "abc"}, ConfigError, "--threshold must be a number"),
         ("evaluate", {"checkpoint": "nowhere.pt"}, CheckpointError, "checkpoint"),
         ("inference", {"checkpoint": "nowhere.pt", "image": "scan.nii.gz"}, CheckpointError, "nowhere.pt"),
         ("inference", {"checkpoint": "nowhere.pt"}, VolumeError, "--image"),

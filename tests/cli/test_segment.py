@@ -89,6 +89,37 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out.nii.gz").exists()
 
 
+def test_the_scan_is_never_overwritten(
+    scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes((scans / "scan.nii.gz").read_bytes())
+    link = tmp_path / "link.nii.gz"
+    link.symlink_to(scan)
+    for output in (scan, link):
+        assert _run(scan, "--prompts", "liver", "--checkpoint", checkpoint, "--output", output) == 2
+        assert "it is an input" in capsys.readouterr().err
+    assert scan.read_bytes() == (scans / "scan.nii.gz").read_bytes()
+
+
+def test_a_prompt_that_nobody_trained_is_answered_with_a_warning(
+    scans: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out.nii.gz"
+    prompts = ("left kidney in CT", "flux capacitor")
+    assert _run(scans / "scan.nii.gz", "--prompts", *prompts, "--checkpoint", checkpoint, "--output", out) == 0
+    assert [record.args[0] for record in caplog.records if "names no target" in record.msg] == ["flux capacitor"]
+
+
+@pytest.mark.parametrize("arguments", [["--precision", "foo"], ["--prompts"], ["--colour", "red"]])
+def test_wrong_arguments_are_one_line_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["scan.nii.gz", "--prompts", "liver", "--checkpoint", "m.pt", "--output", "o.nii.gz", *arguments]
+    with pytest.raises(SystemExit) as stopped:
+        _run(*given)
+    stderr = capsys.readouterr().err
+    assert (stopped.value.code, stderr.count("\n"), stderr.startswith("error: ")) == (2, 1, True)
+
+
 def test_a_truncated_checkpoint_and_a_truncated_scan(
     scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

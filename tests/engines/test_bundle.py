@@ -127,6 +127,21 @@ def test_start_belongs_to_monai_s_parser():
         bundle.start(BUNDLE, "train")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("run ID 'trainin' doesn't exist in the config file."), "run ID 'trainin' doesn't exist"),
+        (PermissionError(13, "Permission denied", "/there"), "/there: Permission denied"),
+        (RuntimeError("Caught\nboltzformer_monai.errors.DatasetError: a.png: is damaged\n"), "a.png: is damaged"),
+        (ValueError("a bug"), None),
+        (TypeError("another"), None),
+    ],
+)
+def test_what_is_told_in_one_line(error: Exception, said: str | None):
+    told = bundle._one_line(error)
+    assert told == said if said is None else told is not None and told.startswith(said)
+
+
 def test_user_errors_are_one_line_and_others_keep_their_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -142,7 +157,7 @@ def test_user_errors_are_one_line_and_others_keep_their_traceback(
     except RuntimeError as error:
         sys.excepthook(type(error), error, error.__traceback__)
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert capsys.readouterr().err == "error: there is no data set at X; make one\ninterrupted\n"
+    assert capsys.readouterr().err == "error: there is no data set at X; make one\n\ninterrupted\n"
     assert not shown
     bug = ZeroDivisionError("a bug")
     sys.excepthook(ZeroDivisionError, bug, None)

@@ -18,6 +18,9 @@ _OURS_ALONE = {"mean", "std"}
 def check_keys(path: Path) -> Iterator[tuple[str, float]]:
     """Rows (quantity, count of misfits)."""
     shapes: dict[str, list[int]] = json.loads(path.read_text())
+    if not isinstance(shapes, dict) or "sem_seg_head.predictor.query_feat.weight" not in shapes:
+        msg = "is not a list {state-dict key: shape} of a published model"
+        raise ValueError(msg)
     preset = path.stem.removeprefix("keys_")
     with torch.device("meta"):
         published = {name: torch.empty(shape) for name, shape in shapes.items()}

@@ -120,7 +120,7 @@ def test_runs_are_repeatable_and_the_seed_matters(segmenter: VolumeSegmenter, sc
     assert (first != other).any()
 
 
-@pytest.mark.parametrize("prompts", [[], "liver", [""], ["  "], ["liver " * 100]])
+@pytest.mark.parametrize("prompts", [[], "liver", [""], ["  "], ["liver " * 100], [1], ["Liver", " liver"]])
 def test_prompts_that_cannot_be_asked(segmenter: VolumeSegmenter, prompts: object) -> None:
     with pytest.raises(PromptError):
         segmenter.inferer(prompts)

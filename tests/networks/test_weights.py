@@ -122,7 +122,7 @@ def test_many_misfits_are_counted_and_the_first_named():
 def test_no_such_file(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*model.pt; train one"):
         load_checkpoint(tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
+    with pytest.raises(CheckpointError, match="is a folder, not a checkpoint"):
         load_checkpoint(tmp_path)
 
 
