@@ -14,8 +14,8 @@ from boltzformer_monai.networks.reference import convert_decoder
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, Randomness, ThresholdMask
 from tests.golden.modules import state_dict, tensor, worst
 
-# A set bit may flip where a uniform number falls within one ulp of the inclusion probability.
-_ULP = 1e-5
+# Rounding may flip a set bit where a uniform number lies this close to the inclusion probability: left uncounted.
+_ROUNDING = 1e-5
 
 
 class ReplayedSets:
@@ -122,13 +122,13 @@ def _check_policy(
     boltzmann = BoltzmannSampling(temperature, ratio, per_head=True, threshold=limit)
     for i, (logits, recorded) in enumerate(zip(policy.logits, sets, strict=True)):
         recorded = recorded.view(logits.shape)
-        undecided = (torch.sigmoid(logits) - threshold).abs() < _ULP
+        undecided = (torch.sigmoid(logits) - threshold).abs() < _ROUNDING
         if do_boltzmann:
             inclusion = boltzmann.inclusion(boltzmann.distribution(logits, i), boltzmann.draws(logits.shape[-1]))
             # The published code leaves a patch out where the number falls below (1 − p)^N: the mirror image of ours.
             noise = 1 - tensor(arrays, f"{case}/noise{i}").view(logits.shape)
             attend = boltzmann(logits, i, _Recorded(noise))
-            undecided = undecided | ((noise - inclusion).abs() < _ULP)
+            undecided = undecided | ((noise - inclusion).abs() < _ROUNDING)
         else:
             attend = ThresholdMask(threshold)(logits, i)
         attend = attend | ~attend.any(-1, keepdim=True)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import nibabel
@@ -15,10 +14,7 @@ from boltzformer_monai.inferers import PromptWindows, SlidingVolumeInferer, Volu
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import Decoded, ImageFeatures, TextFeatures
 from boltzformer_monai.transforms import PromptTokenizer
-
-ORIENTATIONS = [
-    "".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)
-]
+from tests.io.cases import ORIENTATIONS
 
 
 class Threshold(nn.Module):
