@@ -6,17 +6,49 @@ a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+REASONS = (
+    "missing", "damaged", "truncated", "unsupported format", "codec", "not an image", "several series",
+    "several patients", "several frames of reference", "mixed modalities", "localizer", "orientation", "sizes",
+    "pixel spacing", "no geometry", "same position", "uneven spacing", "off the line", "gantry tilt", "colour",
+    "mosaic", "lookup table", "no rescale", "not finite", "dimensions", "singular affine", "no orientation",
+    "conflicting orientation", "units", "grid", "labels", "modality", "write",
+)  # fmt: skip
+"""Why a scan or label is refused, in words that name no file and no patient; what ``VolumeError.reason`` can be."""
+
 
 class BoltzFormerError(Exception):
-    """Base of all errors that a user's input can cause."""
+    """Base of all errors that a user's input can cause.
+
+    Attributes:
+        reason: the kind of mistake in a word or two, without paths, names or UIDs: it may go into shared reports.
+    """
+
+    reason = "settings"
 
 
 class VolumeError(BoltzFormerError):
-    """A scan or label cannot be read, or its geometry cannot be trusted."""
+    """A scan or label cannot be read, or its geometry cannot be trusted.
+
+    Args:
+        message: one line: what, where, what to do.
+        reason: one of :data:`REASONS`.
+    """
+
+    def __init__(self, message: str, *, reason: str = "damaged") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class DatasetError(BoltzFormerError):
     """A slice dataset, label map or data list is missing, incomplete or contradicts itself."""
+
+    reason = "labels"
+
+
+class StorageError(DatasetError):
+    """The output cannot be written: a full disk, a missing permission. No scan is to blame."""
+
+    reason = "write"
 
 
 class ConfigError(BoltzFormerError):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom_frames import FrameGeometry, classic_geometry, frame_geometries
+from boltzformer_monai.io.formats import is_image_file
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -20,16 +22,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".dcm", ".dicom", ".ima")
-# Objects with rows and columns that are not slices of a scan.
+_ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+# Objects that may have rows and columns and still are no slices of a scan, by Modality and by SOP class: segmentations
+# (also as label map or by height), radiotherapy images and doses.
 _NOT_SCANS = ("SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR", "DOC")
-# What pydicom lets through when a file is cut off or damaged. A name, so that pydicom is imported only when needed.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError, OverflowError)
-BROKEN_DICOM: tuple[type[Exception], ...] = (*_DAMAGE, RuntimeError, IndexError, struct.error, zlib.error)
+_NOT_SCAN_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("66.4", "66.7", "66.8", "481.1", "481.2"))
+_DICOMDIR = "1.2.840.10008.1.3.10"
+# Nothing else is kept of a header: reading is faster, and no name or date can get into a message.
+_TAGS = [
+    "SOPClassUID", "ImageType", "Modality", "SliceThickness", "PatientID", "SpacingBetweenSlices", "SeriesInstanceUID",
+    "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SamplesPerPixel",
+    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept",
+    "RescaleSlope", "RescaleType", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+# What pydicom lets through when a file is cut off or damaged, except for its own errors: see broken_dicom.
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError)
+BROKEN_DICOM: tuple[type[Exception], ...] = (*_DAMAGE, RuntimeError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """What is needed of one file before its pixels are decoded; positions and spacings in mm, LPS."""
+    """What is needed of one slice before its pixels are decoded.
+
+    Attributes:
+        frame: index in a file with functional groups; None where the file is the slice.
+        frames: number of frames that the file states.
+        image_type: the values of ImageType, in capitals.
+        geometry: place and scale; see :class:`~boltzformer_monai.io.dicom_frames.FrameGeometry`.
+    """
 
     path: Path
     series: str
@@ -39,58 +60,80 @@ class SliceHeader:
     rows: int
     columns: int
     frames: int
-    enhanced: bool
     samples: int
     photometric: str
-    position: tuple[float, ...] | None
-    cosines: tuple[float, ...] | None
-    pixel_spacing: tuple[float, ...] | None
-    stated_spacing: float | None
-    rescaled: bool
-    slope: float
-    intercept: float
-    rescale_type: str
+    image_type: tuple[str, ...]
     lookup_table: bool
+    geometry: FrameGeometry
+    frame: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file, and the frame counted from 1, for messages."""
+        return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
+
+
+@dataclass
+class Found:
+    """The content of a folder.
+
+    Attributes:
+        slices: headers sorted by path, frames of one file in their stored order.
+        objects: how many DICOM objects of each kind are no pictures of a scan.
+        images: how many files of other image formats lie among them.
+    """
+
+    slices: list[SliceHeader] = field(default_factory=list)
+    objects: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
 
 
 def is_dicom_file(path: Path) -> bool:
     """Tell by content whether a file is DICOM, with or without the 128-byte preamble."""
     try:
         with path.open("rb") as file:
-            start = file.read(132)
+            return _looks_like_dicom(file.read(132))
     except OSError as error:
-        msg = f"{path}: cannot be opened ({one_line(error)})"
-        raise VolumeError(msg) from error
-    # Old files begin with the first element: group 0002 or 0008, little endian, and an element number that occurs.
-    return start[128:] == b"DICM" or start[:4] in (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
+        raise _unreadable(path, error) from error
 
 
-def find_slices(place: Path) -> list[SliceHeader]:
-    """Return the headers of all slices in a folder and its subfolders (or of one file), sorted by path.
+def find_slices(place: Path) -> Found:
+    """Look at all files of a folder and its subfolders (or at one file).
 
     Raises:
         VolumeError: a file that is DICOM by name or content is damaged. It is not skipped: a lost first or last slice
             would go unnoticed.
     """
-    headers, skipped = [], 0
+    found = Found()
     for path in [place] if place.is_file() else _files(place):
-        header = _read_header(path) if is_dicom_file(path) else None
-        if header is not None:
-            headers.append(header)
-        elif path.suffix.lower() in _SUFFIXES and not is_dicom_file(path):
-            msg = f"{path}: is named like a DICOM file but is none (empty or truncated?); repair or remove it"
-            raise VolumeError(msg)
-        else:
-            skipped += 1
-    if skipped:
-        logger.info("%s: skipped %d files that are not slices", place, skipped)
-    return headers
+        dataset = _read_header(path)
+        if dataset is not None:
+            _sort_in(found, path, dataset)
+        elif is_image_file(path):
+            found.images["NRRD or MetaImage" if path.suffix.lower() in _ITK_SUFFIXES else "NIfTI"] += 1
+    if found.objects:
+        logger.info("%s: skipped %d DICOM objects that are no slices", place, sum(found.objects.values()))
+    return found
+
+
+def broken_dicom() -> tuple[type[Exception], ...]:
+    """Return all that pydicom raises for a damaged file; a function, so that pydicom is imported only when needed."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (*BROKEN_DICOM, BytesLengthException, InvalidDicomError)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return what an error says up to the first quotation: pydicom quotes values, which may name the patient."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = re.split(r"\bb?['\"]|['\"]", str(error).strip().partition("\n")[0])[0].strip()
+    return said[:160] or type(error).__name__
+
+
+def _looks_like_dicom(start: bytes) -> bool:
+    # Old files begin with the first element: group 0002 or 0008, little endian, and an element number that occurs.
+    return start[128:] == b"DICM" or start[:4] in (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -104,82 +147,100 @@ def _files(folder: Path) -> list[Path]:
 
 def _refuse_unreadable(error: OSError) -> None:
     msg = f"{error.filename}: cannot be listed ({one_line(error)}); slices may lie in it"
-    raise VolumeError(msg) from error
+    raise VolumeError(msg, reason="missing") from error
 
 
-def _read_header(path: Path) -> SliceHeader | None:
-    """Read what decides; None for a DICOM object that is no picture."""
+def _unreadable(path: Path, error: OSError) -> VolumeError:
+    return VolumeError(f"{path}: cannot be opened ({one_line(error)})", reason="missing")
+
+
+def _read_header(path: Path) -> Dataset | None:
+    """Return the fields of :data:`_TAGS`; None for a file that is not DICOM and does not claim to be."""
     import pydicom
 
     try:
-        # force: files without preamble; is_dicom_file has looked at the content already.
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        if "DirectoryRecordSequence" in dataset or str(dataset.get("Modality", "")) in _NOT_SCANS:
-            return None
-        if "Rows" not in dataset or "Columns" not in dataset:
-            if _is_no_picture(dataset):
-                return None
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with file:
+        try:
+            start = file.read(132)
+            if _looks_like_dicom(start):
+                file.seek(0)
+                # force: files without preamble; their content has been looked at.
+                dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+                dataset.filename = str(path)  # which pydicom 2 forgets for a deflated file
+                return dataset
+        except broken_dicom() as error:
+            raise _broken(path, error) from error
+    if path.suffix.lower() in _SUFFIXES:
+        msg = f"{path}: is named like a DICOM file but is none (empty or truncated?); repair or remove it"
+        raise VolumeError(msg, reason="truncated" if len(start) < 132 else "damaged")
+    return None
+
+
+def _sort_in(found: Found, path: Path, dataset: Dataset) -> None:
+    try:
+        kind = _other_kind(dataset)
+        if kind is None and ("Rows" not in dataset or "Columns" not in dataset):
             msg = f"{path}: its DICOM header ends early or lacks Rows and Columns (truncated?); repair or remove it"
-            raise VolumeError(msg)
-        return _parse(path, dataset)
-    except BROKEN_DICOM as error:
-        msg = f"{path}: cannot be read as DICOM ({one_line(error)}); is the file complete?"
-        raise VolumeError(msg) from error
+            raise VolumeError(msg, reason="truncated")
+        if kind is None:
+            found.slices += _slices(path, dataset)
+        elif kind:
+            found.objects[kind] += 1
+    except broken_dicom() as error:
+        raise _broken(path, error) from error
 
 
-def _is_no_picture(dataset: Dataset) -> bool:
-    """Tell whether a header without rows belongs to a report, plan, raw data, … and not to a slice cut off."""
-    if "SOPClassUID" not in dataset:
-        return not dataset.preamble  # something else whose first bytes looked like old DICOM
+def _broken(path: Path, error: Exception) -> VolumeError:
+    msg = f"{path}: cannot be read as DICOM ({one_line(error)}); is the file complete?"
+    return VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged")
+
+
+def _other_kind(dataset: Dataset) -> str | None:
+    """Name the kind of an object that is no slice (a report, a plan, …), "" if it is not even DICOM; None for a slice.
+
+    A header without rows may also be that of a slice cut off, for which the answer is None.
+    """
     from pydicom.uid import UID
 
-    kind = UID(str(dataset.SOPClassUID))
+    stated = dataset.file_meta.get("MediaStorageSOPClassUID")
+    if stated == _DICOMDIR:
+        return "DICOMDIR"
+    uid = UID(str(dataset.get("SOPClassUID", "")))
+    name = uid.name.removesuffix(" Storage") if uid.name != str(uid) else "object of an unknown class"
+    if str(dataset.get("Modality", "")) in _NOT_SCANS or uid in _NOT_SCAN_CLASSES:
+        return name
+    if "Rows" in dataset and "Columns" in dataset:
+        return None
+    if not uid:  # without a preamble it is something else whose first bytes looked like old DICOM
+        return None if dataset.preamble else ""
     # A UID that is cut off itself is in no dictionary and differs from its copy in the file's preface.
-    stated = dataset.file_meta.get("MediaStorageSOPClassUID", kind if kind.name != str(kind) else None)
-    return kind == stated and "Image" not in kind.name
+    whole = uid == (stated if stated or uid.name == str(uid) else uid)
+    return name if whole and "Image" not in uid.name else None
 
 
-def _parse(path: Path, dataset: Dataset) -> SliceHeader:
-    class_uid = str(dataset.get("SOPClassUID", ""))
-    spacings = [_numbers(dataset.get(name), 1) for name in ("SpacingBetweenSlices", "SliceThickness")]
-    pixel_spacing = _numbers(dataset.get("PixelSpacing"), 2)
-    slope, intercept = _numbers(dataset.get("RescaleSlope"), 1), _numbers(dataset.get("RescaleIntercept"), 1)
-    if slope == (0.0,) or (slope is None and dataset.get("RescaleSlope") is not None):
-        msg = f"RescaleSlope {dataset.RescaleSlope} is unusable"
-        raise ValueError(msg)
-    return SliceHeader(
+def _slices(path: Path, dataset: Dataset) -> list[SliceHeader]:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    grouped = any(f"{name}FunctionalGroupsSequence" in dataset for name in ("Shared", "PerFrame"))
+    image_type = dataset.get("ImageType") or ()
+    header = SliceHeader(
         path=path,
-        series=str(dataset.get("SeriesInstanceUID", "")),
-        modality=str(dataset.get("Modality", "")),
+        series=str(dataset.get("SeriesInstanceUID") or ""),
+        modality=str(dataset.get("Modality") or ""),
         patient_id=str(dataset.get("PatientID") or ""),
         frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
-        frames=int(dataset.get("NumberOfFrames") or 1),
-        enhanced="PerFrameFunctionalGroupsSequence" in dataset or class_uid in _ENHANCED,
+        frames=frames,
         samples=int(dataset.get("SamplesPerPixel", 1)),
-        photometric=str(dataset.get("PhotometricInterpretation", "")),
-        position=_numbers(dataset.get("ImagePositionPatient"), 3),
-        cosines=_numbers(dataset.get("ImageOrientationPatient"), 6),
-        pixel_spacing=pixel_spacing if pixel_spacing and min(pixel_spacing) > 0 else None,
-        stated_spacing=next((value[0] for value in spacings if value and value[0] > 0), None),
-        rescaled=slope is not None and intercept is not None,
-        slope=slope[0] if slope else 1.0,
-        intercept=intercept[0] if intercept else 0.0,
-        rescale_type=str(dataset.get("RescaleType") or "").strip(),
-        lookup_table="ModalityLUTSequence" in dataset,
+        photometric=str(dataset.get("PhotometricInterpretation") or ""),
+        image_type=tuple(str(v).upper() for v in ([image_type] if isinstance(image_type, str) else image_type)),
+        lookup_table=bool(dataset.get("ModalityLUTSequence")),
+        # Frames without functional groups have no place of their own: one header stands for all, and will be refused.
+        geometry=FrameGeometry() if grouped or frames != 1 else classic_geometry(dataset),
     )
-
-
-# Enhanced CT, MR, PET, and legacy converted ones: one file, many frames, geometry in functional groups.
-_ENHANCED = tuple(f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("2.1", "2.2", "4.1", "4.4", "130", "128.1"))
-
-
-def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """Return exactly ``count`` finite numbers, or None."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        return None
-    return tuple(float(number) for number in numbers)
+    if not grouped:
+        return [header]
+    return [replace(header, frame=k, geometry=place) for k, place in enumerate(frame_geometries(dataset))]

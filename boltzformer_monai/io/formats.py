@@ -1,30 +1,34 @@
-"""Single-file images: NIfTI by nibabel, NRRD and MetaImage by SimpleITK, both as (array, RAS+ affine).
+"""Single-file images: NIfTI, NRRD and MetaImage as (array, RAS+ affine), and label maps back to disk.
 
-Neither reader is trusted with an orientation that the file does not state: a guess may swap left and right.
+No reader is trusted with an orientation that the file does not state: a guess may swap left and right.
 """
 
 from __future__ import annotations
 
-import logging
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.io.itk_header import check_metaimage, check_nrrd
+from boltzformer_monai.io.nifti import PAIRS, one_line, read_nifti, three_dimensions
 
-logger = logging.getLogger(__name__)
-
-_NIFTI = (".nii", ".nii.gz")
-_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+_NIFTI = (".nii", ".nii.gz", *PAIRS)
+_NRRD = (".nrrd", ".nhdr")
+_META = (".mha", ".mhd")
 _WRITABLE = (".nii", ".nii.gz", ".nrrd")
+_LPS = "left-posterior-superior"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def is_image_file(path: Path) -> bool:
-    """Tell, by its name, whether a file is NIfTI, NRRD or MetaImage."""
-    return path.name.lower().endswith(_NIFTI + _ITK)
+    """Tell, by its name, whether a file is NIfTI, NRRD or MetaImage; DICOM slices are named .img too."""
+    name = path.name.lower()
+    if name.endswith(tuple(PAIRS.values())):
+        stem = path.name[: name.rindex(".img")]
+        return any(path.with_name(stem + ending).is_file() for header in PAIRS for ending in (header, header.upper()))
+    return name.endswith(_NIFTI + _NRRD + _META)
 
 
 def read_image_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -34,13 +38,27 @@ def read_image_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
         VolumeError: unknown format, broken file, not three-dimensional, or no stated orientation.
     """
     if not is_image_file(path):
-        msg = f"{path}: unknown format; a scan is a DICOM folder or a file ending in {', '.join(_NIFTI + _ITK)}"
-        raise VolumeError(msg)
-    array, affine = _read_nifti(path) if path.name.lower().endswith(_NIFTI) else _read_itk(path)
-    if array.dtype.kind not in "biuf":
-        msg = f"{path}: has colour or complex voxels; a scan or label map has one real number per voxel"
-        raise VolumeError(msg)
-    return array, affine
+        known = ", ".join(_NIFTI + _NRRD + _META)
+        msg = f"{path}: unknown format; a scan is a DICOM folder or a file ending in {known}"
+        raise VolumeError(msg, reason="unsupported format")
+    return _read_itk(path)[:2] if path.name.lower().endswith(_NRRD + _META) else read_nifti(path)
+
+
+def read_layers(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Read an image file of one or several layers: a fourth axis, or several numbers per voxel.
+
+    Returns:
+        The voxels (I, J, K, S), the affine (4, 4) voxel → RAS+ mm, and the text fields of an NRRD or MetaImage header.
+
+    Raises:
+        VolumeError: as :func:`read_image_file`, or more than four axes.
+    """
+    itk = path.name.lower().endswith(_NRRD + _META)
+    array, affine, fields = _read_itk(path, layers=True) if itk else (*read_nifti(path, layers=True), {})
+    if len(array.shape) < 3 or sum(length > 1 for length in array.shape[3:]) > 1:
+        msg = f"{path}: is a {array.ndim}-D image; a label map has three axes, or four when its segments overlap"
+        raise VolumeError(msg, reason="dimensions")
+    return array.reshape((*array.shape[:3], -1)), affine, fields
 
 
 def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -51,104 +69,55 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     """
     if not path.name.lower().endswith(_WRITABLE):
         msg = f"{path}: a label map can be written as {', '.join(_WRITABLE)}; choose one of these endings"
-        raise VolumeError(msg)
+        raise VolumeError(msg, reason="unsupported format")
     try:
         with atomic_path(path) as temporary:
             (_write_nrrd if path.name.lower().endswith(".nrrd") else _write_nifti)(array, affine, temporary)
     except (OSError, RuntimeError) as error:  # SimpleITK reports everything as RuntimeError
-        msg = f"{path}: cannot be written ({_one_line(error)}); does its folder exist and have room?"
-        raise VolumeError(msg) from error
+        msg = f"{path}: cannot be written ({one_line(error)}); does its folder exist and have room?"
+        raise VolumeError(msg, reason="write") from error
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import nibabel
-    from nibabel.spatialimages import HeaderDataError, ImageDataError
-    from nibabel.wrapstruct import WrapStructError
-
-    try:
-        image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Pair):
-            msg = f"{path}: its content is not NIfTI; convert it to NIfTI, or give it the right ending"
-            raise VolumeError(msg)
-        _check_nifti_header(image.header, path)
-        shape = _three_dimensions(tuple(image.shape), path)
-        array = np.asanyarray(image.dataobj).reshape(shape)
-    except (
-        nibabel.filebasedimages.ImageFileError,
-        HeaderDataError,
-        ImageDataError,
-        WrapStructError,
-        OSError,
-        EOFError,
-        ValueError,
-        MemoryError,
-        zlib.error,
-    ) as error:
-        msg = f"{path}: cannot be read as NIfTI ({_one_line(error)}); is the file complete?"
-        raise VolumeError(msg) from error
-    return array, np.asarray(image.affine, dtype=np.float64)
-
-
-def _check_nifti_header(header: object, path: Path) -> None:
-    """Refuse a header that leaves the place of the voxels open."""
-    unit = header.get_xyzt_units()[0]  # type: ignore[attr-defined]
-    if unit not in ("mm", "unknown"):  # nibabel ignores the unit, others do not
-        msg = f"{path}: its voxel size is given in {unit}; convert the file to millimetres first"
-        raise VolumeError(msg)
-    sform, sform_code = header.get_sform(coded=True)  # type: ignore[attr-defined]
-    qform, qform_code = header.get_qform(coded=True)  # type: ignore[attr-defined]
-    if not sform_code and not qform_code:
-        msg = f"{path}: states no orientation (qform and sform codes are 0), so left and right are unknown; set one"
-        raise VolumeError(msg)
-    if sform_code and qform_code and np.isfinite(sform).all() and np.isfinite(qform).all():
-        # Software disagrees which of the two counts; that must not decide between left and right.
-        if ((sform[:3, :3] * qform[:3, :3]).sum(axis=0) < 0).any():
-            msg = f"{path}: its qform and sform point in opposite directions; correct the header before use"
-            raise VolumeError(msg)
-        if not np.allclose(sform, qform, atol=0.1):
-            logger.warning("%s: qform and sform differ; the sform is used", path)
-
-
-def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_itk(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     import SimpleITK
 
+    nrrd = path.name.lower().endswith(_NRRD)
+    if nrrd:
+        check_nrrd(path, layers=layers)
+    else:
+        check_metaimage(path)
     try:
-        image = SimpleITK.ReadImage(str(path))
-    except RuntimeError as error:
-        msg = f"{path}: cannot be read as {path.suffix[1:].upper()} ({_one_line(error)}); is the file complete?"
-        raise VolumeError(msg) from error
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        layers = image.GetNumberOfComponentsPerPixel()
+        image = SimpleITK.ReadImage(str(path), imageIO="NrrdImageIO" if nrrd else "MetaImageIO")
+    except (RuntimeError, MemoryError) as error:
+        msg = f"{path}: cannot be read as {path.suffix[1:].upper()} ({one_line(error)}); is the file complete?"
+        raise VolumeError(msg, reason="damaged") from error
+    components = image.GetNumberOfComponentsPerPixel()
+    if components != 1 and not layers:
         what = "time frames, colours or overlapping segments"
-        msg = f"{path}: is a 4-D image with {layers} frames ({what}); export one of them as a 3-D image"
-        raise VolumeError(msg)
-    shape = _three_dimensions(tuple(image.GetSize()), path)
-    if path.suffix.lower() in (".nrrd", ".nhdr") and (
-        # SimpleITK has turned RAS and LAS into LPS; any other space has no left and right.
-        not image.HasMetaDataKey("NRRD_space") or image.GetMetaData("NRRD_space") != "left-posterior-superior"
-    ):
+        msg = f"{path}: is a 4-D image with {components} frames ({what}); export one of them as a 3-D image"
+        raise VolumeError(msg, reason="dimensions")
+    if len(image.GetSize()) < 3 or not layers:
+        three_dimensions(tuple(image.GetSize()), path)
+    # SimpleITK has turned RAS and LAS into LPS; any other space has no left and right.
+    if nrrd and (not image.HasMetaDataKey("NRRD_space") or image.GetMetaData("NRRD_space") != _LPS):
         msg = f"{path}: its header has no patient space (LPS, RAS or LAS), so left and right are unknown; add 'space:'"
-        raise VolumeError(msg)
-    if image.GetDimension() > 3:
-        size = list(image.GetSize())
-        image = SimpleITK.Extract(image, size[:3] + [0] * (len(size) - 3), [0] * len(size))
+        raise VolumeError(msg, reason="no orientation")
+    array = SimpleITK.GetArrayFromImage(image)
+    if array.dtype.kind not in "iuf":
+        msg = f"{path}: has complex voxels; a scan or label map has one real number per voxel"
+        raise VolumeError(msg, reason="unsupported format")
+    axes = image.GetDimension()
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    array = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-    return array.reshape(shape), _LPS_TO_RAS @ affine
-
-
-def _three_dimensions(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
-    """Return (I, J, K) of a shape whose further axes are all 1."""
-    if len(shape) < 3:
-        msg = f"{path}: is a {len(shape)}-D image; a scan has three dimensions"
-        raise VolumeError(msg)
-    frames = int(np.prod(shape[3:], dtype=np.int64))
-    if frames != 1:
-        msg = f"{path}: is a {len(shape)}-D image with {frames} frames; export the one frame you need as a 3-D image"
-        raise VolumeError(msg)
-    return shape[0], shape[1], shape[2]
+    affine[:3, :3] = (np.array(image.GetDirection()).reshape(axes, axes) * np.array(image.GetSpacing()))[:3, :3]
+    affine[:3, 3] = image.GetOrigin()[:3]
+    array = array.transpose(*reversed(range(axes)), *range(axes, array.ndim))  # components come last in both
+    # Headers are not always UTF-8: SimpleITK hands on what it cannot decode as surrogates, and does not take them back.
+    fields = {
+        key: image.GetMetaData(key).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        for key in image.GetMetaDataKeys()
+        if key.isascii()
+    }
+    return array if layers else array.reshape(array.shape[:3]), _LPS_TO_RAS @ affine, fields
 
 
 def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -175,9 +144,3 @@ def _write_nrrd(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.SetDirection([float(value) for value in (lps[:3, :3] / spacing).ravel()])
     image.SetOrigin([float(value) for value in lps[:3, 3]])
     SimpleITK.WriteImage(image, str(path), True)
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the most telling line of an error; SimpleITK puts it last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -13,6 +13,7 @@ from boltzformer_monai.io import orientation
 from boltzformer_monai.io.orientation import AxisMap
 
 MODALITIES = ("CT", "MR", "unknown")
+_VOXEL_MM = (1e-6, 1e4)  # no scanner is finer or coarser
 GRID_TOLERANCE_MM = 1e-3
 """Two grids are the same when no voxel centre of one is further than this from its partner in the other."""
 
@@ -26,6 +27,7 @@ class Volume:
         affine: (4, 4) float64, voxel index → world millimetres in RAS+ (the convention of nibabel and NIfTI).
         modality: ``"CT"``, ``"MR"`` or ``"unknown"``.
         source: where it came from (the path as given); never written into results.
+        frame_of_reference: DICOM FrameOfReferenceUID, "" for other files; for matching annotations, never written.
 
     Raises:
         VolumeError: the array is not 3-D or empty, or the affine is not finite and invertible.
@@ -35,18 +37,19 @@ class Volume:
     affine: np.ndarray
     modality: str = "unknown"
     source: str = ""
+    frame_of_reference: str = ""
 
     def __post_init__(self) -> None:
         where = self.source or "volume"
         if self.array.ndim != 3 or self.array.size == 0:
             msg = f"{where}: a volume has three non-empty axes, this array has the shape {self.array.shape}"
-            raise VolumeError(msg)
+            raise VolumeError(msg, reason="dimensions")
         if self.array.dtype.kind not in "biuf":
             msg = f"{where}: voxels of type {self.array.dtype} are neither intensities nor labels"
-            raise VolumeError(msg)
+            raise VolumeError(msg, reason="unsupported format")
         if self.modality not in MODALITIES:
             msg = f"{where}: unknown modality {self.modality!r}; known are {', '.join(MODALITIES)}"
-            raise VolumeError(msg)
+            raise VolumeError(msg, reason="modality")
         object.__setattr__(self, "affine", _checked_affine(self.affine, where))
 
     @property
@@ -82,23 +85,30 @@ class Volume:
         return replace(self, array=array, affine=axes.apply_to_affine(self.affine, self.shape))
 
 
-def read_volume(path: str | os.PathLike[str], *, modality: str | None = None, series: str | None = None) -> Volume:
-    """Read a scan: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM folder.
+def read_volume(
+    path: str | os.PathLike[str], *, modality: str | None = None, series: str | None = None, tilt: str = "refuse"
+) -> Volume:
+    """Read a scan: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or DICOM.
 
     Args:
-        path: the file, or the folder that holds the DICOM files (subfolders are searched too).
+        path: the file, or the folder that holds the DICOM files (subfolders are searched too); a DICOM file of many
+            frames that lie in the patient (enhanced CT, MR, PET) is a whole scan.
         modality: ``"CT"`` or ``"MR"`` where the file cannot say it; it may not contradict a DICOM header.
         series: the SeriesInstanceUID to read when a DICOM folder holds several.
+        tilt: what to do with slices stacked at an angle to their normal (gantry tilt, a sheared affine) in a file of
+            any format: ``"refuse"``, ``"resample"`` to a right-angled grid, or ``"keep"`` the sheared affine.
 
     Returns:
         The volume in the orientation in which it is stored, array float32 (I, J, K).
 
     Raises:
         VolumeError: the path is missing, broken, not three-dimensional, or its geometry cannot be trusted.
-        ConfigError: the modality is not a known one.
+        ConfigError: the modality or the treatment of tilt is not a known one.
     """
     from boltzformer_monai.io import dicom, formats
+    from boltzformer_monai.io.tilt import check_tilt, settle_tilt
 
+    check_tilt(tilt)
     wanted = None if modality is None else _parse_modality(modality)
     place = _existing(path)
     if place.is_dir() or (not formats.is_image_file(place) and dicom.is_dicom_file(place)):
@@ -106,15 +116,17 @@ def read_volume(path: str | os.PathLike[str], *, modality: str | None = None, se
     else:
         if series is not None:
             msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"
-            raise VolumeError(msg)
+            raise VolumeError(msg, reason="unsupported format")
         array, affine = formats.read_image_file(place)
         volume = Volume(_finite_float32(array, place), affine, source=str(path))
-    if wanted is None or wanted == volume.modality:
-        return volume
-    if volume.modality != "unknown":
-        msg = f"{place}: its DICOM headers say {volume.modality}, but {wanted} was asked for"
-        raise VolumeError(msg)
-    return replace(volume, modality=wanted)
+    if wanted is not None and wanted != volume.modality:
+        if volume.modality != "unknown":
+            msg = (
+                f"{place}: its DICOM headers say {volume.modality}, but {wanted} was asked for; leave the modality out"
+            )
+            raise VolumeError(msg, reason="modality")
+        volume = replace(volume, modality=wanted)
+    return settle_tilt(volume, tilt)
 
 
 def read_label_map(path: str | os.PathLike[str]) -> Volume:
@@ -161,7 +173,7 @@ def reorient_label(label: Volume, image: Volume) -> Volume:
         f"label {label.source or '(no path)'} is not on the grid of its image {image.source or '(no path)'}: "
         f"{difference} (label {_describe(label)}, image {_describe(image)}); resample the label to the image first"
     )
-    raise VolumeError(msg)
+    raise VolumeError(msg, reason="grid")
 
 
 def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str]) -> None:
@@ -179,14 +191,14 @@ def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str
 
     if array.shape != like.shape:
         msg = f"{path}: a mask of shape {array.shape} does not fit the scan's shape {like.shape}"
-        raise VolumeError(msg)
+        raise VolumeError(msg, reason="grid")
     if array.dtype.kind not in "biu":
         msg = f"{path}: label values must be integers, not {array.dtype}"
-        raise VolumeError(msg)
+        raise VolumeError(msg, reason="labels")
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest > np.iinfo(np.uint16).max:
         msg = f"{path}: label values from {lowest} to {highest} do not fit into 0 to 65535"
-        raise VolumeError(msg)
+        raise VolumeError(msg, reason="labels")
     formats.write_image_file(array.astype(np.uint8 if highest <= 255 else np.uint16), like.affine, Path(path))
 
 
@@ -194,13 +206,16 @@ def _checked_affine(affine: np.ndarray, where: str) -> np.ndarray:
     """Return a read-only float64 copy of a usable affine."""
     checked = np.array(affine, dtype=np.float64)
     if checked.shape != (4, 4) or not np.isfinite(checked).all() or not np.array_equal(checked[3], (0, 0, 0, 1)):
-        msg = f"{where}: its affine is not a finite 4x4 matrix with the last row 0 0 0 1; the header is damaged"
-        raise VolumeError(msg)
+        msg = f"{where}: its affine is not a finite 4x4 matrix with the last row 0 0 0 1; correct the header"
+        raise VolumeError(msg, reason="singular affine")
     lengths = np.linalg.norm(checked[:3, :3], axis=0)
     # The determinant of the unit directions is 1 for a right angle, 0 when two axes coincide; no unit hides in it.
     if (lengths <= 0).any() or abs(np.linalg.det(checked[:3, :3] / lengths)) < 1e-3:
-        msg = f"{where}: its affine is singular (an axis is missing or two coincide); the header is damaged"
-        raise VolumeError(msg)
+        msg = f"{where}: its affine is singular (an axis is missing or two coincide); correct the header"
+        raise VolumeError(msg, reason="singular affine")
+    if not ((lengths > _VOXEL_MM[0]) & (lengths < _VOXEL_MM[1])).all():
+        msg = f"{where}: its affine gives voxels of {lengths.min():.3g} to {lengths.max():.3g} mm; correct the header"
+        raise VolumeError(msg, reason="pixel spacing")
     checked.flags.writeable = False
     return checked
 
@@ -209,7 +224,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     if not os.path.exists(place):  # unlike Path.exists, never raises where permission is missing
         msg = f"{place}: no such file or folder, or no permission to see it"
-        raise VolumeError(msg)
+        raise VolumeError(msg, reason="missing")
     return place
 
 
@@ -227,7 +242,7 @@ def _finite_float32(array: np.ndarray, place: Path) -> np.ndarray:
     bad = int(image.size - np.count_nonzero(np.isfinite(image)))
     if bad:
         msg = f"{place}: {bad} voxels are NaN or infinite; replace them by the value of air or background first"
-        raise VolumeError(msg)
+        raise VolumeError(msg, reason="not finite")
     return image
 
 
@@ -237,12 +252,12 @@ def _as_labels(array: np.ndarray, where: str) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             if not (np.abs(array - whole) <= 1e-5).all():  # false for NaN and infinity as well
                 msg = f"{where}: its values are not whole numbers, so it is no label map (a scan or probabilities?)"
-                raise VolumeError(msg)
+                raise VolumeError(msg, reason="labels")
         array = whole
     lowest, highest = array.min(initial=0), array.max(initial=0)
     if lowest < 0 or highest > np.iinfo(np.uint32).max:
         msg = f"{where}: label values from {lowest} to {highest}; they must be whole numbers of at least 0"
-        raise VolumeError(msg)
+        raise VolumeError(msg, reason="labels")
     for dtype in (np.uint8, np.uint16):
         if highest <= np.iinfo(dtype).max:
             return array.astype(dtype)

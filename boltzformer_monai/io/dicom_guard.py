@@ -1,0 +1,34 @@
+"""One error for everything that pydicom says about a damaged file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom_files import BROKEN_DICOM, one_line
+
+__all__ = ["damage_as_volume_error"]
+
+
+@contextmanager
+def damage_as_volume_error(path: str | os.PathLike[str], what: str, *, reason: str = "damaged") -> Iterator[None]:
+    """Turn what pydicom raises inside the block into a :class:`VolumeError` that names the file.
+
+    Args:
+        path: of the file that is read.
+        what: what cannot be read, in the words after the path: ``"cannot be read as DICOM SEG"``.
+        reason: of the error, unless the file ends early.
+
+    Raises:
+        VolumeError: the block met a damaged file.
+    """
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    broken: tuple[type[Exception], ...] = (*BROKEN_DICOM, BytesLengthException, InvalidDicomError)
+    try:
+        yield
+    except broken as error:
+        msg = f"{path}: {what} ({one_line(error)}); is the file complete?"
+        raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else reason) from error

@@ -1,0 +1,173 @@
+"""DICOM SEG: frames of binary, fractional or label-map segments, put on the slices of the image they were drawn on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom_frames import FrameGeometry, frame_geometries
+from boltzformer_monai.io.dicom_guard import damage_as_volume_error
+from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
+from boltzformer_monai.io.lattice import Place, check_frame_of_reference, find_place, in_plane_axes, inside
+from boltzformer_monai.io.volume import GRID_TOLERANCE_MM, Volume
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+
+_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+_SIDES = ("left", "right")
+# A frame repeats the position of its slice, and slices may stray from the even grid that was made of them (dicom.py).
+_SLACK_ACROSS = 0.1  # of the slice spacing
+_SLACK_IN_PLANE = 0.02  # of the pixel spacing
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is needed of a SEG before its pixels; ``segment_of`` has a number per frame, None in a label map."""
+
+    path: Path
+    titles: Mapping[int, str]
+    frames: list[FrameGeometry]
+    segment_of: list[int] | None
+    rows: int
+    columns: int
+    threshold: float
+
+
+def read_dicom_seg(path: Path, image: Volume) -> FlatSegments:
+    """Read a DICOM SEG on the grid of an image.
+
+    Frames are found by their position; a slice without a frame is empty. A voxel of a fractional segment belongs to it
+    from half of the MaximumFractionalValue on. A segment's name is its SegmentLabel, else its SegmentDescription, else
+    what its property type means; "left" or "right" from the type's modifier goes before a name that does not say it.
+
+    Raises:
+        VolumeError: damaged or truncated, another frame of reference than the image's, or a frame that is not a slice
+            of the image.
+    """
+    import pydicom
+
+    with damage_as_volume_error(path, "cannot be read as DICOM SEG"):
+        dataset = pydicom.dcmread(path, force=True)
+        header = _parse(path, dataset)
+        frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "")
+    check_frame_of_reference(path, frame_of_reference, image)
+    matched = bool(frame_of_reference and image.frame_of_reference)
+    # All places before any pixel: a grid that fits the image bounds what is decoded.
+    places = [_place(header, index, image, matched=matched) for index in range(len(header.frames))]
+    return flatten_layers(image.shape, header.titles, _layers(header, dataset, places))
+
+
+def _parse(path: Path, dataset: Dataset) -> _Header:
+    kind = str(dataset.SegmentationType)
+    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        msg = f"{path}: its SegmentationType {kind!r} is not read; export it as a binary DICOM SEG"
+        raise VolumeError(msg, reason="unsupported format")
+    titles = {int(segment.SegmentNumber): _title(segment) for segment in dataset.SegmentSequence}
+    if kind == "LABELMAP":
+        titles.pop(0, None)  # the background
+    frames = frame_geometries(dataset)
+    segment_of = None if kind == "LABELMAP" else _frame_segments(dataset, len(frames))
+    if not titles or not set(segment_of or ()) <= set(titles):
+        msg = f"{path}: its frames show segments that its SegmentSequence does not list; the header is damaged"
+        raise VolumeError(msg, reason="damaged")
+    threshold = 0.5 * float(dataset.get("MaximumFractionalValue") or 255) if kind == "FRACTIONAL" else 0.5
+    return _Header(path, titles, frames, segment_of, int(dataset.Rows), int(dataset.Columns), threshold)
+
+
+def _frame_segments(dataset: Dataset, frames: int) -> list[int]:
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    numbers = []
+    for group in dataset.get("PerFrameFunctionalGroupsSequence") or [shared[0]] * frames:
+        macro = group if "SegmentIdentificationSequence" in group else shared[0]
+        numbers.append(int(macro.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
+    return numbers
+
+
+def _title(segment: Dataset) -> str:
+    types = segment.get("SegmentedPropertyTypeCodeSequence") or []
+    meaning = str(types[0].get("CodeMeaning") or "") if types else ""
+    texts = [str(segment.get(name) or "").strip() for name in ("SegmentLabel", "SegmentDescription")]
+    title = next((text for text in (*texts, meaning.strip()) if text), "")
+    modifiers = types[0].get("SegmentedPropertyTypeModifierCodeSequence") or [] if types else []
+    side = next((text for text in (str(code.get("CodeMeaning") or "").strip().lower() for code in modifiers)
+                 if text in _SIDES), "")  # fmt: skip
+    return f"{side} {title}" if side and title and not any(word in title.lower() for word in _SIDES) else title
+
+
+def _place(header: _Header, index: int, image: Volume, *, matched: bool) -> Place:
+    """Return the slice of the image that a frame shows."""
+    frame = header.frames[index]
+    what = f"{header.path}: frame {index + 1}"
+    if frame.position is None or frame.cosines is None or frame.pixel_spacing is None:
+        msg = f"{what} has no usable position, orientation or pixel spacing, so its place in the patient is unknown"
+        raise VolumeError(msg, reason="no geometry")
+    affine = np.eye(4)
+    affine[:3, 0] = _LPS_TO_RAS * frame.cosines[:3] * frame.pixel_spacing[1]
+    affine[:3, 1] = _LPS_TO_RAS * frame.cosines[3:] * frame.pixel_spacing[0]
+    affine[:3, 3] = _LPS_TO_RAS * frame.position
+    axes = in_plane_axes(affine[:3, :2], image)
+    if axes is None:
+        msg = f"{what} does not lie along the slices of the image; resample it to the image first"
+        raise VolumeError(msg, reason="grid")
+    affine[:3, 2] = image.affine[:3, axes[2]]
+    slack = [max(GRID_TOLERANCE_MM, _SLACK_IN_PLANE * length if matched else 0) for length in image.spacing]
+    slack[axes[2]] = max(GRID_TOLERANCE_MM, _SLACK_ACROSS * image.spacing[axes[2]] if matched else 0)
+    place = find_place(affine, (header.columns, header.rows, 1), image, what=what, slack=(slack[0], slack[1], slack[2]))
+    if not inside(place, image):
+        msg = f"{what} lies outside the image; pass the scan that it was drawn on, in full"
+        raise VolumeError(msg, reason="grid")
+    return place
+
+
+def _layers(header: _Header, dataset: Dataset, places: list[Place]) -> Iterator[Layer]:
+    unlisted: set[int] = set()
+    for index, place in enumerate(places):
+        plane = place.axes.apply(_stored_frame(header, dataset, index).T[:, :, None])
+        if header.segment_of is not None:
+            yield Layer(header.segment_of[index], plane >= header.threshold, place.corner)
+            continue
+        for number in np.unique(plane[plane != 0]):
+            if int(number) in header.titles:
+                yield Layer(int(number), plane == number, place.corner)
+            else:
+                unlisted.add(int(number))
+    if unlisted:
+        msg = f"{header.path}: its SegmentSequence does not list the segments {sorted(unlisted)[:9]} that it shows"
+        raise VolumeError(msg, reason="damaged")
+
+
+def _stored_frame(header: _Header, dataset: Dataset, index: int) -> np.ndarray:
+    """Return the stored values of one frame, (rows, columns).
+
+    Uncompressed frames are unpacked one by one: a hundred segments of a large scan are gigabytes as bytes, and the
+    bits of binary frames follow each other without padding.
+    """
+    size, count = header.rows * header.columns, len(header.frames)
+    with damage_as_volume_error(header.path, f"its frame {index + 1} cannot be decoded", reason="truncated"):
+        bits = int(dataset.BitsAllocated)
+        if int(dataset.get("SamplesPerPixel", 1)) != 1 or bits not in (1, 8, 16):
+            msg = f"it has {bits} bits per value or several samples per pixel, which no SEG has"
+            raise ValueError(msg)
+        if _is_compressed_or_big_endian(dataset):
+            stored = np.asarray(dataset.pixel_array).reshape(count, size)[index]
+        else:
+            first, end = index * size * bits, (index + 1) * size * bits
+            part = np.frombuffer(dataset.PixelData, np.uint8)[first // 8 : -(-end // 8)]
+            stored = (
+                np.unpackbits(part, bitorder="little")[first % 8 :][:size] if bits == 1 else part.view(f"<u{bits // 8}")
+            )
+        return stored.reshape(header.rows, header.columns)
+
+
+def _is_compressed_or_big_endian(dataset: Any) -> bool:
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if "file_meta" in dir(dataset) else None
+    return syntax is not None and (syntax.is_compressed or not syntax.is_little_endian)

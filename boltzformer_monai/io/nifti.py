@@ -1,0 +1,234 @@
+"""NIfTI-1 and NIfTI-2, single files and pairs, plain or gzipped: the header judged first, then the voxels.
+
+The header is parsed by nibabel, but without its extensions (which may hold anything), and no byte is allocated for a
+grid that the file cannot hold.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.payload import check_deflated, check_raw, read_exactly
+
+logger = logging.getLogger(__name__)
+
+PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+"""Endings of a NIfTI pair: header → voxels."""
+_GZIP = b"\x1f\x8b"
+_HEADER_BYTES = {348: "NIfTI-1", 540: "NIfTI-2"}
+_SPACES = range(6)  # what sform and qform codes may be
+_SINGLE = (b"n+1", b"n+2")
+_PAIR = (b"ni1", b"ni2")
+
+
+def read_nifti(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Read the voxels (I, J, K), scaled as the header says, and the affine (4, 4) voxel → RAS+ mm.
+
+    Args:
+        path: a single file, or either file of a pair.
+        layers: also read what has more than three dimensions, in the shape that it has.
+
+    Raises:
+        VolumeError: damaged, truncated, Analyze 7.5 (no orientation), no or two contradicting orientations, colour or
+            complex voxels, lengths that are not millimetres.
+    """
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    header_path, data_path = _files(path)
+    try:
+        with _opened(header_path) as file:
+            header, single = _parse(path, file.read(540))
+        if single == (header_path != data_path):
+            kind = "a single file" if single else "one of a pair (.hdr and .img)"
+            msg = f"{path}: its header says that it is {kind}, its name says otherwise; rename or convert it"
+            raise VolumeError(msg, reason="damaged")
+        affine = _affine(path, header)
+        return _voxels(path, header, data_path, _shape(path, header, layers=layers)), affine
+    except (HeaderDataError, WrapStructError, EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
+        msg = f"{path}: cannot be read as NIfTI ({one_line(error)}); is the file complete?"
+        raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged") from error
+    except MemoryError as error:
+        msg = f"{path}: does not fit into memory; crop or resample the scan first"
+        raise VolumeError(msg, reason="dimensions") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the last line of an error's text, which is the most telling one for the libraries used here."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def three_dimensions(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
+    """Return (I, J, K) of a shape whose further axes are all 1.
+
+    Raises:
+        VolumeError: it has fewer axes, or several frames.
+    """
+    if len(shape) < 3:
+        msg = f"{path}: is a {len(shape)}-D image; a scan has three dimensions"
+        raise VolumeError(msg, reason="dimensions")
+    frames = int(np.prod(shape[3:], dtype=object))
+    if frames != 1:
+        msg = f"{path}: is a {len(shape)}-D image with {frames} frames; export the one frame you need as a 3-D image"
+        raise VolumeError(msg, reason="dimensions")
+    return shape[0], shape[1], shape[2]
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    """Return the file of the header and the file of the voxels."""
+    for header, data in PAIRS.items():
+        for ending in (header, data):
+            if path.name.lower().endswith(ending):
+                stem = path.name[: -len(ending)]
+                # The partner of SCAN.HDR is SCAN.IMG.
+                pair = [path.with_name(stem + (end.upper() if ending.upper() in path.name else end))
+                        for end in (header, data)]  # fmt: skip
+                if missing := next((place for place in pair if not os.path.isfile(place)), None):
+                    msg = f"{path}: is half of a pair, {missing.name} is not beside it; copy both files"
+                    raise VolumeError(msg, reason="missing")
+                return pair[0], pair[1]
+    return path, path
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, through gzip if it begins like that, whatever its name says."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP
+        file.seek(0)
+        if not compressed:
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file) as inflated:
+            yield inflated  # type: ignore[misc]
+
+
+def _parse(path: Path, block: bytes) -> tuple[Any, bool]:
+    """Return the header, and whether the voxels follow in the same file."""
+    from nibabel import nifti1, nifti2
+
+    size, order = int.from_bytes(block[:4], "little"), "<"
+    if size not in _HEADER_BYTES:
+        size, order = int.from_bytes(block[:4], "big"), ">"
+    if size not in _HEADER_BYTES or len(block) < size:
+        msg = f"{path}: cannot be read as NIfTI (it does not begin with a NIfTI header); convert it to NIfTI"
+        raise VolumeError(msg, reason="damaged")
+    magic = block[344:347] if size == 348 else block[4:7]
+    if size == 348 and magic not in _SINGLE + _PAIR:
+        msg = f"{path}: is Analyze 7.5, which states no orientation, so left and right are unknown; use NIfTI"
+        raise VolumeError(msg, reason="no orientation")
+    if size == 348:
+        kind = nifti1.Nifti1Header if magic in _SINGLE else nifti1.Nifti1PairHeader
+    else:
+        kind = nifti2.Nifti2Header if magic in _SINGLE else nifti2.Nifti2PairHeader
+    header = kind(block[:size], endianness=order, check=False)  # nibabel's check would silently mend what it finds
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # the standard's word for a quaternion that is no reflection
+    return header, magic in _SINGLE
+
+
+def _affine(path: Path, header: Any) -> np.ndarray:
+    """Return the affine, or refuse a header that leaves the place of the voxels open."""
+    unit = header.get_xyzt_units()[0]
+    if unit not in ("mm", "unknown"):  # nibabel ignores the unit, others do not
+        msg = f"{path}: its voxel size is given in {unit}; convert the file to millimetres first"
+        raise VolumeError(msg, reason="units")
+    for name in ("sform_code", "qform_code"):
+        if int(header[name]) not in _SPACES:
+            msg = f"{path}: its header has the {name} {header[name]}, which does not exist; correct the header"
+            raise VolumeError(msg, reason="damaged")
+    sform, sform_code = header.get_sform(coded=True)
+    qform, qform_code = header.get_qform(coded=True)
+    if not sform_code and not qform_code:
+        msg = f"{path}: states no orientation (qform and sform codes are 0), so left and right are unknown; set one"
+        raise VolumeError(msg, reason="no orientation")
+    if sform_code and qform_code and np.isfinite(sform).all() and np.isfinite(qform).all():
+        _check_agreement(path, header, sform, qform, same_space=sform_code == qform_code)
+    return np.asarray(sform if sform_code else qform, dtype=np.float64)
+
+
+def _check_agreement(path: Path, header: Any, sform: np.ndarray, qform: np.ndarray, *, same_space: bool) -> None:
+    """Refuse two orientations of which software would choose one or the other.
+
+    Two spaces (say scanner and template) may differ by what a registration does, never by which way an axis points.
+    """
+    lengths = np.linalg.norm(sform[:3, :3], axis=0) * np.linalg.norm(qform[:3, :3], axis=0)
+    if ((sform[:3, :3] * qform[:3, :3]).sum(axis=0) < 0.5 * lengths).any():  # more than 60 degrees apart
+        msg = f"{path}: its qform and sform point in opposite or different directions; correct the header before use"
+        raise VolumeError(msg, reason="conflicting orientation")
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in _shape3(header)])).reshape(3, -1)
+    apart = np.linalg.norm((sform - qform)[:3] @ np.vstack([corners, np.ones(corners.shape[1])]), axis=0).max()
+    # Half a voxel: the quaternion is stored in single precision.
+    if apart <= 0.5 * np.linalg.norm(sform[:3, :3], axis=0).min():
+        return
+    if same_space:
+        msg = f"{path}: its qform and sform claim the same space but lie {apart:.3g} mm apart; correct the header"
+        raise VolumeError(msg, reason="conflicting orientation")
+    logger.warning("%s: qform and sform differ by %.3g mm (two spaces); the sform is used", path, apart)
+
+
+def _shape3(header: Any) -> tuple[int, ...]:
+    return (*(int(length) for length in header.get_data_shape()), 1, 1, 1)[:3]
+
+
+def _shape(path: Path, header: Any, *, layers: bool) -> tuple[int, ...]:
+    shape = tuple(int(length) for length in header.get_data_shape())
+    if not 1 <= int(header["dim"][0]) <= 7 or min(shape) < 1:
+        what = f"the shape {shape} in {header['dim'][0]} dimensions"
+        msg = f"{path}: its header gives it {what}; a scan has three of at least one voxel, export it again"
+        raise VolumeError(msg, reason="dimensions")
+    return shape if layers else three_dimensions(shape, path)
+
+
+def _dtype(path: Path, header: Any) -> np.dtype:
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        msg = f"{path}: its header has the data type {header['datatype']}, which does not exist; export the scan again"
+        raise VolumeError(msg, reason="damaged") from error
+    if int(header["bitpix"]) not in (0, 8 * dtype.itemsize):
+        msg = f"{path}: its header says {header['bitpix']} bits per voxel and the type {dtype}; export the scan again"
+        raise VolumeError(msg, reason="damaged")
+    if dtype.kind not in "iuf":
+        msg = f"{path}: has colour or complex voxels; a scan or label map has one real number per voxel"
+        raise VolumeError(msg, reason="unsupported format" if dtype.kind == "c" else "colour")
+    return dtype
+
+
+def _voxels(path: Path, header: Any, data_path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    from nibabel.volumeutils import apply_read_scaling
+
+    dtype, offset = _dtype(path, header), int(header.get_data_offset())
+    if offset < (int(header.sizeof_hdr) if header.is_single else 0):
+        msg = f"{path}: its voxels cannot begin at byte {offset}; the header is damaged, export the scan again"
+        raise VolumeError(msg, reason="damaged")
+    count = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    with _opened(data_path) as file:
+        available = data_path.stat().st_size
+        if isinstance(file, gzip.GzipFile):
+            check_deflated(str(path), available, offset + count)
+        else:
+            check_raw(str(path), available - offset, count)
+        file.seek(offset)
+        array = np.frombuffer(read_exactly(str(path), file, count), dtype).reshape(shape, order="F")
+    slope, intercept = header.get_slope_inter()
+    if np.isinf([header["scl_slope"], header["scl_inter"]]).any():  # nibabel would leave out the scaling
+        msg = f"{path}: its scl_slope or scl_inter is infinite, so its values are lost; export the scan again"
+        raise VolumeError(msg, reason="damaged")
+    if slope is None:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        return np.asarray(apply_read_scaling(array, slope, intercept))

@@ -1,0 +1,145 @@
+"""Annotations of a scan, from whatever file they come in, as one label map on the scan's own grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from boltzformer_monai.errors import DatasetError, VolumeError
+from boltzformer_monai.io.label_layers import FlatSegments
+from boltzformer_monai.io.volume import Volume
+
+__all__ = ["Segmentation", "read_segmentation"]
+
+_SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
+_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was drawn on a scan.
+
+    Overlapping segments share one label map: every combination of segments that occurs has its own value, and a
+    segment is the set of the values it takes part in.
+
+    Attributes:
+        volume: label map (I, J, K), uint8, uint16 or uint32, on the grid of the scan.
+        names: ``"2"``, or ``"1+3"`` for a segment of several values → the name that the file gives it; None where the
+            file (a plain label map) carries no names.
+        segments: segment number (of a DICOM SEG, an ROI, a layer from 1, a .seg.nrrd) → its values, ``"2"`` or
+            ``"2+5"``; None for a plain label map, whose values are its segments.
+    """
+
+    volume: Volume
+    names: Mapping[str, str] | None = None
+    segments: Mapping[str, str] | None = None
+
+    def named(self, labels: Mapping[str, str]) -> Segmentation:
+        """Return the same drawing with the names of a user in place of the file's.
+
+        Args:
+            labels: the user's numbers of segments (of label values, for a plain label map), ``"2"`` or ``"2+3"`` for
+                several segments that are one target → name. A segment that the file lacks becomes a value that does
+                not occur.
+
+        Raises:
+            DatasetError: a number is none, or two names mean the same voxels.
+        """
+        if self.segments is None:
+            return Segmentation(self.volume, labels)
+        used = {int(value) for text in self.segments.values() for value in text.split("+")}
+        unused = (value for value in count(max(used, default=0) + 1))
+        names: dict[str, str] = {}
+        for numbers, name in labels.items():
+            texts = [self.segments.get(number) or str(next(unused)) for number in _numbers(numbers)]
+            values = "+".join(map(str, sorted({int(value) for text in texts for value in text.split("+")})))
+            if values in names:
+                msg = f'"{names[values]}" and "{name}" name the same voxels of the annotation; leave one out'
+                raise DatasetError(msg)
+            names[values] = name
+        return Segmentation(self.volume, names, self.segments)
+
+
+def read_segmentation(path: str | os.PathLike[str], image: Volume) -> Segmentation:
+    """Read an annotation on the grid of the scan that it was drawn on; nothing is ever resampled.
+
+    Args:
+        path: a label map or layers of segments (NIfTI, NRRD, MetaImage, 3D Slicer's .seg.nrrd), a DICOM SEG, a DICOM
+            RTSTRUCT, or a folder with exactly one of the latter two.
+        image: the scan; its grid and its frame of reference decide.
+
+    Returns:
+        Labels in the axes and with the affine of the image; other axis orders and flips are turned.
+
+    Raises:
+        VolumeError: missing or damaged, no annotation, or not on the grid of the image within
+            :data:`~boltzformer_monai.io.volume.GRID_TOLERANCE_MM`.
+    """
+    from boltzformer_monai.io import dicom_files, formats
+
+    place = Path(path)
+    if not os.path.exists(place):
+        msg = f"{place}: no such file or folder, or no permission to see it"
+        raise VolumeError(msg, reason="missing")
+    if place.is_dir():
+        place = _only_annotation(place)
+    elif formats.is_image_file(place):
+        from boltzformer_monai.io.slicer_seg import read_image_segments
+
+        drawn = read_image_segments(place, image)
+        return Segmentation(drawn) if isinstance(drawn, Volume) else _on_image(drawn, image, path)
+    elif not dicom_files.is_dicom_file(place):
+        msg = f"{place}: unknown format; an annotation is NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT"
+        raise VolumeError(msg, reason="unsupported format")
+    return _on_image(_read_dicom(place, image), image, path)
+
+
+def _on_image(drawn: FlatSegments, image: Volume, path: str | os.PathLike[str]) -> Segmentation:
+    return Segmentation(Volume(drawn.array, image.affine, source=str(path)), drawn.names, drawn.segments)
+
+
+def _read_dicom(place: Path, image: Volume) -> FlatSegments:
+    from boltzformer_monai.io.dicom_seg import read_dicom_seg
+    from boltzformer_monai.io.rtstruct import read_rtstruct
+
+    kind = _kind(place)
+    if not kind:
+        msg = f"{place}: is a DICOM file but neither SEG nor RTSTRUCT; pass the object that holds the annotation"
+        raise VolumeError(msg, reason="labels")
+    return (read_dicom_seg if kind == "SEG" else read_rtstruct)(place, image)
+
+
+def _only_annotation(folder: Path) -> Path:
+    """Return the one SEG or RTSTRUCT of a folder."""
+    from boltzformer_monai.io.dicom_files import is_dicom_file
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    found = [file for file in files if is_dicom_file(file) and _kind(file)]
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found[:9]) or "none"
+        msg = f"{folder}: needs exactly one DICOM SEG or RTSTRUCT (found: {names}); pass the file itself"
+        raise VolumeError(msg, reason="labels")
+    return found[0]
+
+
+def _kind(path: Path) -> str:
+    """Return ``"SEG"``, ``"RTSTRUCT"`` or ``""``."""
+    import pydicom
+
+    from boltzformer_monai.io.dicom_guard import damage_as_volume_error
+
+    with damage_as_volume_error(path, "cannot be read as DICOM"):
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+        uid = str(dataset.get("SOPClassUID", ""))
+    return "SEG" if uid in _SEG_CLASSES else "RTSTRUCT" if uid == _RTSTRUCT_CLASS else ""
+
+
+def _numbers(text: str) -> list[str]:
+    parts = [part.strip() for part in str(text).split("+")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        msg = f'"{text}" is no segment number; write "2", or "2+3" for one target of several segments'
+        raise DatasetError(msg)
+    return [str(int(part)) for part in parts]

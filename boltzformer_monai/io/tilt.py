@@ -1,0 +1,157 @@
+"""Gantry tilt: slices stacked at an angle to their normal, which no right-angled grid can describe."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.io.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+TILTS = ("refuse", "resample", "keep")
+_TOLERANCE = 1e-3  # sine of the angle: 1 mm over a stack of 1 m
+_WHOLE = 6  # decimals: a shift this close to whole voxels moves them without interpolation
+
+
+def check_tilt(choice: str) -> str:
+    """Return ``choice`` if it is one of :data:`TILTS`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if choice not in TILTS:
+        msg = f"unknown treatment of gantry tilt {choice!r}; use one of {', '.join(TILTS)}"
+        raise ConfigError(msg)
+    return choice
+
+
+def tilt_degrees(affine: np.ndarray) -> float:
+    """Return the angle between the slice axis and the normal of the slices; 0.0 within the tolerance of 1e-3 (sine)."""
+    return _slice_axis(affine)[1]
+
+
+def settle_tilt(volume: Volume, choice: str) -> Volume:
+    """Treat a tilted scan as chosen; the one place that decides, for every file format.
+
+    Args:
+        volume: any scan; returned as it is where its axes are at right angles.
+        choice: ``"refuse"``, ``"resample"`` (linear, see :func:`resample_tilt`) or ``"keep"`` the sheared affine.
+
+    Raises:
+        VolumeError: the scan is tilted and ``choice`` is ``"refuse"``.
+        ConfigError: ``choice`` is none of these.
+    """
+    check_tilt(choice)
+    degrees = tilt_degrees(volume.affine)
+    where = volume.source or "volume"
+    if not degrees:
+        return volume
+    if choice == "resample":
+        return resample_tilt(volume)
+    if choice == "keep":
+        logger.warning(
+            "%s: the slices are stacked %.1f degrees off (gantry tilt); the affine is sheared", where, degrees
+        )
+        return volume
+    msg = (
+        f"{where}: its slices are stacked {degrees:.2g} degrees off their normal (gantry tilt), so its axes are not at "
+        "right angles; --resample-tilt (tilt='resample') shifts each slice in its plane onto a right-angled grid"
+    )
+    raise VolumeError(msg, reason="gantry tilt")
+
+
+def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
+    """Bring a sheared stack to a right-angled grid by shifting each slice within its own plane.
+
+    Slices keep their planes, their distance and their pixel spacing; the first slice is not interpolated at all. The
+    grid grows in the plane so that no voxel is lost. An image and its label map of the same grid stay on the same grid.
+
+    Args:
+        volume: (I, J, K); of any axis order, one axis (the slice axis) not at right angles to the others.
+        order: ``"linear"`` for images, ``"nearest"`` for label maps.
+
+    Returns:
+        The same volume where it is not tilted; otherwise float32 for images, the unchanged type for label maps. What
+        lay outside becomes the lowest value of an image, 0 in a label map.
+
+    Raises:
+        ConfigError: unknown order, or a label map (integers) with ``"linear"``.
+        VolumeError: all three axes are skewed against each other: no stack of slices.
+    """
+    if order not in ("linear", "nearest"):
+        msg = f"unknown interpolation order {order!r}; use linear or nearest"
+        raise ConfigError(msg)
+    label = volume.array.dtype.kind != "f"
+    if label and order == "linear":
+        msg = f"{volume.source or 'volume'}: whole numbers (labels) cannot be interpolated; use order nearest"
+        raise ConfigError(msg)
+    axis, degrees = _slice_axis(volume.affine)
+    if not degrees:
+        return volume
+    if axis is None:
+        msg = f"{volume.source or 'volume'}: its three axes are all skewed; resample it to right angles elsewhere"
+        raise VolumeError(msg, reason="gantry tilt")
+    last = [other for other in range(3) if other != axis] + [axis]
+    affine = volume.affine[:, [*last, 3]]
+    array, moved = _unsheared(volume.array.transpose(last), affine, nearest=order == "nearest", label=label)
+    back = np.argsort(last)
+    return replace(volume, array=np.ascontiguousarray(array.transpose(back)), affine=moved[:, [*back, 3]])
+
+
+def _slice_axis(affine: np.ndarray) -> tuple[int | None, float]:
+    """Return the axis that is not at right angles to the other two, and by how many degrees it is off their normal.
+
+    A tilt about a pixel axis skews one pair of axes, either of which can be taken; slices are usually stored last.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = np.abs(directions.T @ directions)
+    for axis in (2, 1, 0):
+        one, other = (index for index in range(3) if index != axis)
+        if cosines[one, other] <= _TOLERANCE:
+            sine = float(np.hypot(cosines[axis, one], cosines[axis, other]))
+            return axis, float(np.degrees(np.arcsin(min(sine, 1.0)))) if sine > _TOLERANCE else 0.0
+    return None, float(np.degrees(np.arcsin(min(float(np.sort(cosines, axis=None)[-4]), 1.0))))
+
+
+def _unsheared(stack: np.ndarray, affine: np.ndarray, *, nearest: bool, label: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Shift the slices of (I, J, slices) within their planes; return the enlarged stack and its affine."""
+    plane, step = affine[:3, :2], affine[:3, 2]
+    normal = np.cross(plane[:, 0], plane[:, 1])
+    upright = normal * (step @ normal) / (normal @ normal)
+    drift = np.linalg.lstsq(plane, step - upright, rcond=None)[0]  # voxels per slice along both axes of the plane
+    shifts = np.round(np.arange(stack.shape[2])[:, None] * drift, _WHOLE)
+    low, high = np.floor(shifts.min(axis=0)).astype(int), np.ceil(shifts.max(axis=0)).astype(int)
+    moved = affine.copy()
+    moved[:3, 2] = upright
+    moved[:3, 3] += plane @ low
+    padding = 0 if label else float(stack.min())
+    size = (*(np.array(stack.shape[:2]) + high - low), stack.shape[2])
+    result = np.full(size, padding, dtype=stack.dtype if label else np.float32)
+    for index, shift in enumerate(shifts - low):
+        if nearest:
+            corner = np.floor(shift + 0.5).astype(int)
+            _window(result[:, :, index], corner, stack.shape)[:] = stack[:, :, index]
+        else:
+            result[:, :, index] += _spread(stack[:, :, index].astype(np.float64) - padding, shift, size)
+    return result, moved
+
+
+def _spread(picture: np.ndarray, shift: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a picture moved by a fraction of voxels on a ground of zeros: linear interpolation, as four copies."""
+    result = np.zeros(size[:2])
+    corner = np.floor(shift).astype(int)
+    part = shift - corner
+    for sides in itertools.product((0, 1), repeat=2):
+        weight = float(np.prod(np.where(sides, part, 1 - part)))
+        if weight:
+            _window(result, corner + sides, picture.shape)[:] += weight * picture
+    return result
+
+
+def _window(canvas: np.ndarray, corner: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return canvas[corner[0] : corner[0] + shape[0], corner[1] : corner[1] + shape[1]]
