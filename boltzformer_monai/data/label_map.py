@@ -105,7 +105,7 @@ def check_values(array: np.ndarray, labels: Mapping[str, str], *, where: str, al
     Raises:
         DatasetError: a named value does not occur (unless allowed), or none does.
     """
-    occurring = {int(value) for value in np.unique(array)} - {0}
+    occurring = _occurring(array) - {0}
     named = {text: parse_label_values(text) for text in labels}
     missing = [
         f'{value} ("{labels[text]}")' for text, values in named.items() for value in values if value not in occurring
@@ -119,13 +119,22 @@ def check_values(array: np.ndarray, labels: Mapping[str, str], *, where: str, al
     if missing:
         line = f"{where}: {_values(missing)} not occur in the label volume (values there: {there})"
         if not allow_missing:
-            msg = f"{line}; correct the labels, or keep the target as absent with --allow-missing"
+            msg = f"{line}; correct labels.json, or keep the target as absent with --allow-missing"
             raise DatasetError(msg)
         warnings.append(f"{line}; annotated and absent")
     unnamed = sorted(occurring - all_named)
     if unnamed:
         warnings.append(f"{where}: no name for label value {_some(unnamed)}, which becomes no target")
     return warnings
+
+
+def _occurring(array: np.ndarray) -> set[int]:
+    """The values in an array; a look-up table, because sorting a whole volume takes far longer."""
+    if array.dtype.itemsize > 2 or array.dtype.kind not in "bu":
+        return {int(value) for value in np.unique(array)}
+    seen = np.zeros(np.iinfo(np.uint16).max + 1, dtype=bool)
+    seen[array.ravel(order="K").astype(np.uint16, copy=False)] = True
+    return set(np.flatnonzero(seen).tolist())
 
 
 def _values(missing: list[str]) -> str:

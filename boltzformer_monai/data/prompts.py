@@ -17,7 +17,15 @@ from typing import Any
 from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import PromptError
 
-__all__ = ["TargetEntry", "find_target", "normalise_prompt", "normalise_site", "normalise_target", "prompts_for"]
+__all__ = [
+    "TargetEntry",
+    "composite_targets",
+    "find_target",
+    "normalise_prompt",
+    "normalise_site",
+    "normalise_target",
+    "prompts_for",
+]
 
 MAX_PROMPTS = 8
 SIDES = ("left", "right")
@@ -182,3 +190,22 @@ def _tidy(name: str, words: Mapping[str, str]) -> str:
 def site_adjective(site: str) -> str:
     sites = _vocabulary().sites
     return " and ".join(sites.get(part, (part, part))[1] for part in site.split(" and "))
+
+
+def composite_targets(targets: Mapping[str, str]) -> dict[str, str]:
+    """Return the targets that the vocabulary makes of several given ones, such as kidney = left + right.
+
+    Args:
+        targets: canonical target → value text (``"2"``, ``"2+3"``).
+
+    Returns:
+        Canonical composite → value text; only composites all of whose parts are given, and that are not given.
+    """
+    found = {}
+    for name in _vocabulary().targets:
+        entry = find_target(name)
+        parts = () if entry is None else entry.composite_of
+        if len(parts) > 1 and name not in targets and all(part in targets for part in parts):
+            values = {int(value) for part in parts for value in targets[part].split("+")}
+            found[name] = "+".join(map(str, sorted(values)))
+    return found

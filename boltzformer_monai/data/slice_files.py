@@ -1,18 +1,13 @@
-"""The files of the slice data set: tables that are checked when read and change together, pictures that are staged."""
+"""The two tables of the slice data set: checked when read, replaced together."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from boltzformer_monai.data.slice_format import (
     COLUMNS,
@@ -21,11 +16,8 @@ from boltzformer_monai.data.slice_format import (
     MANIFEST_FILE,
     VERSION,
     VOLUME_FIELDS,
-    slice_name,
 )
 from boltzformer_monai.errors import DatasetError
-
-_STAGING = ".staging"
 
 
 def read_description(root: Path) -> dict[str, Any]:
@@ -51,11 +43,10 @@ def read_description(root: Path) -> dict[str, Any]:
         msg = f"{path}: has version {content.get('version')}, this package reads {VERSION}; slice the volumes again"
         raise DatasetError(msg)
     volumes = content.get("volumes")
-    settings = (content.get("split", {}), content.get("pinned", {}))
     if (
         not isinstance(content.get("name"), str)
         or not isinstance(volumes, dict)
-        or not all(isinstance(part, dict) for part in (*volumes.values(), *settings))
+        or not all(isinstance(part, dict) for part in (*volumes.values(), content.get("split", {})))
     ):
         msg = f"{path}: lacks its name or its volumes, or they are damaged; slice the volumes again"
         raise DatasetError(msg)
@@ -107,53 +98,3 @@ def write_tables(root: Path, description: Mapping[str, Any], rows: Iterable[Sequ
     finally:
         manifest.unlink(missing_ok=True)
         dataset.unlink(missing_ok=True)
-
-
-@contextmanager
-def staged_pictures(
-    root: Path,
-    volume_id: str,
-    plane: str,
-    grey: np.ndarray,
-    values: np.ndarray | None,
-    progress: Callable[[int, int], object] | None,
-) -> Iterator[Callable[[], None]]:
-    """Write the pictures aside and yield what moves them into place; a block that fails takes them back."""
-    staging = root / _STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    moved: list[Path] = []
-    done = False
-
-    def move_into_place() -> None:
-        for file in sorted(staging.glob("*/*.png")):
-            place = root / file.parent.name / file.name
-            moved.append(place)
-            os.replace(file, place)
-
-    try:
-        for folder in ("images", "labels"):
-            (root / folder).mkdir(exist_ok=True)
-            (staging / folder).mkdir(parents=True)
-        for index in range(len(grey)):
-            name = slice_name(volume_id, plane, index)
-            Image.fromarray(grey[index]).save(staging / "images" / name)
-            if values is not None:
-                Image.fromarray(values[index]).save(staging / "labels" / name)
-            if progress is not None:
-                progress(index + 1, len(grey))
-        yield move_into_place
-        done = True
-    finally:
-        for place in () if done else moved:
-            place.unlink(missing_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def reported(root: Path) -> Iterator[None]:
-    """Turn failures of the file system (full disk, no permission) into the line a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        msg = f"{root}: cannot be written ({error.strerror or error})"
-        raise DatasetError(msg) from None

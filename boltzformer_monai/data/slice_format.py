@@ -4,8 +4,12 @@ One folder explains itself::
 
     OUT/dataset.json     format, version, name, volumes {id: patient, modality, site, plane, shape, affine, …}
     OUT/manifest.csv     a row per slice and annotated target, or a row per slice where there is no label
+    OUT/volumes/<volume>.json  the record of one volume, written last: a volume is there when its record is
     OUT/images/<volume>_<plane>_<index>.png   uint8 grey, native resolution, once per slice
     OUT/labels/<volume>_<plane>_<index>.png   uint8 or uint16 label values, same size
+    OUT/report.json      which scans the last run of slice_volumes.py took, and why it refused others
+
+The two tables are made of the records, in the order of the volume ids, whoever wrote them and when.
 
 ``dataset.json`` names every volume with its geometry; ``value`` in the manifest is a label value or several joined by
 ``+``; ``prompts`` is a JSON list, ``spacing`` "row x col x slice" in mm, ``window`` JSON, ``area_fraction`` the
@@ -17,9 +21,11 @@ from __future__ import annotations
 from boltzformer_monai.errors import DatasetError
 
 FORMAT = "boltzformer-slices"
-VERSION = 1
+VERSION = 2
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.csv"
+RECORDS_FOLDER = "volumes"
+REPORT_FILE = "report.json"
 SPLITS = ("train", "val", "test")
 COLUMNS = (
     "image", "label", "value", "target", "prompts", "modality", "site", "plane",
@@ -28,7 +34,7 @@ COLUMNS = (
 
 VOLUME_FIELDS = (
     "patient", "modality", "site", "plane", "shape", "affine",
-    "spacing", "window", "targets", "slices", "complete",
+    "spacing", "window", "targets", "slices", "every", "neighbours", "min_area", "complete",
 )  # fmt: skip
 
 

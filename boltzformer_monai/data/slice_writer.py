@@ -1,35 +1,39 @@
 """Writing the slice data set (layout: :mod:`~boltzformer_monai.data.slice_format`).
 
-A volume is either in the data set with all its slices or not at all. Its pictures are made in a staging folder, moved
-into place, and only then named in ``manifest.csv`` and ``dataset.json``, which are replaced atomically. Stopping at any
-moment therefore leaves a data set that reads; at worst it lacks the volume that was being written.
+Volumes come one by one, from this process (:meth:`SliceWriter.add_volume`) or from others
+(:func:`~boltzformer_monai.data.slice_volume.write_volume`, then :meth:`SliceWriter.accept`); the writer makes the
+tables of their records. It can be stopped at any moment: what is complete stays, the rest is swept away by the next
+writer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import re
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from boltzformer_monai.data.datalist import pseudonym, split_by_patient
-from boltzformer_monai.data.label_map import canonical_labels
-from boltzformer_monai.data.planes import extract_slices, slice_spacing
-from boltzformer_monai.data.prompts import normalise_site, prompts_for
-from boltzformer_monai.data.slice_files import read_description, read_manifest, reported, staged_pictures, write_tables
-from boltzformer_monai.data.slice_format import COLUMNS, DATASET_FILE, FORMAT, SPLITS, VERSION, slice_name
-from boltzformer_monai.data.slice_rows import label_slices, volume_rows
-from boltzformer_monai.data.windows import MRPercentiles, Window, default_window
-from boltzformer_monai.errors import ConfigError, DatasetError
-from boltzformer_monai.io.volume import Volume, reorient_label
+from filelock import FileLock, Timeout
+
+from boltzformer_monai.data.datalist import split_by_patient
+from boltzformer_monai.data.prompts import prompts_for
+from boltzformer_monai.data.slice_files import read_description, write_tables
+from boltzformer_monai.data.slice_format import DATASET_FILE, FORMAT, RECORDS_FOLDER, REPORT_FILE, SPLITS, VERSION
+from boltzformer_monai.data.slice_record import VolumeRecord, read_records
+from boltzformer_monai.data.slice_volume import STAGING_FOLDER, SliceSettings, reported, write_volume
+from boltzformer_monai.data.windows import GreyScale
+from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.io.volume import Volume
 
 __all__ = ["AddedVolume", "SliceWriter"]
 
+_LOCK_FILE = ".lock"
 _FLUSH_SHARE = 20  # inside a with block the tables are rewritten at most this many times their cost apart,
 _FLUSH_SECONDS = 5.0  # and not more often than this, so that n volumes cost O(n), not O(n^2)
 
@@ -46,17 +50,20 @@ class AddedVolume:
 
 
 class SliceWriter:
-    """Make a slice data set, or add to one. One writer at a time.
+    """Make a slice data set, or add to one; a second writer at the same time is refused.
 
-    Used in a ``with`` block, the tables are written from time to time and at its end, also when it ends by an error or
-    Ctrl-C; used without, after every volume.
+    In a ``with`` block the tables are written from time to time and at its end, also when it ends by an error or
+    Ctrl-C; :meth:`add_volume` outside of one writes them after every volume.
 
     Args:
-        root: folder of the data set; made when the first volume is added.
+        root: folder of the data set; made when the writer is entered.
         name: name of the data set; default: the one it has, or the folder's name.
         key: secret of the patients' pseudonyms, at most 64 bytes.
         val_fraction: share of patients for validation; default: the one the data set has, or 0.2.
         seed: draws the split and the negatives; default: the one the data set has, or 0.
+
+    Attributes:
+        records: volume id → record of every volume that the tables shall name.
 
     Raises:
         DatasetError: the folder holds something else, or a data set that cannot be read.
@@ -74,11 +81,10 @@ class SliceWriter:
     ) -> None:
         self.root = Path(root)
         self._key = key
-        self._stamp = self._read_stamp()
-        old: dict[str, Any] = {"volumes": {}}
-        if self._stamp is not None:
+        old: dict[str, Any] = {}
+        if (self.root / DATASET_FILE).exists():
             old = read_description(self.root)
-        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        elif self.root.exists() and not _is_vacant(self.root):
             msg = f"{self.root}: exists and is not a slice data set; choose another output folder or empty it"
             raise DatasetError(msg)
         settings = {"val_fraction": 0.2, "seed": 0, **old.get("split", {})}
@@ -86,28 +92,44 @@ class SliceWriter:
         self.val_fraction = float(settings["val_fraction"] if val_fraction is None else val_fraction)
         self.seed = int(settings["seed"] if seed is None else seed)
         split_by_patient((), val_fraction=self.val_fraction, seed=self.seed)  # refuses a bad fraction now, not later
-        self._pinned: dict[str, str] = dict(old.get("pinned", {}))
-        self._volumes: dict[str, dict[str, Any]] = dict(old["volumes"])
-        self._rows: dict[str, list[tuple[str, ...]]] = {volume_id: [] for volume_id in self._volumes}
-        if self._stamp is not None:
-            for fields in read_manifest(self.root):
-                if fields["volume"] in self._rows:  # a row of a volume that is not described is a remnant
-                    self._rows[fields["volume"]].append(tuple(fields[column] for column in COLUMNS[:-1]))
-        self._deferred = False
-        self._dirty = False
+        self.records: dict[str, VolumeRecord] = {}
+        self._lock: FileLock | None = None
+        self._made: list[Path] = []
         self._flushed_at = -math.inf
         self._flush_cost = 0.0
 
     def __enter__(self) -> SliceWriter:
-        self._deferred = True
+        with reported(self.root):
+            self._made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / _LOCK_FILE)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                msg = f"{self.root}: another process is writing to this data set; wait for it or choose another folder"
+                raise DatasetError(msg) from None
+            self._lock = lock
+        try:
+            self.records = read_records(self.root)
+            with reported(self.root):
+                self._sweep()
+            if self.records or (self.root / DATASET_FILE).exists():
+                self.flush()  # after a run that was killed, the tables do not name what it finished
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._deferred = False
-        if self._dirty:
-            self.flush()
+        try:
+            # Hidden volumes that were not replaced, and what other processes finished before they were stopped.
+            self.records = {**read_records(self.root), **self.records}
+            if self.records or (self.root / DATASET_FILE).exists():
+                self.flush()
+        finally:
+            self._release()
 
     def add_volume(
         self,
@@ -119,11 +141,12 @@ class SliceWriter:
         patient: str,
         site: str,
         plane: str = "axial",
-        window: Window | MRPercentiles | None = None,
+        window: GreyScale | None = None,
         prompts: Callable[..., tuple[str, ...]] = prompts_for,
         split: str | None = None,
         negatives: float = 1.0,
         seed: int | None = None,
+        settings: SliceSettings | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> AddedVolume:
         """Slice a volume into the data set; a volume of the same id is replaced.
@@ -139,9 +162,11 @@ class SliceWriter:
             plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
             window: default: :func:`~boltzformer_monai.data.windows.default_window`.
             prompts: called as ``prompts(target, site=…, modality=…)``, returns the texts that ask for the target.
-            split: pins the patient, with all volumes, to ``"train"``, ``"val"`` or ``"test"``.
+            split: pins the patient, with all volumes, to ``"train"``, ``"val"`` or ``"test"``; of several pins the one
+                that keeps the patient furthest from training counts.
             negatives: share of the rows of absent targets to keep, 0 to 1; every slice's picture is kept.
             seed: draws the negatives; default: the writer's.
+            settings: all of plane, window, negatives and seed, and more, instead of the arguments of these names.
             progress: called after every slice with the number of slices done and of all.
 
         Raises:
@@ -149,112 +174,102 @@ class SliceWriter:
             DatasetError: the labels or the id cannot be used, or the folder cannot be written.
             ConfigError: a setting is unknown or out of range.
         """
-        _check_settings(volume_id, split, negatives)
-        if (label is None) != (not labels):
-            msg = f"volume {volume_id}: a label map needs names for its values, and names need a label map"
-            raise DatasetError(msg)
-        site = normalise_site(site)
-        window = window or default_window(image.modality, site)
-        targets = {} if label is None else canonical_labels(labels or {})
-        spacing = slice_spacing(image, plane)
-        grey = extract_slices(Volume(window.apply(image.array), image.affine), plane)
-        values = None if label is None else label_slices(reorient_label(label, image), plane)
-        entry = {
-            "patient": pseudonym(patient, key=self._key),
-            "modality": image.modality,
-            "site": site,
-            "plane": plane,
-            "shape": list(image.shape),
-            "affine": image.affine.tolist(),
-            "spacing": list(spacing),
-            "window": window.to_dict(),
-            "targets": targets,
-            "slices": len(grey),
-            "complete": True,
-        }
-        texts = {target: prompts(target, site=site, modality=image.modality) for target in targets}
-        draw = self.seed if seed is None else seed
-        rows = list(volume_rows(volume_id, entry, values, prompts=texts, negatives=negatives, seed=draw))
-        replaced = volume_id in self._volumes
-        if self._stamp is None:
-            self.flush()  # the folder is a (still empty) data set from the first moment
-        with (
-            reported(self.root),
-            staged_pictures(self.root, volume_id, plane, grey, values, progress) as move_into_place,
-        ):
-            if replaced:
-                self._forget(volume_id)
-            move_into_place()
-            self._volumes[volume_id], self._rows[volume_id] = entry, rows
-            if split is not None:
-                self._pinned[entry["patient"]] = split
-            self._dirty = True
-        if not self._deferred or time.monotonic() - self._flushed_at > max(
-            _FLUSH_SECONDS, _FLUSH_SHARE * self._flush_cost
-        ):
+        chosen = settings or SliceSettings(
+            plane=plane, window=window, negatives=negatives, seed=self.seed if seed is None else seed
+        )
+        if self._lock is None:
+            with self:
+                return self.add_volume(
+                    image, label, labels, volume_id=volume_id, patient=patient, site=site, prompts=prompts,
+                    split=split, settings=chosen, progress=progress,
+                )  # fmt: skip
+        replaced = self.hide([volume_id])
+        record = write_volume(
+            self.root, image, label, labels, volume_id=volume_id, patient=patient, site=site, settings=chosen,
+            key=self._key, prompts=prompts, split=split, progress=progress,
+        )  # fmt: skip
+        self.accept(record)
+        rows = sum(1 for _ in record.rows())
+        return AddedVolume(volume_id, record.entry["slices"], tuple(record.entry["targets"]), rows, bool(replaced))
+
+    def hide(self, volume_ids: Iterable[str]) -> set[str]:
+        """Take volumes that are about to be replaced out of the tables; return which of them were there.
+
+        A volume that is not accepted in the end, because it could not be read or was interrupted, comes back.
+        """
+        found = {volume_id for volume_id in volume_ids if self.records.pop(volume_id, None) is not None}
+        if found:
             self.flush()
-        return AddedVolume(volume_id, len(grey), tuple(targets), len(rows), replaced)
+        return found
+
+    def accept(self, record: VolumeRecord) -> None:
+        """Name a volume whose record is on disk in the tables."""
+        self.records[record.volume] = record
+        if time.monotonic() - self._flushed_at > max(_FLUSH_SECONDS, _FLUSH_SHARE * self._flush_cost):
+            self.flush()
 
     def flush(self) -> None:
         """Write manifest and description, so that they name every volume added so far.
 
         Raises:
-            DatasetError: the folder cannot be written, or another writer changed it meanwhile.
+            StorageError: the folder cannot be written.
         """
         start = time.monotonic()
-        patients = {entry["patient"] for entry in self._volumes.values()}
-        self._pinned = {patient: split for patient, split in self._pinned.items() if patient in patients}
-        free = split_by_patient(patients - self._pinned.keys(), val_fraction=self.val_fraction, seed=self.seed)
-        splits = {**free, **self._pinned}
+        ordered = [self.records[volume_id] for volume_id in sorted(self.records)]
+        splits = self._splits(ordered)
         description = {
             "format": FORMAT,
             "version": VERSION,
             "name": self.name,
             "split": {"val_fraction": self.val_fraction, "seed": self.seed},
-            "pinned": self._pinned,
-            "volumes": self._volumes,
+            "volumes": {record.volume: record.entry for record in ordered},
         }
-        rows = (
-            (*row, splits[self._volumes[volume_id]["patient"]])
-            for volume_id, rows in self._rows.items()
-            for row in rows
-        )
+        rows = ((*row, splits[record.entry["patient"]]) for record in ordered for row in record.rows())
         with reported(self.root):
-            if self._read_stamp() != self._stamp:
-                msg = f"{self.root}: another process wrote to this data set; slice into it with one process at a time"
-                raise DatasetError(msg)
-            self.root.mkdir(parents=True, exist_ok=True)
             write_tables(self.root, description, rows)
-            self._stamp = self._read_stamp()
-        self._dirty = False
         self._flushed_at = time.monotonic()
         self._flush_cost = self._flushed_at - start
 
-    def _read_stamp(self) -> tuple[int, ...] | None:
-        """What identifies this very ``dataset.json`` (a rename gives it another inode), None when there is none."""
-        try:
-            status = (self.root / DATASET_FILE).stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+    def _splits(self, records: Iterable[VolumeRecord]) -> dict[str, str]:
+        """Patient → split."""
+        pinned: dict[str, str] = {}
+        free: set[str] = set()
+        for record in records:
+            patient = record.entry["patient"]
+            free.add(patient)
+            if record.split is not None:
+                # SPLITS is ordered by the distance from training: nothing pinned to test can leak.
+                pinned[patient] = max(record.split, pinned.get(patient, record.split), key=SPLITS.index)
+        drawn = split_by_patient(free - pinned.keys(), val_fraction=self.val_fraction, seed=self.seed)
+        return {**drawn, **pinned}
 
-    def _forget(self, volume_id: str) -> None:
-        """Take a volume out of the tables, then remove its pictures."""
-        entry = self._volumes.pop(volume_id)
-        del self._rows[volume_id]
-        self.flush()
+    def _sweep(self) -> None:
+        """Remove what a killed writer left: staged files, and pictures and half-written files that nobody names."""
+        shutil.rmtree(self.root / STAGING_FOLDER, ignore_errors=True)
+        claimed = {name for record in self.records.values() for name in record.files()}
         for folder in ("images", "labels"):
-            for index in range(entry["slices"]):
-                (self.root / folder / slice_name(volume_id, entry["plane"], index)).unlink(missing_ok=True)
+            for path in (self.root / folder).glob("*"):
+                if f"{folder}/{path.name}" not in claimed:
+                    path.unlink()
+        for place in (self.root, self.root / RECORDS_FOLDER):
+            for path in place.glob(".*-*.json"):  # made by atomic_path
+                path.unlink()
+
+    def _release(self) -> None:
+        """Give the lock back; a folder into which nothing was written goes as it came."""
+        shutil.rmtree(self.root / STAGING_FOLDER, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        if not (self.root / DATASET_FILE).exists() and self._made:
+            (self.root / _LOCK_FILE).unlink(missing_ok=True)
+            empty = [self.root / name for name in ("images", "labels", RECORDS_FOLDER)]
+            with contextlib.suppress(OSError):  # a folder that is not there, or not empty
+                for folder in (*(path for path in empty if path.exists()), *self._made):
+                    folder.rmdir()
 
 
-def _check_settings(volume_id: str, split: str | None, negatives: float) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", volume_id):
-        msg = f"volume id {volume_id!r} must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit"
-        raise DatasetError(msg)
-    if split is not None and split not in SPLITS:
-        msg = f"unknown split {split!r}; use one of {', '.join(SPLITS)}"
-        raise ConfigError(msg)
-    if not 0 <= negatives <= 1:
-        msg = f"the share of negatives must lie between 0 and 1, got {negatives}"
-        raise ConfigError(msg)
+def _is_vacant(root: Path) -> bool:
+    """Whether a folder holds nothing but what a writer makes that was killed before its first table."""
+    own = {_LOCK_FILE, STAGING_FOLDER, "images", "labels", RECORDS_FOLDER, REPORT_FILE}
+    return root.is_dir() and own >= {path.name for path in root.iterdir()}

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from boltzformer_monai.data.slice_files import read_description, read_manifest
-from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values
-from boltzformer_monai.data.windows import MRPercentiles, Window, window_from_dict
+from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values, slice_name
+from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import ConfigError, DatasetError
 
 __all__ = ["SPLITS", "SliceReader", "SliceRow", "read_mask", "read_png"]
@@ -43,6 +43,8 @@ class SliceRow:
         patient: pseudonym.
         volume: id of the volume in ``dataset.json``.
         split: ``"train"``, ``"val"`` or ``"test"``.
+        slices: number of slices of the whole volume.
+        stored_neighbours: slices on either side that surely are on disk; None: all are.
     """
 
     image: Path
@@ -55,16 +57,40 @@ class SliceRow:
     plane: str
     slice_index: int
     spacing: tuple[float, float, float]
-    window: Window | MRPercentiles
+    window: GreyScale
     area_fraction: float
     patient: str
     volume: str
     split: str
+    slices: int = 1
+    stored_neighbours: int | None = None
 
     @property
     def present(self) -> bool:
         """Whether the target is visible in this slice."""
         return self.area_fraction > 0
+
+    def images(self, neighbours: int) -> list[Path]:
+        """Return the pictures of the slices from ``-neighbours`` to ``+neighbours`` around this one.
+
+        Beyond the ends of the volume its outermost slice stands in.
+
+        Raises:
+            DatasetError: the data set does not store so many.
+        """
+        if self.stored_neighbours is not None and neighbours > self.stored_neighbours:
+            msg = (
+                f"{self.image}: {neighbours} neighbours are wanted, the data set keeps {self.stored_neighbours} of its "
+                f"slices; slice again with --neighbours {neighbours} or without --every"
+            )
+            raise DatasetError(msg)
+        indices = [min(max(self.slice_index + step, 0), self.slices - 1) for step in range(-neighbours, neighbours + 1)]
+        return [
+            self.image
+            if index == self.slice_index
+            else self.image.with_name(slice_name(self.volume, self.plane, index))
+            for index in indices
+        ]
 
 
 class SliceReader:
@@ -77,7 +103,7 @@ class SliceReader:
         root: the folder.
         name: the data set's name.
         volumes: volume id → its entry in ``dataset.json`` (patient, modality, site, plane, shape, affine, spacing,
-            window, targets, slices, complete).
+            window, targets, slices, every, neighbours, min_area, complete).
         rows: all rows of the manifest, in its order.
 
     Raises:
@@ -130,6 +156,9 @@ class SliceReader:
 
     def _row(self, fields: Mapping[str, str], line: int) -> SliceRow:
         try:
+            if fields["volume"] not in self.volumes:
+                raise ValueError(f"volume {fields['volume']!r} is not in {DATASET_FILE}")
+            entry = self.volumes[fields["volume"]]
             row = SliceRow(
                 image=self._file(fields["image"]),
                 label=self._file(fields["label"]) if fields["label"] else None,
@@ -140,6 +169,8 @@ class SliceReader:
                 site=fields["site"],
                 plane=fields["plane"],
                 slice_index=int(fields["slice_index"]),
+                slices=int(entry["slices"]),
+                stored_neighbours=None if entry["complete"] else int(entry["neighbours"]),
                 spacing=_parse_spacing(fields["spacing"]),
                 window=_parse_window(fields["window"]),
                 area_fraction=float(fields["area_fraction"] or 0),
@@ -147,15 +178,13 @@ class SliceReader:
                 volume=fields["volume"],
                 split=fields["split"],
             )
-            if row.volume not in self.volumes:
-                raise ValueError(f"volume {row.volume!r} is not in {DATASET_FILE}")
             if row.split not in SPLITS:
                 raise ValueError(f"split {row.split!r} is none of {', '.join(SPLITS)}")
             if bool(row.target) != bool(row.label and row.label_values and row.prompts):
                 raise ValueError("a target needs a label, a value and prompts, and they need a target")
             if not 0 <= row.area_fraction <= 1:
                 raise ValueError(f"area_fraction {row.area_fraction} is not between 0 and 1")
-        except (ValueError, ConfigError, DatasetError) as error:
+        except (ValueError, TypeError, ConfigError, DatasetError) as error:
             msg = f"{self.root / MANIFEST_FILE}, line {line}: {error}; slice volume {fields['volume']!r} again"
             raise DatasetError(msg) from None
         return row
@@ -222,7 +251,7 @@ def _parse_spacing(text: str) -> tuple[float, float, float]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse_window(text: str) -> Window | MRPercentiles:
+def _parse_window(text: str) -> GreyScale:
     window = json.loads(text)
     if not isinstance(window, dict):
         raise ValueError(f"window {text!r} is not a JSON object")

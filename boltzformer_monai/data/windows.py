@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from boltzformer_monai.errors import ConfigError
 
 __all__ = [
     "NAMED_WINDOWS",
+    "GreyScale",
     "MRPercentiles",
+    "StoredGrey",
     "Window",
     "default_window",
     "normalise_modality",
@@ -108,6 +110,22 @@ class MRPercentiles:
         return {"kind": "percentiles", "lower": float(self.lower), "upper": float(self.upper)}
 
 
+@dataclass(frozen=True)
+class StoredGrey:
+    """No window: the pictures are 8-bit grey already, as in a data set that others have windowed."""
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Round to uint8 of the same shape; values outside 0 to 255 are clipped, NaN becomes 0."""
+        return _to_grey(array, 0.0, 255.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that :func:`window_from_dict` reads."""
+        return {"kind": "stored"}
+
+
+GreyScale: TypeAlias = Window | MRPercentiles | StoredGrey
+"""Everything that turns scanner values into 8-bit grey."""
+
 NAMED_WINDOWS: Mapping[str, Window] = MappingProxyType(
     {
         "abdomen": Window(40, 400),
@@ -173,7 +191,7 @@ def default_window(modality: str, site: str) -> Window | MRPercentiles:
     return NAMED_WINDOWS[next((name for name in ("chest", "brain", "bone") if name in chosen), "abdomen")]
 
 
-def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | Window | MRPercentiles) -> Window | MRPercentiles:
+def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> GreyScale:
     """Read a window from what a user or a config gives.
 
     Args:
@@ -183,7 +201,7 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | Window | MRPer
     Raises:
         ConfigError: nothing of these, with the nearest known name.
     """
-    if isinstance(value, (Window, MRPercentiles)):
+    if isinstance(value, (Window, MRPercentiles, StoredGrey)):
         return value
     if isinstance(value, Mapping):
         return window_from_dict(value)
@@ -207,14 +225,14 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | Window | MRPer
     raise ConfigError(msg)
 
 
-def window_from_dict(data: Mapping[str, Any]) -> Window | MRPercentiles:
+def window_from_dict(data: Mapping[str, Any]) -> GreyScale:
     """Undo ``to_dict``.
 
     Raises:
         ConfigError: the kind is unknown, a field is missing or unknown, or a number is out of range.
     """
     fields = dict(data)
-    kind = {"hu": Window, "percentiles": MRPercentiles}.get(str(fields.pop("kind", "")))
+    kind = {"hu": Window, "percentiles": MRPercentiles, "stored": StoredGrey}.get(str(fields.pop("kind", "")))
     try:
         if kind is not None:
             window = kind(**{key: float(value) for key, value in fields.items()})
@@ -223,18 +241,25 @@ def window_from_dict(data: Mapping[str, Any]) -> Window | MRPercentiles:
     except (TypeError, ValueError):
         pass
     msg = (
-        f'a window is {{"kind": "hu", "level", "width"}} or {{"kind": "percentiles", "lower", "upper"}}, '
-        f"not {dict(data)!r}"
+        'a window is {"kind": "hu", "level", "width"}, {"kind": "percentiles", "lower", "upper"} or '
+        f'{{"kind": "stored"}}, not {dict(data)!r}'
     )
     raise ConfigError(msg)
 
 
 def _to_grey(array: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Scale to 0…255, clip, round to nearest; in float32, one temporary of the array's size."""
-    grey = array.astype(np.float32)
-    grey -= np.float32(black)
-    grey *= np.float32(255.0 / (white - black))
-    np.clip(grey, 0, 255, out=grey)
-    np.nan_to_num(grey, copy=False, nan=0.0)
-    grey += np.float32(0.5)
-    return grey.astype(np.uint8)
+    """Scale to 0…255, clip, round to nearest; one slab at a time, so that temporaries stay small and in the cache."""
+    grey = np.empty_like(array, dtype=np.uint8)
+    whole = array.ndim < 2
+    # The axis that is furthest apart in memory, so that a slab is contiguous.
+    axis = 0 if whole else int(np.argmax(np.abs(array.strides)))
+    slabs = [(array, grey)] if whole else zip(np.moveaxis(array, axis, 0), np.moveaxis(grey, axis, 0), strict=True)
+    for values, out in slabs:
+        scaled = values.astype(np.float32)
+        scaled -= np.float32(black)
+        scaled *= np.float32(255.0 / (white - black))
+        # fmax and fmin, unlike clip, let NaN become the limit: 0.
+        np.fmin(np.fmax(scaled, np.float32(0), out=scaled), np.float32(255), out=scaled)
+        scaled += np.float32(0.5)
+        out[...] = scaled.astype(np.uint8)
+    return grey

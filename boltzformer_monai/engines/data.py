@@ -114,6 +114,7 @@ def training_transform(
     tokenizer: PromptTokenizer,
     length: int,
     augment: bool,
+    neighbours: int = 0,
     seed: int = 0,
 ) -> Compose:
     """Load → augment → choose prompts; without ``augment`` every example is the same each time (validation)."""
@@ -122,7 +123,7 @@ def training_transform(
         "light": light_augmentation(),
         "none": [],
     }
-    steps: list[Callable[..., Any]] = [LoadSliced(size=settings.image_size)]
+    steps: list[Callable[..., Any]] = [LoadSliced(size=settings.image_size, neighbours=neighbours)]
     if augment:
         steps.extend(augmentations[settings.augmentation])
     steps.append(

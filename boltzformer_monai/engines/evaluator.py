@@ -97,10 +97,10 @@ def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:
     return group_by_slice(rows)
 
 
-def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, size: int) -> Compose:
+def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, size: int, neighbours: int = 0) -> Compose:
     """Load a slice and ask for all its targets by their canonical prompts."""
     length = prompt_length(reader, tokenizer)
-    return Compose([LoadSliced(size=size), AllPromptsd(tokenizer=tokenizer, length=length)])
+    return Compose([LoadSliced(size=size, neighbours=neighbours), AllPromptsd(tokenizer=tokenizer, length=length)])
 
 
 def run_evaluation(

@@ -46,7 +46,8 @@ class LoadVolumed(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises :class:`~boltzformer_monai.errors.VolumeError` where the scan cannot be read or trusted."""
-        volume = read_volume(data["image"], series=self.series, modality=self.modality)
+        # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
+        volume = read_volume(data["image"], series=self.series, modality=self.modality, tilt="keep")
         meta = {"modality": volume.modality, "filename_or_obj": str(data["image"])}
         array = torch.from_numpy(np.ascontiguousarray(volume.array))[None]
         return {**data, "image": MetaTensor(array, affine=torch.from_numpy(volume.affine.copy()), meta=meta)}
@@ -152,6 +153,7 @@ class VolumeSegmenter:
             image_size=self.description.network.image_size,
             windows=PromptWindows(self.description.data, window=window),
             plane=plane or str(self.description.data.get("plane", "axial")),
+            neighbours=self.description.network.neighbours,
             modality=modality,
             batch_size=batch_size,
             threshold=threshold,

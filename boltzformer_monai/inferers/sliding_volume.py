@@ -38,6 +38,7 @@ class SlidingVolumeInferer(Inferer):
         image_size: edge of the square that slices are shown in, the network's.
         windows: chooses the window of each prompt.
         plane: plane to slice along, the one the network was trained on.
+        neighbours: slices on either side that the network sees as channels, as many as in its training.
         modality: of scans that do not state theirs (NIfTI, NRRD).
         batch_size: slices per pass.
         threshold: probability from which a voxel belongs to an object.
@@ -58,6 +59,7 @@ class SlidingVolumeInferer(Inferer):
         image_size: int,
         windows: PromptWindows,
         plane: str = "axial",
+        neighbours: int = 0,
         modality: str | None = None,
         batch_size: int = 4,
         threshold: float = 0.5,
@@ -84,6 +86,7 @@ class SlidingVolumeInferer(Inferer):
         self.image_size = image_size
         self.windows = windows
         self.plane = plane
+        self.neighbours = neighbours
         self.modality = modality
         self.batch_size = batch_size
         self.logit = math.log(threshold / (1 - threshold))
@@ -154,7 +157,8 @@ class SlidingVolumeInferer(Inferer):
         for start in range(0, len(slices), self.batch_size):
             part = slice(start, min(start + self.batch_size, len(slices)))
             count = part.stop - part.start
-            features = network.encode_image(fit.image(image_tensor(slices[part])).to(device))
+            shown_slices = fit.image(self._with_neighbours(slices, part)).to(device)
+            features = network.encode_image(shown_slices)
             for chunk, text in zip(chunks, texts, strict=True):
                 repeated = TextFeatures(*(x.expand(count, *x.shape[1:]) for x in text))
                 decoded = network.decode(features, repeated, generator=CounterNoise(self.seed))
@@ -163,3 +167,13 @@ class SlidingVolumeInferer(Inferer):
                 labels[part][wins] = (np.asarray(chunk) + 1)[winner[wins]]
                 best[part][wins] = highest[wins]
             bar.update(count)
+
+    def _with_neighbours(self, slices: np.ndarray, part: slice) -> Tensor:
+        """Slices ``(N, H, W)`` uint8 → those of ``part`` with their neighbours ``(B, 2K + 1, H, W)`` float32 0–1.
+
+        Beyond the ends of the volume its outermost slice stands in, as in
+        :class:`~boltzformer_monai.transforms.load.LoadSliced`.
+        """
+        indices = np.arange(part.start, part.stop)
+        steps = range(-self.neighbours, self.neighbours + 1)
+        return torch.cat([image_tensor(slices[np.clip(indices + step, 0, len(slices) - 1)]) for step in steps], dim=1)

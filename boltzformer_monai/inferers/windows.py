@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from boltzformer_monai.data.prompts import find_target, normalise_prompt, site_adjective
-from boltzformer_monai.data.windows import MRPercentiles, Window, default_window, parse_window, window_from_dict
+from boltzformer_monai.data.windows import GreyScale, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-AnyWindow = Window | MRPercentiles
+AnyWindow = GreyScale
 
 
 class PromptWindows:

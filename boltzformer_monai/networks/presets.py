@@ -31,6 +31,8 @@ class NetworkConfig:
     image_size: int
     """H = W the network is trained and run at, a multiple of 32."""
     in_channels: int = 3
+    neighbours: int = 0
+    """Slices on either side that come as channels (2.5-D); ``in_channels`` is then ``2 * neighbours + 1``."""
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
     neck_channels: int | None = None
@@ -75,6 +77,12 @@ class NetworkConfig:
                 raise ConfigError(msg)
         if not isinstance(self.image_size, int) or self.image_size % STRIDE or self.image_size < STRIDE:
             msg = f"image_size must be a positive multiple of {STRIDE}, got {self.image_size!r}"
+            raise ConfigError(msg)
+        if not isinstance(self.neighbours, int) or self.neighbours < 0:
+            msg = f"neighbours must be a whole number of at least 0, got {self.neighbours!r}"
+            raise ConfigError(msg)
+        if self.neighbours and self.in_channels != 2 * self.neighbours + 1:
+            msg = f"{self.neighbours} neighbours make {2 * self.neighbours + 1} in_channels, not {self.in_channels}"
             raise ConfigError(msg)
         if not len(self.mean) == len(self.std) == self.in_channels:
             msg = (
@@ -131,8 +139,15 @@ def network_config(preset: str, **overrides: Any) -> NetworkConfig:
 
 def _replaced(config: NetworkConfig, overrides: Mapping[str, Any]) -> NetworkConfig:
     reject_unknown(overrides, (f.name for f in dataclasses.fields(NetworkConfig)), what="network setting")
-    tuples = {name: tuple(overrides[name]) for name in ("mean", "std") if name in overrides}
-    return dataclasses.replace(config, **{**overrides, **tuples})
+    given: dict[str, Any] = dict(overrides)
+    if isinstance(reach := given.get("neighbours"), int) and reach > 0 and "in_channels" not in given:
+        # Every channel is a slice of the same scan: one mean and deviation for all of them.
+        given["in_channels"] = 2 * reach + 1
+        for name in ("mean", "std"):
+            values = getattr(config, name)
+            given.setdefault(name, (sum(values) / len(values),) * given["in_channels"])
+    tuples: dict[str, Any] = {name: tuple(given[name]) for name in ("mean", "std") if name in given}
+    return dataclasses.replace(config, **{**given, **tuples})
 
 
 def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any) -> BoltzFormer:

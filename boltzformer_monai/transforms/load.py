@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,27 +17,27 @@ from boltzformer_monai.transforms.square import SquareFit
 
 
 class LoadSliced(Transform):
-    """``{"rows": rows of one slice, …}`` → adds ``image`` ``(1, S, S)`` float32 0–1 and ``label_map`` ``(1, S, S)``.
+    """``{"rows": rows of one slice, …}`` → adds ``image`` ``(C, S, S)`` float32 0–1 and ``label_map`` ``(1, S, S)``.
 
     The label map holds the label values as float32, 0 = nothing; it is absent for slices without a label.
 
     Args:
         size: S, edge of the square in pixels.
+        neighbours: slices on either side that become channels too (2.5-D): C = 2 · neighbours + 1, from the lowest
+            slice index to the highest; beyond the ends of the volume its outermost slice is repeated.
     """
 
-    def __init__(self, *, size: int) -> None:
+    def __init__(self, *, size: int, neighbours: int = 0) -> None:
         self.size = size
+        self.neighbours = neighbours
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises :class:`~boltzformer_monai.errors.DatasetError` where a file is missing or damaged."""
         row: SliceRow = data["rows"][0]
-        pixels = read_png(row.image)
-        if pixels.dtype != np.uint8:
-            msg = f"{row.image}: has 16 bits, a stored image has 8; slice volume {row.volume!r} again"
-            raise DatasetError(msg)
+        pixels = _read_grey(row.image, row)
         fit = slice_fit(pixels.shape, row, self.size)
         out = dict(data)
-        out["image"] = fit.image(image_tensor(pixels))[0]
+        out["image"] = fit.image(self._with_neighbours(pixels, row))[0]
         if row.label is not None:
             labels = read_png(row.label)
             if labels.shape != pixels.shape:
@@ -45,6 +46,11 @@ class LoadSliced(Transform):
             values = torch.from_numpy(labels.astype(np.float32))
             out["label_map"] = self._keep_small(fit.label(values[None, None])[0], values, fit, data["rows"])
         return out
+
+    def _with_neighbours(self, pixels: np.ndarray, row: SliceRow) -> Tensor:
+        """``(1, C, H, W)``."""
+        stack = [pixels if path == row.image else _read_grey(path, row) for path in row.images(self.neighbours)]
+        return torch.cat([image_tensor(picture) for picture in stack], dim=1)
 
     @staticmethod
     def _keep_small(label_map: Tensor, values: Tensor, fit: SquareFit, rows: Sequence[SliceRow]) -> Tensor:
@@ -55,6 +61,14 @@ class LoadSliced(Transform):
                 share = fit.image(torch.isin(values, wanted).float()[None, None])[0, 0]
                 label_map.view(-1)[share.argmax()] = wanted[0]
         return label_map
+
+
+def _read_grey(path: Path, row: SliceRow) -> np.ndarray:
+    pixels = read_png(path)
+    if pixels.dtype != np.uint8:
+        msg = f"{path}: has 16 bits, a stored image has 8; slice volume {row.volume!r} again"
+        raise DatasetError(msg)
+    return pixels
 
 
 def image_tensor(pixels: np.ndarray) -> Tensor:

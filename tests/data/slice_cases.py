@@ -34,3 +34,8 @@ def one_volume(root: Path, **changes: object) -> Path:
     """Make a data set of one volume."""
     add(SliceWriter(root, name="unit"), **changes)
     return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a data set with its bytes."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from boltzformer_monai.data.slice_volume import SliceSettings, write_volume
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.data.slices import SliceReader
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.volume import Volume
-from tests.data.slice_cases import AFFINE, add, make_volume, one_volume
+from tests.data.slice_cases import AFFINE, LABELS, add, contents, make_volume, one_volume
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_absent_targets_have_rows_and_negatives_thin_them_out(tmp_path: Path):
     assert [(row.target, row.slice_index) for row in half] != [(row.target, row.slice_index) for row in other]
 
 
-def test_a_label_on_another_grid_is_refused_and_nothing_isone_volume(tmp_path: Path):
+def test_a_label_on_another_grid_is_refused_and_nothing_is_written(tmp_path: Path):
     _, label = make_volume()
     with pytest.raises(VolumeError, match="grid"):
         add(SliceWriter(tmp_path / "x"), label=Volume(label.array[:-1], AFFINE))
@@ -94,7 +95,9 @@ def test_an_interrupted_volume_leaves_the_finished_ones(tmp_path: Path, stop: ty
         write()
     assert set(SliceReader(tmp_path).volumes) == {"a", "b"}
     assert len(list((tmp_path / "images").iterdir())) == 12
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.json", "images", "labels", "manifest.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock", "dataset.json", "images", "labels", "manifest.csv", "volumes",
+    ]  # fmt: skip
     add(SliceWriter(tmp_path), "c")
     assert set(SliceReader(tmp_path).volumes) == {"a", "b", "c"}
 
@@ -119,7 +122,7 @@ def test_an_interrupt_while_pictures_are_moved_leaves_no_stray_ones(root: Path, 
         rename(source, target)
 
     writer = SliceWriter(root)
-    monkeypatch.setattr("boltzformer_monai.data.slice_files.os.replace", interrupted)
+    monkeypatch.setattr("boltzformer_monai.data.slice_volume.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         add(writer, "second")
     monkeypatch.undo()
@@ -138,12 +141,68 @@ def test_tables_are_not_rewritten_for_every_volume(tmp_path: Path, monkeypatch: 
     assert len(SliceReader(tmp_path).volumes) == 10
 
 
-def test_two_writers_at_a_time_are_noticed(root: Path):
+def test_two_writers_may_take_turns_but_not_write_at_once(root: Path):
     first, second = SliceWriter(root), SliceWriter(root)
     add(first, "a")
-    with pytest.raises(DatasetError, match="another process"):
-        add(second, "b")
-    assert set(SliceReader(root).volumes) == {"case1", "a"}
+    add(second, "b")
+    with first, pytest.raises(DatasetError, match="another process"):
+        add(second, "c")
+    assert set(SliceReader(root).volumes) == {"case1", "a", "b"}
+
+
+def test_the_order_of_writing_leaves_no_trace(tmp_path: Path):
+    for name, order in (("one", "abc"), ("two", "cab")):
+        with SliceWriter(tmp_path / name, name="unit") as writer:
+            for volume in order:
+                add(writer, volume)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_what_a_killed_writer_left_is_swept_away_and_its_finished_volumes_are_named(root: Path):
+    image, label = make_volume()
+    write_volume(
+        root, image, label, LABELS, volume_id="late", patient="late", site="abdomen", settings=SliceSettings()
+    )  # its record is there, but the writer died before the tables
+    for stray in ("images/gone_axial_0000.png", ".staging/gone-1/images/x.png", "volumes/.12ab-gone.json"):
+        (root / stray).parent.mkdir(parents=True, exist_ok=True)
+        (root / stray).write_bytes(b"half")
+    with SliceWriter(root):
+        pass
+    assert set(SliceReader(root).volumes) == {"case1", "late"}
+    assert not list(root.rglob("*gone*"))
+
+
+def test_every_nth_slice_neighbours_and_the_smallest_area(tmp_path: Path):
+    settings = SliceSettings(every=3, neighbours=1, min_area=5)
+    add(SliceWriter(tmp_path), settings=settings)
+    reader = SliceReader(tmp_path)
+    entry = reader.volumes["case1"]
+    assert (entry["every"], entry["neighbours"], entry["min_area"], entry["complete"]) == (3, 1, 5, False)
+    assert {row.slice_index for row in reader.rows} == {0, 3}
+    stored = [int(path.stem[-4:]) for path in sorted((tmp_path / "images").iterdir())]
+    assert stored == [0, 1, 2, 3, 4]
+    # In slice 3 the kidney has 4 pixels, fewer than 5: neither shown nor absent there, but absent in slice 0.
+    assert [row.slice_index for row in reader.select(targets=["right kidney"])] == [0]
+    assert [row.present for row in reader.select(targets=["liver"])] == [False, True]
+
+
+def test_of_several_pins_the_one_furthest_from_training_counts(tmp_path: Path):
+    for volume, split in (("a", "test"), ("b", "train"), ("c", None)):
+        add(SliceWriter(tmp_path), volume, patient="same", split=split)
+    assert {row.split for row in SliceReader(tmp_path).rows} == {"test"}
+
+
+def test_replacing_without_a_label_leaves_no_label_pictures(root: Path):
+    add(SliceWriter(root), label=None, labels=None)
+    assert not list((root / "labels").iterdir())
+    assert all(row.label is None for row in SliceReader(root).rows)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"volume": "case1"}', '{"volume": "other"}'])
+def test_a_damaged_record_is_one_clear_line(root: Path, content: str):
+    (root / "volumes" / "case1.json").write_text(content)
+    with pytest.raises(DatasetError, match=r"case1\.json.*slice (its|the) volume again"):
+        add(SliceWriter(root), "b")
 
 
 def test_a_folder_with_other_things_is_not_touched(tmp_path: Path):

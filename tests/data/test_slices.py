@@ -158,9 +158,9 @@ def test_a_damaged_manifest_is_one_clear_line(root: Path, column: str, value: st
         ("{", "cannot be read"),
         ("[]", "not the description"),
         ('{"format": "other"}', "not the description"),
-        ('{"format": "boltzformer-slices", "version": 2}', "version 2"),
-        ('{"format": "boltzformer-slices", "version": 1, "name": "x", "volumes": []}', "damaged"),
-        ('{"format": "boltzformer-slices", "version": 1, "name": "x", "volumes": {"a": {}}}', "lacks patient"),
+        ('{"format": "boltzformer-slices", "version": 1}', "version 1"),
+        ('{"format": "boltzformer-slices", "version": 2, "name": "x", "volumes": []}', "damaged"),
+        ('{"format": "boltzformer-slices", "version": 2, "name": "x", "volumes": {"a": {}}}', "lacks patient"),
     ],
 )
 def test_a_damaged_description_is_one_clear_line(root: Path, content: str, match: str):

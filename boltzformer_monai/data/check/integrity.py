@@ -1,0 +1,280 @@
+"""Whether a slice data set is sound, as far as its tables and its list of files tell; the pictures stay closed.
+
+What the pictures tell is found by :mod:`~boltzformer_monai.data.check.fingerprint`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.data.check.findings import Findings
+from boltzformer_monai.data.planes import PLANE_AXES
+from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values
+from boltzformer_monai.data.slices import SliceReader, SliceRow
+from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.io.orientation import axis_codes, axis_map, parse_codes
+
+__all__ = ["DataSet", "Grid", "check_between", "check_tables", "open_data_sets", "volume_grid"]
+
+_PICTURE_NAME = re.compile(r"(?P<volume>.+)_(?P<plane>axial|coronal|sagittal)_(?P<index>\d+)\.png")
+_SPACING_TOLERANCE = 1e-3  # of the spacing; the manifest keeps six digits
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The slices of a volume: their number, their size (rows, columns), and the orientation of the scan, e.g. LPS."""
+
+    slices: int
+    size: tuple[int, int]
+    orientation: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An opened data set.
+
+    Attributes:
+        name: its name, unlike that of every other data set in this check.
+        reader: its reader.
+        rows: volume id → picture → the rows of that picture, in the manifest's order.
+    """
+
+    name: str
+    reader: SliceReader
+    rows: Mapping[str, Mapping[Path, Sequence[SliceRow]]]
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures that rows name."""
+        return sum(len(pictures) for pictures in self.rows.values())
+
+
+def open_data_sets(roots: Sequence[Path], findings: Findings) -> list[DataSet]:
+    """Open the data sets that can be read; why others cannot is a finding.
+
+    Raises:
+        DatasetError: a folder is not a slice data set, or is given twice.
+    """
+    opened: list[DataSet] = []
+    names: Counter[str] = Counter()
+    if len({root.resolve() for root in roots}) < len(roots):
+        msg = "a data set is given twice; name each folder once"
+        raise DatasetError(msg)
+    for root in roots:
+        try:
+            reader = SliceReader(root)
+        except DatasetError as error:
+            if not (root / DATASET_FILE).is_file():
+                raise
+            name = _distinct(root.resolve().name, names)
+            for file in _missing_pictures(root):
+                findings.add("missing-picture", name, file)
+            findings.add("unreadable", name, str(error).replace(f"{root}/", ""))
+            continue
+        name = _distinct(reader.name, names)
+        damaged = [volume_id for volume_id, entry in reader.volumes.items() if not _is_usable(entry)]
+        if damaged:
+            for volume_id in damaged:
+                findings.add("unreadable", name, f"{DATASET_FILE}: the entry of {volume_id} is damaged")
+            continue
+        rows: dict[str, dict[Path, list[SliceRow]]] = {volume_id: {} for volume_id in reader.volumes}
+        for row in reader.rows:
+            rows[row.volume].setdefault(row.image, []).append(row)
+        opened.append(DataSet(name, reader, rows))
+    return opened
+
+
+def volume_grid(entry: Mapping[str, Any]) -> Grid:
+    """Return how a volume of ``dataset.json`` is cut into slices.
+
+    Raises:
+        DatasetError: shape, affine, plane and spacing are unusable or contradict each other.
+    """
+    try:
+        shape = tuple(int(length) for length in entry["shape"])
+        affine = np.asarray(entry["affine"], dtype=float)
+        spacing = [float(value) for value in entry["spacing"]]
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"shape {entry['shape']}")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
+            raise ValueError("an affine that cannot be inverted")
+        if entry["plane"] not in PLANE_AXES:
+            raise ValueError(f"plane {entry['plane']!r}")
+        codes = axis_codes(affine)
+        across, row, column = axis_map(codes, parse_codes(PLANE_AXES[entry["plane"]])).order
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.allclose(spacing[:2], lengths[[row, column]], rtol=_SPACING_TOLERANCE, atol=0):
+            raise ValueError(f"a spacing of {spacing}, but its affine has {lengths[[row, column, across]].tolist()}")
+        if int(entry["slices"]) != shape[across]:
+            raise ValueError(f"{entry['slices']} slices, but its shape has {shape[across]}")
+    except (TypeError, ValueError, ConfigError) as error:
+        msg = f"has {error}"
+        raise DatasetError(msg) from None
+    return Grid(shape[across], (shape[row], shape[column]), "".join(codes))
+
+
+def check_tables(data_set: DataSet, findings: Findings) -> int:
+    """Check volumes, rows, splits, prompts and the list of files; returns the number of pictures without a row."""
+    for volume_id, entry in data_set.reader.volumes.items():
+        if not data_set.rows[volume_id]:
+            findings.add("no-rows", data_set.name, volume_id)
+        elif not entry["targets"]:
+            findings.add("no-label", data_set.name, volume_id)
+        elif not any(row.present for rows in data_set.rows[volume_id].values() for row in rows):
+            findings.add("no-target", data_set.name, volume_id)
+    _check_rows(data_set, findings)
+    _check_splits(data_set, findings)
+    _check_prompts(data_set, findings)
+    return _check_files(data_set, findings)
+
+
+def check_between(data_sets: Sequence[DataSet], findings: Findings) -> None:
+    """Look for pseudonyms that are in different splits of different data sets."""
+    places: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for data_set in data_sets:
+        for row in data_set.reader.rows:
+            places[row.patient].setdefault(data_set.name, row.split)
+    for patient, splits in places.items():
+        if len(set(splits.values())) > 1:
+            where = ", ".join(f"{split} of {name}" for name, split in splits.items())
+            findings.add("patient-in-two-data-sets", "", f"patient {patient}: {where}")
+
+
+def _check_rows(data_set: DataSet, findings: Findings) -> None:
+    for volume_id, pictures in data_set.rows.items():
+        entry = data_set.reader.volumes[volume_id]
+        for image, rows in pictures.items():
+            targets = Counter(row.target for row in rows)
+            for target, count in targets.items():
+                if count > 1:
+                    findings.add("repeated-row", data_set.name, f"{image.name}: {target or 'no target'}")
+            for row in rows:
+                for field in ("patient", "modality", "site", "plane"):
+                    if getattr(row, field) != entry[field]:
+                        findings.add("wrong-row", data_set.name, f"{volume_id}: {field}")
+                if row.window.to_dict() != entry["window"]:
+                    findings.add("wrong-row", data_set.name, f"{volume_id}: window")
+                if row.target and "+".join(map(str, row.label_values)) != entry["targets"].get(row.target):
+                    findings.add("wrong-row", data_set.name, f"{volume_id}: values of {row.target}")
+
+
+def _check_splits(data_set: DataSet, findings: Findings) -> None:
+    name = data_set.name
+    splits: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    shown: dict[str, set[str]] = {split: set() for split in SPLITS}
+    asked: dict[str, set[str]] = {split: set() for split in SPLITS}
+    absent: set[str] = set()
+    for row in data_set.reader.rows:
+        splits[row.patient][row.split] = None
+        asked[row.split].add(row.target)
+        if row.present:
+            shown[row.split].add(row.target)
+        elif row.split == "train":
+            absent.add(row.target)
+    for patient, found in splits.items():
+        if len(found) > 1:
+            findings.add("patient-in-two-splits", name, f"patient {patient}: {' and '.join(found)}")
+    for split in ("train", "val"):
+        if not asked[split]:
+            findings.add("empty-split", name, split)
+    if not asked["test"]:
+        findings.add("no-test", name, "test")
+    if not asked["train"]:
+        return
+    for target in sorted((shown["val"] | shown["test"]) - shown["train"]):
+        findings.add("target-not-trained", name, target)
+    for target in sorted(shown["train"] - shown["val"]) if asked["val"] else ():
+        findings.add("target-not-validated", name, target)
+    for target in sorted(shown["train"] - absent):
+        findings.add("no-negatives", name, target)
+
+
+def _check_prompts(data_set: DataSet, findings: Findings) -> None:
+    owner: dict[str, str] = {}
+    pairs = dict.fromkeys((row.target, row.prompts) for row in data_set.reader.rows)
+    for target, prompts in pairs:
+        for prompt in prompts:
+            other = owner.setdefault(prompt, target)
+            if other != target:
+                findings.add("shared-prompt", data_set.name, f"{prompt!r}: {other} and {target}")
+
+
+def _check_files(data_set: DataSet, findings: Findings) -> int:
+    reader = data_set.reader
+    named = {"images": {row.image.name for row in reader.rows}, "labels": set[str]()}
+    named["labels"].update(row.label.name for row in reader.rows if row.label is not None)
+    lacking = {volume_id: _stored_slices(entry) for volume_id, entry in reader.volumes.items()}
+    without_rows = 0
+    for folder, names in named.items():
+        place = reader.root / folder
+        for file in sorted(entry.name for entry in place.iterdir()) if place.is_dir() else ():
+            owner = _owner(file, reader.volumes)
+            if folder == "images" and owner is not None:
+                lacking[owner[0]].discard(owner[1])
+            if file in names:
+                continue
+            if owner is None:
+                findings.add("stray-picture", data_set.name, f"{folder}/{file}")
+            elif folder == "images":
+                without_rows += 1
+    for volume_id, entry in reader.volumes.items():
+        if lacking[volume_id]:
+            findings.add("incomplete-volume", data_set.name, f"{volume_id}: slice {min(lacking[volume_id])}")
+        elif not entry["complete"] and entry.get("every", 1) == 1:
+            findings.add("incomplete-volume", data_set.name, f"{volume_id}: was not finished")
+    return without_rows
+
+
+def _stored_slices(entry: Mapping[str, Any]) -> set[int]:
+    """Indices of the slices that a volume has on disk: every n-th one, with its neighbours."""
+    count, every, reach = int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0))
+    wanted = (index + step for index in range(0, count, every) for step in range(-reach, reach + 1))
+    return {index for index in wanted if 0 <= index < count}
+
+
+def _owner(file: str, volumes: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The volume and slice that a picture is by its name; pictures of slices without rows are some, too."""
+    match = _PICTURE_NAME.fullmatch(file)
+    entry = volumes.get(match["volume"]) if match else None
+    if match is None or entry is None or entry["plane"] != match["plane"] or int(match["index"]) >= entry["slices"]:
+        return None
+    return match["volume"], int(match["index"])
+
+
+def _missing_pictures(root: Path) -> list[str]:
+    """The pictures that a manifest names and that are not there, as far as it can be read."""
+    missing: dict[str, None] = {}
+    try:
+        with (root / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:
+            for fields in csv.DictReader(file):
+                for column in ("image", "label"):
+                    name = fields.get(column)
+                    if name and name not in missing and not (root / name).is_file():
+                        missing[name] = None
+    except (OSError, UnicodeDecodeError, csv.Error):
+        pass  # the reader has said so already
+    return list(missing)
+
+
+def _is_usable(entry: Mapping[str, Any]) -> bool:
+    """Whether the parts of a volume's description are of the types that the checks work with."""
+    try:
+        values = [parse_label_values(text) for text in dict(entry["targets"]).values()]
+        numbers = [int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0)) + 1]
+    except (TypeError, ValueError, DatasetError):
+        return False
+    texts = [entry[field] for field in ("patient", "modality", "site", "plane")]
+    return all(values) and min(numbers) >= 1 and all(isinstance(text, str) for text in texts)
+
+
+def _distinct(name: str, names: Counter[str]) -> str:
+    names[name] += 1
+    return name if names[name] == 1 else f"{name} ({names[name]})"
