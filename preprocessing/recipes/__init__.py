@@ -1,65 +1,111 @@
-"""Recipes: one small module per public data set, which lists its volumes as :class:`Case`.
+"""Recipes: one small module per data set, which lists its scans as :class:`~preprocessing.cases.Case`.
 
-A recipe module has one function, ``cases(folder, *, modality, site, channel) -> list[Case]``; what the last three
-leave None it takes from the data set. To add a recipe, write the module and name it in :data:`RECIPES`.
+A recipe module has one function, ``cases(folder, *, modality, site, channel, **options) -> list[Case]``; what the
+first three leave None it takes from the data set. Options of its own it declares in ``OPTIONS``. Listing reads names
+and headers only, no voxels. To add a recipe, write the module and name it in :data:`RECIPES`.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import numpy as np
+from boltzformer_monai.errors import ConfigError
 
-from boltzformer_monai.errors import ConfigError, VolumeError
-from boltzformer_monai.io.volume import Volume, read_label_map, read_volume
+if TYPE_CHECKING:
+    from preprocessing.cases import Case
 
-RECIPES: Mapping[str, str] = MappingProxyType({"msd": "preprocessing.recipes.msd"})
+__all__ = ["RECIPES", "Option", "Recipe", "load_recipe"]
+
+RECIPES: Mapping[str, str] = MappingProxyType(
+    {name: f"preprocessing.recipes.{name}" for name in ("msd", "amos22", "lidc", "folder", "biomedparse")}
+)
 """Name on the command line → module."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """One labelled volume of a public data set.
+class Option:
+    """One setting that only this recipe takes.
 
     Attributes:
-        volume_id: id in the slice data set, e.g. ``"hippocampus_001"``.
-        patient: identity of the patient within the data set.
-        image: path of the scan.
-        label: path of its label map.
-        labels: label value → target name.
-        modality: ``"CT"`` or ``"MR"``.
-        site: body site.
-        channel: which picture of a four-dimensional NIfTI scan, None for an ordinary one.
+        name: keyword of ``cases``.
+        default: what counts when nobody gives it.
+        help: one line for people.
+        choices: the values allowed, as text; empty allows any text.
     """
 
-    volume_id: str
-    patient: str
-    image: Path
-    label: Path
-    labels: Mapping[str, str]
-    modality: str
-    site: str
-    channel: int | None = None
+    name: str
+    default: str
+    help: str
+    choices: tuple[str, ...] = ()
 
-    def read(self) -> tuple[Volume, Volume]:
-        """Read image and label.
+    def check(self, value: object) -> str:
+        """Return the value as text.
 
         Raises:
-            VolumeError: one of the two cannot be read; the message names its path.
+            ConfigError: it is none of the choices.
         """
-        if self.channel is None:
-            image = read_volume(self.image, modality=self.modality)
-        else:
-            image = _read_channel(self.image, self.channel, self.modality)
-        return image, read_label_map(self.label)
+        text = str(value).strip()
+        if self.choices and text not in self.choices:
+            msg = f"{self.name} {text!r} is none of {', '.join(self.choices)} ({self.help})"
+            raise ConfigError(msg)
+        return text
 
 
-def load_recipe(name: str) -> Callable[..., list[Case]]:
-    """Return the ``cases`` function of a recipe.
+@dataclass(frozen=True)
+class Recipe:
+    """How one data set is listed.
+
+    Attributes:
+        name: name on the command line.
+        list_cases: the module's ``cases``.
+        options: settings of this recipe alone.
+    """
+
+    name: str
+    list_cases: Callable[..., list[Case]]
+    options: tuple[Option, ...] = ()
+
+    def __call__(
+        self,
+        folder: Path,
+        *,
+        modality: str | None = None,
+        site: str | None = None,
+        channel: int | None = None,
+        **options: object,
+    ) -> list[Case]:
+        """List the scans of a data set.
+
+        Args:
+            folder: its folder.
+            modality: ``"CT"`` or ``"MR"``: overrides what the data set says, or chooses from one that has both.
+            site: overrides its body site.
+            channel: which picture of scans with several.
+            options: what :attr:`options` declares, as text or as what has that text.
+
+        Raises:
+            DatasetError: it is not such a data set, or it is damaged or incomplete.
+            ConfigError: a setting is missing, unknown or out of range.
+        """
+        known = {option.name: option for option in self.options}
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
+                msg = f"the recipe {self.name} has no option {name!r}; {hint}"
+                raise ConfigError(msg)
+        checked = {name: option.check(options.get(name, option.default)) for name, option in known.items()}
+        return self.list_cases(Path(folder), modality=modality, site=site, channel=channel, **checked)
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a recipe, to be called with the folder of the data set.
 
     Raises:
         ConfigError: there is no such recipe.
@@ -67,24 +113,5 @@ def load_recipe(name: str) -> Callable[..., list[Case]]:
     if name not in RECIPES:
         msg = f"unknown recipe {name!r}; known are {', '.join(RECIPES)}"
         raise ConfigError(msg)
-    cases: Callable[..., list[Case]] = importlib.import_module(RECIPES[name]).cases
-    return cases
-
-
-def _read_channel(path: Path, channel: int, modality: str) -> Volume:
-    """Read one picture of a 4-D NIfTI file; only that picture is decoded to float."""
-    import nibabel as nib
-
-    try:
-        scan = nib.load(path)
-        if not isinstance(scan, nib.Nifti1Image) or len(scan.shape) != 4 or not 0 <= channel < scan.shape[3]:
-            msg = f"{path}: has the shape {getattr(scan, 'shape', None)}, so there is no channel {channel}"
-            raise VolumeError(msg)
-        array = np.asarray(scan.dataobj[..., channel], dtype=np.float32)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        msg = f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})"
-        raise VolumeError(msg) from None
-    if not np.isfinite(array).all():
-        msg = f"{path}: channel {channel} has voxels that are NaN or infinite"
-        raise VolumeError(msg)
-    return replace(Volume(array, scan.affine, source=str(path)), modality=modality)
+    module = importlib.import_module(RECIPES[name])
+    return Recipe(name, module.cases, tuple(getattr(module, "OPTIONS", ())))

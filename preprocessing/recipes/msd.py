@@ -5,7 +5,6 @@ Every label value is one target, as the data set draws it: the pancreas or the l
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Any
 
 from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError
-from preprocessing.recipes import Case
+from preprocessing.cases import Case, LabelFile
+from preprocessing.recipes.decathlon import entries, read_description, target_labels
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ _TASKS = (
     _Task(("prostate",), "prostate", {"1": "prostate peripheral zone", "2": "prostate transition zone"}),
     _Task(("lung",), "chest", {"1": "lung tumor"}),
     _Task(("pancreas",), "abdomen", {"1": "pancreas", "2": "pancreas tumor"}),
-    _Task(("hepaticvessel",), "abdomen", {"1": "hepatic vessel", "2": "liver tumor"}),
+    _Task(("hepaticvessel", "hepaticvessels"), "abdomen", {"1": "hepatic vessel", "2": "liver tumor"}),
     _Task(("spleen",), "abdomen", {"1": "spleen"}),
     _Task(("colon",), "abdomen", {"1": "colon tumor"}),
 )
@@ -58,8 +58,8 @@ def cases(
         ConfigError: the task needs a channel or a site, or has no such channel.
     """
     path = folder / "dataset.json"
-    content = _read(path)
-    labels = {value: name for value, name in content["labels"].items() if value != "0"}
+    content = read_description(path, what="one Decathlon task, such as Task04_Hippocampus")
+    labels = target_labels(content)
     task = _find_task(folder, content, labels)
     if task is None and site is None:
         msg = (
@@ -68,41 +68,15 @@ def cases(
         raise ConfigError(msg)
     spoken, picked = _channel(path, content["modality"], channel)
     site = site or ("" if task is None else task.site)
-    listed = []
-    for entry in content["training"]:
-        image, label = folder / entry["image"], folder / entry["label"]
-        if image.name.startswith("._"):  # macOS leaves these behind in archives; they are no scans
-            continue
-        for file in (image, label):
-            if not file.is_file():
-                msg = f"{path}: names {file}, which does not exist; unpack the task completely"
-                raise DatasetError(msg)
-        stem = re.sub(r"\.nii(\.gz)?$", "", image.name)
-        named = labels if task is None else task.labels
-        listed.append(Case(stem, stem, image, label, named, modality or spoken, site, picked))
+    named = labels if task is None else task.labels
+    listed = [
+        Case(stem, stem, image, LabelFile(label, named), site, modality=modality or spoken, channel=picked)
+        for stem, image, label in entries(path, content, "training")
+    ]
     if not listed:
         msg = f"{path}: lists no training volumes"
         raise DatasetError(msg)
     return listed
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        msg = f"{path}: no such file; give the folder of one Decathlon task, such as Task04_Hippocampus"
-        raise DatasetError(msg) from None
-    except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as JSON ({error})"
-        raise DatasetError(msg) from None
-    kinds = {"modality": dict, "labels": dict, "training": list}
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
-        msg = f"{path}: lacks modality, labels or training; it is not the dataset.json of a Decathlon task"
-        raise DatasetError(msg)
-    if not all(isinstance(entry, dict) and {"image", "label"} <= entry.keys() for entry in content["training"]):
-        msg = f"{path}: an entry of training has no image or no label"
-        raise DatasetError(msg)
-    return content
 
 
 def _find_task(folder: Path, content: Mapping[str, Any], labels: Mapping[str, str]) -> _Task | None:

@@ -1,117 +1,127 @@
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from boltzformer_monai.data.slices import SliceReader
-from preprocessing.recipes import load_recipe
-from preprocessing.slice_volumes import main
+from boltzformer_monai.data.prompts import find_target, prompts_for
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
+from preprocessing.recipes import RECIPES, load_recipe
 from tests.preprocessing.scan_files import make_task
 
-
-def run_task(task: Path, *more: str) -> tuple[int, Path]:
-    output = task.parent / "out"
-    return main(["--recipe", "msd", "--input", str(task), "--output", str(output), *more]), output
+msd = load_recipe("msd")
 
 
-def test_a_decathlon_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    code, output = run_task(make_task(tmp_path / "Task03_Liver"))
-    assert code == 0
-    assert "2 volumes, 8 slices, 2 targets, 16 rows" in capsys.readouterr().out
-    reader = SliceReader(output)
-    assert set(reader.volumes) == {"liver_000", "liver_001"}
-    assert reader.targets == ["liver", "liver tumor"]
-    assert {row.split for row in reader.rows} == {"train", "val"}
-    assert reader.volumes["liver_000"]["modality"] == "CT"
-    # The first volume lacks the tumor: in a whole task that is normal.
-    assert not any(row.present for row in reader.select(targets=["liver tumor"], volume="liver_000"))
+def test_every_recipe_loads_and_says_what_it_takes():
+    for name in RECIPES:
+        assert load_recipe(name).name == name
+    with pytest.raises(ConfigError, match=r"unknown recipe 'kits'; known are msd, "):
+        load_recipe("kits")
+    with pytest.raises(ConfigError, match=r"lidc has no option 'agrement'; did you mean 'agreement'"):
+        load_recipe("lidc")(Path(), agrement=3)
+    with pytest.raises(ConfigError, match=r"agreement '7' is none of 1, 2, 3, 4"):
+        load_recipe("lidc")(Path(), agreement=7)
+
+
+def test_a_decathlon_task(tmp_path: Path):
+    cases = pickle.loads(pickle.dumps(msd(make_task(tmp_path / "Task03_Liver"))))
+    assert [case.volume_id for case in cases] == [case.patient for case in cases] == ["liver_000", "liver_001"]
+    assert {(case.modality, case.site, case.split, case.public) for case in cases} == {("CT", "liver", None, True)}
+    drawn = cases[1].annotation.draw_on(cases[1].read_image())
+    assert drawn.names == {"1": "liver", "2": "liver tumor"}
+    assert np.unique(drawn.volume.array).tolist() == [0, 1, 2]
+    assert cases[1].annotation.files() == (tmp_path / "Task03_Liver" / "labelsTr" / "liver_001.nii.gz",)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "prompts"),
+    [
+        ("Task06_Lung", ("cancer",), ["lung tumor in chest CT"]),
+        ("Task07_Pancreas", ("pancreas", "cancer"), ["pancreas in abdominal CT", "pancreas tumor in abdominal CT"]),
+        (
+            "Task08_HepaticVessel", ("Vessel", "Tumour"),
+            ["hepatic vessel in abdominal CT", "liver tumor in abdominal CT"],
+        ),
+        ("Task10_Colon", ("colon cancer primaries",), ["colon tumor in abdominal CT"]),
+    ],
+)  # fmt: skip
+def test_the_tasks_of_the_paper_name_their_targets(tmp_path: Path, task: str, labels: tuple[str, ...], prompts: list):
+    (case, *_) = msd(make_task(tmp_path / task, task=task.split("_")[1], labels=labels))
+    names = list(case.annotation.names.values())
+    assert [prompts_for(name, site=case.site, modality=case.modality)[0] for name in names] == prompts
+    assert all(find_target(name) for name in names)
 
 
 def test_the_hippocampus_task_is_known_by_its_name(tmp_path: Path):
     labels = ("Anterior", "Posterior")
-    code, output = run_task(make_task(tmp_path / "x", task="Hippocampus", modality=("MRI",), labels=labels))
-    assert code == 0
-    row = SliceReader(output).rows[0]
-    assert (row.modality, row.site, row.prompts[0]) == ("MR", "brain", "anterior hippocampus in brain MRI")
+    case = msd(make_task(tmp_path / "x", task="Hippocampus", modality=("MRI",), labels=labels))[0]
+    assert (case.modality, case.site) == ("MR", "brain")
+    assert case.annotation.names == {"1": "anterior hippocampus", "2": "posterior hippocampus"}
 
 
-def test_a_task_that_nobody_knows_keeps_its_names_and_needs_a_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_task_that_nobody_knows_keeps_its_names_and_needs_a_site(tmp_path: Path):
     task = make_task(tmp_path / "Task77_Toes", task="Toes", labels=("toe", "nail"))
-    assert run_task(task)[0] == 2
-    assert "--site" in capsys.readouterr().err
-    code, output = run_task(task, "--site", "foot")
-    assert code == 0
-    assert SliceReader(output).rows[0].prompts[0] == "toe in foot CT"
+    with pytest.raises(ConfigError, match="--site"):
+        msd(task)
+    case = msd(task, site="foot")[0]
+    assert (case.site, case.annotation.names) == ("foot", {"1": "toe", "2": "nail"})
 
 
-def test_a_task_of_several_modalities_needs_a_channel(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_task_of_several_modalities_needs_a_channel(tmp_path: Path):
     import nibabel as nib
 
     task = make_task(
         tmp_path / "Task05_Prostate", task="PROSTATE", modality=("T2", "ADC"), labels=("PZ", "TZ"), channels=2
     )
-    assert run_task(task)[0] == 2
-    assert "2 channels (0 T2, 1 ADC); choose one with --channel" in capsys.readouterr().err
-    assert run_task(task, "--channel", "2")[0] == 2
-    assert "no channel 2" in capsys.readouterr().err
-    assert run_task(task, "--channel", "1")[0] == 0
-    case = load_recipe("msd")(task, modality=None, site=None, channel=1)[0]
-    image, _ = case.read()
+    with pytest.raises(ConfigError, match=r"2 channels \(0 T2, 1 ADC\); choose one with --channel"):
+        msd(task)
+    with pytest.raises(ConfigError, match="no channel 2"):
+        msd(task, channel=2)
+    case = msd(task, channel=1)[0]
+    image = case.read_image()
     np.testing.assert_array_equal(image.array, np.asarray(nib.load(case.image).dataobj)[..., 1])
+    np.testing.assert_allclose(image.affine, nib.load(case.image).affine)
     assert (image.modality, case.site) == ("MR", "prostate")
 
 
-def test_one_unreadable_volume_stops_with_its_name_and_keeps_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    task = make_task(tmp_path / "Task03_Liver", cases=3)
-    broken = task / "imagesTr" / "liver_002.nii.gz"
+def test_an_unreadable_scan_fails_when_it_is_read_a_missing_file_at_once(tmp_path: Path):
+    task = make_task(tmp_path / "Task03_Liver")
+    broken = task / "imagesTr" / "liver_001.nii.gz"
     broken.write_bytes(broken.read_bytes()[:60])
-    code, output = run_task(task)
-    assert code == 2
-    assert "liver_002.nii.gz" in capsys.readouterr().err
-    assert set(SliceReader(output).volumes) == {"liver_000", "liver_001"}
+    case = msd(task)[1]
+    with pytest.raises(VolumeError, match=r"liver_001\.nii\.gz"):
+        case.read_image()
     (task / "labelsTr" / "liver_001.nii.gz").unlink()
-    assert run_task(task)[0] == 2
-    assert "labelsTr/liver_001.nii.gz, which does not exist" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"labelsTr/liver_001\.nii\.gz, which does not exist"):
+        msd(task)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"modality": {}, "labels": {}, "training": [1]}'])
-def test_a_damaged_dataset_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"modality": {}, "labels": {}, "training": []}',
+        '{"modality": {"0": 1}, "labels": {}, "training": []}',
+        '{"modality": {"0": "CT"}, "labels": {}, "training": [1]}',
+        '{"modality": {"0": "CT"}, "labels": {}, "training": [{"image": 3, "label": "x"}]}',
+    ],
+)
+def test_a_damaged_dataset_json(tmp_path: Path, content: str):
     (tmp_path / "dataset.json").write_text(content)
-    assert main(["--recipe", "msd", "--input", str(tmp_path), "--output", str(tmp_path / "o")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "dataset.json" in error
-    assert error.count("\n") == 1
+    with pytest.raises((DatasetError, ConfigError), match=r"dataset\.json") as caught:
+        msd(tmp_path, site="abdomen")
+    assert "\n" not in str(caught.value)
 
 
-def test_ctrl_c_keeps_what_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    task = make_task(tmp_path / "Task03_Liver", cases=3)
-    real, reads = load_recipe("msd"), []
-
-    class Stopping:
-        def __init__(self, case: object) -> None:
-            self.case = case
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.case, name)
-
-        def read(self) -> object:
-            reads.append(1)
-            if len(reads) == 3:
-                raise KeyboardInterrupt
-            return self.case.read()
-
-    monkeypatch.setattr(
-        "preprocessing.slice_volumes.load_recipe",
-        lambda name: lambda *a, **k: [Stopping(case) for case in real(*a, **k)],
-    )
-    assert main(["--recipe", "msd", "--input", str(task), "--output", str(tmp_path / "out")]) == 130
-    assert "interrupted: the 2 volumes finished" in capsys.readouterr().err
-    reader = SliceReader(tmp_path / "out")
-    assert set(reader.volumes) == {"liver_000", "liver_001"} == {row.volume for row in reader.rows}
+def test_the_real_hippocampi_are_listed(shared_data: Path):
+    folder = shared_data / "msd_hippocampus"
+    described = json.loads((folder / "dataset.json").read_text())
+    cases = msd(folder)
+    assert len(cases) == len(described["training"]) >= 195
+    drawn = cases[0].annotation.draw_on(cases[0].read_image())
+    assert np.unique(drawn.volume.array).tolist() == [0, 1, 2]

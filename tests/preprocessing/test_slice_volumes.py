@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from boltzformer_monai.data.slices import SliceReader, read_mask
 from boltzformer_monai.data.windows import NAMED_WINDOWS, Window
 from boltzformer_monai.io.volume import Volume, write_label_map
 from preprocessing.slice_volumes import main
+from tests.data.slice_cases import contents
 from tests.preprocessing.scan_files import AFFINE, write_image, write_label
 
 SCRIPT = Path(__file__).resolve().parents[2] / "preprocessing" / "slice_volumes.py"
@@ -49,9 +51,10 @@ def test_one_volume(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
     assert main(arguments(scan)) == 0
     streams = capsys.readouterr()
     assert streams.out == f"1 volume, 4 slices, 2 targets, 8 rows -> {scan['output']}\n"
-    assert "4/4" in streams.err
+    assert "1/1" in streams.err
     reader = SliceReader(scan["output"])
-    assert list(reader.volumes) == ["case7"]
+    (volume,) = reader.volumes
+    assert re.fullmatch(r"scan-[0-9a-f]{12}", volume)
     assert reader.targets == ["liver", "right kidney"]
     assert sum(read_mask(row).sum() for row in reader.select(targets=["liver"])) == 4
 
@@ -71,7 +74,7 @@ def test_as_users_start_it_from_another_folder(scan: dict[str, Path], tmp_path: 
 def test_options_reach_the_data_set(scan: dict[str, Path]):
     options = [
         "--modality", "CT", "--site", "thorax", "--plane", "coronal", "--window", "-600", "1500", "--patient", "P",
-        "--volume-id", "v", "--split", "test", "--negatives", "0", "--name", "mine",
+        "--volume-id", "v", "--split", "test", "--negatives", "0", "--name", "mine", "--every", "2", "--min-area", "1",
     ]  # fmt: skip
     assert main(arguments(scan, *options)) == 0
     reader = SliceReader(scan["output"])
@@ -83,23 +86,53 @@ def test_options_reach_the_data_set(scan: dict[str, Path]):
     assert all(row.present for row in reader.rows)
 
 
-def test_volumes_add_up_and_a_second_time_replaces(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
-    assert main(arguments(scan)) == 0
-    assert main(arguments({**scan, "image": write_image(scan["image"].with_name("case8.nii.gz"))})) == 0
-    assert set(SliceReader(scan["output"]).volumes) == {"case7", "case8"}
+def test_volumes_add_up_and_what_has_not_changed_is_left_alone(
+    scan: dict[str, Path], capsys: pytest.CaptureFixture[str]
+):
+    assert main(arguments(scan, "--keep-names")) == 0
+    other = {**scan, "image": write_image(scan["image"].with_name("case8.nii.gz"), seed=8)}
+    assert main(arguments(other, "--keep-names")) == 0
+    reader = SliceReader(scan["output"])
+    assert sorted(name.rpartition("-")[2] for name in reader.volumes) == ["case7", "case8"]
+    picture = reader.rows[0].image
+    made = picture.stat().st_mtime_ns
     capsys.readouterr()
-    assert main(arguments(scan)) == 0
-    assert "warning: volume case7 was in the data set already" in capsys.readouterr().err
+    assert main(arguments(scan, "--keep-names")) == 0
+    assert "replaced" not in capsys.readouterr().err
+    assert picture.stat().st_mtime_ns == made
+    write_image(scan["image"], seed=5)  # another scan under the old name
+    assert main(arguments(scan, "--keep-names")) == 0
+    assert "was in the data set already and is replaced" in capsys.readouterr().err
+    assert picture.stat().st_mtime_ns != made
+    made = picture.stat().st_mtime_ns
+    assert main(arguments(scan, "--keep-names", "--redo")) == 0
+    assert picture.stat().st_mtime_ns != made
     assert len(SliceReader(scan["output"]).rows) == 16
 
 
 def test_files_of_one_name_in_many_folders_are_told_apart_by_the_folder(scan: dict[str, Path], tmp_path: Path):
     for patient in ("anna 1", "bert"):
         image = write_image(tmp_path / patient / "image.nii.gz")
-        assert main(arguments({**scan, "image": image})) == 0
+        assert main(arguments({**scan, "image": image}, "--keep-names")) == 0
     reader = SliceReader(scan["output"])
     assert set(reader.volumes) == {"anna-1", "bert"}
     assert len({entry["patient"] for entry in reader.volumes.values()}) == 2
+
+
+def test_no_name_and_no_path_is_stored_but_the_private_table_leads_back(scan: dict[str, Path], tmp_path: Path):
+    image = write_image(tmp_path / "DOE_JANE" / "19700101_DOE.nii.gz")
+    private = tmp_path / "private.csv"
+    assert main(arguments({**scan, "image": image}, "--mapping", private, "--key", "k")) == 0
+    for name, content in contents(scan["output"]).items():
+        assert b"DOE" not in content, name
+        assert b"1970" not in content, name
+        assert "DOE" not in name
+    assert "19700101_DOE" in private.read_text()
+    assert next(iter(SliceReader(scan["output"]).volumes)) in private.read_text()
+
+
+def test_the_private_table_may_not_lie_in_the_data_set(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    assert "must not lie in the data set" in error_of(capsys, arguments(scan, "--mapping", scan["output"] / "m.csv"))
 
 
 def test_without_a_label(scan: dict[str, Path]):
@@ -130,10 +163,15 @@ def test_a_named_value_that_does_not_occur(scan: dict[str, Path], capsys: pytest
         (["--output", "o"], "give --image"),
         (["--image", "i"], "--output"),
         (["--image", "nowhere.nii.gz", "--output", "o"], "nowhere.nii.gz"),
-        (["--image", "i", "--label", "l", "--output", "o"], "--label needs --labels-json"),
+        (["--image", "i", "--output", "o", "--workers", "0"], "--workers"),
+        (["--image", "i", "--output", "o", "--negatives", "-1"], "negatives"),
+        (["--image", "i", "--output", "o", "--every", "0"], "every"),
+        (["--image", "i", "--output", "o", "--volume-id", "../x"], "volume id"),
+        (["--image", "i", "--output", "o", "--key", "k" * 65], "key"),
+        (["--recipe", "msd", "--input", "x", "--output", "o", "--option", "agreement"], "NAME=VALUE"),
         (["--image", "i", "--output", "o", "--window", "abdomn"], "did you mean 'abdomen'"),
         (["--image", "i", "--output", "o", "--window", "1", "2", "3"], "unknown window"),
-        (["--image", "i", "--output", "o", "--plane", "oblique"], "--plane"),
+        (["--image", "i", "--output", "o", "--plane", "oblique"], "unknown plane"),
         (["--image", "i", "--output", "o", "--channel", "1"], "--channel goes only with --recipe"),
         (["--image", "i", "--output", "o", "--val-fraction", "7"], "fraction"),
         (["--recipe", "msd", "--output", "o"], "--recipe needs --input"),
@@ -152,6 +190,8 @@ def test_mistakes_are_one_line(
 
 def test_mistakes_in_files_are_one_line(scan: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "add --modality" in error_of(capsys, ["--image", str(scan["image"]), "--output", str(scan["output"])])
+    unnamed = {name: path for name, path in scan.items() if name != "labels_json"}
+    assert "--labels-json" in error_of(capsys, arguments(unnamed, "--modality", "CT"))
     small = tmp_path / "small.nii.gz"
     write_label_map(np.ones((4, 4, 4), np.uint8), Volume(np.ones((4, 4, 4)), AFFINE), small)
     line = error_of(capsys, arguments({**scan, "label": small}))
@@ -186,7 +226,7 @@ def test_a_real_dicom_folder_leaves_no_identity(shared_data: Path, tmp_path: Pat
     assert main([*map(str, argv), "--output", str(tmp_path / "out"), "--key", "k"]) == 0
     reader = SliceReader(tmp_path / "out")
     (volume_id,) = reader.volumes
-    assert volume_id.startswith("dicom-")
-    assert "1.2." not in (tmp_path / "out" / "dataset.json").read_text()
+    assert volume_id.startswith("scan-")
+    assert not [name for name, content in contents(tmp_path / "out").items() if b"1.3.12.2" in content]
     liver = max(reader.select(targets=["liver"]), key=lambda row: row.area_fraction)
     assert np.argwhere(read_mask(liver)).mean(axis=0)[1] < 256

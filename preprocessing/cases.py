@@ -1,0 +1,97 @@
+"""One scan with its annotation, as recipes list them and as slicing takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from boltzformer_monai.data.windows import GreyScale
+from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
+from boltzformer_monai.io.volume import Volume, read_volume
+from preprocessing.recipes.pictures import PICTURE_SUFFIX, read_channel, read_picture
+
+__all__ = ["Annotation", "Case", "LabelFile"]
+
+
+class Annotation(Protocol):
+    """Something that draws targets on a scan; must be picklable, because scans are sliced in other processes."""
+
+    def draw_on(self, image: Volume) -> Segmentation:
+        """Return the annotation on the grid of the scan.
+
+        Raises:
+            VolumeError: it cannot be read, or does not lie on the scan's grid.
+            DatasetError: its names and its values contradict each other.
+        """
+        ...
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that it is made of."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """An annotation that is one file: a label map, overlapping layers, DICOM SEG or RTSTRUCT.
+
+    Attributes:
+        path: the file.
+        names: value → name; None takes the names that the file carries.
+    """
+
+    path: Path
+    names: Mapping[str, str] | None = None
+
+    def draw_on(self, image: Volume) -> Segmentation:
+        """Return the annotation on the grid of the scan."""
+        drawn = read_segmentation(self.path, image)
+        return drawn if self.names is None else drawn.named(self.names)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the file."""
+        return (self.path,)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to be sliced. Picklable.
+
+    Attributes:
+        volume_id: id in the slice data set; from a public data set the published one, e.g. ``"hippocampus_001"``.
+        patient: identity of the patient (only its pseudonym is stored).
+        image: path of the scan: a file or a DICOM folder.
+        annotation: what is drawn on it, None for a scan without targets.
+        site: body site, ``""`` when unknown.
+        modality: ``"CT"`` or ``"MR"``; None leaves it to the DICOM header.
+        series: SeriesInstanceUID, where a DICOM folder holds several.
+        channel: which picture of a four-dimensional NIfTI scan, None for an ordinary one.
+        split: pins the patient to ``"train"``, ``"val"`` or ``"test"``; None: drawn.
+        public: whether ids are published ones; those of other scans are hashed.
+        window: what the data set says about grey values; None chooses by modality and site.
+    """
+
+    volume_id: str
+    patient: str
+    image: Path
+    annotation: Annotation | None
+    site: str
+    modality: str | None = None
+    series: str | None = None
+    channel: int | None = None
+    split: str | None = None
+    public: bool = True
+    window: GreyScale | None = None
+
+    def read_image(self, *, tilt: str = "refuse") -> Volume:
+        """Read the scan; ``tilt`` as in :func:`~boltzformer_monai.io.volume.read_volume`.
+
+        Raises:
+            VolumeError: it cannot be read; the message names its path.
+        """
+        if self.channel is not None:
+            return read_channel(self.image, self.channel, self.modality or "unknown")
+        if self.image.suffix.lower() == PICTURE_SUFFIX:
+            return read_picture(self.image, self.modality or "unknown")
+        return read_volume(self.image, modality=self.modality, series=self.series, tilt=tilt)

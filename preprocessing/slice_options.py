@@ -1,0 +1,225 @@
+"""The options of ``slice_volumes.py``, and what they ask for: cases, and how to slice them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from boltzformer_monai.data.datalist import pseudonym
+from boltzformer_monai.data.label_map import LabelMap, read_label_names
+from boltzformer_monai.data.slice_format import SPLITS
+from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
+from boltzformer_monai.data.windows import parse_window
+from boltzformer_monai.errors import ConfigError, VolumeError
+from preprocessing.cases import Case, LabelFile
+from preprocessing.command_line import CommandParser
+from preprocessing.recipes import RECIPES, load_recipe
+from preprocessing.slicing import JobSettings
+
+__all__ = ["job_settings", "listed_cases", "parse_options", "volume_id_of"]
+
+logger = logging.getLogger("slice_volumes")
+
+_ONLY_SINGLE = ("image", "label", "labels_json", "series", "patient", "volume_id", "allow_missing")
+_ONLY_RECIPE = ("input", "channel", "option")
+# Names that many patients' files share; then the folder tells them apart.
+_GENERIC_STEMS = {"image", "img", "scan", "volume", "data", "ct", "mr", "mri", "t1", "t2"}
+
+
+def parse_options(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
+    """Parse and check the command line.
+
+    Raises:
+        ConfigError: an option is unknown, missing, out of range, or does not go with another.
+    """
+    parser = CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the slice data set; added to if it exists")
+    one = parser.add_argument_group("one volume")
+    one.add_argument("--image", type=Path, metavar="PATH", help="NIfTI, NRRD or MetaImage file, or a DICOM folder")
+    one.add_argument(
+        "--label", type=Path, metavar="PATH", help="label map, layers, DICOM SEG or RTSTRUCT; none: no targets"
+    )
+    one.add_argument("--labels-json", type=Path, metavar="PATH", help='{"modality", "site", "labels": {value: name}}')
+    one.add_argument("--series", metavar="UID", help="SeriesInstanceUID, when a DICOM folder holds several")
+    one.add_argument("--patient", metavar="ID", help="identity behind the pseudonym (default: PatientID or file name)")
+    one.add_argument("--volume-id", metavar="ID", help="name of the volume in the data set (default: a hash)")
+    one.add_argument("--allow-missing", action="store_true", help="named label values need not occur: target is absent")
+    whole = parser.add_argument_group("many volumes")
+    whole.add_argument("--recipe", choices=sorted(RECIPES), help="which data set, or 'folder' for scans of your own")
+    whole.add_argument("--input", type=Path, metavar="DIR", help="its folder")
+    whole.add_argument("--channel", type=int, metavar="N", help="which picture of scans with several, from 0")
+    whole.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="setting of the recipe")
+    whole.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one volume each (default: 1)")
+    whole.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the work")
+    whole.add_argument("--strict", action="store_true", help="stop at the first scan that is refused")
+    what = parser.add_argument_group("slices")
+    what.add_argument("--modality", metavar="CT|MR", help="default: as labels-json, DICOM header or recipe say")
+    what.add_argument("--site", help="body site of prompts and window, e.g. abdomen (default: as above)")
+    what.add_argument("--plane", default="axial", metavar="PLANE", help="axial (default), coronal or sagittal")
+    what.add_argument(
+        "--window", nargs="+", metavar=("NAME", "WIDTH"), help="name, or LEVEL WIDTH in HU (default: by site)"
+    )
+    what.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th slice (default: 1)")
+    what.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="keep N slices on either side, for 2.5-D input"
+    )
+    what.add_argument("--min-area", type=int, default=0, metavar="PIXELS", help="no row for a target smaller than this")
+    what.add_argument(
+        "--negatives", type=float, default=1.0, metavar="RATIO", help="share of absent targets' rows (default: 1)"
+    )
+    what.add_argument(
+        "--composites", action="store_true", help="add sums that the vocabulary knows: kidney = left + right"
+    )
+    what.add_argument(
+        "--resample-tilt", action="store_true", help="bring scans with a gantry tilt to a right-angled grid"
+    )
+    about = parser.add_argument_group("the data set")
+    about.add_argument("--name", help="its name (default: the folder's)")
+    about.add_argument("--split", choices=SPLITS, help="pin the patients to a split (default: drawn by patient)")
+    about.add_argument(
+        "--val-fraction", type=float, metavar="F", help="share of patients for validation (default: 0.2)"
+    )
+    about.add_argument("--seed", type=int, metavar="N", help="draws split and negatives (default: 0)")
+    about.add_argument("--key", default="", help="secret key of the pseudonyms; the same key gives the same pseudonyms")
+    about.add_argument("--keep-names", action="store_true", help="name volumes by their files, not by a hash")
+    about.add_argument("--mapping", type=Path, metavar="FILE", help="write a private table: pseudonyms and paths")
+    about.add_argument("--redo", action="store_true", help="slice again what is there already")
+    options = parser.parse_args(argv)
+    _check(options)
+    return options
+
+
+def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
+    """Return how to slice.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    slices = SliceSettings(
+        plane=options.plane,
+        window=None if options.window is None else parse_window(options.window),
+        every=options.every,
+        neighbours=options.neighbours,
+        min_area=options.min_area,
+        negatives=options.negatives,
+        seed=seed,
+    )
+    return JobSettings(
+        root=options.output,
+        slices=slices,
+        key=options.key,
+        tilt="resample" if options.resample_tilt else "refuse",
+        composites=options.composites,
+        allow_missing=bool(options.recipe or options.allow_missing),
+        split=options.split,
+    )
+
+
+def listed_cases(options: argparse.Namespace) -> list[Case]:
+    """Return the cases that the options name.
+
+    Raises:
+        BoltzFormerError: the data set, the labels.json or the DICOM folder cannot be read.
+    """
+    if not options.recipe:
+        return [_single_case(options)]
+    extra = {}
+    for text in options.option:
+        name, equals, value = text.partition("=")
+        if not equals:
+            msg = f"--option {text!r} is not of the form NAME=VALUE"
+            raise ConfigError(msg)
+        extra[name] = value
+    recipe = load_recipe(options.recipe)
+    return recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)
+
+
+def volume_id_of(case: Case, options: argparse.Namespace) -> str:
+    """Return the id of a case in the data set: the published one, one that was asked for, or a hash."""
+    if case.public or options.volume_id:
+        return case.volume_id
+    if options.keep_names:
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", case.volume_id).strip(".-_") or "volume"
+    return f"scan-{pseudonym(case.volume_id, key=options.key)}"
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.recipe:
+        _refuse(options, _ONLY_SINGLE, "describes one volume and does not go with --recipe")
+        if options.input is None:
+            raise ConfigError("--recipe needs --input, the folder of the data set")
+    else:
+        _refuse(options, _ONLY_RECIPE, "goes only with --recipe")
+        if options.image is None:
+            raise ConfigError("give --image for one volume, or --recipe and --input for many (see --help)")
+        if options.labels_json is not None and options.label is None:
+            logger.warning("--labels-json without --label: its modality and site are used, its names are not")
+    if options.volume_id is not None:
+        check_volume_id(options.volume_id)
+    if options.workers < 1:
+        raise ConfigError(f"--workers must be 1 or more, got {options.workers}")
+    pseudonym("x", key=options.key)  # refuses a key that is too long
+    root = options.output.resolve()
+    if options.mapping is not None and root in (options.mapping.resolve(), *options.mapping.resolve().parents):
+        raise ConfigError(
+            f"{options.mapping}: identifies patients and must not lie in the data set; write it elsewhere"
+        )
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(options, name) not in (None, False, []):
+            raise ConfigError(f"--{name.replace('_', '-')} {why}")
+
+
+def _single_case(options: argparse.Namespace) -> Case:
+    names = LabelMap({}) if options.labels_json is None else read_label_names(options.labels_json)
+    stated = None if names.modality == "unknown" else names.modality
+    for path in (options.image, options.label):
+        if path is not None and not os.path.exists(path):
+            msg = f"{path}: no such file or folder, or no permission to see it"
+            raise VolumeError(msg, reason="missing")
+    volume_id, patient = _identity(options)
+    annotation = None
+    if options.label is not None:
+        annotation = LabelFile(options.label, names.labels if options.labels_json else None)
+    return Case(
+        volume_id=options.volume_id or volume_id,
+        patient=options.patient or patient,
+        image=options.image,
+        annotation=annotation,
+        site=options.site or names.site,
+        modality=options.modality or stated,
+        series=options.series,
+        public=False,
+    )
+
+
+def _identity(options: argparse.Namespace) -> tuple[str, str]:
+    """Return what tells the scan from others, and the patient's identity; both are hashed before they are stored."""
+    path = options.image.resolve()
+    if path.is_dir() or _is_dicom(path):
+        from boltzformer_monai.io.dicom_series import choose_series
+
+        header = choose_series(options.image, options.series)[0]
+        series, patient = header.series or path.name, header.patient_id
+        if options.patient is None and not patient:
+            logger.warning("%s has no PatientID: counted as a patient of its own; see --patient", options.image)
+        elif options.patient is None and not options.key:
+            logger.warning("pseudonyms of PatientIDs can be guessed by trial unless made with a secret --key")
+        return series, patient or series
+    stem = re.sub(r"(?i)\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|hdr|img|img\.gz)$", "", path.name)
+    generic = stem.lower() in _GENERIC_STEMS
+    return (path.parent.name if generic else f"{path.parent.name}/{stem}"), path.parent.name if generic else stem
+
+
+def _is_dicom(path: Path) -> bool:
+    from boltzformer_monai.io.dicom_files import is_dicom_file
+    from boltzformer_monai.io.formats import is_image_file
+
+    return path.is_file() and not is_image_file(path) and is_dicom_file(path)

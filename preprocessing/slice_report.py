@@ -1,0 +1,94 @@
+"""What became of every scan: ``report.json`` for everybody, and a table with paths for the house alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.data.datalist import pseudonym
+from boltzformer_monai.data.slice_format import REPORT_FILE
+from boltzformer_monai.data.slice_record import VolumeRecord
+from boltzformer_monai.data.slice_volume import reported
+from boltzformer_monai.io.atomic import atomic_path
+from preprocessing.slicing import Job, JobSettings, Outcome
+
+__all__ = ["write_mapping", "write_report"]
+
+
+def write_report(
+    root: Path, settings: JobSettings, records: Mapping[str, VolumeRecord], outcomes: Iterable[Outcome]
+) -> None:
+    """Write ``report.json``: all volumes of the data set, and the scans that this run refused, with the reason.
+
+    It holds no path, name, date or UID, and nothing that depends on when or in how many runs the work was done.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    volumes: dict[str, dict[str, Any]] = {
+        outcome.volume_id: {"status": "refused", "reason": outcome.reason}
+        for outcome in outcomes
+        if outcome.record is None
+    }
+    why = Counter(entry["reason"] for entry in volumes.values())
+    for volume_id, record in records.items():
+        if volume_id not in volumes:  # a refused scan of which an older version is in the data set counts as refused
+            volumes[volume_id] = _done(record)
+    window = settings.slices.window
+    content = {
+        "format": "boltzformer-slicing-report",
+        "version": 1,
+        "settings": {
+            "plane": settings.slices.plane,
+            "window": "by modality and site" if window is None else window.to_dict(),
+            "every": settings.slices.every,
+            "neighbours": settings.slices.neighbours,
+            "min_area": settings.slices.min_area,
+            "negatives": settings.slices.negatives,
+            "seed": settings.slices.seed,
+            "tilt": settings.tilt,
+            "composites": settings.composites,
+        },
+        "done": len(volumes) - sum(why.values()),
+        "refused": sum(why.values()),
+        "why": dict(sorted(why.items())),
+        "volumes": dict(sorted(volumes.items())),
+    }
+    with reported(root), atomic_path(root / REPORT_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_mapping(path: Path, jobs: Iterable[Job], outcomes: Iterable[Outcome], *, key: str) -> None:
+    """Write the table that leads from pseudonyms back to scans. It identifies patients: keep it in the house.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    refused = {outcome.volume_id: outcome.message for outcome in outcomes if outcome.record is None}
+    with (
+        reported(path.parent),
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(("volume", "patient", "identity", "image", "status", "message"))
+        for job in sorted(jobs, key=lambda job: job.volume_id):
+            case, message = job.case, refused.get(job.volume_id, "")
+            status = "refused" if message else "done"
+            owner = pseudonym(case.patient, key=key)
+            table.writerow((job.volume_id, owner, case.patient, str(case.image), status, message))
+
+
+def _done(record: VolumeRecord) -> dict[str, Any]:
+    areas = record.areas or {}
+    return {
+        "status": "done",
+        "slices": record.entry["slices"],
+        "rows": sum(1 for _ in record.rows()),
+        "targets": {target: sum(area > 0 for area in counts) for target, counts in areas.items()},
+        "notes": list(record.notes),
+    }

@@ -1,0 +1,118 @@
+"""Many scans in one run: bad ones among them, several processes, a cluster, a second run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from boltzformer_monai.data.slices import SliceReader
+from preprocessing.pool import run_jobs
+from preprocessing.slice_volumes import main
+from tests.data.slice_cases import contents
+from tests.preprocessing.scan_files import make_task, write_image
+from tests.preprocessing.work import crash_on_three, double
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return make_task(tmp_path / "Task03_Liver", cases=5)
+
+
+def arguments(task: Path, output: Path, *more: object) -> list[str]:
+    return ["--recipe", "msd", "--input", str(task), "--output", str(output), "--name", "many", *map(str, more)]
+
+
+def spoil(task: Path) -> None:
+    """Make the second scan unreadable."""
+    path = task / "imagesTr" / "liver_001.nii.gz"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def test_one_bad_scan_does_not_stop_the_rest(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    spoil(task)
+    assert main(arguments(task, tmp_path / "out")) == 3
+    streams = capsys.readouterr()
+    assert "4 volumes" in streams.out
+    assert "1 scans refused" in streams.out
+    assert "refused: " in streams.err
+    assert "liver_001.nii.gz" in streams.err
+    assert len(SliceReader(tmp_path / "out").volumes) == 4
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["done"], report["refused"]) == (4, 1)
+    assert report["volumes"]["liver_001"]["status"] == "refused"
+    assert report["why"] == {report["volumes"]["liver_001"]["reason"]: 1}
+    assert str(task) not in json.dumps(report)
+    assert report["volumes"]["liver_002"]["targets"] == {"liver": 2, "liver tumor": 2}
+
+
+def test_strict_stops_and_keeps_what_is_done(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    spoil(task)
+    assert main(arguments(task, tmp_path / "out", "--strict")) == 2
+    assert "error: " in capsys.readouterr().err
+    assert set(SliceReader(tmp_path / "out").volumes) == {"liver_000"}
+
+
+def test_a_mended_scan_is_taken_by_the_next_run_and_nothing_is_done_twice(task: Path, tmp_path: Path):
+    spoil(task)
+    assert main(arguments(task, tmp_path / "out")) == 3
+    before = contents(tmp_path / "out")
+    picture = tmp_path / "out" / "images" / "liver_000_axial_0000.png"
+    made = picture.stat().st_mtime_ns
+    assert main(arguments(task, tmp_path / "out")) == 3
+    assert contents(tmp_path / "out") == before
+    write_image(task / "imagesTr" / "liver_001.nii.gz", seed=1)
+    assert main(arguments(task, tmp_path / "out")) == 0
+    assert picture.stat().st_mtime_ns == made
+    assert main(arguments(task, tmp_path / "other")) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+
+
+def test_other_settings_slice_again(task: Path, tmp_path: Path):
+    assert main(arguments(task, tmp_path / "out")) == 0
+    assert main(arguments(task, tmp_path / "out", "--plane", "coronal", "--every", "2")) == 0
+    reader = SliceReader(tmp_path / "out")
+    assert {row.plane for row in reader.rows} == {"coronal"}
+    assert all(path.name.count("coronal") for path in (tmp_path / "out" / "images").iterdir())
+
+
+def test_several_processes_give_the_same_bytes(task: Path, tmp_path: Path):
+    spoil(task)
+    assert main(arguments(task, tmp_path / "one")) == 3
+    assert main(arguments(task, tmp_path / "two", "--workers", "2")) == 3
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_cluster_gives_the_same_bytes(task: Path, tmp_path: Path):
+    distributed = pytest.importorskip("distributed")
+    spoil(task)
+    assert main(arguments(task, tmp_path / "one")) == 3
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.ERROR
+    ) as cluster:
+        address = cluster.scheduler_address
+        assert main(arguments(task, tmp_path / "two", "--scheduler", address)) == 3
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_scheduler_that_does_not_answer(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("distributed")
+    assert main(arguments(task, tmp_path / "out", "--scheduler", "nonsense")) == 2
+    error = capsys.readouterr().err
+    assert "no Dask scheduler answers" in error
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_composites_are_added_where_their_parts_are_there(tmp_path: Path):
+    task = make_task(tmp_path / "Task99_Own", task="own", labels=("left kidney", "right kidney"))
+    assert main(arguments(task, tmp_path / "out", "--site", "abdomen", "--composites")) == 0
+    reader = SliceReader(tmp_path / "out")
+    assert reader.targets == ["kidney", "left kidney", "right kidney"]
+    assert {row.label_values for row in reader.select(targets=["kidney"])} == {(1, 2)}
+
+
+def test_a_job_that_kills_its_process_is_found_out():
+    done = sorted(run_jobs(crash_on_three, list(range(6)), workers=2, crashed=lambda job: -job))
+    assert done == sorted([-3, *(double(job) for job in (0, 1, 2, 4, 5))])
