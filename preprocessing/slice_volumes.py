@@ -74,13 +74,15 @@ class _Run:
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="slicing", unit="volume", smoothing=0.1) as bar:
             for outcome in self._outcomes(todo, settings):
                 self.outcomes.append(outcome)
+                for line in outcome.warnings:
+                    bar.write(f"warning: {line}", file=sys.stderr)
                 if outcome.record is not None:
                     writer.accept(outcome.record)
                 elif self.strict:
                     raise RefusedError(outcome.message)
                 else:
                     bar.write(f"refused: {outcome.message}", file=sys.stderr)
-                bar.set_postfix(refused=sum(each.record is None for each in self.outcomes))
+                bar.set_postfix(refused=sum(each.record is None for each in self.outcomes), refresh=False)
                 bar.update()
         if replaced and not self.options.recipe:
             print(f"warning: volume {min(replaced)} was in the data set already and is replaced", file=sys.stderr)
@@ -101,9 +103,10 @@ class _Run:
         slices = sum(int(record.entry["slices"]) for record in records)
         rows = sum(1 for record in records for _ in record.rows())
         count = len(writer.records)
+        left_out = f", {refused} scan{'s' * (refused != 1)} refused" if refused else ""
         print(
-            f"{count} volume{'s' * (count != 1)}, {slices} slices, {len(targets)} targets, {rows} rows"
-            f"{f', {refused} scans refused' if refused else ''} -> {self.options.output}"
+            f"{count} volume{'s' * (count != 1)}, {slices} slices, {len(targets)} targets, {rows} rows{left_out} "
+            f"-> {self.options.output}"
         )
         return 3 if refused else 0
 

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -70,12 +72,14 @@ class Outcome:
         record: its record; None when the scan was refused.
         reason: why it was refused, without any name or path; "" otherwise.
         message: the whole line, with paths.
+        warnings: what the readers said on the way, with paths.
     """
 
     volume_id: str
     record: VolumeRecord | None
     reason: str = ""
     message: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def slice_case(job: Job, settings: JobSettings) -> Outcome:
@@ -86,6 +90,12 @@ def slice_case(job: Job, settings: JobSettings) -> Outcome:
     Raises:
         StorageError: the data set cannot be written, which is no scan's fault.
     """
+    with _collected_warnings() as said:
+        outcome = _outcome(job, settings)
+    return replace(outcome, warnings=tuple(said))
+
+
+def _outcome(job: Job, settings: JobSettings) -> Outcome:
     try:
         record = _slice(job, settings)
     except StorageError:
@@ -189,6 +199,40 @@ def _named(drawn: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapp
     if settings.composites:
         targets |= composite_targets(targets)
     return {value: target for target, value in targets.items()}, notes
+
+
+class _Collector(logging.Handler):
+    """Puts warnings into a list."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """Collect what our readers warn of, which in another process nobody would see in order, and hush pydicom.
+
+    pydicom's own warnings quote header values, names among them.
+    """
+    said: list[str] = []
+    handler = _Collector(said)
+    ours = [logging.getLogger(name) for name in ("boltzformer_monai", "preprocessing")]
+    before = [(log, log.propagate) for log in ours]
+    for log in ours:
+        log.addHandler(handler)
+        log.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pydicom")
+            yield said
+    finally:
+        for log, propagate in before:
+            log.removeHandler(handler)
+            log.propagate = propagate
 
 
 def _files(case: Case) -> list[Path]:

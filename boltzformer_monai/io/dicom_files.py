@@ -38,7 +38,7 @@ _TAGS = [
 ]  # fmt: skip
 # What pydicom lets through when a file is cut off or damaged, except for its own errors: see broken_dicom.
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError)
-BROKEN_DICOM: tuple[type[Exception], ...] = (*_DAMAGE, RuntimeError, struct.error, zlib.error)
+_BROKEN: tuple[type[Exception], ...] = (*_DAMAGE, RuntimeError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def broken_dicom() -> tuple[type[Exception], ...]:
     """Return all that pydicom raises for a damaged file; a function, so that pydicom is imported only when needed."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
-    return (*BROKEN_DICOM, BytesLengthException, InvalidDicomError)
+    return (*_BROKEN, BytesLengthException, InvalidDicomError)
 
 
 def one_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom_files import BROKEN_DICOM, one_line
+from boltzformer_monai.io.dicom_files import broken_dicom, one_line
 
 __all__ = ["damage_as_volume_error"]
 
@@ -24,11 +24,8 @@ def damage_as_volume_error(path: str | os.PathLike[str], what: str, *, reason: s
     Raises:
         VolumeError: the block met a damaged file.
     """
-    from pydicom.errors import BytesLengthException, InvalidDicomError
-
-    broken: tuple[type[Exception], ...] = (*BROKEN_DICOM, BytesLengthException, InvalidDicomError)
     try:
         yield
-    except broken as error:
+    except broken_dicom() as error:
         msg = f"{path}: {what} ({one_line(error)}); is the file complete?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else reason) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.orientation import AxisMap
+from boltzformer_monai.io.orientation import AxisMap, signed_permutation
 from boltzformer_monai.io.volume import GRID_TOLERANCE_MM, Volume
 
 __all__ = ["Place", "check_frame_of_reference", "find_place", "in_plane_axes", "inside", "voxels_inside"]
@@ -56,7 +56,7 @@ def find_place(
         VolumeError: the grid's axes or voxel sizes are not the image's, or it lies between the image's voxels.
     """
     to_voxels = np.linalg.inv(image.affine)
-    axes = _signed_permutation((to_voxels @ affine)[:3, :3])
+    axes = signed_permutation((to_voxels @ affine)[:3, :3])
     if axes is None:
         msg = f"{what}: its axes or voxel sizes are not those of the image; resample it to the image first"
         raise VolumeError(msg, reason="grid")
@@ -113,16 +113,6 @@ def voxels_inside(place: Place, image: Volume) -> tuple[tuple[slice, ...], Tripl
     ]
     corner = _triple([start + first for start, first in zip(low, place.corner, strict=True)])
     return tuple(slice(start, end) for start, end in zip(low, high, strict=True)), corner
-
-
-def _signed_permutation(matrix: np.ndarray) -> AxisMap | None:
-    """Return the axis map of a (3, 3) voxel-to-voxel matrix that is nearly one, or None."""
-    rounded = np.rint(matrix)
-    ones = np.abs(rounded)
-    if not ((ones.sum(axis=0) == 1).all() and (ones.sum(axis=1) == 1).all()):
-        return None
-    order = ones.argmax(axis=1)
-    return AxisMap(_triple(order), tuple(rounded[axis, order[axis]] < 0 for axis in range(3)))  # type: ignore[arg-type]
 
 
 def _triple(values: np.ndarray | list[int]) -> Triple:

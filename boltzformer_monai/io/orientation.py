@@ -76,6 +76,17 @@ def axis_map(start: tuple[str, str, str], end: tuple[str, str, str]) -> AxisMap:
     return AxisMap((order[0], order[1], order[2]), (flip[0], flip[1], flip[2]))
 
 
+def signed_permutation(matrix: np.ndarray) -> AxisMap | None:
+    """Return the axis map of a (3, 3) voxel-to-voxel matrix that is nearly one, or None."""
+    rounded = np.rint(matrix)
+    ones = np.abs(rounded)
+    if not ((ones.sum(axis=0) == 1).all() and (ones.sum(axis=1) == 1).all()):
+        return None
+    order = [int(source) for source in ones.argmax(axis=1)]
+    flip = [bool(rounded[axis, source] < 0) for axis, source in enumerate(order)]
+    return AxisMap((order[0], order[1], order[2]), (flip[0], flip[1], flip[2]))
+
+
 def _world_axis(code: str) -> int:
     """Return 0, 1, 2 for the x, y, z axis of the patient, -1 for a letter that names none."""
     return _POSITIVE.find(code) if code in _POSITIVE else _NEGATIVE.find(code)

@@ -14,7 +14,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.formats import read_layers
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import find_place, voxels_inside
-from boltzformer_monai.io.volume import Volume, _as_labels, reorient_label
+from boltzformer_monai.io.volume import Volume, as_label_values, reorient_label
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def read_image_segments(path: Path, image: Volume) -> Volume | FlatSegments:
     if slicer:
         return _read_slicer(path, array, affine, slicer, image)
     if array.shape[3] == 1:
-        return reorient_label(Volume(_as_labels(array[..., 0], str(path)), affine, source=str(path)), image)
+        return reorient_label(Volume(as_label_values(array[..., 0], str(path)), affine, source=str(path)), image)
     titles = dict.fromkeys(range(1, array.shape[3] + 1), "")
     return flatten_layers(image.shape, titles, _binary_layers(path, array, affine, image))
 
@@ -98,7 +98,7 @@ def _slicer_layers(
     place = find_place(affine, array.shape[:3], image, what=str(path))
     box, corner = voxels_inside(place, image)
     for index in range(array.shape[3]):
-        whole = place.axes.apply(_as_labels(array[..., index], str(path)))
+        whole = place.axes.apply(as_label_values(array[..., index], str(path)))
         values = whole[box]
         if np.count_nonzero(values) < np.count_nonzero(whole):
             msg = f"{path}: has voxels outside the image; pass the scan that it was drawn on, in full"
@@ -113,7 +113,7 @@ def _slicer_layers(
 
 def _binary_layers(path: Path, array: np.ndarray, affine: np.ndarray, image: Volume) -> Iterator[Layer]:
     for index in range(array.shape[3]):
-        values = _as_labels(array[..., index], str(path))
+        values = as_label_values(array[..., index], str(path))
         if values.any() and values[values != 0].min() != values.max():
             msg = (
                 f"{path}: its layer {index + 1} has several values; layers are binary, one for each segment "

@@ -10,7 +10,7 @@ import numpy as np
 
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.io import orientation
-from boltzformer_monai.io.orientation import AxisMap
+from boltzformer_monai.io.orientation import AxisMap, signed_permutation
 
 MODALITIES = ("CT", "MR", "unknown")
 _VOXEL_MM = (1e-6, 1e4)  # no scanner is finer or coarser
@@ -146,7 +146,7 @@ def read_label_map(path: str | os.PathLike[str]) -> Volume:
         msg = f"{place}: a label map is a NIfTI, NRRD or MetaImage file, not a folder"
         raise VolumeError(msg)
     array, affine = formats.read_image_file(place)
-    return Volume(_as_labels(array, str(place)), affine, source=str(path))
+    return Volume(as_label_values(array, str(place)), affine, source=str(path))
 
 
 def reorient_label(label: Volume, image: Volume) -> Volume:
@@ -158,7 +158,7 @@ def reorient_label(label: Volume, image: Volume) -> Volume:
     Raises:
         VolumeError: the two grids differ by more than 1e-3 mm anywhere, or in their number of voxels.
     """
-    axes = _signed_permutation(np.linalg.inv(image.affine) @ label.affine)
+    axes = signed_permutation((np.linalg.inv(image.affine) @ label.affine)[:3, :3])
     if axes is not None and axes.apply(label.array).shape == image.shape:
         moved = axes.apply_to_affine(label.affine, label.shape)
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1)
@@ -246,7 +246,12 @@ def _finite_float32(array: np.ndarray, place: Path) -> np.ndarray:
     return image
 
 
-def _as_labels(array: np.ndarray, where: str) -> np.ndarray:
+def as_label_values(array: np.ndarray, where: str) -> np.ndarray:
+    """Return label values of any type as the smallest of uint8, uint16 and uint32 that holds them.
+
+    Raises:
+        VolumeError: a value is not a whole number of at least 0; ``where`` names the file.
+    """
     if array.dtype.kind == "f":
         whole = np.rint(array)  # some writers scale whole numbers, which leaves rounding errors
         with np.errstate(invalid="ignore"):
@@ -262,18 +267,6 @@ def _as_labels(array: np.ndarray, where: str) -> np.ndarray:
         if highest <= np.iinfo(dtype).max:
             return array.astype(dtype)
     return array.astype(np.uint32)
-
-
-def _signed_permutation(matrix: np.ndarray) -> AxisMap | None:
-    """Return the axis map of a voxel-to-voxel matrix that is nearly one, or None."""
-    rounded = np.rint(matrix[:3, :3])
-    if not np.array_equal(np.abs(rounded).sum(axis=0), (1, 1, 1)) or not np.array_equal(
-        np.abs(rounded).sum(axis=1), (1, 1, 1)
-    ):
-        return None
-    order = [int(np.argmax(np.abs(rounded[axis]))) for axis in range(3)]
-    flip = [bool(rounded[axis, order[axis]] < 0) for axis in range(3)]
-    return AxisMap((order[0], order[1], order[2]), (flip[0], flip[1], flip[2]))
 
 
 def _describe(volume: Volume) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom_files import BROKEN_DICOM, is_dicom_file
+from boltzformer_monai.io.dicom_files import broken_dicom, is_dicom_file
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -20,7 +20,6 @@ _SUFFIXES = (".dcm", ".dicom", ".ima")  # by its name such a file must be DICOM
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _SEGMENTATION = tuple(_STORAGE + tail for tail in ("66.4", "66.7"))
 _STRUCTURE_SET = _STORAGE + "481.3"
-_UNREADABLE: tuple[type[Exception], ...] = (VolumeError, *BROKEN_DICOM)
 # Objects with rows and columns that are no slices of a scan.
 _NOT_SCANS = ("SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR", "DOC")
 _TAGS = [
@@ -75,6 +74,7 @@ def find_series(files: Iterable[Path]) -> Archive:
     found: dict[str, Series] = {}
     drawn: list[tuple[Path, set[str]]] = []
     damaged = []
+    unreadable: tuple[type[Exception], ...] = (VolumeError, *broken_dicom())
     for path in files:
         try:
             header = _read_header(path)
@@ -82,7 +82,7 @@ def find_series(files: Iterable[Path]) -> Archive:
                 continue
             references = _references(header)
             uid, patient = (str(header.get(name) or "") for name in ("SeriesInstanceUID", "PatientID"))
-        except _UNREADABLE:
+        except unreadable:
             damaged.append(path)
             continue
         if references is not None:

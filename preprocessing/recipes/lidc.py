@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
-from boltzformer_monai.io.dicom_files import BROKEN_DICOM
+from boltzformer_monai.io.dicom_files import broken_dicom, one_line
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
 from preprocessing.cases import Case
@@ -188,8 +188,8 @@ def _first_header(path: Path) -> tuple[str, str, str]:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         kind, patient, series = (str(header.get(tag) or "") for tag in tags)
-    except BROKEN_DICOM as error:
-        logger.warning("%s: cannot be read as DICOM (%s)", path, " ".join(str(error).split()))
+    except broken_dicom() as error:
+        logger.warning("%s: cannot be read as DICOM (%s)", path, one_line(error))
         return "", "", ""
     return kind, patient, series
 
@@ -207,7 +207,7 @@ def _slice_positions(folder: Path) -> dict[str, np.ndarray]:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
             position = np.array(header.ImagePositionPatient, dtype=np.float64)
             positions[str(header.SOPInstanceUID)] = position
-        except BROKEN_DICOM as error:
-            msg = f"{path}: cannot be read as DICOM ({' '.join(str(error).split())}); is the file complete?"
+        except broken_dicom() as error:
+            msg = f"{path}: cannot be read as DICOM ({one_line(error)}); is the file complete?"
             raise VolumeError(msg, reason="damaged") from None
     return positions

@@ -36,7 +36,7 @@ def test_one_bad_scan_does_not_stop_the_rest(task: Path, tmp_path: Path, capsys:
     assert main(arguments(task, tmp_path / "out")) == 3
     streams = capsys.readouterr()
     assert "4 volumes" in streams.out
-    assert "1 scans refused" in streams.out
+    assert "1 scan refused" in streams.out
     assert "refused: " in streams.err
     assert "liver_001.nii.gz" in streams.err
     assert len(SliceReader(tmp_path / "out").volumes) == 4
