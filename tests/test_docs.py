@@ -59,6 +59,29 @@ def test_hiera_bp_shares_the_column_of_hiera_s() -> None:
     assert {**small, "preset": ""} == {**base, "preset": ""}
 
 
+def test_the_speed_of_slicing_is_that_of_its_record() -> None:
+    root = DOC.parents[1]
+    content = json.loads((root / "benchmarks" / "results" / "preprocessing.json").read_text(encoding="utf-8"))
+    values = {row["name"]: row["value"] for row in content["results"]}
+    assert round(1 / values["disk_usual_vs_ours"], 1) == 0.2  # "a fifth"
+    for page in ("README.md", "docs/data.md"):
+        text = " ".join((root / page).read_text(encoding="utf-8").split())
+        assert f"{values['slices_per_second_vs_usual']:.0f} times the usual way" in text, page
+        assert re.search(rf"{values['time_vs_floor']:.2f} times the (least|time of the least)", text), page
+        assert re.search(rf"{values['slices_per_second_ours']:.0f} slices(/s| a second)", text), page
+
+
+def test_every_option_of_slicing_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    from preprocessing.slice_volumes import main
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    page = (DOC.parent / "data.md").read_text(encoding="utf-8")
+    assert len(options) > 25
+    assert {option for option in options if option not in page} == set()
+
+
 def test_the_numbers_in_the_readme_are_those_of_the_records() -> None:
     root = DOC.parents[1]
     readme = (root / "README.md").read_text(encoding="utf-8")
