@@ -68,8 +68,9 @@ class Case:
         series: SeriesInstanceUID, where a DICOM folder holds several.
         channel: which picture of a four-dimensional NIfTI scan, None for an ordinary one.
         split: pins the patient to ``"train"``, ``"val"`` or ``"test"``; None: drawn.
-        public: whether ids are published ones; those of other scans are hashed.
+        public: whether ids are published ones, which a recipe must know for certain; those of other scans are hashed.
         window: what the data set says about grey values; None chooses by modality and site.
+        files: the DICOM files of the series, where its folder holds others too; empty takes all of the folder.
     """
 
     volume_id: str
@@ -81,8 +82,9 @@ class Case:
     series: str | None = None
     channel: int | None = None
     split: str | None = None
-    public: bool = True
+    public: bool = False
     window: GreyScale | None = None
+    files: tuple[Path, ...] = ()
 
     def read_image(self, *, tilt: str = "refuse") -> Volume:
         """Read the scan; ``tilt`` as in :func:`~boltzformer_monai.io.volume.read_volume`.
@@ -94,4 +96,4 @@ class Case:
             return read_channel(self.image, self.channel, self.modality or "unknown")
         if self.image.suffix.lower() == PICTURE_SUFFIX:
             return read_picture(self.image, self.modality or "unknown")
-        return read_volume(self.image, modality=self.modality, series=self.series, tilt=tilt)
+        return read_volume(self.image, modality=self.modality, series=self.series, files=self.files, tilt=tilt)

@@ -6,18 +6,19 @@ volume per worker.
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.errors import ConfigError
 
 __all__ = ["run_jobs"]
 
@@ -32,6 +33,7 @@ def run_jobs(
     workers: int = 1,
     scheduler: str | None = None,
     crashed: Callable[[_Job], _Result],
+    problem: Callable[[], str] = str,
 ) -> Iterator[_Result]:
     """Yield ``function(job)`` for every job, in the order in which they finish.
 
@@ -41,12 +43,13 @@ def run_jobs(
         workers: processes; 1 does everything in this one.
         scheduler: address of a Dask scheduler, whose workers do it instead.
         crashed: the result for a job that killed its process (a fault in a codec, no memory left).
+        problem: called on every worker of a cluster; says what keeps it from doing the jobs, "" for nothing.
 
     Raises:
-        ConfigError: ``distributed`` is not installed, or the cluster cannot be reached or used.
+        ConfigError: ``distributed`` is not installed, or the cluster cannot be reached or used, or is lost.
     """
     if scheduler is not None:
-        yield from _on_cluster(function, jobs, scheduler, crashed)
+        yield from _on_cluster(function, jobs, scheduler, crashed, problem)
     elif workers > 1 and len(jobs) > 1:
         yield from _in_processes(function, jobs, workers, crashed)
     else:
@@ -64,8 +67,9 @@ def _in_processes(
             try:
                 while left or pending:
                     while left and len(pending) < workers:
-                        job = left.pop()
-                        pending[pool.submit(function, job)] = job
+                        # Off the list only when it is submitted: a worker may have died meanwhile.
+                        pending[pool.submit(function, left[-1])] = left[-1]
+                        left.pop()
                     for done in wait(pending, return_when=FIRST_COMPLETED).done:
                         result = done.result()
                         del pending[done]
@@ -103,7 +107,11 @@ def _follow(parent: int) -> None:
 
 
 def _on_cluster(
-    function: Callable[[_Job], _Result], jobs: Sequence[_Job], address: str, crashed: Callable[[_Job], _Result]
+    function: Callable[[_Job], _Result],
+    jobs: Sequence[_Job],
+    address: str,
+    crashed: Callable[[_Job], _Result],
+    problem: Callable[[], str],
 ) -> Iterator[_Result]:
     try:
         from distributed import Client, KilledWorker, as_completed
@@ -116,7 +124,7 @@ def _on_cluster(
         msg = f"{address}: no Dask scheduler answers ({error or type(error).__name__}); is the address right?"
         raise ConfigError(msg) from None
     with client:
-        count = _usable_workers(client, address)
+        count = _usable_workers(client, address, problem)
         waiting = iter(jobs)
         under_way: dict[Any, _Job] = {}
         running = as_completed(loop=client.loop)
@@ -135,25 +143,28 @@ def _on_cluster(
                 yield future.result()
             except KilledWorker:
                 yield crashed(job)
+            except (CancelledError, asyncio.CancelledError, OSError) as error:
+                msg = f"{address}: the cluster was lost ({type(error).__name__}); the same command goes on where it was"
+                raise ConfigError(msg) from None
             for following in islice(waiting, 1):
                 submit(following)
 
 
-def _usable_workers(client: Any, address: str) -> int:
-    """Return the number of workers; raise unless there are some, and every one can import this package."""
+def _usable_workers(client: Any, address: str, problem: Callable[[], str]) -> int:
+    """Return the number of workers; raise unless there are some, and every one can do the jobs, one at a time."""
     workers = client.nthreads()
     if not workers:
         msg = f"{address}: the scheduler has no workers; start some with 'dask worker {address} --nthreads 1'"
         raise ConfigError(msg)
-    answers = client.run(_importable, on_error="return")
-    bad = [worker for worker, answer in answers.items() if answer is not True]
-    if bad:
-        msg = f"{bad[0]}: this worker cannot import the package; start it in the repository's folder, same environment"
-        raise ConfigError(msg)
+    for worker, threads in workers.items():
+        if threads != 1:  # two volumes at a time would share the memory, and their warnings
+            msg = f"{worker}: this worker has {threads} threads; start it with --nthreads 1, and --nworkers for more"
+            raise ConfigError(msg)
+    for worker, answer in client.run(problem, on_error="return").items():
+        if isinstance(answer, Exception):
+            msg = f"{worker}: cannot import the package; start it in the repository's folder, in the same environment"
+            raise ConfigError(msg)
+        if answer:
+            msg = f"{worker}: this worker {answer}"
+            raise ConfigError(msg)
     return len(workers)
-
-
-def _importable() -> bool:
-    import preprocessing.slicing
-
-    return issubclass(preprocessing.slicing.StorageError, BoltzFormerError)

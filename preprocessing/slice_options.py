@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from boltzformer_monai.data.datalist import pseudonym
-from boltzformer_monai.data.label_map import LabelMap, read_label_names
 from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
-from boltzformer_monai.errors import ConfigError, VolumeError
-from preprocessing.cases import Case, LabelFile
+from boltzformer_monai.errors import ConfigError
+from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
 from preprocessing.recipes import RECIPES, load_recipe
+from preprocessing.single import single_case
 from preprocessing.slicing import JobSettings
 
 __all__ = ["job_settings", "listed_cases", "parse_options", "volume_id_of"]
@@ -26,8 +25,6 @@ logger = logging.getLogger("slice_volumes")
 
 _ONLY_SINGLE = ("image", "label", "labels_json", "series", "patient", "volume_id", "allow_missing")
 _ONLY_RECIPE = ("input", "channel", "option")
-# Names that many patients' files share; then the folder tells them apart.
-_GENERIC_STEMS = {"image", "img", "scan", "volume", "data", "ct", "mr", "mri", "t1", "t2"}
 
 
 def parse_options(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
@@ -85,7 +82,8 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
         "--val-fraction", type=float, metavar="F", help="share of patients for validation (default: 0.2)"
     )
     about.add_argument("--seed", type=int, metavar="N", help="draws split and negatives (default: 0)")
-    about.add_argument("--key", default="", help="secret key of the pseudonyms; the same key gives the same pseudonyms")
+    about.add_argument("--key-file", type=Path, metavar="FILE", help="its text is the secret key of the pseudonyms")
+    about.add_argument("--key", default="", help="the key itself; other users of the machine can see it")
     about.add_argument("--keep-names", action="store_true", help="name volumes by their files, not by a hash")
     about.add_argument("--mapping", type=Path, metavar="FILE", help="write a private table: pseudonyms and paths")
     about.add_argument("--redo", action="store_true", help="slice again what is there already")
@@ -127,7 +125,7 @@ def listed_cases(options: argparse.Namespace) -> list[Case]:
         BoltzFormerError: the data set, the labels.json or the DICOM folder cannot be read.
     """
     if not options.recipe:
-        return [_single_case(options)]
+        return [single_case(options)]
     extra = {}
     for text in options.option:
         name, equals, value = text.partition("=")
@@ -163,63 +161,37 @@ def _check(options: argparse.Namespace) -> None:
         check_volume_id(options.volume_id)
     if options.workers < 1:
         raise ConfigError(f"--workers must be 1 or more, got {options.workers}")
+    if options.key_file is not None:
+        options.key = _read_key(options)
     pseudonym("x", key=options.key)  # refuses a key that is too long
+    # Absolute, because a worker of a cluster has another current folder.
+    for name in ("output", "image", "label", "input"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).absolute())
     root = options.output.resolve()
+    for source in (options.image, options.label, options.input):
+        place = root if source is None else source.resolve()
+        if source is not None and (place == root or place in root.parents or root in place.parents):
+            raise ConfigError(f"{options.output}: the output must lie apart from the scans in {source}; choose another")
     if options.mapping is not None and root in (options.mapping.resolve(), *options.mapping.resolve().parents):
         raise ConfigError(
             f"{options.mapping}: identifies patients and must not lie in the data set; write it elsewhere"
         )
 
 
+def _read_key(options: argparse.Namespace) -> str:
+    if options.key:
+        raise ConfigError("give --key-file or --key, not both")
+    try:
+        key: str = options.key_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{options.key_file}: cannot be read as the key of the pseudonyms ({error})") from None
+    if not key:
+        raise ConfigError(f"{options.key_file}: is empty; it must hold the secret key of the pseudonyms")
+    return key
+
+
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     for name in names:
         if getattr(options, name) not in (None, False, []):
             raise ConfigError(f"--{name.replace('_', '-')} {why}")
-
-
-def _single_case(options: argparse.Namespace) -> Case:
-    names = LabelMap({}) if options.labels_json is None else read_label_names(options.labels_json)
-    stated = None if names.modality == "unknown" else names.modality
-    for path in (options.image, options.label):
-        if path is not None and not os.path.exists(path):
-            msg = f"{path}: no such file or folder, or no permission to see it"
-            raise VolumeError(msg, reason="missing")
-    volume_id, patient = _identity(options)
-    annotation = None
-    if options.label is not None:
-        annotation = LabelFile(options.label, names.labels if options.labels_json else None)
-    return Case(
-        volume_id=options.volume_id or volume_id,
-        patient=options.patient or patient,
-        image=options.image,
-        annotation=annotation,
-        site=options.site or names.site,
-        modality=options.modality or stated,
-        series=options.series,
-        public=False,
-    )
-
-
-def _identity(options: argparse.Namespace) -> tuple[str, str]:
-    """Return what tells the scan from others, and the patient's identity; both are hashed before they are stored."""
-    path = options.image.resolve()
-    if path.is_dir() or _is_dicom(path):
-        from boltzformer_monai.io.dicom_series import choose_series
-
-        header = choose_series(options.image, options.series)[0]
-        series, patient = header.series or path.name, header.patient_id
-        if options.patient is None and not patient:
-            logger.warning("%s has no PatientID: counted as a patient of its own; see --patient", options.image)
-        elif options.patient is None and not options.key:
-            logger.warning("pseudonyms of PatientIDs can be guessed by trial unless made with a secret --key")
-        return series, patient or series
-    stem = re.sub(r"(?i)\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|hdr|img|img\.gz)$", "", path.name)
-    generic = stem.lower() in _GENERIC_STEMS
-    return (path.parent.name if generic else f"{path.parent.name}/{stem}"), path.parent.name if generic else stem
-
-
-def _is_dicom(path: Path) -> bool:
-    from boltzformer_monai.io.dicom_files import is_dicom_file
-    from boltzformer_monai.io.formats import is_image_file
-
-    return path.is_file() and not is_image_file(path) and is_dicom_file(path)

@@ -14,13 +14,17 @@ from boltzformer_monai.data.slice_format import REPORT_FILE
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import reported
 from boltzformer_monai.io.atomic import atomic_path
-from preprocessing.slicing import Job, JobSettings, Outcome
+from preprocessing.jobs import Job, JobSettings, Outcome
 
 __all__ = ["write_mapping", "write_report"]
 
 
 def write_report(
-    root: Path, settings: JobSettings, records: Mapping[str, VolumeRecord], outcomes: Iterable[Outcome]
+    root: Path,
+    settings: JobSettings,
+    records: Mapping[str, VolumeRecord],
+    splits: Mapping[str, str],
+    outcomes: Iterable[Outcome],
 ) -> None:
     """Write ``report.json``: all volumes of the data set, and the scans that this run refused, with the reason.
 
@@ -36,8 +40,7 @@ def write_report(
     }
     why = Counter(entry["reason"] for entry in volumes.values())
     for volume_id, record in records.items():
-        if volume_id not in volumes:  # a refused scan of which an older version is in the data set counts as refused
-            volumes[volume_id] = _done(record)
+        volumes[volume_id] = _done(record, splits[record.entry["patient"]])
     window = settings.slices.window
     content = {
         "format": "boltzformer-slicing-report",
@@ -62,8 +65,12 @@ def write_report(
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_mapping(path: Path, jobs: Iterable[Job], outcomes: Iterable[Outcome], *, key: str) -> None:
+def write_mapping(
+    path: Path, jobs: Iterable[Job], records: Mapping[str, VolumeRecord], outcomes: Iterable[Outcome], *, key: str
+) -> None:
     """Write the table that leads from pseudonyms back to scans. It identifies patients: keep it in the house.
+
+    The status of a scan is done, refused, or not reached (by a run that was stopped).
 
     Raises:
         StorageError: it cannot be written.
@@ -78,17 +85,18 @@ def write_mapping(path: Path, jobs: Iterable[Job], outcomes: Iterable[Outcome], 
         table.writerow(("volume", "patient", "identity", "image", "status", "message"))
         for job in sorted(jobs, key=lambda job: job.volume_id):
             case, message = job.case, refused.get(job.volume_id, "")
-            status = "refused" if message else "done"
+            current = job.volume_id in records and records[job.volume_id].source == job.source
+            status = "refused" if message else "done" if current else "not reached"
             owner = pseudonym(case.patient, key=key)
             table.writerow((job.volume_id, owner, case.patient, str(case.image), status, message))
 
 
-def _done(record: VolumeRecord) -> dict[str, Any]:
+def _done(record: VolumeRecord, split: str) -> dict[str, Any]:
     areas = record.areas or {}
     return {
         "status": "done",
         "slices": record.entry["slices"],
-        "rows": sum(1 for _ in record.rows()),
+        "rows": sum(1 for _ in record.rows(split)),
         "targets": {target: sum(area > 0 for area in counts) for target, counts in areas.items()},
         "notes": list(record.notes),
     }

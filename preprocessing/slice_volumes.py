@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # started as a file: the repository, from which the recipes come, is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,10 +30,11 @@ from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import BoltzFormerError, DatasetError
 from preprocessing.cases import Case
 from preprocessing.command_line import run_command
+from preprocessing.jobs import Job, JobSettings, Outcome, source_digest
 from preprocessing.pool import run_jobs
 from preprocessing.slice_options import job_settings, listed_cases, parse_options, volume_id_of
 from preprocessing.slice_report import write_mapping, write_report
-from preprocessing.slicing import Job, JobSettings, Outcome, is_current, slice_case, source_digest
+from preprocessing.slicing import slice_case, worker_problem
 
 
 class RefusedError(BoltzFormerError):
@@ -52,24 +55,25 @@ class _Run:
         writer = SliceWriter(
             options.output, name=options.name, key=options.key, val_fraction=options.val_fraction, seed=options.seed
         )
-        settings = job_settings(options, seed=writer.seed)
-        jobs = _jobs(listed_cases(options), options, settings)
+        job_settings(options, seed=writer.seed)  # refuses bad settings before anything is read
+        cases = listed_cases(options)
+        if not options.key and not all(case.public for case in cases):
+            print("warning: pseudonyms made without --key-file can be guessed by trial", file=sys.stderr)
         with writer:
+            settings = replace(job_settings(options, seed=writer.seed), run=writer.run)
+            jobs = _jobs(cases, options, settings)
             try:
                 self._slice(jobs, writer, settings)
             finally:
-                if writer.records or options.recipe:
-                    write_report(options.output, settings, writer.records, self.outcomes)
+                if writer.records or (options.recipe and self.outcomes):
+                    write_report(options.output, settings, writer.records, writer.splits(), self.outcomes)
                 if options.mapping is not None:
-                    write_mapping(options.mapping, jobs, self.outcomes, key=options.key)
+                    write_mapping(options.mapping, jobs, writer.records, self.outcomes, key=options.key)
         return self._summary(writer)
 
     def _slice(self, jobs: list[Job], writer: SliceWriter, settings: JobSettings) -> None:
-        todo = [
-            job
-            for job in jobs
-            if self.options.redo or not is_current(job, writer.records.get(job.volume_id), settings.root)
-        ]
+        done = {volume_id: record.source for volume_id, record in writer.records.items()}
+        todo = [job for job in jobs if self.options.redo or done.get(job.volume_id) != job.source]
         replaced = writer.hide(job.volume_id for job in todo)
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="slicing", unit="volume", smoothing=0.1) as bar:
             for outcome in self._outcomes(todo, settings):
@@ -78,14 +82,18 @@ class _Run:
                     bar.write(f"warning: {line}", file=sys.stderr)
                 if outcome.record is not None:
                     writer.accept(outcome.record)
-                elif self.strict:
-                    raise RefusedError(outcome.message)
                 else:
-                    bar.write(f"refused: {outcome.message}", file=sys.stderr)
+                    self._refuse(outcome, writer, bar)
                 bar.set_postfix(refused=sum(each.record is None for each in self.outcomes), refresh=False)
                 bar.update()
         if replaced and not self.options.recipe:
             print(f"warning: volume {min(replaced)} was in the data set already and is replaced", file=sys.stderr)
+
+    def _refuse(self, outcome: Outcome, writer: SliceWriter, bar: tqdm[Any]) -> None:
+        writer.drop(outcome.volume_id)
+        if self.strict:
+            raise RefusedError(outcome.message)
+        bar.write(f"refused: {outcome.message}", file=sys.stderr)
 
     def _outcomes(self, jobs: list[Job], settings: JobSettings) -> Iterator[Outcome]:
         return run_jobs(
@@ -94,6 +102,7 @@ class _Run:
             workers=self.options.workers,
             scheduler=self.options.scheduler,
             crashed=_crashed,
+            problem=partial(worker_problem, settings),
         )
 
     def _summary(self, writer: SliceWriter) -> int:
@@ -101,7 +110,8 @@ class _Run:
         records = writer.records.values()
         targets = {target for record in records for target in record.entry["targets"]}
         slices = sum(int(record.entry["slices"]) for record in records)
-        rows = sum(1 for record in records for _ in record.rows())
+        splits = writer.splits()
+        rows = sum(1 for record in records for _ in record.rows(splits[record.entry["patient"]]))
         count = len(writer.records)
         left_out = f", {refused} scan{'s' * (refused != 1)} refused" if refused else ""
         print(

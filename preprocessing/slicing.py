@@ -2,84 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from boltzformer_monai import __version__
 from boltzformer_monai.data.label_map import canonical_labels, check_values
 from boltzformer_monai.data.prompts import composite_targets, find_target
-from boltzformer_monai.data.slice_format import VERSION
-from boltzformer_monai.data.slice_record import VolumeRecord, record_path
-from boltzformer_monai.data.slice_volume import SliceSettings, write_volume
+from boltzformer_monai.data.slice_record import VolumeRecord
+from boltzformer_monai.data.slice_volume import RUN_FILE, write_volume
+from boltzformer_monai.data.windows import Window
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, StorageError
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.tilt import resample_tilt, tilt_degrees
 from preprocessing.cases import Case
+from preprocessing.jobs import Job, JobSettings, Outcome
 
-__all__ = ["Job", "JobSettings", "Outcome", "is_current", "slice_case", "source_digest"]
+__all__ = ["slice_case", "worker_problem"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class JobSettings:
-    """What all cases of a run have in common. Picklable.
-
-    Attributes:
-        root: folder of the data set.
-        slices: how volumes become slices.
-        key: secret of the pseudonyms.
-        tilt: what to do with a gantry tilt, ``"refuse"`` or ``"resample"``.
-        composites: add targets that the vocabulary knows as the sum of annotated ones (kidney = left + right).
-        allow_missing: a named label value that does not occur is a target that is absent; else it is a mistake.
-        split: pins all patients to a split; None leaves it to the case.
-    """
-
-    root: Path
-    slices: SliceSettings
-    key: str = ""
-    tilt: str = "refuse"
-    composites: bool = False
-    allow_missing: bool = True
-    split: str | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A case with the id that it has in the data set and the digest of all that decides what becomes of it."""
-
-    case: Case
-    volume_id: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a case.
-
-    Attributes:
-        volume_id: id in the data set.
-        record: its record; None when the scan was refused.
-        reason: why it was refused, without any name or path; "" otherwise.
-        message: the whole line, with paths.
-        warnings: what the readers said on the way, with paths.
-    """
-
-    volume_id: str
-    record: VolumeRecord | None
-    reason: str = ""
-    message: str = ""
-    warnings: tuple[str, ...] = ()
 
 
 def slice_case(job: Job, settings: JobSettings) -> Outcome:
@@ -113,36 +59,6 @@ def _outcome(job: Job, settings: JobSettings) -> Outcome:
     return Outcome(job.volume_id, record)
 
 
-def is_current(job: Job, record: VolumeRecord | None, root: Path) -> bool:
-    """Whether a volume is there already, made with these settings of these files, which are older than it."""
-    if record is None or record.source != job.source:
-        return False
-    made = record_path(root, job.volume_id).stat().st_mtime_ns
-    try:
-        return all(path.stat().st_mtime_ns < made for path in _files(job.case))
-    except OSError:
-        return False
-
-
-def source_digest(case: Case, settings: JobSettings) -> str:
-    """Hash everything that decides how the slices look, but no absolute path: settings, names and sizes of the files.
-
-    A file that cannot be seen counts as empty; reading it will say what is wrong.
-    """
-    files = _files(case)
-    text = repr(case)
-    for folder in sorted({str(path.parent) for path in files}, key=len, reverse=True):
-        text = text.replace(folder, "")
-    facts = {
-        "version": (VERSION, __version__),
-        "case": text,
-        "files": sorted((path.name, path.stat().st_size if path.is_file() else 0) for path in files),
-        "settings": {name: value for name, value in asdict(settings).items() if name not in ("root", "key")},
-    }
-    secret = settings.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
-    return hashlib.blake2b(json.dumps(facts, default=repr).encode(), key=secret, digest_size=16).hexdigest()
-
-
 def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     case = job.case
     # An annotation was drawn on the scan as it is stored, so a tilt is resampled only after both are read.
@@ -160,6 +76,9 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     for note in notes:
         logger.warning("%s: %s", case.image, note)
     slices = settings.slices
+    if isinstance(slices.window, Window) and (image.modality != "CT" or case.window is not None):
+        msg = f"{case.image}: --window in HU is for CT, not for this {image.modality} scan; leave --window out"
+        raise ConfigError(msg)
     return write_volume(
         settings.root,
         image,
@@ -168,12 +87,22 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
         volume_id=job.volume_id,
         patient=case.patient,
         site=case.site,
-        settings=slices if slices.window or case.window is None else replace(slices, window=case.window),
+        settings=slices if case.window is None else replace(slices, window=case.window),
         key=settings.key,
         split=settings.split or case.split,
         notes=notes,
         source=job.source,
+        run=settings.run,
     )
+
+
+def worker_problem(settings: JobSettings) -> str:
+    """Say why this process cannot slice for a run, "" if it can."""
+    try:
+        token = (settings.root / RUN_FILE).read_text(encoding="ascii")
+    except OSError:
+        token = ""
+    return "" if token == settings.run else f"does not see {settings.root}; every worker needs the same file system"
 
 
 def _named(drawn: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapping[str, str], list[str]]:
@@ -233,13 +162,3 @@ def _collected_warnings() -> Iterator[list[str]]:
         for log, propagate in before:
             log.removeHandler(handler)
             log.propagate = propagate
-
-
-def _files(case: Case) -> list[Path]:
-    """All files that a case is made of."""
-    places = [case.image, *(case.annotation.files() if case.annotation else ())]
-    found = []
-    for place in places:
-        inside = [Path(folder, name) for folder, _, names in os.walk(place) for name in names] if place.is_dir() else []
-        found += inside or [place]
-    return found

@@ -47,7 +47,7 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     except FileNotFoundError:
         msg = f"{place}: no such file"
         raise DatasetError(msg) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"{place}: cannot be read as JSON ({error})"
         raise DatasetError(msg) from None
     content = content if isinstance(content, dict) else {}

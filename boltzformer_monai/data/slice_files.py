@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from boltzformer_monai.data.slice_format import (
     VOLUME_FIELDS,
 )
 from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.io.atomic import atomic_path
 
 
 def read_description(root: Path) -> dict[str, Any]:
@@ -82,19 +83,21 @@ def read_manifest(root: Path) -> Iterator[dict[str, str]]:
         raise DatasetError(msg) from None
 
 
-def write_tables(root: Path, description: Mapping[str, Any], rows: Iterable[Sequence[str]]) -> None:
-    """Replace ``manifest.csv`` and ``dataset.json`` of an existing folder, both or neither."""
-    manifest, dataset = (root / f".{name}.new" for name in (MANIFEST_FILE, DATASET_FILE))
-    try:
-        with manifest.open("w", newline="", encoding="utf-8") as file:
+def write_tables(
+    root: Path, description: Mapping[str, Any], rows: Iterable[Sequence[str]], *, shrinking: bool = False
+) -> None:
+    """Replace ``manifest.csv`` and ``dataset.json`` of an existing folder.
+
+    Between the two a kill must leave tables that fit: a volume without rows does, a row without its volume does not.
+    So the description goes first, unless volumes leave (``shrinking``).
+    """
+    with ExitStack() as stack:
+        # What is entered last is renamed first.
+        order = (DATASET_FILE, MANIFEST_FILE) if shrinking else (MANIFEST_FILE, DATASET_FILE)
+        new = {name: stack.enter_context(atomic_path(root / name)) for name in order}
+        with new[MANIFEST_FILE].open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
             table.writerows(rows)
-        dataset.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        try:
-            os.replace(dataset, root / DATASET_FILE)
-        finally:  # the second rename follows also when Ctrl-C comes between them
-            os.replace(manifest, root / MANIFEST_FILE)
-    finally:
-        manifest.unlink(missing_ok=True)
-        dataset.unlink(missing_ok=True)
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        new[DATASET_FILE].write_text(text + "\n", encoding="utf-8")

@@ -50,7 +50,7 @@ def parse_label_values(text: str | int) -> tuple[int, ...]:
         DatasetError: a part is not a whole number from 1 to 65535, or occurs twice.
     """
     parts = str(text).split("+")
-    values = sorted({int(part) for part in parts if part.strip().isdecimal()})
+    values = sorted({int(part) for part in parts if part.strip().isdecimal() and len(part) < 9})
     if len(values) != len(parts) or not 1 <= values[0] <= values[-1] <= 65535:
         msg = f"label value {text!r} is not a whole number from 1 to 65535, nor several joined by +, like 2+3"
         raise DatasetError(msg)

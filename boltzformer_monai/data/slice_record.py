@@ -63,11 +63,12 @@ class VolumeRecord:
         names = [slice_name(self.volume, self.entry["plane"], index) for index in self.stored()]
         return {f"{folder}/{name}" for folder in folders for name in names}
 
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Yield the manifest's columns but the last (the split) for every slice and target.
+    def rows(self, split: str) -> Iterator[tuple[str, ...]]:
+        """Yield the manifest's columns for every slice and target, given the split of the patient.
 
-        A target smaller than ``min_area`` pixels in a slice has no row there: it is neither shown nor absent. The draw
-        of the negatives depends on nothing but the seed, the volume, the target and the slice.
+        A target smaller than ``min_area`` pixels in a slice has no row there: it is neither shown nor absent. Negatives
+        are thinned out for training only: what is measured must be measured on all of them. The draw depends on nothing
+        but the seed, the volume, the target and the slice.
         """
         entry, targets = self.entry, self.entry["targets"]
         texts = {target: json.dumps(list(self.prompts[target]), ensure_ascii=False) for target in targets}
@@ -78,13 +79,14 @@ class VolumeRecord:
             name = slice_name(self.volume, entry["plane"], index)
             common = (entry["modality"], entry["site"], entry["plane"], str(index), spacing, window)
             if self.areas is None:
-                yield (f"images/{name}", "", "", "", "", *common, "", *owner)
+                yield (f"images/{name}", "", "", "", "", *common, "", *owner, split)
                 continue
             for target, value in targets.items():
                 area = self.areas[target][index]
-                if area >= max(entry["min_area"], 1) or (area == 0 and self._kept(target, index)):
-                    share = f"{area / self.pixels:.8g}"
-                    yield (f"images/{name}", f"labels/{name}", value, target, texts[target], *common, share, *owner)
+                shown = area >= max(entry["min_area"], 1)
+                if shown or (area == 0 and (split != "train" or self._kept(target, index))):
+                    files = (f"images/{name}", f"labels/{name}")
+                    yield (*files, value, target, texts[target], *common, f"{area / self.pixels:.8g}", *owner, split)
 
     def _kept(self, target: str, index: int) -> bool:
         text = f"{self.seed}:{self.volume}:{target}:{index}"

@@ -24,9 +24,10 @@ from boltzformer_monai.data.windows import GreyScale, default_window
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
 from boltzformer_monai.io.volume import Volume, reorient_label
 
-__all__ = ["STAGING_FOLDER", "SliceSettings", "check_volume_id", "reported", "save_png", "write_volume"]
+__all__ = ["RUN_FILE", "STAGING_FOLDER", "SliceSettings", "check_volume_id", "reported", "save_png", "write_volume"]
 
 STAGING_FOLDER = ".staging"
+RUN_FILE = ".run"
 _RUN_LENGTHS = 3  # Z_RLE
 
 
@@ -85,12 +86,14 @@ def write_volume(
     split: str | None = None,
     notes: Sequence[str] = (),
     source: str = "",
+    run: str = "",
     progress: Callable[[int, int], object] | None = None,
 ) -> VolumeRecord:
     """Write pictures and record of a volume; arguments as in :meth:`~.slice_writer.SliceWriter.add_volume`.
 
     Pictures are made in a staging folder and moved into place at the end, the record follows them: whoever stops this
-    at any moment leaves the volume there or not there, never half.
+    at any moment leaves the volume there or not there, never half. With ``run`` given, the token of the writer's run,
+    nothing is put in place after that run has ended: a process that outlives it must not meddle with the next one.
 
     Raises:
         VolumeError: the label is not on the image's grid.
@@ -149,6 +152,9 @@ def write_volume(
                 save_png(values[index], staging / "labels" / name)
             if progress is not None:
                 progress(done, len(indices))
+        if run and _current_run(root) != run:
+            msg = f"{root}: the run that wanted volume {volume_id} is over; start it again"
+            raise StorageError(msg)
         _commit(root, staging, record)
     return record
 
@@ -193,6 +199,13 @@ def reported(root: Path) -> Iterator[None]:
     except OSError as error:
         msg = f"{root}: cannot be written ({error.strerror or error})"
         raise StorageError(msg) from None
+
+
+def _current_run(root: Path) -> str:
+    try:
+        return (root / RUN_FILE).read_text(encoding="ascii")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
 
 
 @contextmanager

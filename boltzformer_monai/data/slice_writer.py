@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,16 +25,22 @@ from filelock import FileLock, Timeout
 from boltzformer_monai.data.datalist import split_by_patient
 from boltzformer_monai.data.prompts import prompts_for
 from boltzformer_monai.data.slice_files import read_description, write_tables
-from boltzformer_monai.data.slice_format import DATASET_FILE, FORMAT, RECORDS_FOLDER, REPORT_FILE, SPLITS, VERSION
-from boltzformer_monai.data.slice_record import VolumeRecord, read_records
-from boltzformer_monai.data.slice_volume import STAGING_FOLDER, SliceSettings, reported, write_volume
+from boltzformer_monai.data.slice_folder import LOCK_FILE, is_vacant, remove_empty, sweep
+from boltzformer_monai.data.slice_format import (
+    DATASET_FILE,
+    FORMAT,
+    REPORT_FILE,
+    SPLITS,
+    VERSION,
+)
+from boltzformer_monai.data.slice_record import VolumeRecord, read_record, read_records, record_path
+from boltzformer_monai.data.slice_volume import RUN_FILE, STAGING_FOLDER, SliceSettings, reported, write_volume
 from boltzformer_monai.data.windows import GreyScale
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.io.volume import Volume
 
 __all__ = ["AddedVolume", "SliceWriter"]
 
-_LOCK_FILE = ".lock"
 _FLUSH_SHARE = 20  # inside a with block the tables are rewritten at most this many times their cost apart,
 _FLUSH_SECONDS = 5.0  # and not more often than this, so that n volumes cost O(n), not O(n^2)
 
@@ -64,6 +71,7 @@ class SliceWriter:
 
     Attributes:
         records: volume id → record of every volume that the tables shall name.
+        run: token of the run under way, which :func:`~.slice_volume.write_volume` in another process must know.
 
     Raises:
         DatasetError: the folder holds something else, or a data set that cannot be read.
@@ -81,28 +89,35 @@ class SliceWriter:
     ) -> None:
         self.root = Path(root)
         self._key = key
-        old: dict[str, Any] = {}
-        if (self.root / DATASET_FILE).exists():
-            old = read_description(self.root)
-        elif self.root.exists() and not _is_vacant(self.root):
-            msg = f"{self.root}: exists and is not a slice data set; choose another output folder or empty it"
-            raise DatasetError(msg)
-        settings = {"val_fraction": 0.2, "seed": 0, **old.get("split", {})}
-        self.name = name or old.get("name") or self.root.resolve().name
-        self.val_fraction = float(settings["val_fraction"] if val_fraction is None else val_fraction)
-        self.seed = int(settings["seed"] if seed is None else seed)
-        split_by_patient((), val_fraction=self.val_fraction, seed=self.seed)  # refuses a bad fraction now, not later
+        self._wanted = (name, val_fraction, seed)
+        self.run = ""
         self.records: dict[str, VolumeRecord] = {}
         self._lock: FileLock | None = None
         self._made: list[Path] = []
         self._flushed_at = -math.inf
         self._flush_cost = 0.0
+        self._read_settings()
+
+    def _read_settings(self) -> None:
+        """Take name, split and seed from the data set, where it is there and nobody wants others."""
+        old: dict[str, Any] = {}
+        if (self.root / DATASET_FILE).exists():
+            old = read_description(self.root)
+        elif self.root.exists() and not is_vacant(self.root):
+            msg = f"{self.root}: exists and is not a slice data set; choose another output folder or empty it"
+            raise DatasetError(msg)
+        name, val_fraction, seed = self._wanted
+        settings = {"val_fraction": 0.2, "seed": 0, **old.get("split", {})}
+        self.name = name or old.get("name") or self.root.resolve().name
+        self.val_fraction = float(settings["val_fraction"] if val_fraction is None else val_fraction)
+        self.seed = int(settings["seed"] if seed is None else seed)
+        split_by_patient((), val_fraction=self.val_fraction, seed=self.seed)  # refuses a bad fraction now, not later
 
     def __enter__(self) -> SliceWriter:
         with reported(self.root):
             self._made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / _LOCK_FILE)
+            lock = FileLock(self.root / LOCK_FILE)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -110,11 +125,15 @@ class SliceWriter:
                 raise DatasetError(msg) from None
             self._lock = lock
         try:
+            self._read_settings()  # again: another writer may have been here before the lock was ours
             self.records = read_records(self.root)
+            # The first thing in a new folder, by which it is known as ours; after a run that was killed, it names what
+            # that run finished.
+            self.flush()
             with reported(self.root):
-                self._sweep()
-            if self.records or (self.root / DATASET_FILE).exists():
-                self.flush()  # after a run that was killed, the tables do not name what it finished
+                sweep(self.root, {name for record in self.records.values() for name in record.files()})
+                self.run = secrets.token_hex(8)
+                (self.root / RUN_FILE).write_text(self.run, encoding="ascii")
         except BaseException:
             self._release()
             raise
@@ -126,8 +145,7 @@ class SliceWriter:
         try:
             # Hidden volumes that were not replaced, and what other processes finished before they were stopped.
             self.records = {**read_records(self.root), **self.records}
-            if self.records or (self.root / DATASET_FILE).exists():
-                self.flush()
+            self.flush()
         finally:
             self._release()
 
@@ -186,21 +204,33 @@ class SliceWriter:
         replaced = self.hide([volume_id])
         record = write_volume(
             self.root, image, label, labels, volume_id=volume_id, patient=patient, site=site, settings=chosen,
-            key=self._key, prompts=prompts, split=split, progress=progress,
+            key=self._key, prompts=prompts, split=split, progress=progress, run=self.run,
         )  # fmt: skip
         self.accept(record)
-        rows = sum(1 for _ in record.rows())
+        rows = sum(1 for _ in record.rows(self.splits()[record.entry["patient"]]))
         return AddedVolume(volume_id, record.entry["slices"], tuple(record.entry["targets"]), rows, bool(replaced))
 
     def hide(self, volume_ids: Iterable[str]) -> set[str]:
         """Take volumes that are about to be replaced out of the tables; return which of them were there.
 
-        A volume that is not accepted in the end, because it could not be read or was interrupted, comes back.
+        A volume that is neither accepted nor dropped in the end, because the run was interrupted, comes back.
         """
         found = {volume_id for volume_id in volume_ids if self.records.pop(volume_id, None) is not None}
         if found:
-            self.flush()
+            self.flush(shrinking=True)
         return found
+
+    def drop(self, volume_id: str) -> None:
+        """Remove a volume whose scan is refused now: its slices were made of a scan or label that is no longer there.
+
+        Raises:
+            StorageError: a file cannot be removed.
+        """
+        with reported(self.root):
+            old = read_record(self.root, volume_id)
+            record_path(self.root, volume_id).unlink(missing_ok=True)
+            for name in set() if old is None else old.files():
+                (self.root / name).unlink(missing_ok=True)
 
     def accept(self, record: VolumeRecord) -> None:
         """Name a volume whose record is on disk in the tables."""
@@ -208,15 +238,18 @@ class SliceWriter:
         if time.monotonic() - self._flushed_at > max(_FLUSH_SECONDS, _FLUSH_SHARE * self._flush_cost):
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self, *, shrinking: bool = False) -> None:
         """Write manifest and description, so that they name every volume added so far.
+
+        Args:
+            shrinking: volumes have left since the last time, and none has come.
 
         Raises:
             StorageError: the folder cannot be written.
         """
         start = time.monotonic()
         ordered = [self.records[volume_id] for volume_id in sorted(self.records)]
-        splits = self._splits(ordered)
+        splits = self.splits()
         description = {
             "format": FORMAT,
             "version": VERSION,
@@ -224,17 +257,17 @@ class SliceWriter:
             "split": {"val_fraction": self.val_fraction, "seed": self.seed},
             "volumes": {record.volume: record.entry for record in ordered},
         }
-        rows = ((*row, splits[record.entry["patient"]]) for record in ordered for row in record.rows())
+        rows = (row for record in ordered for row in record.rows(splits[record.entry["patient"]]))
         with reported(self.root):
-            write_tables(self.root, description, rows)
+            write_tables(self.root, description, rows, shrinking=shrinking)
         self._flushed_at = time.monotonic()
         self._flush_cost = self._flushed_at - start
 
-    def _splits(self, records: Iterable[VolumeRecord]) -> dict[str, str]:
-        """Patient → split."""
+    def splits(self) -> dict[str, str]:
+        """Pseudonym of every patient → split."""
         pinned: dict[str, str] = {}
         free: set[str] = set()
-        for record in records:
+        for record in self.records.values():
             patient = record.entry["patient"]
             free.add(patient)
             if record.split is not None:
@@ -243,33 +276,13 @@ class SliceWriter:
         drawn = split_by_patient(free - pinned.keys(), val_fraction=self.val_fraction, seed=self.seed)
         return {**drawn, **pinned}
 
-    def _sweep(self) -> None:
-        """Remove what a killed writer left: staged files, and pictures and half-written files that nobody names."""
-        shutil.rmtree(self.root / STAGING_FOLDER, ignore_errors=True)
-        claimed = {name for record in self.records.values() for name in record.files()}
-        for folder in ("images", "labels"):
-            for path in (self.root / folder).glob("*"):
-                if f"{folder}/{path.name}" not in claimed:
-                    path.unlink()
-        for place in (self.root, self.root / RECORDS_FOLDER):
-            for path in place.glob(".*-*.json"):  # made by atomic_path
-                path.unlink()
-
     def _release(self) -> None:
         """Give the lock back; a folder into which nothing was written goes as it came."""
         shutil.rmtree(self.root / STAGING_FOLDER, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.root / RUN_FILE).unlink(missing_ok=True)
+        if not self.records and self._made and not (self.root / REPORT_FILE).exists():
+            remove_empty(self.root, self._made)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-        if not (self.root / DATASET_FILE).exists() and self._made:
-            (self.root / _LOCK_FILE).unlink(missing_ok=True)
-            empty = [self.root / name for name in ("images", "labels", RECORDS_FOLDER)]
-            with contextlib.suppress(OSError):  # a folder that is not there, or not empty
-                for folder in (*(path for path in empty if path.exists()), *self._made):
-                    folder.rmdir()
-
-
-def _is_vacant(root: Path) -> bool:
-    """Whether a folder holds nothing but what a writer makes that was killed before its first table."""
-    own = {_LOCK_FILE, STAGING_FOLDER, "images", "labels", RECORDS_FOLDER, REPORT_FILE}
-    return root.is_dir() and own >= {path.name for path in root.iterdir()}

@@ -8,6 +8,7 @@ volume made of it would look right and measure wrong.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from boltzformer_monai.io.dicom_pixels import decode_slices
 from boltzformer_monai.io.dicom_series import check_slices, choose_series
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["is_dicom_file", "read_dicom_series", "read_patient_id"]
+__all__ = ["is_dicom_file", "read_dicom_series"]
 
 
-def read_dicom_series(place: str | os.PathLike[str], *, series: str | None = None) -> Volume:
+def read_dicom_series(
+    place: str | os.PathLike[str], *, series: str | None = None, files: Sequence[Path] = ()
+) -> Volume:
     """Read one series of a DICOM folder (subfolders included), or one multi-frame file, as a volume.
 
     Files that are not DICOM, and DICOM objects that are not slices (DICOMDIR, SEG, RTSTRUCT, reports), are skipped.
@@ -31,6 +34,8 @@ def read_dicom_series(place: str | os.PathLike[str], *, series: str | None = Non
         place: the folder of the series, or of a study with ``series`` chosen; or a file of a whole scan (enhanced CT,
             MR, PET, or any other object with functional groups).
         series: the SeriesInstanceUID to read; needed when there are several.
+        files: all files of the series, where they are known already; then nothing else in ``place`` is looked at, and
+            each of them must be a slice of the series.
 
     Returns:
         float32 (columns, rows, slices), rescaled slice by slice (Hounsfield units for CT); slices in the direction of
@@ -43,7 +48,7 @@ def read_dicom_series(place: str | os.PathLike[str], *, series: str | None = Non
             files.
     """
     path = Path(place)
-    slices = choose_series(path, series)
+    slices = choose_series(path, series, files)
     check_slices(slices)
     if path.is_file() and slices[0].frame is None:
         msg = f"{path}: is one DICOM slice, not a scan; pass the folder that holds all slices of its series"
@@ -63,12 +68,3 @@ def read_dicom_series(place: str | os.PathLike[str], *, series: str | None = Non
         source=str(place),
         frame_of_reference=first.frame_of_reference,
     )
-
-
-def read_patient_id(place: str | os.PathLike[str], *, series: str | None = None) -> str:
-    """Return the PatientID of one series, "" when it has none; meant only for making a pseudonym, never for output.
-
-    Raises:
-        VolumeError: as :func:`read_dicom_series` for the choice of the series, or the series names several patients.
-    """
-    return choose_series(Path(place), series)[0].patient_id

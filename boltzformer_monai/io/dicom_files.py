@@ -8,12 +8,14 @@ import re
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_frames import FrameGeometry, classic_geometry, frame_geometries
+from boltzformer_monai.io.dicom_kinds import DICOM_SUFFIXES, other_kind
 from boltzformer_monai.io.formats import is_image_file
 
 if TYPE_CHECKING:
@@ -21,13 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".dcm", ".dicom", ".ima")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-# Objects that may have rows and columns and still are no slices of a scan, by Modality and by SOP class: segmentations
-# (also as label map or by height), radiotherapy images and doses.
-_NOT_SCANS = ("SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR", "DOC")
-_NOT_SCAN_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("66.4", "66.7", "66.8", "481.1", "481.2"))
-_DICOMDIR = "1.2.840.10008.1.3.10"
 # Nothing else is kept of a header: reading is faster, and no name or date can get into a message.
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SliceThickness", "PatientID", "SpacingBetweenSlices", "SeriesInstanceUID",
@@ -97,16 +93,16 @@ def is_dicom_file(path: Path) -> bool:
         raise _unreadable(path, error) from error
 
 
-def find_slices(place: Path) -> Found:
-    """Look at all files of a folder and its subfolders (or at one file).
+def find_slices(place: Path, files: Sequence[Path] = ()) -> Found:
+    """Look at all files of a folder and its subfolders, at one file, or at these files alone.
 
     Raises:
         VolumeError: a file that is DICOM by name or content is damaged. It is not skipped: a lost first or last slice
             would go unnoticed.
     """
     found = Found()
-    for path in [place] if place.is_file() else _files(place):
-        dataset = _read_header(path)
+    for path in sorted(files) or ([place] if place.is_file() else _files(place)):
+        dataset = read_header(path, _TAGS)
         if dataset is not None:
             _sort_in(found, path, dataset)
         elif is_image_file(path):
@@ -154,8 +150,12 @@ def _unreadable(path: Path, error: OSError) -> VolumeError:
     return VolumeError(f"{path}: cannot be opened ({one_line(error)})", reason="missing")
 
 
-def _read_header(path: Path) -> Dataset | None:
-    """Return the fields of :data:`_TAGS`; None for a file that is not DICOM and does not claim to be."""
+def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:
+    """Return these fields of a file; None for one that is not DICOM and does not claim to be.
+
+    Raises:
+        VolumeError: it cannot be opened or is damaged.
+    """
     import pydicom
 
     try:
@@ -168,12 +168,12 @@ def _read_header(path: Path) -> Dataset | None:
             if _looks_like_dicom(start):
                 file.seek(0)
                 # force: files without preamble; their content has been looked at.
-                dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+                dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(tags))
                 dataset.filename = str(path)  # which pydicom 2 forgets for a deflated file
                 return dataset
         except broken_dicom() as error:
             raise _broken(path, error) from error
-    if path.suffix.lower() in _SUFFIXES:
+    if path.suffix.lower() in DICOM_SUFFIXES:
         msg = f"{path}: is named like a DICOM file but is none (empty or truncated?); repair or remove it"
         raise VolumeError(msg, reason="truncated" if len(start) < 132 else "damaged")
     return None
@@ -181,7 +181,7 @@ def _read_header(path: Path) -> Dataset | None:
 
 def _sort_in(found: Found, path: Path, dataset: Dataset) -> None:
     try:
-        kind = _other_kind(dataset)
+        kind = other_kind(dataset)
         if kind is None and ("Rows" not in dataset or "Columns" not in dataset):
             msg = f"{path}: its DICOM header ends early or lacks Rows and Columns (truncated?); repair or remove it"
             raise VolumeError(msg, reason="truncated")
@@ -196,29 +196,6 @@ def _sort_in(found: Found, path: Path, dataset: Dataset) -> None:
 def _broken(path: Path, error: Exception) -> VolumeError:
     msg = f"{path}: cannot be read as DICOM ({one_line(error)}); is the file complete?"
     return VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged")
-
-
-def _other_kind(dataset: Dataset) -> str | None:
-    """Name the kind of an object that is no slice (a report, a plan, …), "" if it is not even DICOM; None for a slice.
-
-    A header without rows may also be that of a slice cut off, for which the answer is None.
-    """
-    from pydicom.uid import UID
-
-    stated = dataset.file_meta.get("MediaStorageSOPClassUID")
-    if stated == _DICOMDIR:
-        return "DICOMDIR"
-    uid = UID(str(dataset.get("SOPClassUID", "")))
-    name = uid.name.removesuffix(" Storage") if uid.name != str(uid) else "object of an unknown class"
-    if str(dataset.get("Modality", "")) in _NOT_SCANS or uid in _NOT_SCAN_CLASSES:
-        return name
-    if "Rows" in dataset and "Columns" in dataset:
-        return None
-    if not uid:  # without a preamble it is something else whose first bytes looked like old DICOM
-        return None if dataset.preamble else ""
-    # A UID that is cut off itself is in no dictionary and differs from its copy in the file's preface.
-    whole = uid == (stated if stated or uid.name == str(uid) else uid)
-    return name if whole and "Image" not in uid.name else None
 
 
 def _slices(path: Path, dataset: Dataset) -> list[SliceHeader]:

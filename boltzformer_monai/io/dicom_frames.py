@@ -46,7 +46,7 @@ def frame_geometries(dataset: Dataset) -> list[FrameGeometry]:
     """Return the geometry of every frame of an object with functional groups, in the order of the frames.
 
     Raises:
-        VolumeError: the number of frames and of per-frame groups differ, or a slope is unusable.
+        VolumeError: the number of frames and of per-frame groups differ, or a slope or intercept is unusable.
     """
     shared = _first(dataset, "SharedFunctionalGroupsSequence")
     groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
@@ -63,7 +63,7 @@ def classic_geometry(dataset: Dataset) -> FrameGeometry:
     """Return the geometry of a single-frame object.
 
     Raises:
-        VolumeError: its slope is unusable.
+        VolumeError: its slope or intercept is unusable.
     """
     return _geometry(dataset, dataset, dataset, dataset, where(dataset))
 
@@ -99,16 +99,18 @@ def _from_groups(group: Dataset, shared: Dataset, place: str) -> FrameGeometry:
 
 def _geometry(plane: Dataset, turn: Dataset, measures: Dataset, scale: Dataset, place: str) -> FrameGeometry:
     pixel_spacing = numbers(measures.get("PixelSpacing"), 2)
-    stated = [numbers(measures.get(name), 1) for name in ("SpacingBetweenSlices", "SliceThickness")]
+    spacings = [numbers(measures.get(name), 1) for name in ("SpacingBetweenSlices", "SliceThickness")]
     slope, intercept = numbers(scale.get("RescaleSlope"), 1), numbers(scale.get("RescaleIntercept"), 1)
-    if slope == (0.0,) or (slope is None and scale.get("RescaleSlope") is not None):
-        msg = f"{place}: its RescaleSlope {scale.RescaleSlope} is unusable; the header is damaged"
-        raise VolumeError(msg, reason="no rescale")
+    for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        stated = scale.get(name)
+        if (value is None and stated is not None) or (name == "RescaleSlope" and value == (0.0,)):
+            msg = f"{place}: its {name} {stated} is unusable; the header is damaged"
+            raise VolumeError(msg, reason="no rescale")
     return FrameGeometry(
         position=numbers(plane.get("ImagePositionPatient"), 3),
         cosines=numbers(turn.get("ImageOrientationPatient"), 6),
         pixel_spacing=pixel_spacing if pixel_spacing and min(pixel_spacing) > 0 else None,
-        stated_spacing=next((value[0] for value in stated if value and value[0] > 0), None),
+        stated_spacing=next((value[0] for value in spacings if value and value[0] > 0), None),
         slope=slope[0] if slope else 1.0,
         intercept=intercept[0] if intercept else 0.0,
         rescaled=slope is not None and intercept is not None,

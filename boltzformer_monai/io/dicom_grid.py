@@ -6,12 +6,12 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_files import SliceHeader
+from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 
 _GAP_TOLERANCE = 0.01  # of the slice spacing, for one gap
 _ROUNDING_MM = 0.01  # of one gap, always: some scanners write positions with two decimals
 _DRIFT_TOLERANCE = 0.1  # of the slice spacing, for one slice against the evenly spaced line through all
 _COSINE_TOLERANCE = 1e-4
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def ordered(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
@@ -40,7 +40,7 @@ def ordered(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * spacing[1], column * spacing[0]
     affine[:3, 2], affine[:3, 3] = step, positions[0]
-    return slices, _LPS_TO_RAS @ affine
+    return slices, LPS_TO_RAS_AFFINE @ affine
 
 
 def _check_alike(slices: list[SliceHeader]) -> None:

@@ -15,6 +15,7 @@ from boltzformer_monai.io.dicom_frames import FrameGeometry, frame_geometries
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import Place, check_frame_of_reference, find_place, in_plane_axes, inside
+from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.volume import GRID_TOLERANCE_MM, Volume
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _SIDES = ("left", "right")
 # A frame repeats the position of its slice, and slices may stray from the even grid that was made of them (dicom.py).
 _SLACK_ACROSS = 0.1  # of the slice spacing
@@ -111,9 +111,9 @@ def _place(header: _Header, index: int, image: Volume, *, matched: bool) -> Plac
         msg = f"{what} has no usable position, orientation or pixel spacing, so its place in the patient is unknown"
         raise VolumeError(msg, reason="no geometry")
     affine = np.eye(4)
-    affine[:3, 0] = _LPS_TO_RAS * frame.cosines[:3] * frame.pixel_spacing[1]
-    affine[:3, 1] = _LPS_TO_RAS * frame.cosines[3:] * frame.pixel_spacing[0]
-    affine[:3, 3] = _LPS_TO_RAS * frame.position
+    affine[:3, 0] = LPS_TO_RAS * frame.cosines[:3] * frame.pixel_spacing[1]
+    affine[:3, 1] = LPS_TO_RAS * frame.cosines[3:] * frame.pixel_spacing[0]
+    affine[:3, 3] = LPS_TO_RAS * frame.position
     axes = in_plane_axes(affine[:3, :2], image)
     if axes is None:
         msg = f"{what} does not lie along the slices of the image; resample it to the image first"

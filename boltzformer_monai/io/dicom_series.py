@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError
@@ -13,20 +14,29 @@ logger = logging.getLogger(__name__)
 _LISTED = 10  # series named in a message
 
 
-def choose_series(place: Path, series: str | None) -> list[SliceHeader]:
+def choose_series(place: Path, series: str | None, files: Sequence[Path] = ()) -> list[SliceHeader]:
     """Return the slices of the chosen or only series of a folder or of one file, sorted by path and frame.
 
+    Args:
+        place: the folder or the file.
+        series: SeriesInstanceUID.
+        files: the files of the series, where they are known; then nothing else in the folder is looked at.
+
     Raises:
-        VolumeError: there is nothing to read, several series and none chosen, or a series of several patients,
-            modalities or frames of reference.
+        VolumeError: there is nothing to read, several series and none chosen, a series of several patients, modalities
+            or frames of reference, or one of the ``files`` is no slice of the series.
     """
     if not place.exists():
         msg = f"{place}: no such folder"
         raise VolumeError(msg, reason="missing")
-    found = find_slices(place)
+    found = find_slices(place, files)
     groups: dict[str, list[SliceHeader]] = {}
     for header in found.slices:
         groups.setdefault(header.series, []).append(header)
+    strangers = set(files) - {header.path for header in found.slices if series in (None, header.series)}
+    if strangers:
+        msg = f"{min(strangers)}: is no slice of its series any more; list the scans again"
+        raise VolumeError(msg, reason="not an image")
     if not groups:
         raise _nothing(place, found)
     if series is not None and series not in groups:
@@ -118,7 +128,7 @@ def _colour(header: SliceHeader) -> _Problem:
         return None
     if header.samples == 1 and not header.photometric:
         return "states no PhotometricInterpretation, so its pixels are undefined; export it again", "damaged"
-    return f"is a colour picture ({header.photometric}), not a grayscale slice; leave it out", "colour"
+    return f"is a colour picture ({header.photometric!r}), not a grayscale slice; leave it out", "colour"
 
 
 def _mosaic(header: SliceHeader) -> _Problem:

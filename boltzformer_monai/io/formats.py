@@ -13,13 +13,13 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.itk_header import check_metaimage, check_nrrd
 from boltzformer_monai.io.nifti import PAIRS, one_line, read_nifti, three_dimensions
+from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 
 _NIFTI = (".nii", ".nii.gz", *PAIRS)
 _NRRD = (".nrrd", ".nhdr")
 _META = (".mha", ".mhd")
 _WRITABLE = (".nii", ".nii.gz", ".nrrd")
 _LPS = "left-posterior-superior"
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def is_image_file(path: Path) -> bool:
@@ -117,7 +117,7 @@ def _read_itk(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarr
         for key in image.GetMetaDataKeys()
         if key.isascii()
     }
-    return array if layers else array.reshape(array.shape[:3]), _LPS_TO_RAS @ affine, fields
+    return array if layers else array.reshape(array.shape[:3]), LPS_TO_RAS_AFFINE @ affine, fields
 
 
 def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -137,7 +137,7 @@ def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
 def _write_nrrd(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     import SimpleITK
 
-    lps = _LPS_TO_RAS @ affine
+    lps = LPS_TO_RAS_AFFINE @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing([float(value) for value in spacing])

@@ -16,6 +16,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.payload import check_deflated, check_raw, check_stream
 
 _LONGEST = 1 << 24  # bytes of header; a .seg.nrrd with many segments has some ten thousand
+_LONGEST_FIELD = 500  # bytes of an NRRD field; one of about a thousand overruns a buffer of ITK, which ends the process
 _NRRD_TYPE = re.compile(r"(?:unsigned |signed |u)?(char|short|int|longlong|long long|float|double|int\d+)(?: int|_t)?")
 _NRRD_BYTES = {"char": 1, "short": 2, "int": 4, "longlong": 8, "long long": 8, "float": 4, "double": 8} | {
     f"int{8 * size}": size for size in (1, 2, 4, 8)
@@ -93,6 +94,8 @@ def check_metaimage(path: Path) -> None:
         raise VolumeError(msg, reason="unsupported format")
     encoding = "gzip" if flags["CompressedData"] == "true" else "raw" if flags["BinaryData"] == "true" else "text"
     start = end if data == path else 0
+    if encoding == "gzip" and data == path and "CompressedDataSize" not in fields:  # ITK would inflate the wrong bytes
+        raise _damaged(path, "no CompressedDataSize for the voxels in it")
     if encoding == "gzip" and "CompressedDataSize" in fields:
         stated = _whole_numbers(path, fields, "CompressedDataSize", count=1)[0]
         if stated != os.path.getsize(data) - start:  # ITK would inflate the stated part and not look at the rest
@@ -131,12 +134,12 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int, bool]:
         msg = f"{path}: cannot be read as NRRD (it does not begin with an NRRD header); convert it to NRRD"
         raise VolumeError(msg, reason="damaged")
     end = re.search(r"\n\r?\n", text)
-    for line in text[: end.start() if end else len(text)].splitlines()[1:]:
+    for line in text[: end.start() if end else len(text)].rstrip().split("\n")[1:]:
         name, colon, value = line.partition(":")
         if line.startswith("#") or value.startswith("="):  # a comment, a free pair
             continue
         key = name.lower().replace(" ", "")
-        if not colon or key in fields:
+        if not colon or key in fields or len(line) > _LONGEST_FIELD:
             raise _damaged(path, f"the line {line[:40]!r}")
         fields[key] = value.strip()
     attached = "datafile" not in fields

@@ -140,7 +140,10 @@ def _parse(path: Path, block: bytes) -> tuple[Any, bool]:
 
 def _affine(path: Path, header: Any) -> np.ndarray:
     """Return the affine, or refuse a header that leaves the place of the voxels open."""
-    unit = header.get_xyzt_units()[0]
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:
+        unit = f"an unknown unit ({header['xyzt_units']})"
     if unit not in ("mm", "unknown"):  # nibabel ignores the unit, others do not
         msg = f"{path}: its voxel size is given in {unit}; convert the file to millimetres first"
         raise VolumeError(msg, reason="units")

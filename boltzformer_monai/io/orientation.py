@@ -15,6 +15,11 @@ from boltzformer_monai.errors import ConfigError
 _POSITIVE = "RAS"
 _NEGATIVE = "LPI"
 
+LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+"""Factors of DICOM's and ITK's world coordinates (mm) that make them those of NIfTI, and back."""
+LPS_TO_RAS_AFFINE = np.diag([*LPS_TO_RAS, 1.0])
+"""The same as a matrix (4, 4), to be put before an affine."""
+
 
 @dataclass(frozen=True)
 class AxisMap:

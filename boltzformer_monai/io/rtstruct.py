@@ -15,6 +15,7 @@ from boltzformer_monai.io.contours import fill_contours
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import check_frame_of_reference
+from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.volume import Volume
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _OFF_SLICE = 0.1  # of the slice spacing: how far from a slice a contour may lie
 _BESIDE = 0.5 + 1e-3  # pixels from the outermost centres to the edge of the picture
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _closed(path: Path, name: str, item: Dataset) -> list[np.ndarray]:
             msg = f'{path}: a contour of "{name}" has not the points that it states; is the file complete?'
             raise VolumeError(msg, reason="damaged")
         if str(contour.ContourGeometricType) in _CLOSED and len(points) > 2:
-            closed.append(points * _LPS_TO_RAS)
+            closed.append(points * LPS_TO_RAS)
         else:
             left_out += 1
     if left_out:

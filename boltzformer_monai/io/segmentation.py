@@ -9,13 +9,11 @@ from itertools import count
 from pathlib import Path
 
 from boltzformer_monai.errors import DatasetError, VolumeError
+from boltzformer_monai.io.dicom_kinds import annotation_kind
 from boltzformer_monai.io.label_layers import FlatSegments
 from boltzformer_monai.io.volume import Volume
 
 __all__ = ["Segmentation", "read_segmentation"]
-
-_SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
-_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,7 @@ def _kind(path: Path) -> str:
 
     with damage_as_volume_error(path, "cannot be read as DICOM"):
         dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-        uid = str(dataset.get("SOPClassUID", ""))
-    return "SEG" if uid in _SEG_CLASSES else "RTSTRUCT" if uid == _RTSTRUCT_CLASS else ""
+        return annotation_kind(dataset)
 
 
 def _numbers(text: str) -> list[str]:

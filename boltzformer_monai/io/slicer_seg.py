@@ -18,7 +18,7 @@ from boltzformer_monai.io.volume import Volume, as_label_values, reorient_label
 
 logger = logging.getLogger(__name__)
 
-_FIELD = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
+_FIELD = re.compile(r"Segment(\d{1,9})_(Name|LabelValue|Layer)")
 
 
 @dataclass(frozen=True)

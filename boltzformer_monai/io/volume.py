@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +87,12 @@ class Volume:
 
 
 def read_volume(
-    path: str | os.PathLike[str], *, modality: str | None = None, series: str | None = None, tilt: str = "refuse"
+    path: str | os.PathLike[str],
+    *,
+    modality: str | None = None,
+    series: str | None = None,
+    files: Sequence[Path] = (),
+    tilt: str = "refuse",
 ) -> Volume:
     """Read a scan: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or DICOM.
 
@@ -95,6 +101,7 @@ def read_volume(
             frames that lie in the patient (enhanced CT, MR, PET) is a whole scan.
         modality: ``"CT"`` or ``"MR"`` where the file cannot say it; it may not contradict a DICOM header.
         series: the SeriesInstanceUID to read when a DICOM folder holds several.
+        files: the DICOM files of the series, where they are known already; the rest of the folder is left alone.
         tilt: what to do with slices stacked at an angle to their normal (gantry tilt, a sheared affine) in a file of
             any format: ``"refuse"``, ``"resample"`` to a right-angled grid, or ``"keep"`` the sheared affine.
 
@@ -111,8 +118,8 @@ def read_volume(
     check_tilt(tilt)
     wanted = None if modality is None else _parse_modality(modality)
     place = _existing(path)
-    if place.is_dir() or (not formats.is_image_file(place) and dicom.is_dicom_file(place)):
-        volume = dicom.read_dicom_series(place, series=series)
+    if files or place.is_dir() or (not formats.is_image_file(place) and dicom.is_dicom_file(place)):
+        volume = dicom.read_dicom_series(place, series=series, files=files)
     else:
         if series is not None:
             msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"

@@ -66,7 +66,9 @@ def cases(
             spoken = _modality(path, stem)
             if wanted in (None, spoken):
                 annotation = LabelFile(label, names)
-                listed.append(Case(stem, stem, image, annotation, site or "abdomen", modality=spoken, split=split))
+                place = site or "abdomen"
+                # The name was checked: it is a published one.
+                listed.append(Case(stem, stem, image, annotation, place, modality=spoken, split=split, public=True))
     if not listed:
         msg = (
             f"{path}: lists no labelled {wanted or 'CT or MR'} scans whose folders are there; unpack imagesTr, labelsTr"
@@ -96,7 +98,7 @@ def _with_labels(folder: Path, content: Mapping[str, Any], key: str) -> dict[str
 
 
 def _modality(path: Path, stem: str) -> str:
-    number = re.fullmatch(r"(?i)amos_(\d+)", stem)
+    number = re.fullmatch(r"(?i)amos_(\d{4})", stem)
     if number is None:
         msg = f"{path}: names a scan {stem!r}; those of AMOS22 are called amos_0001 and so on"
         raise DatasetError(msg)

@@ -12,6 +12,8 @@ What this layout does not say, and how it is taken:
   exports (``export_biomedparse.py``) say it themselves.
 - Split: pictures of ``test`` are pinned to it, the patients of ``train`` are divided into training and validation. A
   patient in both is for testing only.
+- Names: volumes of our own exports keep their names. Other names may be those of patients and are hashed;
+  ``--mapping`` tells which is which, ``--keep-names`` leaves them as they are.
 
 Pictures of other modalities than CT and MR are left out, with a warning.
 """
@@ -43,6 +45,7 @@ from preprocessing.recipes.biomedparse_names import (
     parse_picture_name,
     parse_words,
 )
+from preprocessing.recipes.patients import compile_pattern, patient_in
 from preprocessing.recipes.pictures import PICTURE_SUFFIX, picture_volume
 
 logger = logging.getLogger(__name__)
@@ -113,7 +116,7 @@ def cases(
         msg = "pictures have no channels to choose from; leave --channel out"
         raise ConfigError(msg)
     wanted = None if modality is None else normalise_modality(modality)
-    patient_of = _Patients(_read_marker(folder), _compiled(patient_pattern))
+    patient_of = _Patients(_read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True))
     listed, skipped = [], 0
     pictures = {part: _pictures(folder / part) for part, _ in _SPLITS}
     repeated = set.intersection(*({path.stem for path in paths} for paths in pictures.values()))
@@ -138,6 +141,7 @@ def cases(
                         site or name.site,
                         modality=name.modality,
                         split=split,
+                        public=patient_of.exported(name),
                         window=StoredGrey(),
                     )
                 )
@@ -157,25 +161,17 @@ class _Patients:
 
     def __call__(self, name: PictureName) -> str:
         if self.pattern is not None:
-            found = self.pattern.search(name.name)
-            if found is None or not found[1]:
-                msg = f"patient_pattern {self.pattern.pattern!r} finds no patient in {name.name!r}"
-                raise ConfigError(msg)
-            return found[1]
-        volume = re.sub(r"[_-]?\d+$", "", name.name) or name.name
+            return patient_in(self.pattern, name.name)
+        volume = _volume_of(name)
         return self.known.get(volume, volume)
 
+    def exported(self, name: PictureName) -> bool:
+        """Tell whether the picture is one of our export, whose names are those of a slice data set."""
+        return _volume_of(name) in self.known
 
-def _compiled(pattern: str) -> re.Pattern[str] | None:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        msg = f"patient_pattern {pattern!r} is not a regular expression ({error})"
-        raise ConfigError(msg) from None
-    if pattern and not compiled.groups:
-        msg = f"patient_pattern {pattern!r} has no group; put the patient's part into parentheses"
-        raise ConfigError(msg)
-    return compiled if pattern else None
+
+def _volume_of(name: PictureName) -> str:
+    return re.sub(r"[_-]?\d+$", "", name.name) or name.name
 
 
 def _read_marker(folder: Path) -> dict[str, str]:

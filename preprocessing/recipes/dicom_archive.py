@@ -9,23 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom_files import broken_dicom, is_dicom_file
+from boltzformer_monai.io.dicom_files import broken_dicom, read_header
+from boltzformer_monai.io.dicom_kinds import annotation_kind, other_kind
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = ["Archive", "Series", "find_series"]
 
-_SUFFIXES = (".dcm", ".dicom", ".ima")  # by its name such a file must be DICOM
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
-_SEGMENTATION = tuple(_STORAGE + tail for tail in ("66.4", "66.7"))
-_STRUCTURE_SET = _STORAGE + "481.3"
-# Objects with rows and columns that are no slices of a scan.
-_NOT_SCANS = ("SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR", "DOC")
-_TAGS = [
-    "SOPClassUID", "Modality", "PatientID", "SeriesInstanceUID", "Rows", "ReferencedSeriesSequence",
+_TAGS = (
+    "SOPClassUID", "Modality", "PatientID", "SeriesInstanceUID", "Rows", "Columns", "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
-]  # fmt: skip
+)  # fmt: skip
 
 
 @dataclass
@@ -35,7 +30,7 @@ class Series:
     Attributes:
         uid: SeriesInstanceUID.
         patient: PatientID, "" when it has none.
-        files: its slices.
+        files: its slices, damaged ones included: without its last slice a scan looks whole, so it must be refused.
         annotations: the SEG and RTSTRUCT objects that refer to it.
     """
 
@@ -56,7 +51,7 @@ class Archive:
 
     Attributes:
         series: in the order of their first file.
-        damaged: files that are DICOM by name or content and cannot be read.
+        damaged: files that are DICOM by name or content, cannot be read, and may belong to any or no series.
         unmatched: annotations of series that are not there.
     """
 
@@ -68,6 +63,8 @@ class Archive:
 def find_series(files: Iterable[Path]) -> Archive:
     """Sort DICOM files by series; other files are ignored.
 
+    A damaged file belongs to the series that it names, or else to the only series in its folder.
+
     Args:
         files: paths, in the order in which series shall be listed.
     """
@@ -77,17 +74,19 @@ def find_series(files: Iterable[Path]) -> Archive:
     unreadable: tuple[type[Exception], ...] = (VolumeError, *broken_dicom())
     for path in files:
         try:
-            header = _read_header(path)
+            header = read_header(path, _TAGS)
             if header is None:
                 continue
-            references = _references(header)
+            kind, references = other_kind(header), _references(header)
             uid, patient = (str(header.get(name) or "") for name in ("SeriesInstanceUID", "PatientID"))
         except unreadable:
             damaged.append(path)
             continue
         if references is not None:
             drawn.append((path, references))
-        elif "Rows" in header and str(header.get("Modality", "")) not in _NOT_SCANS:
+        elif kind is None and not uid and "Rows" not in header:
+            damaged.append(path)
+        elif kind is None:
             found.setdefault(uid, Series(uid, patient)).files.append(path)
     unmatched = []
     for path, references in drawn:
@@ -95,31 +94,31 @@ def find_series(files: Iterable[Path]) -> Archive:
             found[uid].annotations.append(path)
         if not references & found.keys():
             unmatched.append(path)
-    return Archive(list(found.values()), damaged, unmatched)
+    return Archive(list(found.values()), _without_series(damaged, list(found.values())), unmatched)
 
 
-def _read_header(path: Path) -> Dataset | None:
-    """Return what decides; None for a file that neither is DICOM nor says so."""
-    import pydicom
-
-    if not is_dicom_file(path):
-        if path.suffix.lower() in _SUFFIXES:
-            msg = f"{path}: is named like a DICOM file but is none"
-            raise VolumeError(msg, reason="damaged")
-        return None
-    # force: files without preamble; is_dicom_file has looked at the content already.
-    header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-    if "SOPClassUID" not in header and "Rows" not in header:
-        return None  # a DICOMDIR, or something else whose first bytes looked like old DICOM
-    return header
+def _without_series(damaged: list[Path], series: list[Series]) -> list[Path]:
+    """Give damaged files to the only series of their folder; return the others."""
+    inside: dict[Path, list[Series]] = {}
+    for each in series:
+        for folder in {path.parent for path in each.files}:
+            inside.setdefault(folder, []).append(each)
+    left = []
+    for path in damaged:
+        near = inside.get(path.parent, [])
+        if len(near) == 1:
+            near[0].files.append(path)
+        else:
+            left.append(path)
+    return left
 
 
 def _references(header: Dataset) -> set[str] | None:
     """Return the series that an annotation was drawn on; None for what is no annotation."""
-    kind = str(header.get("SOPClassUID", ""))
-    if kind in _SEGMENTATION:
+    kind = annotation_kind(header)
+    if kind == "SEG":
         return {str(item.get("SeriesInstanceUID", "")) for item in _items(header, "ReferencedSeriesSequence")}
-    if kind != _STRUCTURE_SET:
+    if not kind:
         return None
     return {
         str(series.get("SeriesInstanceUID", ""))

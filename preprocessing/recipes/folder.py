@@ -8,36 +8,52 @@
 
 What label values mean is said by a ``labels.json`` (``{"modality", "site", "labels": {value: name}}``) beside the
 files, or by one at the top for all that have none beside them; SEG and RTSTRUCT bring their names. Scans without
-annotation are listed as well. A scan that cannot be listed properly becomes a case that fails when it is read.
+annotation are listed as well. A scan that cannot be listed properly becomes a case that fails when it is read. Of
+several SEG or RTSTRUCT objects that refer to one series, the option ``annotation`` chooses by file name.
+
+Whose scan it is says the PatientID of DICOM. For other scans it is the first group of the regular expression
+``patient_pattern`` in the path below the folder. Without it, with a warning, a scan in a folder of its own is taken for
+one of the patient whom the first folder is named after (``P3/visit1/image.nii`` is of P3), a file of ``images/`` for
+one of a patient of that name.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from boltzformer_monai.data.label_map import LabelMap, read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError
-from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
 from preprocessing.cases import Annotation, Case, LabelFile
-from preprocessing.recipes.dicom_archive import Archive, find_series
+from preprocessing.recipes import Option
+from preprocessing.recipes.dicom_archive import Archive, Series, find_series
+from preprocessing.recipes.patients import PatientGuesses, compile_pattern
+from preprocessing.recipes.scan_names import (
+    by_channel,
+    is_annotation,
+    is_images_folder,
+    is_scan,
+    label_folder,
+    only_image,
+    only_label,
+    stem_of,
+    walk,
+)
 
 logger = logging.getLogger(__name__)
 
 NAMES_FILE = "labels.json"
 
-_ENDING = re.compile(r"(?i)(\.seg)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr(\.gz)?|img(\.gz)?|dcm)$")
-_IMAGES = re.compile(r"(?i)(images?|imgs?|scans?)(Tr|Va|Ts)?")
-_LABELS = {"labels", "label", "masks", "segmentations"}
-_CHANNEL = re.compile(r"_(\d{4})$")
-_ONE_IMAGE = {"image", "img", "scan"}
-_ONE_LABEL = {"label", "labels", "mask", "seg", "segmentation"}
+OPTIONS = (
+    Option("patient_pattern", "", "regular expression whose first group is the patient in the path below the folder"),
+    Option("annotation", "", "regular expression that chooses, by file name, among annotations of one DICOM series"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,13 @@ class Unusable:
 
 
 def cases(
-    folder: Path, *, modality: str | None = None, site: str | None = None, channel: int | None = None
+    folder: Path,
+    *,
+    modality: str | None = None,
+    site: str | None = None,
+    channel: int | None = None,
+    patient_pattern: str = "",
+    annotation: str = "",
 ) -> list[Case]:
     """List the scans of a folder tree.
 
@@ -75,51 +97,69 @@ def cases(
         modality: ``"CT"`` or ``"MR"``; default: as the labels.json or the DICOM header says.
         site: overrides the labels.json.
         channel: which ``_0000`` file, or which picture of four-dimensional NIfTI files.
+        patient_pattern: see above.
+        annotation: see above.
 
     Raises:
         DatasetError: there is no folder or no scan, or the labels.json at the top is damaged.
-        ConfigError: scans have several channels and none was chosen.
+        ConfigError: scans have several channels and none was chosen, or a pattern does not fit.
     """
     if not folder.is_dir():
         msg = f"{folder}: no such folder"
         raise DatasetError(msg)
-    listing = _Listing(folder, modality, site, channel)
+    patients = PatientGuesses(compile_pattern("patient_pattern", patient_pattern, group=True))
+    chosen = compile_pattern("annotation", annotation, group=False)
+    listing = _Listing(folder, modality, site, channel, patients)
     taken: set[Path] = set()
-    for place, names in _walk(folder):
-        files = [place / name for name in names]
-        if _IMAGES.fullmatch(place.name):
-            labels = None if place == folder else _label_folder(place)
-            if labels is not None or not _alone(files, _ONE_IMAGE):
+    found = [(place, [place / name for name in names]) for place, names in walk(folder)]
+    for place, files in found:
+        image = only_image(files)
+        if is_images_folder(place):
+            labels = None if place == folder else label_folder(place)
+            if labels is not None or image is None:
                 listing.add_pairs(place, files, labels)
                 taken.update((place, *([labels] if labels else [])))
                 continue
-        image = _alone(files, _ONE_IMAGE)
         if image is not None and place not in taken:
-            listing.add_folder(place, image, _alone(files, _ONE_LABEL, dicom=True))
-    listing.add_dicom([place / name for place, names in _walk(folder) for name in names])
+            listing.add_folder(place, image, only_label(files, dicom=True))
+    listing.add_dicom([file for _, files in found for file in files], chosen)
     if not listing.cases:
         msg = (
             f"{folder}: holds no scans; looked for images/ with labels/, folders with image.nii.gz (or .nrrd, .mha) "
             "and label.*, and DICOM series"
         )
         raise DatasetError(msg)
-    return sorted(listing.cases, key=lambda case: case.volume_id)
+    patients.warn(folder)
+    return _unlike(listing.cases, folder)
+
+
+def _unlike(listed: list[Case], folder: Path) -> list[Case]:
+    """Return the cases by id; one whose id is taken gets that of its path."""
+    ordered = []
+    for _, same in groupby(sorted(listed, key=lambda case: (case.volume_id, case.image)), lambda case: case.volume_id):
+        first, *others = same
+        ordered += [first, *(replace(each, volume_id=str(each.image.relative_to(folder))) for each in others)]
+    return ordered
 
 
 class _Listing:
     """Makes cases of what was found."""
 
-    def __init__(self, top: Path, modality: str | None, site: str | None, channel: int | None) -> None:
-        self.top, self.modality, self.site, self.channel = top, modality, site, channel
+    def __init__(
+        self, top: Path, modality: str | None, site: str | None, channel: int | None, patients: PatientGuesses
+    ) -> None:
+        self.top, self.modality, self.site, self.channel, self.patients = top, modality, site, channel, patients
         self.cases: list[Case] = []
         names = top / NAMES_FILE
         self._common = read_label_names(names) if names.is_file() else None
 
     def add_pairs(self, place: Path, images: Sequence[Path], labels: Path | None) -> None:
         """Add the files of an images folder with those of equal name in the labels folder."""
-        drawn = {} if labels is None else {_stem(file): file for file in sorted(labels.iterdir()) if _is_file(file)}
+        drawn = (
+            {} if labels is None else {stem_of(file): file for file in sorted(labels.iterdir()) if is_annotation(file)}
+        )
         base = self.top if place == self.top else place.parent
-        groups = _by_channel([file for file in images if _is_scan(file)], drawn.keys())
+        groups = by_channel([file for file in images if is_scan(file)], drawn.keys())
         for name, files in groups.items():
             image, channel = min(files.values()), None
             if None in files:
@@ -130,8 +170,8 @@ class _Listing:
             else:  # a channel that is not there fails when it is read
                 wanted = self.channel or 0
                 image = files.get(wanted, image.with_name(f"{name}_{wanted:04d}.nii.gz"))
-            relative = (base / name).relative_to(self.top)
-            self._add(str(relative), image, drawn.get(name), base, channel)
+            patient = self.patients(image.relative_to(self.top), name, "file name")
+            self._add(str((base / name).relative_to(self.top)), patient, image, drawn.get(name), base, channel)
         left = drawn.keys() - groups.keys()
         if left:
             logger.warning("%s: %d labels have no image (%s, …)", labels, len(left), min(left))
@@ -139,56 +179,72 @@ class _Listing:
     def add_folder(self, place: Path, image: Path, label: Path | None) -> None:
         """Add the one scan of a folder."""
         relative = place.relative_to(self.top)
-        name = str(relative) if relative.parts else place.resolve().name
-        self._add(name, image, label, place, self.channel)
+        parts = relative.parts or (place.resolve().name,)
+        patient = self.patients(image.relative_to(self.top), parts[0], "first folder")
+        self._add(str(Path(*parts)), patient, image, label, place, self.channel)
 
-    def add_dicom(self, files: Sequence[Path]) -> None:
-        """Add the DICOM series among files; a damaged file that belongs to none becomes a case of its own."""
+    def add_dicom(self, files: Sequence[Path], chosen: re.Pattern[str] | None) -> None:
+        """Add the DICOM series among files; damaged files that belong to none become a case, one for each folder."""
         archive = find_series(files)
         for series in archive.series:
-            folder = series.folder
-            known = self._common or LabelMap({})
-            annotation: Annotation | None = None
-            if len(series.annotations) == 1:
-                annotation = LabelFile(series.annotations[0])
-            elif series.annotations:
-                names = ", ".join(path.name for path in series.annotations[:5])
-                message = f"{folder}: {len(series.annotations)} annotations refer to one series ({names}); keep one"
-                annotation = Unusable(message, tuple(series.annotations))
-            else:
-                place = next((place for place in (folder, folder.parent) if self._label_of(place, archive)), None)
-                if place is not None:
-                    annotation, known = self._drawn(self._label_of(place, archive), place)
-            relative = str(folder.relative_to(self.top))
-            self.cases.append(
-                Case(
-                    series.uid or relative,
-                    series.patient or series.uid or relative,
-                    folder,
-                    annotation,
-                    self.site or known.site,
-                    modality=self.modality,
-                    series=series.uid or None,
-                    public=False,
-                )
-            )
-        read = [series.folder for series in archive.series]
-        for place in sorted({path.parent for path in archive.damaged}):
-            # A series whose folder holds the damaged file is refused for it when it is read.
-            if not any(place == folder or folder in place.parents for folder in read):
-                name = str(place.relative_to(self.top))
-                self.cases.append(Case(name, name, place, None, self.site or "", modality=self.modality, public=False))
+            annotation, known = self._annotation_of(series, archive, chosen)
+            first = series.files[0].relative_to(self.top)
+            patient = series.patient or self.patients(first, series.uid or str(first), "series")
+            self._add_series(series, patient, annotation, self.site or known.site)
+        for _, damaged in groupby(archive.damaged, lambda path: path.parent):
+            self._add_series(Series("", "", list(damaged)), "nobody", None, self.site or "")
+        if archive.damaged:
+            line = "%s: %d damaged DICOM files name no series; one that they belong to lacks these slices (%s, …)"
+            logger.warning(line, self.top, len(archive.damaged), archive.damaged[0].name)
         if archive.unmatched:
-            first = archive.unmatched[0].name
             line = "%s: %d annotations refer to series that are not there (%s, …)"
-            logger.warning(line, self.top, len(archive.unmatched), first)
+            logger.warning(line, self.top, len(archive.unmatched), archive.unmatched[0].name)
+
+    def _add_series(self, series: Series, patient: str, annotation: Annotation | None, site: str) -> None:
+        self.cases.append(
+            Case(
+                series.uid or str(series.files[0].relative_to(self.top)),
+                patient,
+                series.folder,
+                annotation,
+                site,
+                modality=self.modality,
+                series=series.uid or None,
+                files=tuple(series.files),
+            )
+        )
+
+    def _annotation_of(
+        self, series: Series, archive: Archive, chosen: re.Pattern[str] | None
+    ) -> tuple[Annotation | None, LabelMap]:
+        """Return what was drawn on a series, and the labels.json that goes with it."""
+        known = self._common or LabelMap({})
+        several = series.annotations
+        if len(several) > 1 and chosen is not None:
+            several = [path for path in several if chosen.search(path.name)]
+        if len(several) == 1:
+            return LabelFile(several[0]), known
+        if series.annotations:
+            names = ", ".join(path.name for path in series.annotations[:5])
+            message = (
+                f"{series.folder}: {len(series.annotations)} annotations refer to one series ({names}); choose one by "
+                f"its file name with --option annotation=REGEX"
+            )
+            if chosen is not None:
+                message += f" ({chosen.pattern!r} finds {len(several)})"
+            return Unusable(message, tuple(series.annotations)), known
+        for place in (series.folder, series.folder.parent):
+            label = self._label_of(place, archive)
+            if label is not None:
+                return self._drawn(label, place)
+        return None, known
 
     def _label_of(self, place: Path, archive: Archive) -> Path | None:
         """Return the label.* of a folder in or below which there is a single DICOM series."""
         inside = [series for series in archive.series if place in (series.folder, *series.folder.parents)]
         if len(inside) != 1 or self.top not in (place, *place.parents):
             return None
-        return _alone(sorted(place.iterdir()), _ONE_LABEL)
+        return only_label(sorted(place.iterdir()))
 
     def _drawn(self, label: Path | None, place: Path) -> tuple[Annotation | None, LabelMap]:
         """Return the annotation in a file, named by the labels.json of its folder or the common one, and that."""
@@ -201,72 +257,16 @@ class _Listing:
         names = None if known is None else dict(known.labels)
         return None if label is None else LabelFile(label, names), known or LabelMap({})
 
-    def _add(self, name: str, image: Path, label: Path | None, place: Path, channel: int | None) -> None:
+    def _add(self, name: str, patient: str, image: Path, label: Path | None, place: Path, channel: int | None) -> None:
         annotation, known = self._drawn(label, place)
         self.cases.append(
             Case(
                 name,
-                name,
+                patient,
                 image,
                 annotation,
                 self.site or known.site,
                 modality=self.modality or (known.modality if known.modality != "unknown" else None),
                 channel=channel,
-                public=False,
             )
         )
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder with the names of its files, sorted, without hidden ones."""
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(directory), sorted(name for name in names if not name.startswith("."))
-
-
-def _stem(path: Path) -> str:
-    return _ENDING.sub("", path.name)
-
-
-def _is_scan(path: Path) -> bool:
-    """Tell whether a file is a scan by its name; of a pair only the header counts."""
-    return is_image_file(path) and not path.name.lower().endswith((".img", ".img.gz"))
-
-
-def _by_channel(images: Sequence[Path], labels: Collection[str]) -> dict[str, dict[int | None, Path]]:
-    """Return name of a scan → channel (None: the file is the scan) → file.
-
-    A number at the end is that of a channel when the label's name lacks it, or when there is a channel 0.
-    """
-    groups: dict[str, dict[int | None, Path]] = {}
-    stems = {_stem(image) for image in images}
-    for image in images:
-        stem, channel = _stem(image), None
-        number = _CHANNEL.search(stem)
-        if number is not None and stem not in labels:
-            name = stem[: number.start()]
-            if name in labels or f"{name}_0000" in stems:
-                stem, channel = name, int(number[1])
-        other = groups.setdefault(stem, {}).setdefault(channel, image)
-        if other != image:
-            logger.warning("%s: is left out, %s has the same name", image, other.name)
-    return groups
-
-
-def _is_file(path: Path) -> bool:
-    """Tell whether a file may be an annotation."""
-    return not path.name.startswith(".") and (is_image_file(path) or path.suffix.lower() == ".dcm")
-
-
-def _label_folder(images: Path) -> Path | None:
-    """Return the folder of the labels of an images folder."""
-    ending = _IMAGES.fullmatch(images.name)
-    tail = (ending[2] or "") if ending else ""
-    beside = sorted(path for path in images.parent.iterdir() if path.is_dir())
-    return next((path for path in beside if path.name.lower() in {name + tail.lower() for name in _LABELS}), None)
-
-
-def _alone(files: Sequence[Path], stems: set[str], *, dicom: bool = False) -> Path | None:
-    """Return the first file with one of these names."""
-    usable = (file for file in files if is_image_file(file) or (dicom and file.suffix.lower() == ".dcm"))
-    return next((file for file in usable if _stem(file).lower() in stems), None)

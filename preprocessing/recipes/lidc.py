@@ -7,6 +7,8 @@ listed; the chest X-rays of some patients are not.
 The target is "lung nodule": a voxel belongs to it when at least ``agreement`` readers (2 of 4 unless told otherwise)
 drew a nodule of 3 mm or more over it. So drawings of different readers that overlap are one nodule, seen by several.
 A scan in which nobody, or too few readers, drew anything is a scan without nodules.
+
+Only scans of patients called ``LIDC-IDRI-0001`` and so on, by folder or PatientID, keep that name.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.dicom_files import broken_dicom, one_line
+from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
 from preprocessing.cases import Case
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 OPTIONS = (Option("agreement", "2", "how many of the four readers must have drawn a voxel", ("1", "2", "3", "4")),)
 
 TARGET = "lung nodule"
+_PUBLISHED = re.compile(r"LIDC-IDRI-\d{4}")
 # In columns, rows and slices: what still counts as the very pixel and slice, given that positions are never quite even.
 _SAME_PLACE = (0.5, 0.5, 0.25)
 
@@ -103,8 +107,8 @@ class LidcConsensus:
         """Return the slice (index on the third axis) that an outline was drawn on."""
         position = positions.get(outline.image_uid)
         if position is None:  # only the z that the XML repeats is left; LIDC-IDRI is axial throughout
-            position = np.append(image.affine[:2, 3] * (-1, -1), outline.z)
-        voxel = np.linalg.solve(image.affine, np.append(position * (-1, -1, 1), 1.0))[:3]  # LPS → RAS → voxel
+            position = np.append(image.affine[:2, 3] * LPS_TO_RAS[:2], outline.z)
+        voxel = np.linalg.solve(image.affine, np.append(position * LPS_TO_RAS, 1.0))[:3]
         index = round(float(voxel[2])) if np.isfinite(voxel).all() else -1
         # The corner of the slice must be a corner of the grid, or columns and rows would mean other pixels.
         if not 0 <= index < image.shape[2] or (np.abs(voxel - (0, 0, index)) > _SAME_PLACE).any():
@@ -152,7 +156,7 @@ def cases(
         own = [xml for xml in xmls if len(xmls) == 1 or read_series_uid(xml) == series]
         xml = own[0] if own else elsewhere.get(series) if series else None
         if xml is not None and kind in ("CT", ""):  # a damaged file is still a scan: one that fails when it is read
-            named = next((part for part in reversed(place.parts) if re.fullmatch(r"LIDC-IDRI-\d+", part)), patient)
+            named = next((part for part in reversed(place.parts) if _PUBLISHED.fullmatch(part)), patient)
             annotation = LidcConsensus(xml, place, series, int(agreement))
             found.append((named or place.name, place, annotation))
     if not found:
@@ -163,7 +167,8 @@ def cases(
     for patient, place, annotation in found:
         numbers[patient] += 1
         volume_id = patient if counts[patient] == 1 else f"{patient}_{numbers[patient]}"
-        listed.append(Case(volume_id, patient, place, annotation, site or "chest", modality="CT"))
+        public = bool(_PUBLISHED.fullmatch(patient))
+        listed.append(Case(volume_id, patient, place, annotation, site or "chest", modality="CT", public=public))
     return listed
 
 

@@ -1,5 +1,7 @@
 """Medical Segmentation Decathlon (Task01 … Task10, or any folder with such a ``dataset.json``).
 
+Only volumes named as the published ones keep their names in the slice data set; those of others may name patients.
+
 Every label value is one target, as the data set draws it: the pancreas or the liver does not include its tumor.
 """
 
@@ -22,6 +24,7 @@ class _Task:
     names: tuple[str, ...]  # of the task folder and in dataset.json, letters only
     site: str
     labels: Mapping[str, str]  # the data set's own names ("cancer", "PZ") do not say of what
+    prefix: str  # of the published scans: liver_12, la_003
 
 
 _TASKS = (
@@ -29,16 +32,17 @@ _TASKS = (
         ("braintumour", "brats"),
         "brain",
         {"1": "peritumoral edema", "2": "non-enhancing tumor", "3": "enhancing tumor"},
+        "brats",
     ),
-    _Task(("heart", "leftatrium"), "heart", {"1": "left atrium"}),
-    _Task(("liver", "lits"), "liver", {"1": "liver", "2": "liver tumor"}),
-    _Task(("hippocampus",), "brain", {"1": "anterior hippocampus", "2": "posterior hippocampus"}),
-    _Task(("prostate",), "prostate", {"1": "prostate peripheral zone", "2": "prostate transition zone"}),
-    _Task(("lung",), "chest", {"1": "lung tumor"}),
-    _Task(("pancreas",), "abdomen", {"1": "pancreas", "2": "pancreas tumor"}),
-    _Task(("hepaticvessel", "hepaticvessels"), "abdomen", {"1": "hepatic vessel", "2": "liver tumor"}),
-    _Task(("spleen",), "abdomen", {"1": "spleen"}),
-    _Task(("colon",), "abdomen", {"1": "colon tumor"}),
+    _Task(("heart", "leftatrium"), "heart", {"1": "left atrium"}, "la"),
+    _Task(("liver", "lits"), "liver", {"1": "liver", "2": "liver tumor"}, "liver"),
+    _Task(("hippocampus",), "brain", {"1": "anterior hippocampus", "2": "posterior hippocampus"}, "hippocampus"),
+    _Task(("prostate",), "prostate", {"1": "prostate peripheral zone", "2": "prostate transition zone"}, "prostate"),
+    _Task(("lung",), "chest", {"1": "lung tumor"}, "lung"),
+    _Task(("pancreas",), "abdomen", {"1": "pancreas", "2": "pancreas tumor"}, "pancreas"),
+    _Task(("hepaticvessel", "hepaticvessels"), "abdomen", {"1": "hepatic vessel", "2": "liver tumor"}, "hepaticvessel"),
+    _Task(("spleen",), "abdomen", {"1": "spleen"}, "spleen"),
+    _Task(("colon",), "abdomen", {"1": "colon tumor"}, "colon"),
 )
 
 
@@ -69,8 +73,18 @@ def cases(
     spoken, picked = _channel(path, content["modality"], channel)
     site = site or ("" if task is None else task.site)
     named = labels if task is None else task.labels
+    published = re.compile("$." if task is None else rf"(?i){task.prefix}_\d{{1,3}}")
     listed = [
-        Case(stem, stem, image, LabelFile(label, named), site, modality=modality or spoken, channel=picked)
+        Case(
+            stem,
+            stem,
+            image,
+            LabelFile(label, named),
+            site,
+            modality=modality or spoken,
+            channel=picked,
+            public=bool(published.fullmatch(stem)),
+        )
         for stem, image, label in entries(path, content, "training")
     ]
     if not listed:

@@ -11,7 +11,8 @@ import pytest
 
 from boltzformer_monai.errors import REASONS, VolumeError
 from boltzformer_monai.io import read_volume
-from boltzformer_monai.io.dicom import read_dicom_series, read_patient_id
+from boltzformer_monai.io.dicom import read_dicom_series
+from boltzformer_monai.io.dicom_series import choose_series
 
 SeriesWriter = Callable[..., list[Path]]
 STACK = np.arange(5 * 4 * 3, dtype=np.uint16).reshape(5, 4, 3) * 7
@@ -168,7 +169,7 @@ def test_modality_cannot_contradict_the_header(write_series: SeriesWriter) -> No
 
 def test_patient_id_is_read_apart(write_series: SeriesWriter) -> None:
     folder = write_series(STACK)[0].parent
-    assert read_patient_id(folder) == "phantom-1"
+    assert choose_series(folder, None)[0].patient_id == "phantom-1"
     volume = read_volume(folder)
     assert "phantom-1" not in repr(volume)
     assert volume.frame_of_reference == "1.2.3.9"
@@ -187,3 +188,38 @@ def test_floating_point_pixels(write_series: SeriesWriter) -> None:
 
     volume = read_volume(write_series(STACK, change=change)[0].parent)
     assert np.allclose(volume.array, values.transpose(2, 1, 0) + 1, atol=1e-6)
+
+
+def test_files_of_a_series_that_are_known(write_series: SeriesWriter) -> None:
+    paths = write_series(STACK)
+    folder = paths[0].parent
+    other = write_series(STACK[:3], folder=folder, uid="1.2.3.4.2", modality="MR")
+    (folder / "damaged.dcm").write_bytes(b"")
+    assert "damaged.dcm" in refusal(folder, reason="truncated", series="1.2.3.4.1")
+    for series in (None, "1.2.3.4.1"):
+        volume = read_volume(folder, series=series, files=tuple(paths))
+        assert np.array_equal(volume.array, STACK.transpose(2, 1, 0).astype(np.float32) - 1024)
+    assert read_volume(folder, files=other[::-1]).modality == "MR"
+    # A slice that is missing among them, or is none of the series, is not overlooked.
+    assert paths[2].name not in refusal(folder, reason="uneven spacing", files=[*paths[:2], *paths[3:]])
+    assert "holds 2 series" in refusal(folder, reason="several series", files=paths + other)
+    assert other[-1].name in refusal(folder, reason="not an image", files=[*paths, other[-1]], series="1.2.3.4.1")
+    (folder / "note.txt").write_text("x")
+    assert "note.txt" in refusal(folder, reason="not an image", files=[*paths, folder / "note.txt"])
+    gone = folder / "gone.dcm"
+    assert "gone.dcm" in refusal(folder, reason="missing", files=[*paths, gone])
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_an_unusable_rescale_is_refused_whatever_the_modality(
+    write_series: SeriesWriter, name: str, modality: str
+) -> None:
+    def change(dataset: Any, index: int) -> None:
+        if index == 2:
+            setattr(dataset, name, ["1", "2"])
+
+    paths = write_series(STACK, modality=modality, change=change)
+    message = refusal(paths[0].parent, reason="no rescale")
+    assert name in message
+    assert paths[2].name in message

@@ -11,8 +11,8 @@ import pytest
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import dicom_pixels, read_volume
-from boltzformer_monai.io.dicom import read_patient_id
 from boltzformer_monai.io.dicom_frames import FrameGeometry, frame_geometries
+from boltzformer_monai.io.dicom_series import choose_series
 
 FileWriter = Callable[..., Path]
 STACK = np.arange(5 * 4 * 3, dtype=np.uint16).reshape(5, 4, 3) * 7
@@ -198,6 +198,6 @@ def test_compressed_frames_by_either_decoder(write_enhanced: FileWriter) -> None
 
 def test_patient_and_units(write_enhanced: FileWriter, caplog: pytest.LogCaptureFixture) -> None:
     path = oblique(write_enhanced, modality="CT")
-    assert read_patient_id(path) == read_patient_id(path.parent) == "phantom-1"
+    assert {choose_series(place, None)[0].patient_id for place in (path, path.parent)} == {"phantom-1"}
     assert read_volume(path).modality == "CT"
     assert "RescaleType is not HU" in caplog.text

@@ -1,35 +1,14 @@
 from __future__ import annotations
 
-import json
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, VolumeError
 from preprocessing.cases import Case, LabelFile
-from preprocessing.recipes import load_recipe
-from tests.io.conftest import SeriesWriter
-from tests.io.dicom_objects import write_rtstruct, write_seg
+from tests.preprocessing.folder_cases import CT_NAMES, listed, write_names
 from tests.preprocessing.scan_files import write_image, write_label
-
-folder_recipe = load_recipe("folder")
-
-CT_NAMES = {"modality": "CT", "site": "abdomen", "labels": {"1": "liver", "2": "kidney right"}}
-STACK = np.random.default_rng(0).integers(0, 2000, (4, 6, 8))
-
-
-def listed(folder: Path, **options: Any) -> dict[str, Case]:
-    cases = pickle.loads(pickle.dumps(folder_recipe(folder, **options)))
-    assert not any(case.public for case in cases)
-    assert len({case.volume_id for case in cases}) == len(cases)
-    return {case.volume_id: case for case in cases}
-
-
-def write_names(folder: Path, names: object = CT_NAMES) -> None:
-    (folder / "labels.json").write_text(json.dumps(names))
 
 
 def test_images_and_labels_of_equal_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -101,7 +80,7 @@ def test_a_folder_for_each_scan_with_names_of_its_own_or_common_ones(tmp_path: P
     cases = listed(tmp_path)
     assert {name: (case.patient, case.modality, case.site) for name, case in cases.items()} == {
         "anna": ("anna", "MR", "leg"),
-        "bert/ct1": ("bert/ct1", "CT", "abdomen"),
+        "bert/ct1": ("bert", "CT", "abdomen"),
         "carla": ("carla", "CT", "abdomen"),
     }
     assert cases["anna"].annotation.names == {"1": "sarcoma"}
@@ -130,110 +109,34 @@ def test_one_broken_labels_json_harms_only_its_scan(tmp_path: Path):
         listed(tmp_path)
 
 
-def referring(uid: str, patient: str = "p") -> Any:
-    """Return the change that makes a SEG or RTSTRUCT refer to a series."""
-    import pydicom
-
-    def change(dataset: Any) -> None:
-        series = pydicom.Dataset()
-        series.SeriesInstanceUID = uid
-        dataset.PatientID, dataset.SeriesInstanceUID = patient, "1.2.3.77"
-        if dataset.Modality == "SEG":
-            dataset.ReferencedSeriesSequence = [series]
-            return
-        study, frame = pydicom.Dataset(), pydicom.Dataset()
-        study.RTReferencedSeriesSequence = [series]
-        frame.RTReferencedStudySequence = [study]
-        dataset.ReferencedFrameOfReferenceSequence = [frame]
-
-    return change
-
-
-@pytest.fixture
-def archive(tmp_path: Path, write_series: SeriesWriter) -> Path:
-    """Two series of one patient in one flat folder, one of another patient elsewhere."""
-    top = tmp_path / "archive"
-
-    def patient(name: str) -> Any:
-        return lambda dataset, index: setattr(dataset, "PatientID", name)
-
-    write_series(STACK, folder=top / "a", uid="1.2.3.4.1", change=patient("anna"))
-    write_series(STACK, folder=top / "a", uid="1.2.3.4.2", change=patient("anna"), modality="MR")
-    write_series(STACK, folder=top / "b" / "deep", uid="1.2.3.4.3", change=patient("bert"))
-    return top
+def test_visits_of_one_patient_are_not_two_patients(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("P3/visit1/image.nii", "P3/visit2/image.nii", "P4/image.nii", "images/P5_a.nii"):
+        write_image(tmp_path / name)
+    patients = {name: case.patient for name, case in listed(tmp_path).items()}
+    assert patients == {"P3/visit1": "P3", "P3/visit2": "P3", "P4": "P4", "P5_a": "P5_a"}
+    warned = "4 scans are counted by file name or first folder as those of 3 patients; see --option patient_pattern="
+    assert caplog.text.count(warned) == 1
+    caplog.clear()
+    cases = listed(tmp_path, patient_pattern=r"(P\d)")
+    assert [case.patient for case in cases.values()] == ["P3", "P3", "P4", "P5"]
+    assert "counted" not in caplog.text
+    for pattern, match in (
+        ("(", "not a regular"),
+        ("P", "no group"),
+        ("(P4)", r"no patient in 'P3/visit1/image\.nii'|images/P5"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            listed(tmp_path, patient_pattern=pattern)
 
 
-def test_dicom_series_wherever_they_lie(archive: Path):
-    cases = listed(archive)
-    assert {uid: (case.patient, case.image.name) for uid, case in cases.items()} == {
-        "1.2.3.4.1": ("anna", "a"),
-        "1.2.3.4.2": ("anna", "a"),
-        "1.2.3.4.3": ("bert", "deep"),
+def test_scans_that_would_have_one_id_are_told_apart(tmp_path: Path):
+    write_image(tmp_path / "x" / "images" / "a.nii.gz")
+    write_image(tmp_path / "x" / "a" / "image.nii.gz")
+    cases = listed(tmp_path)
+    assert {name: str(case.image.relative_to(tmp_path)) for name, case in cases.items()} == {
+        "x/a": "x/a/image.nii.gz",
+        "x/images/a.nii.gz": "x/images/a.nii.gz",
     }
-    assert {case.modality for case in cases.values()} == {None}
-    assert [case.read_image().modality for case in cases.values()] == ["CT", "MR", "CT"]
-
-
-def test_seg_and_rtstruct_find_the_series_that_they_refer_to(archive: Path, caplog: pytest.LogCaptureFixture):
-    cases = listed(archive)
-    image = cases["1.2.3.4.1"].read_image()
-    mask = np.zeros(image.shape, bool)
-    mask[2:4, 1:3, 1] = True
-    (archive / "results").mkdir()
-    write_seg(
-        archive / "results" / "x.dcm", {1: mask}, image.affine, labels={1: "Liver"}, change=referring("1.2.3.4.1")
-    )
-    corners = np.array([(1.5, 1.5, 1), (1.5, 3.5, 1), (4.5, 3.5, 1), (4.5, 1.5, 1)])
-    contour = corners @ image.affine[:3, :3].T + image.affine[:3, 3]
-    write_rtstruct(archive / "b" / "rt.dcm", {"GTV": [contour]}, change=referring("1.2.3.4.3"))
-    write_rtstruct(archive / "rt.dcm", {"GTV": [contour]}, change=referring("1.2.3.999"))
-    cases = listed(archive)
-    assert len(cases) == 3
-    seg = cases["1.2.3.4.1"].annotation.draw_on(cases["1.2.3.4.1"].read_image())
-    np.testing.assert_array_equal(seg.volume.array, mask)
-    assert list((seg.names or {}).values()) == ["Liver"]
-    rt = cases["1.2.3.4.3"].annotation.draw_on(cases["1.2.3.4.3"].read_image())
-    assert rt.volume.array.any(axis=(0, 1)).tolist() == [False, True, False, False]
-    assert cases["1.2.3.4.2"].annotation is None
-    assert "1 annotations refer to series that are not there (rt.dcm" in caplog.text
-
-
-def test_a_label_map_beside_the_only_series_of_a_folder(archive: Path):
-    for patient in ("a", "b"):
-        write_label(archive / patient / "label.nii.gz", 1)
-        write_names(archive / patient)
-    cases = listed(archive)
-    assert cases["1.2.3.4.3"].annotation == LabelFile(archive / "b" / "label.nii.gz", CT_NAMES["labels"])
-    assert cases["1.2.3.4.3"].site == "abdomen"
-    assert cases["1.2.3.4.1"].annotation is None  # of two series, whose is it?
-
-
-def test_two_annotations_of_one_series_must_be_chosen_from(archive: Path):
-    for name in ("first.dcm", "second.dcm"):
-        write_rtstruct(archive / name, {}, change=referring("1.2.3.4.3"))
-    case = listed(archive)["1.2.3.4.3"]
-    with pytest.raises(DatasetError, match=r"2 annotations refer to one series \(first.dcm, second.dcm\); keep one"):
-        case.annotation.draw_on(case.read_image())
-    assert [path.name for path in case.annotation.files()] == ["first.dcm", "second.dcm"]
-
-
-def test_damaged_dicom_does_not_stop_the_listing_but_its_scan(archive: Path):
-    (archive / "c").mkdir()
-    (archive / "c" / "1.dcm").write_bytes(b"")
-    spoilt = min((archive / "b" / "deep").iterdir())
-    spoilt.write_bytes(spoilt.read_bytes()[:300])
-    cases = listed(archive)
-    assert set(cases) == {"1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3", "c"}
-    for name in ("c", "1.2.3.4.3"):
-        with pytest.raises(VolumeError):
-            cases[name].read_image()
-    assert cases["1.2.3.4.1"].read_image().shape == (8, 6, 4)
-
-
-def test_files_that_are_no_scans_are_no_cases(archive: Path):
-    (archive / "readme.txt").write_text("x")
-    (archive / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
-    assert len(listed(archive)) == 3
 
 
 @pytest.mark.parametrize("content", [None, "readme.txt"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from boltzformer_monai.data.slices import SliceReader
 from preprocessing.pool import run_jobs
 from preprocessing.slice_volumes import main
 from tests.data.slice_cases import contents
-from tests.preprocessing.scan_files import make_task, write_image
+from tests.preprocessing.scan_files import make_task, write_image, write_label
 from tests.preprocessing.work import crash_on_three, double
 
 
@@ -113,6 +116,59 @@ def test_composites_are_added_where_their_parts_are_there(tmp_path: Path):
     assert {row.label_values for row in reader.select(targets=["kidney"])} == {(1, 2)}
 
 
-def test_a_job_that_kills_its_process_is_found_out():
-    done = sorted(run_jobs(crash_on_three, list(range(6)), workers=2, crashed=lambda job: -job))
-    assert done == sorted([-3, *(double(job) for job in (0, 1, 2, 4, 5))])
+@pytest.mark.parametrize("busy", [0.0, 1.0])
+def test_a_job_that_kills_its_process_is_found_out_and_no_other_is_lost(busy: float):
+    done = []
+    for result in run_jobs(crash_on_three, [0, 3, 1, 2, 4, 5], workers=2, crashed=lambda job: -job):
+        done.append(result)
+        time.sleep(busy)  # a worker may die while the parent has other things to do
+        busy = 0.0
+    assert sorted(done) == sorted([-3, *(double(job) for job in (0, 1, 2, 4, 5))])
+
+
+def test_a_refused_scan_takes_its_older_slices_with_it(task: Path, tmp_path: Path):
+    assert main(arguments(task, tmp_path / "out")) == 0
+    spoil(task)
+    assert main(arguments(task, tmp_path / "out")) == 3
+    assert main(arguments(task, tmp_path / "fresh")) == 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_another_label_with_an_older_time_is_noticed(task: Path, tmp_path: Path):
+    assert main(arguments(task, tmp_path / "out")) == 0
+    label = task / "labelsTr" / "liver_000.nii.gz"
+    write_label(label, 2)
+    os.utime(label, (1e9, 1e9))
+    assert main(arguments(task, tmp_path / "out")) == 0
+    rows = SliceReader(tmp_path / "out").select(volume="liver_000", targets=["liver"])
+    assert not any(row.present for row in rows)
+
+
+def test_the_output_may_not_overlap_the_input(task: Path, capsys: pytest.CaptureFixture[str]):
+    for output in (task, task.parent, task / "slices"):
+        before = contents(task)
+        assert main(arguments(task, output)) == 2
+        assert "must lie apart from the scans" in capsys.readouterr().err
+        assert contents(task) == before
+
+
+def test_a_private_table_knows_what_was_not_reached(task: Path, tmp_path: Path):
+    spoil(task)
+    private = tmp_path / "private.csv"
+    assert main(arguments(task, tmp_path / "out", "--strict", "--mapping", private)) == 2
+    states = {row["volume"]: row["status"] for row in csv.DictReader(private.open())}
+    assert states == {
+        "liver_000": "done", "liver_001": "refused",
+        **dict.fromkeys(("liver_002", "liver_003", "liver_004"), "not reached"),
+    }  # fmt: skip
+
+
+def test_the_key_may_come_from_a_file(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    assert main(arguments(task, tmp_path / "one", "--key-file", key)) == 0
+    assert main(arguments(task, tmp_path / "two", "--key", "secret")) == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    key.write_text("")
+    assert main(arguments(task, tmp_path / "three", "--key-file", key)) == 2
+    assert "is empty" in capsys.readouterr().err

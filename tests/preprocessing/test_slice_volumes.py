@@ -74,14 +74,14 @@ def test_as_users_start_it_from_another_folder(scan: dict[str, Path], tmp_path: 
 def test_options_reach_the_data_set(scan: dict[str, Path]):
     options = [
         "--modality", "CT", "--site", "thorax", "--plane", "coronal", "--window", "-600", "1500", "--patient", "P",
-        "--volume-id", "v", "--split", "test", "--negatives", "0", "--name", "mine", "--every", "2", "--min-area", "1",
+        "--volume-id", "v", "--split", "train", "--negatives", "0", "--name", "mine", "--every", "2", "--min-area", "1",
     ]  # fmt: skip
     assert main(arguments(scan, *options)) == 0
     reader = SliceReader(scan["output"])
     assert reader.name == "mine"
     row = reader.rows[0]
     assert (row.volume, row.site, row.plane, row.split, row.window) == (
-        "v", "chest", "coronal", "test", Window(-600, 1500),
+        "v", "chest", "coronal", "train", Window(-600, 1500),
     )  # fmt: skip
     assert all(row.present for row in reader.rows)
 

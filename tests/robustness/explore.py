@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,24 @@ CUTS = st.floats(0, 1, exclude_max=True)
 """Where a file is cut off, as a share of its length."""
 FLIPS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4)
 """Where bytes are changed, as a share of the length that may be, and what they are xor-ed with."""
+MADE: Counter[str] = Counter()
+"""Inputs that were examined in this session so far, by the module that made them."""
 
 
 def explore(spoiled: st.SearchStrategy[Any], count: int, examine: Callable[[Any], None]) -> None:
     """Examine at least ``count`` inputs."""
-    seen = 0
+    before = MADE[examine.__module__]
 
     @settings(
         max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(spoiled)
     def each(drawn: Any) -> None:
-        nonlocal seen
-        seen += 1
         examine(drawn)
+        MADE[examine.__module__] += 1
 
     each()
-    assert seen >= count
+    assert MADE[examine.__module__] - before >= count
 
 
 def flipped(content: bytes, flips: list[tuple[float, int]], *, start: int = 0, end: int | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""The one property of every spoiled file: a sound volume or one line, in bounded time and memory."""
+"""The one property of every spoiled file: a sound result or one line, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import contextlib
 import faulthandler
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import numpy as np
 
 from boltzformer_monai.errors import REASONS, BoltzFormerError
 from boltzformer_monai.io import Volume, read_volume
+from boltzformer_monai.io.segmentation import Segmentation
 
+T = TypeVar("T")
 SECONDS = 10
 _EXTRA_BYTES = 1 << 30  # what reading a file of some kilobytes may add to the address space
 
@@ -25,12 +28,8 @@ class HangError(BaseException):
 
 def judge(place: Path) -> Volume | None:
     """Read a scan; return the volume, None where it is refused, and fail for anything else."""
-    try:
-        with _limits(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            volume = read_volume(place)
-    except BoltzFormerError as error:
-        _check_refusal(error, place)
+    volume = attempt(lambda: read_volume(place), place)
+    if volume is None:
         return None
     assert volume.array.dtype == np.float32
     assert volume.array.ndim == 3
@@ -40,6 +39,33 @@ def judge(place: Path) -> Volume | None:
     assert min(volume.spacing) > 0
     assert abs(np.linalg.det(volume.affine[:3, :3] / volume.spacing)) > 1e-4
     return volume
+
+
+def judge_annotation(draw: Callable[[], Segmentation], image: Volume, place: Path) -> Segmentation | None:
+    """Draw an annotation on its image; return it, None where it is refused, and fail for anything else."""
+    drawn = attempt(draw, place)
+    if drawn is None:
+        return None
+    assert drawn.volume.shape == image.shape
+    assert np.array_equal(drawn.volume.affine, image.affine)
+    assert drawn.volume.array.dtype in (np.uint8, np.uint16, np.uint32)
+    texts = [*(drawn.segments or {}).values(), *(drawn.names or {})]
+    assert all(0 < int(value) < 2**32 for text in texts for value in text.split("+"))
+    if drawn.segments is not None:  # every voxel belongs to a segment
+        known = {int(value) for text in drawn.segments.values() for value in text.split("+")}
+        assert set(np.unique(drawn.volume.array).tolist()) <= known | {0}
+    return drawn
+
+
+def attempt(read: Callable[[], T], place: Path) -> T | None:
+    """Return what is read from a file, None where it is refused as it should be; let anything else through."""
+    try:
+        with _limits(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except BoltzFormerError as error:
+        _check_refusal(error, place)
+        return None
 
 
 def _check_refusal(error: BoltzFormerError, place: Path) -> None:

@@ -19,7 +19,6 @@ from boltzformer_monai.io import Volume
 from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put
 from tests.robustness.judge import judge
 from tests.robustness.samples import AFFINE, ARRAY, Files, metaimage, nifti, nrrd
-from tests.robustness.test_corruption_dicom import DICOM_EXAMPLES
 
 EXAMPLES = {"cut": 45, "flip": 60, "field": 350, "line": 200, "stream": 60}
 """Spoiled inputs for each parameter of the tests below."""
@@ -45,11 +44,6 @@ ONE_FILE = [name for name in SOUND if name not in ("nifti1 pair", "nhdr", "nhdr 
 def is_right(volume: Volume) -> bool:
     """Tell whether the scan is the one that was spoiled."""
     return np.array_equal(volume.array, ARRAY) and np.allclose(volume.affine, AFFINE, rtol=0, atol=1e-5)
-
-
-def test_two_thousand_inputs_are_made() -> None:
-    made = EXAMPLES["cut"] * len(SOUND) + EXAMPLES["flip"] * len(SOUND) + EXAMPLES["stream"] * len(COMPRESSED)
-    assert made + 2 * EXAMPLES["field"] + 2 * EXAMPLES["line"] + sum(DICOM_EXAMPLES.values()) >= 2000
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -264,3 +258,33 @@ def test_a_small_file_that_claims_huge_voxels_costs_nothing(name: str, tmp_path:
         tracemalloc.stop()
     assert volume is None
     assert peak < 20e6
+
+
+@pytest.mark.parametrize("field", ["kinds: ", "space origin: ", "endian: ", "foo: "])
+def test_a_long_nrrd_field_does_not_end_the_process(field: str, tmp_path: Path) -> None:
+    """NrrdIO writes its complaint about it past the end of a buffer."""
+    lines = [line for line in nrrd()["scan.nrrd"].split(b"\n\n")[0].split(b"\n") if not line.startswith(field.encode())]
+    header = b"\n".join([*lines, field.encode() + b"9" * 5000, b"", b""])
+    assert judge(put({"scan.nrrd": header + ARRAY.tobytes(order="F")}, tmp_path)) is None
+
+
+def test_a_compressed_metaimage_without_its_size_is_refused(tmp_path: Path) -> None:
+    """ITK inflates from the wrong byte and takes what it gets for voxels; a detached file is read rightly."""
+    sound, detached = metaimage(compressed=True), metaimage(compressed=True, detached=True)
+    for files in (sound, detached):
+        first = next(iter(files))
+        files[first] = re.sub(rb"CompressedDataSize = \d+\n", b"", files[first])
+    assert judge(put(sound, tmp_path)) is None
+    volume = judge(put(detached, tmp_path))
+    assert volume is not None
+    assert is_right(volume)
+
+
+@pytest.mark.parametrize("unit", [4, 7, 256, 196352])
+def test_a_unit_that_does_not_exist(unit: int, tmp_path: Path) -> None:
+    import nibabel
+
+    sound = nifti(version=2)["scan.nii"]
+    header = nibabel.Nifti2Header(sound[:540], check=False)
+    header.structarr["xyzt_units"] = unit
+    assert judge(put({"scan.nii": header.binaryblock + sound[540:]}, tmp_path)) is None

@@ -199,3 +199,9 @@ def test_too_few_or_too_many_pixels(scope: str, tmp_path: Path) -> None:
         assert judge(tmp_path) is None, drawn
 
     explore(st.tuples(claims, st.integers(0, 65000)), DICOM_EXAMPLES["pixels"] // 2, examine)
+
+
+def test_a_line_break_in_a_value_does_not_break_the_message(tmp_path: Path) -> None:
+    spoiled = ct_slice(2)
+    spoiled.SpecificCharacterSet, spoiled.PhotometricInterpretation = "ISO_IR 100", "MONO\x85E2"
+    assert judge(put(series("explicit") | {"2.dcm": dicom_bytes(spoiled)}, tmp_path).parent) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -18,7 +19,7 @@ from boltzformer_monai.io.volume import Volume, write_label_map
 from tests.data.slice_cases import contents
 
 SCRIPT = Path(__file__).resolve().parents[2] / "preprocessing" / "slice_volumes.py"
-CASES = 10
+CASES = 14
 KILLS_PER_CHAIN = 5
 
 
@@ -61,28 +62,55 @@ def run(task: Path, output: Path, workers: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float, float]:
-    """What a run ends with, and the seconds after its start at which it begins and ends to write."""
+def undisturbed(task: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run ends with."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    started = time.time()
     run(task, output, 1)
     assert len(SliceReader(output).volumes) == CASES - 1
-    return contents(output), (output / ".lock").stat().st_mtime - started, time.time() - started
+    return contents(output)
+
+
+def stamps(output: Path) -> dict[str, tuple[int, int]]:
+    """Records that are there, with what a second writing would change."""
+    found = {}
+    for path in (output / "volumes").glob("[!.]*.json"):
+        with contextlib.suppress(FileNotFoundError):  # just being replaced
+            found[path.stem] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return found
+
+
+def kill_at_work(arguments: list[str], output: Path, more: int, delay: float) -> bool:
+    """Start slicing and kill it when so many more volumes are complete, and a moment has passed; whether it died."""
+    before = stamps(output)
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(set(stamps(output).items()) - set(before.items())) < more:
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("chain", "workers"), [(0, 1), (1, 2), (2, 1), (3, 2)])
 def test_killed_at_random_moments_and_started_again(
-    task: Path, undisturbed: tuple[dict[str, bytes], float, float], tmp_path: Path, chain: int, workers: int
+    task: Path, undisturbed: dict[str, bytes], tmp_path: Path, chain: int, workers: int
 ):
-    expected, begin, end = undisturbed
     output, rng = tmp_path / "out", random.Random(chain)
-    for _ in range(KILLS_PER_CHAIN):
-        process = subprocess.Popen(command(task, output, workers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.9 * begin, end))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    old: set[tuple[str, tuple[int, int]]] = set()
+    if chain == 3:  # every volume is there already, sliced with other settings, and is to be replaced
+        first = subprocess.run([*command(task, output, 2), "--negatives", "0.5"], capture_output=True, check=False)
+        assert first.returncode == 3
+        old = set(stamps(output).items())
+    done: set[tuple[str, tuple[int, int]]] = set()
+    for kill in range(KILLS_PER_CHAIN):
+        more = 0 if kill == 0 else rng.randint(0, 2)
+        assert kill_at_work(command(task, output, workers), output, more, rng.uniform(0, 0.15 if more else 1.5))
+        now = set(stamps(output).items()) - old
+        assert now >= done  # nothing twice: what was complete has not been written again
+        done = now
         if (output / "dataset.json").exists():
             for row in SliceReader(output).rows:  # raises where a table and the files disagree
                 assert row.image.is_file()
+    assert 0 < len(done) <= CASES - 1  # the kills did fall into the work
     run(task, output, workers)
-    assert contents(output) == expected
+    assert set(stamps(output).items()) >= done
+    assert contents(output) == undisturbed
