@@ -1,4 +1,4 @@
-"""Multi-head attention with boolean attention sets, and the blocks that decoder and pixel decoder build from it.
+"""Multi-head attention, and the blocks that decoder and pixel decoder build from it.
 
 Plain matrix products with a float32 softmax: on CPUs this is faster at our small shapes than
 ``scaled_dot_product_attention``, and the set may differ per query and head. Parameter names and layout are those of
@@ -66,19 +66,6 @@ class MultiHeadAttention(nn.Module):
     def _split_heads(self, x: Tensor) -> Tensor:
         """``(B, L, d)`` → ``(B, h, L, d/h)``."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class CrossAttentionBlock(nn.Module):
-    """Step 2 of a BoltzFormer layer: ``LayerNorm(q + MHA(q, V_A))``."""
-
-    def __init__(self, *, dim: int, heads: int) -> None:
-        super().__init__()
-        self.multihead_attn = MultiHeadAttention(dim=dim, heads=heads)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, queries: Tensor, query_position: Tensor, key: Tensor, value: Tensor, attend: Tensor) -> Tensor:
-        """Queries, position ``(B, Q, d)``; keys, values ``(B, N, d)``; set ``(B, [h,] Q, N)`` → ``(B, Q, d)``."""
-        return self.norm(queries + self.multihead_attn(queries + query_position, key, value, attend))
 
 
 class SelfAttentionBlock(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.sampling import CounterNoise, Randomness
+from boltzformer_monai.networks.semantic_map import SemanticMap
 from boltzformer_monai.precision import autocast, resolve_precision
 
 STRIDE = 32
@@ -20,8 +21,8 @@ class ImageFeatures(NamedTuple):
 
     levels: tuple[Tensor, ...]
     """Visual features V, coarse to fine, each ``(B, d, H/s, W/s)``."""
-    semantic_map: Tensor
-    """S, ``(B, d, H/4, W/4)``."""
+    semantic_map: SemanticMap
+    """S, ``(B, d, H/4, W/4)``, built only where that is cheaper than folding the queries into its convolution."""
     image: Tensor
     """The normalised image ``(B, C, H, W)``, which PiGMA grounds its correction on."""
 

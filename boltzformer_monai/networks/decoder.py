@@ -1,22 +1,26 @@
 """The BoltzFormer decoder (Sec. 3.2): text-conditioned prior, then layers of Boltzmann attention sampling.
 
-One image is decoded for P prompts at once: everything that depends only on the image (keys, values, the semantic map
-at each level) is computed once and shared by all prompts.
+One image is decoded for P prompts at once: all prompts' queries attend to one copy of the image, and what depends on
+the image alone is computed once. What makes it cheap lies in :mod:`~boltzformer_monai.networks.cross_attention` and
+:mod:`~boltzformer_monai.networks.semantic_map`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.attention import CrossAttentionBlock, FeedForwardBlock, SelfAttentionBlock
-from boltzformer_monai.networks.position import sine_position_encoding
+from boltzformer_monai.networks.attention import FeedForwardBlock, SelfAttentionBlock
+from boltzformer_monai.networks.cross_attention import CrossAttentionBlock, LevelFeatures
 from boltzformer_monai.networks.sampling import AttentionSetPolicy, Randomness
+from boltzformer_monai.networks.semantic_map import LevelMap, SemanticMap
 
 
 class MaskHead(nn.Module):
@@ -59,6 +63,10 @@ class BoltzFormerDecoder(nn.Module):
         text_prior: condition the queries on the text before the first layer (Eq. 4).
         mask_bias: start value of a learned scalar added to all mask logits; ``None`` (paper) has none. Small objects
             train faster from random weights when the background need not be learned first.
+
+    Attributes:
+        checkpointing: set it to compute every layer again in the backward pass instead of keeping what it needs: less
+            memory, more time.
     """
 
     def __init__(
@@ -91,12 +99,13 @@ class BoltzFormerDecoder(nn.Module):
             self.prior_ffn = FeedForwardBlock(dim=dim, hidden=hidden)
         self.layers = nn.ModuleList(BoltzFormerLayer(dim=dim, heads=heads, hidden=hidden) for _ in range(layers))
         self.mask_head = MaskHead(dim)
+        self.checkpointing = False
         self.mask_bias = None if mask_bias is None else nn.Parameter(torch.tensor(float(mask_bias)))
 
     def forward(
         self,
         features: Sequence[Tensor],
-        semantic_map: Tensor,
+        semantic_map: SemanticMap | Tensor,
         text: Tensor,
         text_valid: Tensor,
         *,
@@ -106,7 +115,7 @@ class BoltzFormerDecoder(nn.Module):
 
         Args:
             features: visual features, coarse to fine, each ``(B, d, h_l, w_l)``.
-            semantic_map: S, ``(B, d, h, w)``.
+            semantic_map: S ``(B, d, h, w)``, ready or not.
             text: text tokens ``(B, P, N_T, d)``.
             text_valid: ``(B, P, N_T)`` boolean, ``False`` = padding, which nobody attends to.
             generator: source of the random draws.
@@ -121,50 +130,63 @@ class BoltzFormerDecoder(nn.Module):
             msg = f"the decoder was built for {self.levels} feature levels and got {len(features)}"
             raise ConfigError(msg)
         batch, prompts = text.shape[:2]
-        memory = [self._memory(feature, level) for level, feature in enumerate(features)]
-        maps = [_downsample(semantic_map.detach(), feature.shape[-2:]).flatten(2) for feature in features]
+        count = self.query_feat.num_embeddings
+        levels = [LevelFeatures.of(f, e) for f, e in zip(features, self.level_embed.weight, strict=True)]
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        semantic = semantic_map if isinstance(semantic_map, SemanticMap) else SemanticMap(semantic_map)
+        visited = [sizes[index % self.levels] for index in range(len(self.layers))]
+        semantic = semantic.suited(prompts * count, visited, training=torch.is_grad_enabled())
+        maps = semantic.at_levels(sizes)
 
         text, valid = text.flatten(0, 1), text_valid.flatten(0, 1)
         prompt = text.detach()  # as a position it passes no gradient [published code]
         queries = self.query_feat.weight.expand(batch * prompts, -1, -1)
-        count = queries.shape[1]
         valid = torch.cat((valid.new_ones(batch * prompts, count), valid), dim=1)
-        query_position = self.query_embed.weight
         if self.text_prior:
             queries, text = self._exchange(self.prior_inter, queries, text, prompt, valid)
             queries = self.prior_ffn(queries)
 
         for index, layer in enumerate(cast(Iterable[BoltzFormerLayer], self.layers)):
             level = index % self.levels
-            key, value = memory[level]
+            # Outside of the checkpoint: the sets pass no gradient and must not be drawn twice.
             attend = self._attention_set(queries.view(batch, prompts, count, -1), maps[level], index, generator)
-            # All prompts' queries attend to one copy of the image: (B, P·m, d) against (B, N, d).
-            folded = queries.reshape(batch, prompts * count, -1)
-            folded = layer.cross(folded, query_position.repeat(prompts, 1), key, value, attend)
-            queries = folded.reshape(batch * prompts, count, -1)
-            queries, text = self._exchange(layer.inter, queries, text, prompt, valid)
-            queries = layer.ffn(queries)
+            step = partial(self._layer, layer, batch)
+            if self.checkpointing and torch.is_grad_enabled():
+                queries, text = checkpoint(
+                    step, queries, text, prompt, valid, levels[level], attend, use_reentrant=False
+                )
+            else:
+                queries, text = step(queries, text, prompt, valid, levels[level], attend)
 
-        return self.mask_logits(queries.view(batch, prompts, count, -1), semantic_map)
+        mu = self.mask_head(queries.view(batch, prompts, count, -1)).flatten(1, 2)
+        logits = semantic.logits(mu).unflatten(1, (prompts, count))
+        return logits if self.mask_bias is None else logits + self.mask_bias
 
-    def mask_logits(self, queries: Tensor, semantic_map: Tensor) -> Tensor:
-        """μᵀS (Eq. 1 before the sigmoid): queries ``(B, P, m, d)``, S ``(B, d, …)`` → ``(B, P, m, …)``."""
-        mu = self.mask_head(queries)
-        logits = torch.matmul(mu.flatten(1, 2), semantic_map.flatten(2))
-        logits = logits if self.mask_bias is None else logits + self.mask_bias
-        return logits.view(*mu.shape[:3], *semantic_map.shape[2:])
+    def _layer(
+        self,
+        layer: BoltzFormerLayer,
+        batch: int,
+        queries: Tensor,
+        text: Tensor,
+        prompt: Tensor,
+        valid: Tensor,
+        level: LevelFeatures,
+        attend: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Steps 2 and 3 of a layer: queries ``(B·P, m, d)``, text ``(B·P, N_T, d)`` → the same."""
+        prompts = len(queries) // batch
+        # All prompts' queries attend to one copy of the image: (B, P·m, d) against N patches.
+        folded = queries.reshape(batch, -1, queries.shape[-1])
+        folded = layer.cross(folded, self.query_embed.weight.repeat(prompts, 1), level, attend)
+        queries, text = self._exchange(layer.inter, folded.view_as(queries), text, prompt, valid)
+        return layer.ffn(queries), text
 
-    def _memory(self, feature: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``(B, N, d)`` of one level: the level embedding is in both, the position in the keys only."""
-        dim, height, width = feature.shape[1:]
-        value = feature.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
-        position = sine_position_encoding(height, width, dim, device=feature.device).flatten(1).T
-        return value + position.to(value.dtype), value
-
-    def _attention_set(self, queries: Tensor, level_map: Tensor, layer: int, generator: Randomness) -> Tensor:
-        """Boltzmann step: queries ``(B, P, m, d)``, S at the level ``(B, d, N)`` → set ``(B, [h,] P·m, N)``."""
+    def _attention_set(self, queries: Tensor, level_map: LevelMap, layer: int, generator: Randomness) -> Tensor:
+        """Boltzmann step: queries ``(B, P, m, d)`` at the layer's level → set ``(B, [h,] P·m, N)``."""
         with torch.no_grad():
-            logits = self.mask_logits(queries, level_map)
+            logits = level_map.logits(self.mask_head(queries).flatten(1, 2)).unflatten(1, queries.shape[1:3])
+            if self.mask_bias is not None:
+                logits = logits + self.mask_bias
             if self.policy.per_head:
                 logits = logits[:, :, None].expand(-1, -1, self.heads, -1, -1)
             attend = self.policy(logits, layer, generator)
@@ -182,19 +204,3 @@ class BoltzFormerDecoder(nn.Module):
         position = torch.cat((self.query_embed.weight.expand(len(queries), -1, -1).to(text.dtype), prompt), dim=1)
         mixed = block(torch.cat((queries.to(text.dtype), text), dim=1), position, valid)
         return mixed[:, :count], mixed[:, count:]
-
-
-def _downsample(semantic_map: Tensor, size: Sequence[int]) -> Tensor:
-    """S ``(B, d, h, w)`` at a level's grid, bilinear (align_corners=False).
-
-    Down-sampling S once commutes with the dot product, so it equals interpolating the m logit maps of every prompt
-    and layer. For an even integer ratio it is the mean of the central 2×2 pixels of each cell, which slicing does
-    far faster than ``interpolate``.
-    """
-    height, width = semantic_map.shape[-2:]
-    ratio = height // size[0]
-    if (height, width) != (ratio * size[0], ratio * size[1]) or ratio % 2:
-        return F.interpolate(semantic_map, size=tuple(size), mode="bilinear", align_corners=False)
-    first = ratio // 2 - 1
-    corners = [semantic_map[..., first + i :: ratio, first + j :: ratio] for i in (0, 1) for j in (0, 1)]
-    return (corners[0] + corners[1] + corners[2] + corners[3]) / 4

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.attention import MultiHeadAttention
 from boltzformer_monai.networks.position import sine_position_encoding
+from boltzformer_monai.networks.semantic_map import SemanticMap
 
 Norm = Literal["group", "batch"]
 
@@ -111,7 +112,7 @@ class PixelDecoder(nn.Module):
         self.smooth = nn.ModuleList(ConvNorm(dim, dim, kernel=3, norm=norm, relu=True) for _ in range(len(in_channels)))
         self.semantic_map = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], SemanticMap]:
         """Decode.
 
         Args:
@@ -119,7 +120,7 @@ class PixelDecoder(nn.Module):
 
         Returns:
             Visual features ``(B, d, H/s, W/s)`` coarse to fine without the finest, and the semantic map
-            ``(B, d, H/4, W/4)``.
+            ``(B, d, H/4, W/4)``, not built yet.
         """
         y = self.smooth[0](self.encode(self.input_proj(features[-1])))
         levels = [y]
@@ -127,7 +128,7 @@ class PixelDecoder(nn.Module):
             inner = lateral(feature)
             y = smooth(inner + F.interpolate(y, size=inner.shape[-2:], mode="nearest"))
             levels.append(y)
-        return levels[:-1], self.semantic_map(levels[-1])
+        return levels[:-1], SemanticMap(levels[-1], self.semantic_map.weight, self.semantic_map.bias)
 
     def encode(self, x: Tensor) -> Tensor:
         """The transformer encoder over the coarsest map, ``(B, d, h, w)`` → ``(B, d, h, w)``."""

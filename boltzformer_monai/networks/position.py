@@ -17,6 +17,14 @@ def sine_position_encoding(height: int, width: int, dim: int, *, device: torch.d
         dim: channels, a multiple of 4.
         device: where to build it.
     """
+    rows, columns = sine_row_and_column(height, width, dim, device=device)
+    return torch.cat((rows[:, :, None].expand(-1, -1, width), columns[:, None, :].expand(-1, height, -1)))
+
+
+def sine_row_and_column(
+    height: int, width: int, dim: int, *, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The two parts of the encoding: ``(dim/2, height)`` of the rows and ``(dim/2, width)`` of the columns."""
     half = dim // 2
     exponent = torch.arange(half, device=device, dtype=torch.float32) // 2 * 2 / half
     frequency = 10000.0**exponent
@@ -26,6 +34,4 @@ def sine_position_encoding(height: int, width: int, dim: int, *, device: torch.d
         phase = angle[:, None] / frequency
         return torch.stack((phase[:, 0::2].sin(), phase[:, 1::2].cos()), dim=2).flatten(1)
 
-    rows = encode(height).T[:, :, None].expand(-1, -1, width)
-    columns = encode(width).T[:, None, :].expand(-1, height, -1)
-    return torch.cat((rows, columns))
+    return encode(height).T, encode(width).T

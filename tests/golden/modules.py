@@ -74,7 +74,7 @@ def check_pixel_decoder(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str,
         ).eval()
         decoder.load_state_dict(weights)
         levels, semantic_map = decoder(features)
-        rows = [("mask_features", worst(semantic_map, arrays["out/mask_features"]))]
+        rows = [("mask_features", worst(semantic_map.build().fine, arrays["out/mask_features"]))]
         rows += [(f"ms{i}", worst(level, arrays[f"out/ms{i}"])) for i, level in enumerate(levels)]
         encoded = decoder.encode(decoder.input_proj(features[-1]))
         rows.append(("transformer_encoder_features", worst(encoded, arrays["out/transformer_encoder_features"])))

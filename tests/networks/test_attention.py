@@ -7,12 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.attention import (
-    CrossAttentionBlock,
-    FeedForwardBlock,
-    MultiHeadAttention,
-    SelfAttentionBlock,
-)
+from boltzformer_monai.networks.attention import FeedForwardBlock, MultiHeadAttention, SelfAttentionBlock
 from tests.networks.cases import randomise
 
 B, Q, N, D = 3, 5, 11, 12
@@ -70,12 +65,7 @@ def test_what_is_not_attended_has_no_influence():
 
 
 def test_blocks_are_post_norm_residuals():
-    x, position, text_position = (torch.randn(2, n, D) for n in (Q, Q, N))
-    memory = torch.randn(2, N, D)
-    cross = randomise(CrossAttentionBlock(dim=D, heads=2))
-    attend = attend_set(2, Q, N)
-    mixed = cross.multihead_attn(x + position, memory + text_position, memory, attend)
-    torch.testing.assert_close(cross(x, position, memory + text_position, memory, attend), cross.norm(x + mixed))
+    x, position = (torch.randn(2, Q, D) for _ in range(2))
     inter = randomise(SelfAttentionBlock(dim=D, heads=2))
     valid = attend_set(2, Q)
     located = x + position

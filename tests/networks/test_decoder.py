@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.decoder import BoltzFormerDecoder, _downsample
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, FullAttention, ThresholdMask
 from tests.networks.cases import randomise
 
@@ -150,25 +150,6 @@ def test_the_policy_is_shown_the_mask_logits_at_the_level():
     full = torch.einsum("md,bdhw->bmhw", mu, semantic_map) + decoder.mask_bias
     at_level = F.interpolate(full, size=(2, 3), mode="bilinear", align_corners=False).flatten(2)
     torch.testing.assert_close(shown[0], at_level[:, None].expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("full", "size"),
-    [
-        ((16, 24), (8, 12)),
-        ((16, 24), (4, 6)),
-        ((16, 24), (2, 3)),
-        ((18, 30), (6, 10)),
-        ((16, 24), (16, 24)),
-        ((17, 23), (5, 6)),
-        ((16, 24), (8, 6)),
-        ((8, 8), (16, 16)),
-    ],
-)
-def test_downsampling_equals_interpolation(full: tuple[int, int], size: tuple[int, int]):
-    semantic_map = torch.randn(2, 3, *full, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(semantic_map, size=size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(_downsample(semantic_map, size), expected)
 
 
 def test_impossible_settings_are_refused():

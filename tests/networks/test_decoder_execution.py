@@ -1,0 +1,141 @@
+"""Ways of running the decoder: compiled, checkpointed, in half precision, on any device without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.pigma import PiGMA
+from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, ThresholdMask
+from boltzformer_monai.networks.semantic_map import SemanticMap
+from tests.networks.cases import randomise
+
+D = 16
+
+
+class Tail(nn.Module):
+    """Semantic map, decoder and PiGMA, from tensors to a tensor."""
+
+    def __init__(self, *, queries: int = 3, exact: bool = False) -> None:
+        super().__init__()
+        policy = BoltzmannSampling(1.0, 0.25, exact=exact)
+        self.conv = nn.Conv2d(D, D, 3, padding=1)
+        self.decoder = BoltzFormerDecoder(dim=D, policy=policy, queries=queries, heads=2, hidden=20, layers=4)
+        self.pigma = PiGMA(queries=queries, channels=2)
+
+    def forward(self, levels: tuple[Tensor, ...], fine: Tensor, text: Tensor, image: Tensor, seed: int = 0) -> Tensor:
+        valid = torch.ones(text.shape[:3], dtype=torch.bool, device=text.device)
+        semantic = SemanticMap(fine, self.conv.weight, self.conv.bias)
+        masks = self.decoder(levels, semantic, text, valid, generator=CounterNoise(seed))
+        return self.pigma(masks, image)
+
+
+def make_tail(**settings: Any) -> Tail:
+    torch.manual_seed(0)
+    return randomise(Tail(**settings))
+
+
+def make_inputs(
+    device: str = "cpu", *, batch: int = 2, prompts: int = 2
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    levels = tuple(draw(batch, D, 2 * s, 3 * s) for s in (1, 2, 4))
+    return levels, draw(batch, D, 16, 24), draw(batch, prompts, 4, D), draw(batch, 3, 64, 96)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("queries", [3, 40])  # folded and absorbed, built and projected
+def test_compiles_into_one_graph(training: bool, queries: int):
+    tail, inputs = make_tail(queries=queries), make_inputs()
+    compiled = torch.compile(tail, fullgraph=True, backend="eager")
+    if not training:
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*inputs), tail(*inputs), rtol=1e-4, atol=1e-4)
+        return
+    weights = torch.randn(2, 2, 32, 48, generator=torch.Generator().manual_seed(2))
+    wanted = torch.autograd.grad((tail(*inputs) * weights).sum(), list(tail.parameters()))
+    found = torch.autograd.grad((compiled(*inputs) * weights).sum(), list(tail.parameters()))
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("queries", [3, 40])
+def test_nothing_waits_for_a_value_on_the_device(exact: bool, queries: int):
+    """Tensors on "meta" have shapes and no values: reading one, or a shape that depends on one, is an error there."""
+    tail = make_tail(exact=exact, queries=queries).to("meta")
+    assert tail(*make_inputs("meta")).shape == (2, 2, 32, 48)
+    tail.decoder.policy = ThresholdMask()
+    assert tail(*make_inputs("meta")).shape == (2, 2, 32, 48)
+
+
+def saved_bytes(run: Callable[[], Tensor], parameters: list[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    result.sum().backward()
+    return sum(kept.values())
+
+
+def test_checkpointing_changes_the_memory_and_nothing_else():
+    tail, inputs = make_tail(), make_inputs()
+    parameters = list(tail.parameters())
+    outputs, gradients, kept = [], [], []
+    for checkpointing in (False, True):
+        tail.decoder.checkpointing = checkpointing
+        tail.zero_grad()
+        kept.append(saved_bytes(lambda: outputs.append(tail(*inputs)) or outputs[-1], parameters))
+        gradients.append([parameter.grad.clone() for parameter in parameters])
+    assert torch.equal(outputs[0], outputs[1])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_every_parameter_takes_part_so_that_ddp_need_not_search():
+    tail = make_tail()
+    tail(*make_inputs()).sum().backward()
+    assert [name for name, parameter in tail.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("queries", [3, 40])
+def test_bfloat16_stays_close(queries: int):
+    tail, inputs = make_tail(queries=queries), make_inputs()
+    with torch.no_grad():
+        exact = tail(*inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = tail(*inputs)
+    assert torch.isfinite(rough).all()
+    # A set may lose or gain a patch by rounding, so only most of the mask must agree.
+    agree = ((rough > rough.float().median()) == (exact > exact.median())).float().mean()
+    assert agree > 0.9
+
+
+def test_channels_last_features_give_the_same_masks():
+    tail, (levels, fine, text, image) = make_tail(), make_inputs()
+    with torch.no_grad():
+        plain = tail(levels, fine, text, image)
+        last = torch.channels_last
+        turned = tail(
+            tuple(level.contiguous(memory_format=last) for level in levels),
+            fine.contiguous(memory_format=last), text, image.contiguous(memory_format=last),
+        )  # fmt: skip
+    torch.testing.assert_close(turned, plain, rtol=1e-4, atol=1e-4)
