@@ -34,7 +34,6 @@ class JobSettings:
         tilt: what to do with a gantry tilt, ``"refuse"`` or ``"resample"``.
         composites: add targets that the vocabulary knows as the sum of annotated ones (kidney = left + right).
         allow_missing: a named label value that does not occur is a target that is absent; else it is a mistake.
-        split: pins all patients to a split; None leaves it to the case.
     """
 
     root: Path
@@ -44,16 +43,23 @@ class JobSettings:
     tilt: str = "refuse"
     composites: bool = False
     allow_missing: bool = True
-    split: str | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A case with the id that it has in the data set and the digest of all that decides what becomes of it."""
+    """A case with the id that it has in the data set and the digest of all that decides what becomes of it.
+
+    Attributes:
+        case: the scan.
+        volume_id: its id in the data set.
+        source: the digest.
+        split: pins its patient to a split; None: drawn.
+    """
 
     case: Case
     volume_id: str
     source: str
+    split: str | None = None
 
 
 @dataclass(frozen=True)

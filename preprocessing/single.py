@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 from pathlib import Path
 
 from boltzformer_monai.data.label_map import LabelMap, read_label_names
@@ -15,9 +14,6 @@ from preprocessing.cases import Case, LabelFile
 __all__ = ["single_case"]
 
 logger = logging.getLogger("slice_volumes")
-
-# Names that many patients' files share; then the folder tells them apart.
-_GENERIC_STEMS = {"image", "img", "scan", "volume", "data", "ct", "mr", "mri", "t1", "t2"}
 
 
 def single_case(options: argparse.Namespace) -> Case:
@@ -58,9 +54,10 @@ def _identity(options: argparse.Namespace) -> tuple[str, str]:
         if options.patient is None and not patient:
             logger.warning("%s has no PatientID: counted as a patient of its own; see --patient", options.image)
         return series, patient or series
-    stem = re.sub(r"(?i)\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|hdr|img|img\.gz)$", "", path.name)
-    generic = stem.lower() in _GENERIC_STEMS
-    return (path.parent.name if generic else f"{path.parent.name}/{stem}"), path.parent.name if generic else stem
+    if options.patient is None:
+        logger.warning("%s names no patient: counted as a patient of its own; see --patient", options.image)
+    # The whole path: files in other folders, called by the same names, are other scans and maybe other patients.
+    return str(path), str(path)
 
 
 def _is_dicom(path: Path) -> bool:

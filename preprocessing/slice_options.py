@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
 from preprocessing.recipes import RECIPES, load_recipe
 from preprocessing.single import single_case
+from preprocessing.slice_report import check_mapping
 from preprocessing.slicing import JobSettings
 
 __all__ = ["job_settings", "listed_cases", "parse_options", "volume_id_of"]
@@ -86,6 +88,9 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     about.add_argument("--key", default="", help="the key itself; other users of the machine can see it")
     about.add_argument("--keep-names", action="store_true", help="name volumes by their files, not by a hash")
     about.add_argument("--mapping", type=Path, metavar="FILE", help="write a private table: pseudonyms and paths")
+    about.add_argument(
+        "--remove", nargs="+", metavar="ID", help="remove these volumes or patients (pseudonyms) from it"
+    )
     about.add_argument("--redo", action="store_true", help="slice again what is there already")
     options = parser.parse_args(argv)
     _check(options)
@@ -114,7 +119,6 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
         tilt="resample" if options.resample_tilt else "refuse",
         composites=options.composites,
         allow_missing=bool(options.recipe or options.allow_missing),
-        split=options.split,
     )
 
 
@@ -141,13 +145,22 @@ def volume_id_of(case: Case, options: argparse.Namespace) -> str:
     """Return the id of a case in the data set: the published one, one that was asked for, or a hash."""
     if case.public or options.volume_id:
         return case.volume_id
-    if options.keep_names:
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", case.volume_id).strip(".-_") or "volume"
-    return f"scan-{pseudonym(case.volume_id, key=options.key)}"
+    hashed = pseudonym(case.volume_id, key=options.key)
+    return f"{_readable(case)}-{hashed[:6]}" if options.keep_names else f"scan-{hashed}"
+
+
+def _readable(case: Case) -> str:
+    """The last parts of a scan's path in letters that a file name may have; the hash behind it keeps it unique."""
+    path = Path(case.volume_id)
+    name = re.sub(r"(?i)(\.(nii|nrrd|nhdr|mha|mhd|hdr|img))?(\.gz)?$", "", path.name)
+    plain = unicodedata.normalize("NFKD", "-".join((path.parent.name, name))).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-_")[-80:].strip(".-_") or "scan"
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.recipe:
+    if options.remove:
+        _refuse(options, ("recipe", "image", "input"), "slices scans and does not go with --remove")
+    elif options.recipe:
         _refuse(options, _ONLY_SINGLE, "describes one volume and does not go with --recipe")
         if options.input is None:
             raise ConfigError("--recipe needs --input, the folder of the data set")
@@ -173,6 +186,10 @@ def _check(options: argparse.Namespace) -> None:
         place = root if source is None else source.resolve()
         if source is not None and (place == root or place in root.parents or root in place.parents):
             raise ConfigError(f"{options.output}: the output must lie apart from the scans in {source}; choose another")
+    if options.mapping is not None:
+        check_mapping(options.mapping)
+    if options.keep_names:
+        logger.warning("--keep-names puts the names of files into the data set: they must identify nobody")
     if options.mapping is not None and root in (options.mapping.resolve(), *options.mapping.resolve().parents):
         raise ConfigError(
             f"{options.mapping}: identifies patients and must not lie in the data set; write it elsewhere"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from boltzformer_monai.data.datalist import pseudonym
 from boltzformer_monai.data.slice_format import REPORT_FILE
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import reported
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.atomic import atomic_path
 from preprocessing.jobs import Job, JobSettings, Outcome
 
-__all__ = ["write_mapping", "write_report"]
+__all__ = ["check_mapping", "write_mapping", "write_report"]
+
+_MAPPING = ("volume", "patient", "identity", "image", "status", "message")
 
 
 def write_report(
@@ -70,33 +75,57 @@ def write_mapping(
 ) -> None:
     """Write the table that leads from pseudonyms back to scans. It identifies patients: keep it in the house.
 
-    The status of a scan is done, refused, or not reached (by a run that was stopped).
+    Rows of other scans that the file has already stay. The status of a scan is done, refused, or not reached (by a run
+    that was stopped).
 
     Raises:
         StorageError: it cannot be written.
     """
+    rows = check_mapping(path)
     refused = {outcome.volume_id: outcome.message for outcome in outcomes if outcome.record is None}
     with (
         reported(path.parent),
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        table = csv.writer(file)
-        table.writerow(("volume", "patient", "identity", "image", "status", "message"))
-        for job in sorted(jobs, key=lambda job: job.volume_id):
+        os.chmod(temporary, stat.S_IRUSR | stat.S_IWUSR)
+        for job in jobs:
             case, message = job.case, refused.get(job.volume_id, "")
             current = job.volume_id in records and records[job.volume_id].source == job.source
             status = "refused" if message else "done" if current else "not reached"
             owner = pseudonym(case.patient, key=key)
-            table.writerow((job.volume_id, owner, case.patient, str(case.image), status, message))
+            rows[job.volume_id] = (job.volume_id, owner, case.patient, str(case.image), status, message)
+        table = csv.writer(file)
+        table.writerow(_MAPPING)
+        table.writerows(rows[volume_id] for volume_id in sorted(rows))
+
+
+def check_mapping(path: Path) -> dict[str, Sequence[str]]:
+    """Return the rows of a private table by volume, none where there is no file yet.
+
+    Raises:
+        ConfigError: the file is something else, which must not be lost.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = list(csv.reader(file)) or [[]]
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        msg = f"{path}: cannot be read ({error}); name a new file, or a table that --mapping wrote"
+        raise ConfigError(msg) from None
+    if tuple(head) != _MAPPING or any(len(row) != len(_MAPPING) for row in rows):
+        msg = f"{path}: exists and is not a table that --mapping wrote; name another file"
+        raise ConfigError(msg)
+    return {row[0]: row for row in rows}
 
 
 def _done(record: VolumeRecord, split: str) -> dict[str, Any]:
     areas = record.areas or {}
     return {
         "status": "done",
-        "slices": record.entry["slices"],
+        "slices": len(record.taken()),
         "rows": sum(1 for _ in record.rows(split)),
-        "targets": {target: sum(area > 0 for area in counts) for target, counts in areas.items()},
+        "targets": {target: sum(counts[i] > 0 for i in record.taken()) for target, counts in areas.items()},
         "notes": list(record.notes),
     }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ if __package__ in (None, ""):  # started as a file: the repository, from which t
 
 from tqdm import tqdm
 
+from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_writer import SliceWriter
-from boltzformer_monai.errors import BoltzFormerError, DatasetError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
 from preprocessing.cases import Case
 from preprocessing.command_line import run_command
 from preprocessing.jobs import Job, JobSettings, Outcome, source_digest
@@ -55,13 +56,18 @@ class _Run:
         writer = SliceWriter(
             options.output, name=options.name, key=options.key, val_fraction=options.val_fraction, seed=options.seed
         )
+        if options.remove:
+            return self._remove(writer)
         job_settings(options, seed=writer.seed)  # refuses bad settings before anything is read
         cases = listed_cases(options)
+        unlabelled = sum(case.annotation is None for case in cases)
+        if 0 < unlabelled < len(cases):
+            print(f"warning: {unlabelled} of {len(cases)} scans have no annotation: no targets", file=sys.stderr)
         if not options.key and not all(case.public for case in cases):
             print("warning: pseudonyms made without --key-file can be guessed by trial", file=sys.stderr)
         with writer:
             settings = replace(job_settings(options, seed=writer.seed), run=writer.run)
-            jobs = _jobs(cases, options, settings)
+            jobs = _jobs(cases, options, settings, writer.records)
             try:
                 self._slice(jobs, writer, settings)
             finally:
@@ -72,8 +78,8 @@ class _Run:
         return self._summary(writer)
 
     def _slice(self, jobs: list[Job], writer: SliceWriter, settings: JobSettings) -> None:
-        done = {volume_id: record.source for volume_id, record in writer.records.items()}
-        todo = [job for job in jobs if self.options.redo or done.get(job.volume_id) != job.source]
+        done = {volume_id: (record.source, record.split) for volume_id, record in writer.records.items()}
+        todo = [job for job in jobs if self.options.redo or done.get(job.volume_id) != (job.source, job.split)]
         replaced = writer.hide(job.volume_id for job in todo)
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="slicing", unit="volume", smoothing=0.1) as bar:
             for outcome in self._outcomes(todo, settings):
@@ -86,8 +92,11 @@ class _Run:
                     self._refuse(outcome, writer, bar)
                 bar.set_postfix(refused=sum(each.record is None for each in self.outcomes), refresh=False)
                 bar.update()
-        if replaced and not self.options.recipe:
-            print(f"warning: volume {min(replaced)} was in the data set already and is replaced", file=sys.stderr)
+        if replaced:
+            which = f"volume {min(replaced)} was" if len(replaced) == 1 else f"{len(replaced)} volumes were"
+            print(
+                f"warning: {which} in the data set already, of other files or settings, and replaced", file=sys.stderr
+            )
 
     def _refuse(self, outcome: Outcome, writer: SliceWriter, bar: tqdm[Any]) -> None:
         writer.drop(outcome.volume_id)
@@ -109,7 +118,7 @@ class _Run:
         refused = sum(outcome.record is None for outcome in self.outcomes)
         records = writer.records.values()
         targets = {target for record in records for target in record.entry["targets"]}
-        slices = sum(int(record.entry["slices"]) for record in records)
+        slices = sum(len(record.taken()) for record in records)
         splits = writer.splits()
         rows = sum(1 for record in records for _ in record.rows(splits[record.entry["patient"]]))
         count = len(writer.records)
@@ -120,14 +129,40 @@ class _Run:
         )
         return 3 if refused else 0
 
-    def kept(self) -> str:
+    def _remove(self, writer: SliceWriter) -> int:
+        with writer:
+            wanted = {
+                record.volume: name
+                for record in writer.records.values()
+                for name in (record.volume, record.entry["patient"])
+                if name in self.options.remove
+            }
+            unknown = sorted(set(self.options.remove) - set(wanted.values()))
+            if unknown:
+                raise ConfigError(
+                    f"{self.options.output}: has no volume or patient {', '.join(unknown)}; none is removed"
+                )
+            writer.hide(wanted)
+            for volume_id in wanted:
+                writer.drop(volume_id)
+        return self._summary(writer)
+
+    @staticmethod
+    def kept() -> str:
         """Say what an interrupted run leaves."""
-        done = sum(outcome.record is not None for outcome in self.outcomes)
-        return f"the {done} volumes finished so far are kept; the same command goes on with the rest"
+        return "what was finished so far is kept; the same command goes on with the rest"
 
 
-def _jobs(cases: list[Case], options: argparse.Namespace, settings: JobSettings) -> list[Job]:
-    jobs = [Job(case, volume_id_of(case, options), source_digest(case, settings)) for case in cases]
+def _jobs(
+    cases: list[Case], options: argparse.Namespace, settings: JobSettings, records: Mapping[str, VolumeRecord]
+) -> list[Job]:
+    jobs = []
+    for case in cases:
+        volume_id = volume_id_of(case, options)
+        before = records.get(volume_id)
+        # A pin stays until another one is asked for: who was held out once must not slip into training.
+        split = options.split or case.split or (None if before is None else before.split)
+        jobs.append(Job(case, volume_id, source_digest(case, settings), split))
     seen: dict[str, Job] = {}
     for job in jobs:
         other = seen.setdefault(job.volume_id, job)

@@ -89,7 +89,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
         site=case.site,
         settings=slices if case.window is None else replace(slices, window=case.window),
         key=settings.key,
-        split=settings.split or case.split,
+        split=job.split,
         notes=notes,
         source=job.source,
         run=settings.run,

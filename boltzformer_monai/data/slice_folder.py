@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from boltzformer_monai.data.planes import PLANE_AXES
@@ -23,24 +23,33 @@ def is_vacant(root: Path) -> bool:
     return root.is_dir() and all(path.name.startswith(".") for path in root.iterdir())
 
 
-def sweep(root: Path, claimed: set[str]) -> None:
+def sweep(root: Path, claimed: Mapping[str, set[str]]) -> list[str]:
     """Remove what a killed writer left: staged files, half-written tables, and slices that no record claims.
 
     Nothing is removed whose name is not one that this package gives.
 
     Args:
         root: folder of the data set.
-        claimed: pictures that records name, as paths below it.
+        claimed: volume id → the pictures that its record names, as paths below the folder.
+
+    Returns:
+        The volumes that lack pictures.
     """
     shutil.rmtree(root / STAGING_FOLDER, ignore_errors=True)
+    named = set[str]().union(*claimed.values())
+    present = set()
     for folder in ("images", "labels"):
         for path in (root / folder).glob("*.png"):
-            if _SLICE_NAME.fullmatch(path.name) and f"{folder}/{path.name}" not in claimed:
+            name = f"{folder}/{path.name}"
+            if name in named:
+                present.add(name)
+            elif _SLICE_NAME.fullmatch(path.name):
                 path.unlink()
     tables = (DATASET_FILE, MANIFEST_FILE, REPORT_FILE)
     for path in (*root.glob(".*-*"), *(root / RECORDS_FOLDER).glob(".*-*.json")):
         if path.parent.name == RECORDS_FOLDER or path.name.endswith(tables):  # made by atomic_path
             path.unlink()
+    return [volume_id for volume_id, names in claimed.items() if not names <= present]
 
 
 def remove_empty(root: Path, made: Iterable[Path]) -> None:

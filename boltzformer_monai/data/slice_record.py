@@ -51,10 +51,14 @@ class VolumeRecord:
     notes: Sequence[str] = ()
     source: str = ""
 
+    def taken(self) -> range:
+        """Indices of the slices that get rows: every n-th one."""
+        return range(0, int(self.entry["slices"]), int(self.entry["every"]))
+
     def stored(self) -> list[int]:
         """Indices of the slices that are on disk: every n-th one, and its neighbours."""
-        every, reach, count = (int(self.entry[key]) for key in ("every", "neighbours", "slices"))
-        wanted = {index + step for index in range(0, count, every) for step in range(-reach, reach + 1)}
+        reach, count = int(self.entry["neighbours"]), int(self.entry["slices"])
+        wanted = {index + step for index in self.taken() for step in range(-reach, reach + 1)}
         return sorted(wanted & set(range(count)))
 
     def files(self) -> set[str]:
@@ -75,7 +79,7 @@ class VolumeRecord:
         spacing = "x".join(f"{value:.6g}" for value in entry["spacing"])
         window = json.dumps(entry["window"], separators=(",", ":"))
         owner = (entry["patient"], self.volume)
-        for index in range(0, entry["slices"], entry["every"]):
+        for index in self.taken():
             name = slice_name(self.volume, entry["plane"], index)
             common = (entry["modality"], entry["site"], entry["plane"], str(index), spacing, window)
             if self.areas is None:

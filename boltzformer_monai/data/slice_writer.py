@@ -9,6 +9,7 @@ writer.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -22,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from boltzformer_monai.data.datalist import split_by_patient
+from boltzformer_monai.data.datalist import pseudonym, split_by_patient
 from boltzformer_monai.data.prompts import prompts_for
 from boltzformer_monai.data.slice_files import read_description, write_tables
 from boltzformer_monai.data.slice_folder import LOCK_FILE, is_vacant, remove_empty, sweep
@@ -41,8 +42,11 @@ from boltzformer_monai.io.volume import Volume
 
 __all__ = ["AddedVolume", "SliceWriter"]
 
-_FLUSH_SHARE = 20  # inside a with block the tables are rewritten at most this many times their cost apart,
-_FLUSH_SECONDS = 5.0  # and not more often than this, so that n volumes cost O(n), not O(n^2)
+logger = logging.getLogger(__name__)
+
+_KEY_CHECK = "the key of this data set"
+# Inside a with block the tables are rewritten no more often than this, so that n volumes cost O(n), not O(n^2).
+_FLUSH_SHARE, _FLUSH_SECONDS = 20, 5.0  # times their own cost, and seconds
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,9 @@ class SliceWriter:
         elif self.root.exists() and not is_vacant(self.root):
             msg = f"{self.root}: exists and is not a slice data set; choose another output folder or empty it"
             raise DatasetError(msg)
+        if old.get("volumes") and old.get("key_check") != pseudonym(_KEY_CHECK, key=self._key):
+            msg = f"{self.root}: was made with another --key, so a patient would get two pseudonyms; use that key"
+            raise DatasetError(msg)
         name, val_fraction, seed = self._wanted
         settings = {"val_fraction": 0.2, "seed": 0, **old.get("split", {})}
         self.name = name or old.get("name") or self.root.resolve().name
@@ -127,11 +134,14 @@ class SliceWriter:
         try:
             self._read_settings()  # again: another writer may have been here before the lock was ours
             self.records = read_records(self.root)
-            # The first thing in a new folder, by which it is known as ours; after a run that was killed, it names what
-            # that run finished.
-            self.flush()
+            # The tables are the first thing in a new folder, by which it is known as ours; after a run that was killed,
+            # they name what that run finished.
             with reported(self.root):
-                sweep(self.root, {name for record in self.records.values() for name in record.files()})
+                for volume_id in sweep(self.root, {name: each.files() for name, each in self.records.items()}):
+                    logger.warning("%s: volume %s lacks pictures; it must be sliced again", self.root, volume_id)
+                    self.drop(volume_id)
+                    del self.records[volume_id]
+                self.flush()
                 self.run = secrets.token_hex(8)
                 (self.root / RUN_FILE).write_text(self.run, encoding="ascii")
         except BaseException:
@@ -255,6 +265,7 @@ class SliceWriter:
             "version": VERSION,
             "name": self.name,
             "split": {"val_fraction": self.val_fraction, "seed": self.seed},
+            "key_check": pseudonym(_KEY_CHECK, key=self._key),
             "volumes": {record.volume: record.entry for record in ordered},
         }
         rows = (row for record in ordered for row in record.rows(splits[record.entry["patient"]]))

@@ -93,7 +93,7 @@ def test_volumes_add_up_and_what_has_not_changed_is_left_alone(
     other = {**scan, "image": write_image(scan["image"].with_name("case8.nii.gz"), seed=8)}
     assert main(arguments(other, "--keep-names")) == 0
     reader = SliceReader(scan["output"])
-    assert sorted(name.rpartition("-")[2] for name in reader.volumes) == ["case7", "case8"]
+    assert sorted(name.split("-")[-2] for name in reader.volumes) == ["case7", "case8"]
     picture = reader.rows[0].image
     made = picture.stat().st_mtime_ns
     capsys.readouterr()
@@ -102,7 +102,7 @@ def test_volumes_add_up_and_what_has_not_changed_is_left_alone(
     assert picture.stat().st_mtime_ns == made
     write_image(scan["image"], seed=5)  # another scan under the old name
     assert main(arguments(scan, "--keep-names")) == 0
-    assert "was in the data set already and is replaced" in capsys.readouterr().err
+    assert "was in the data set already, of other files or settings, and replaced" in capsys.readouterr().err
     assert picture.stat().st_mtime_ns != made
     made = picture.stat().st_mtime_ns
     assert main(arguments(scan, "--keep-names", "--redo")) == 0
@@ -115,7 +115,7 @@ def test_files_of_one_name_in_many_folders_are_told_apart_by_the_folder(scan: di
         image = write_image(tmp_path / patient / "image.nii.gz")
         assert main(arguments({**scan, "image": image}, "--keep-names")) == 0
     reader = SliceReader(scan["output"])
-    assert set(reader.volumes) == {"anna-1", "bert"}
+    assert sorted(name[:-7] for name in reader.volumes) == ["anna-1-image", "bert-image"]
     assert len({entry["patient"] for entry in reader.volumes.values()}) == 2
 
 
@@ -129,6 +129,71 @@ def test_no_name_and_no_path_is_stored_but_the_private_table_leads_back(scan: di
         assert "DOE" not in name
     assert "19700101_DOE" in private.read_text()
     assert next(iter(SliceReader(scan["output"]).volumes)) in private.read_text()
+
+
+def test_names_in_other_alphabets_stay_apart(scan: dict[str, Path], tmp_path: Path):
+    for name in ("Müller", "Möller", "Миллер", "Меллер"):
+        image = write_image(tmp_path / "p" / f"{name}.nii.gz", seed=len(name))
+        assert main(arguments({**scan, "image": image}, "--keep-names")) == 0
+    names = sorted(name[:-7] for name in SliceReader(scan["output"]).volumes)
+    assert names == ["p", "p", "p-Moller", "p-Muller"]
+
+
+def test_the_private_table_grows_and_replaces_nothing_else(
+    scan: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    private = tmp_path / "private.csv"
+    assert main(arguments(scan, "--mapping", private)) == 0
+    other = {**scan, "image": write_image(tmp_path / "more" / "scan.nii.gz", seed=3)}
+    assert main(arguments(other, "--mapping", private)) == 0
+    assert len(private.read_text().splitlines()) == 3
+    assert private.stat().st_mode & 0o077 == 0
+    for precious in (scan["image"], scan["labels_json"]):
+        before = precious.read_bytes()
+        assert "name" in error_of(capsys, arguments(scan, "--mapping", precious))
+        assert precious.read_bytes() == before
+
+
+def test_a_data_set_has_one_key(scan: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(arguments(scan, "--key", "a")) == 0
+    other = {**scan, "image": write_image(tmp_path / "more" / "scan.nii.gz", seed=3)}
+    for key in ([], ["--key", "b"]):
+        assert "another --key" in error_of(capsys, arguments(other, *key))
+    assert main(arguments(other, "--key", "a")) == 0
+
+
+def test_a_patient_held_out_once_stays_held_out(scan: dict[str, Path]):
+    assert main(arguments(scan, "--split", "test")) == 0
+    assert main(arguments(scan, "--redo")) == 0
+    assert {row.split for row in SliceReader(scan["output"]).rows} == {"test"}
+    assert main(arguments(scan, "--split", "train")) == 0
+    assert {row.split for row in SliceReader(scan["output"]).rows} == {"train"}
+
+
+def test_volumes_and_patients_can_be_removed(scan: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(arguments(scan, "--volume-id", "one", "--patient", "p")) == 0
+    other = {**scan, "image": write_image(tmp_path / "more" / "scan.nii.gz", seed=3)}
+    assert main(arguments(other, "--volume-id", "two", "--patient", "q")) == 0
+    remove = ["--output", str(scan["output"]), "--remove"]
+    assert "has no volume or patient three" in error_of(capsys, [*remove, "one", "three"])
+    assert main([*remove, "one"]) == 0
+    reader = SliceReader(scan["output"])
+    assert set(reader.volumes) == {"two"}
+    assert not [name for name in contents(scan["output"]) if "one" in name]
+    assert main([*remove, reader.volumes["two"]["patient"]]) == 0
+    assert not SliceReader(scan["output"]).rows
+
+
+def test_pictures_that_were_lost_are_made_again_by_the_same_command(
+    scan: dict[str, Path], capsys: pytest.CaptureFixture[str]
+):
+    assert main(arguments(scan)) == 0
+    before = contents(scan["output"])
+    next((scan["output"] / "images").iterdir()).unlink()
+    capsys.readouterr()
+    assert main(arguments(scan)) == 0
+    assert "lacks pictures" in capsys.readouterr().err
+    assert contents(scan["output"]) == before
 
 
 def test_the_private_table_may_not_lie_in_the_data_set(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
