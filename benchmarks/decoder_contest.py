@@ -1,0 +1,232 @@
+"""The contestants of the decoder's benchmarks, ours and the dense baseline, on the same weights and inputs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from benchmarks.dense import DenseTail
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.pigma import PiGMA
+from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, Randomness, RecordingPolicy
+from boltzformer_monai.networks.semantic_map import SemanticMap
+
+Step = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of a contest; the paper's by default."""
+
+    image: int = 1024
+    dim: int = 512
+    heads: int = 8
+    hidden: int = 2048
+    layers: int = 9
+    tokens: int = 8
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Height = width of the visual features, coarse to fine."""
+        return self.image // 32, self.image // 16, self.image // 8
+
+    @property
+    def map(self) -> int:
+        """Height = width of the semantic map."""
+        return self.image // 4
+
+
+SMOKE = {"dim": 32, "heads": 2, "hidden": 48, "layers": 4}
+"""Widths to try a script with."""
+
+
+class Tail(nn.Module):
+    """Ours: the convolution that makes S, decoder and PiGMA, random weights with biases and norms off their start."""
+
+    def __init__(self, sizes: Sizes, *, queries: int, ratio: float = 0.1, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(sizes.dim, sizes.dim, 3, padding=1)
+        self.decoder = BoltzFormerDecoder(
+            dim=sizes.dim,
+            policy=BoltzmannSampling(sample_ratio=ratio),
+            queries=queries,
+            heads=sizes.heads,
+            hidden=sizes.hidden,
+            layers=sizes.layers,
+        )
+        self.aggregation = PiGMA(queries=queries)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.randn(parameter.shape))
+
+    def forward(
+        self,
+        fine: Tensor,
+        features: Sequence[Tensor],
+        text: Tensor,
+        text_valid: Tensor,
+        image: Tensor,
+        *,
+        generator: Randomness = None,
+    ) -> Tensor:
+        """As :meth:`benchmarks.dense.DenseTail.forward`, for any number of prompts."""
+        semantic_map = SemanticMap(fine, self.conv.weight, self.conv.bias)
+        return self.aggregation(self.decoder(features, semantic_map, text, text_valid, generator=generator), image)
+
+    def dense(self) -> DenseTail:
+        """The baseline with these weights."""
+        return DenseTail(self.conv, self.decoder, self.aggregation)
+
+
+class Inputs:
+    """What a tail or a decoder is run on, and what its output is multiplied by before the backward pass."""
+
+    def __init__(
+        self, sizes: Sizes, *, queries: int, batch: int, seed: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        generator = torch.Generator(device).manual_seed(seed)
+        normal = partial(torch.randn, generator=generator, device=device)
+
+        side = sizes.map
+        self.features = [normal(batch, sizes.dim, size, size) for size in sizes.levels]
+        self.fine = normal(batch, sizes.dim, side, side)
+        self.semantic_map = normal(batch, sizes.dim, side, side)
+        self.text = normal(batch, 1, sizes.tokens, sizes.dim)
+        self.valid = torch.ones(batch, 1, sizes.tokens, dtype=torch.bool, device=device)
+        self.image = normal(batch, 3, sizes.image, sizes.image)
+        # With a mean, as the gradient of a loss has: a bias's gradient sums these over all pixels, and of a sum of
+        # random signs float32 keeps no more than four digits, whoever adds it up.
+        self.of_masks = 1 + normal(batch, 1, queries, side, side)
+        self.of_logits = 1 + normal(batch, 1, 2 * side, 2 * side)
+
+    def leaves(self, part: str) -> dict[str, Tensor]:
+        """The inputs that gradients flow to."""
+        features = {f"feature {i}": feature for i, feature in enumerate(self.features)}
+        first = {"y": self.fine} if part == "tail" else {"S": self.semantic_map}
+        return {**first, **features, "text": self.text}
+
+    def track(self, part: str, wanted: bool) -> None:
+        """Let gradients flow to the inputs, or not."""
+        for leaf in self.leaves(part).values():
+            leaf.requires_grad_(wanted)
+            leaf.grad = None
+
+    def run(self, contestant: Tail | DenseTail, part: str, generator: Randomness = None) -> Tensor:
+        """Forward through the whole tail or through its decoder alone, for which S is ready."""
+        noise = CounterNoise() if generator is None else generator
+        if part == "tail":
+            return contestant(self.fine, self.features, self.text, self.valid, self.image, generator=noise)
+        return contestant.decoder(self.features, self.semantic_map, self.text, self.valid, generator=noise)
+
+    def step(self, contestant: Tail | DenseTail, part: str) -> Tensor:
+        """Forward and backward of a weighted sum; gradients arrive in the weights and the inputs."""
+        for leaf in (*contestant.parameters(), *self.leaves(part).values()):
+            leaf.grad = None
+        output = self.run(contestant, part)
+        output.backward((self.of_logits if part == "tail" else self.of_masks).to(output.dtype))
+        return output.detach()
+
+
+class InjectedSets:
+    """A policy that returns given sets, whatever the logits."""
+
+    def __init__(self, sets: Sequence[Tensor], *, per_head: bool) -> None:
+        self.sets = sets
+        self.per_head = per_head
+
+    def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
+        """The layer's set."""
+        return self.sets[layer].view(logits.shape).to(logits.device)
+
+
+def differences(ours: Tail, inputs: Inputs, part: str) -> tuple[float, float]:
+    """Largest absolute difference of the outputs, and largest relative one of any gradient, with the same sets.
+
+    The relative difference of a gradient is its largest difference by its largest entry.
+    """
+    recorder = RecordingPolicy(ours.decoder.policy)
+    ours = copy.deepcopy(ours)
+    ours.decoder.policy = recorder
+    with torch.no_grad():
+        inputs.run(ours, part)
+    ours.decoder.policy = InjectedSets(recorder.sets, per_head=recorder.per_head)
+    wanted, expected = _results(ours.dense(), ours, inputs, part)
+    output, found = _results(ours, ours, inputs, part)
+    if expected.keys() != found.keys():
+        msg = f"only one of the contestants has a gradient for {sorted(expected.keys() ^ found.keys())}"
+        raise RuntimeError(msg)
+    relative = [_largest(expected[name] - found[name]) / max(_largest(expected[name]), 1e-30) for name in expected]
+    return _largest(wanted - output), largest(relative)
+
+
+def _results(
+    contestant: Tail | DenseTail, weights: Tail, inputs: Inputs, part: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and gradients of one step."""
+    inputs.track(part, True)
+    output = inputs.step(contestant, part)
+    leaves = {**inputs.leaves(part), **dict(weights.named_parameters())}
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    inputs.track(part, False)
+    return output, gradients
+
+
+def largest(values: Sequence[float]) -> float:
+    """The maximum; NaN if any is NaN, which the built-in one would pass over."""
+    return float(torch.tensor(values, dtype=torch.float64).max())
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())
+
+
+def saved_for_backward(run: Callable[[], Tensor], excluded: Iterable[Tensor]) -> int:
+    """Bytes of the storages that autograd keeps for the backward pass of ``run``, but for the excluded ones."""
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run()
+    total = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in theirs)
+    del output
+    return total
+
+
+def medians(ways: Mapping[str, Step], *, rounds: int, clock: Callable[[Step], float] | None = None) -> dict[str, float]:
+    """Median seconds of each way: one round to warm up, then in turns, every other round in reverse order."""
+    measure = wall_seconds if clock is None else clock
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        turn = list(ways.items())
+        for name, way in turn if number % 2 else reversed(turn):
+            elapsed = measure(way)
+            if number:
+                seconds[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def wall_seconds(way: Step) -> float:
+    """Seconds of one run."""
+    started = time.perf_counter()
+    way()
+    return time.perf_counter() - started
+
+
+def settings(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """What a record says of the contest besides the command."""
+    return {**dataclasses.asdict(sizes), "levels": sizes.levels, "map": sizes.map, **more}

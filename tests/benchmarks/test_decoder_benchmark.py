@@ -1,0 +1,181 @@
+"""The dense baseline is the same function as ours, and the decoder's benchmarks measure and name what they should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import decoder, decoder_gpu, dense
+from benchmarks.decoder_contest import SMOKE, Inputs, Sizes, Tail, differences, medians, saved_for_backward
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.sampling import BoltzmannSampling, FullAttention, ThresholdMask
+from tests.networks.cases import images, prompts, small_network
+
+SIZES = Sizes(image=64, tokens=5, **SMOKE)
+POLICIES = {
+    "boltzmann": BoltzmannSampling(sample_ratio=0.5),
+    "per head": BoltzmannSampling(sample_ratio=0.5, per_head=True),
+    "threshold": ThresholdMask(),
+    "full": FullAttention(),
+}
+WANTED = (
+    "max_abs_error",
+    "max_rel_grad_error",
+    "decoder_forward_m10_b2",
+    "decoder_step_m10_b2",
+    "decoder_forward_m10_b1",
+    "tail_forward_m10_b1",
+    "tail_step_m10_b1",
+    "tail_forward_m101_b1",
+    "saved_for_backward_m10",
+    "prompts15_vs_full",
+    "prompts15_vs_serial",
+)
+
+
+@pytest.mark.parametrize("part", ["decoder", "tail"])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("queries", [3, 40])
+def test_the_baseline_equals_ours_with_the_same_sets(policy: str, part: str, queries: int):
+    ours = Tail(SIZES, queries=queries)
+    ours.decoder.policy = POLICIES[policy]
+    inputs = Inputs(SIZES, queries=queries, batch=2)
+    inputs.valid[0, 0, 3:] = False  # padding of the text
+    output, gradient = differences(ours, inputs, part)
+    assert output < 1e-4
+    assert gradient < 1e-4
+    assert ours.decoder.policy is POLICIES[policy]
+
+
+def test_the_baseline_equals_ours_without_prior_and_with_a_mask_bias():
+    ours = Tail(SIZES, queries=3)
+    ours.decoder.text_prior = False
+    ours.decoder.mask_bias = torch.nn.Parameter(torch.tensor(-1.5))
+    output, gradient = differences(ours, Inputs(SIZES, queries=3, batch=1), "tail")
+    assert output < 1e-4
+    assert gradient < 1e-4
+
+
+def test_a_difference_would_be_seen(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dense, "sine_position", lambda height, width, dim: torch.zeros(height * width, dim))
+    output, gradient = differences(Tail(SIZES, queries=3), Inputs(SIZES, queries=3, batch=1), "decoder")
+    assert output > 1e-3
+    assert gradient > 1e-3
+
+
+@pytest.mark.parametrize("correction", [True, False])
+def test_the_dense_network_gives_the_masks_of_ours_prompt_by_prompt(correction: bool):
+    network = small_network(policy="full", pigma_correction=correction)
+    image, tokens = images(2), prompts(3, 5, 2, batch=2)
+    with torch.no_grad():
+        expected = network(image, tokens)
+        found = dense.dense_network(network)(image, tokens)
+    assert found.shape == expected.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_both_draw_the_same_sets_from_the_same_numbers():
+    shown: list[Tensor] = []
+
+    class Watching(BoltzmannSampling):
+        def __call__(self, *arguments: object, **settings: object) -> Tensor:
+            shown.append(super().__call__(*arguments, **settings))
+            return shown[-1]
+
+    ours = Tail(SIZES, queries=3)
+    ours.decoder.policy = Watching(sample_ratio=0.5)
+    inputs = Inputs(SIZES, queries=3, batch=2)
+    with torch.no_grad():
+        for contestant in (ours, ours.dense()):
+            inputs.run(contestant, "decoder")
+    layers = SMOKE["layers"]
+    assert len(shown) == 2 * layers  # none drawn that nobody uses
+    assert torch.equal(shown[0], shown[layers])
+    assert 0 < shown[0].float().mean() < 1
+
+
+def test_the_baseline_refuses_several_prompts():
+    inputs = Inputs(SIZES, queries=3, batch=1)
+    baseline = Tail(SIZES, queries=3).dense().decoder
+    with pytest.raises(ConfigError, match="one prompt at a time, got 2"):
+        baseline(
+            inputs.features, inputs.semantic_map, inputs.text.expand(-1, 2, -1, -1), inputs.valid.expand(-1, 2, -1)
+        )
+
+
+def test_saved_for_backward_counts_each_storage_once_and_leaves_out_what_was_given():
+    weight = torch.ones(100, requires_grad=True)
+
+    def run() -> Tensor:
+        y = (weight * 2).exp()  # keeps its result
+        return (y.view(10, 10) * y.view(10, 10).T * weight.view(10, 10)).sum()  # keeps it twice more, a product, weight
+
+    assert saved_for_backward(run, [weight]) == 2 * 400
+    assert saved_for_backward(run, []) == 3 * 400
+
+
+def test_rounds_take_turns_and_the_first_does_not_count():
+    order: list[str] = []
+    seconds = iter([100.0, 100.0, 1.0, 10.0, 20.0, 2.0, 3.0, 30.0])
+    found = medians(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        rounds=3,
+        clock=lambda way: (way(), next(seconds))[1],
+    )
+    assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert found == {"a": 2.0, "b": 20.0}
+
+
+def test_the_benchmark_writes_every_name(tmp_path: Path):
+    file = tmp_path / "decoder.json"
+    arguments = ["--size", "64", "--smoke", "--preset", "tiny", "--rounds", "1", "--threads", "1"]
+    more = ["--only", *WANTED, "flops_tail_step_m10_b1", "--golden", str(tmp_path / "none"), "--json", str(file)]
+    assert decoder.main([*arguments, *more]) == 0
+    record = json.loads(file.read_text())
+    values = {row["name"]: row["value"] for row in record["results"]}
+    assert set(WANTED) <= values.keys()
+    assert all(value > 0 for value in values.values())
+    assert values["max_abs_error"] < 1e-4
+    assert values["max_rel_grad_error"] < 1e-4
+    assert values["flops_tail_step_m10_b1"] > 1
+    case = "tail_step_m10_b1"
+    assert values[case] == pytest.approx(values[f"seconds_{case}_dense"] / values[f"seconds_{case}_ours"])
+    assert "decoder_step_m101_b2" not in values
+    assert record["settings"]["image"] == 64
+    assert record["settings"]["golden"] is False
+
+
+def test_an_unknown_result_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        decoder.main(["--only", "decoder_forward"])
+    assert "unknown result 'decoder_forward'; known: max_abs_error" in capsys.readouterr().err
+
+
+def test_a_folder_without_recordings_is_refused(tmp_path: Path):
+    with pytest.raises(SystemExit, match="no recordings"):
+        decoder.golden_error(tmp_path)
+
+
+def test_the_gpu_benchmark_runs_small_on_the_cpu(tmp_path: Path):
+    file = tmp_path / "gpu.json"
+    assert decoder_gpu.main(["--device", "cpu", "--size", "64", "--smoke", "--json", str(file)]) == 0
+    values = {row["name"]: row["value"] for row in json.loads(file.read_text())["results"]}
+    for name in ("decoder_forward_m3_b2", "tail_step_m3_b2", "training_step_b2"):
+        assert values[name] > 0
+    assert values["host_syncs_decoder_m3_ours"] is None  # only a GPU can tell
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_the_gpu_benchmark_says_in_one_line_that_it_needs_one_and_does_without_monai():
+    program = (
+        "import sys; sys.modules['monai'] = None; from benchmarks import decoder_gpu; sys.exit(decoder_gpu.main([]))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1), run.stderr
+    assert "no CUDA device" in run.stderr
