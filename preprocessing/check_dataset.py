@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 if __package__ in (None, ""):  # started as a file: the repository is not on the path
@@ -23,11 +25,11 @@ if __package__ in (None, ""):  # started as a file: the repository is not on the
 
 from tqdm import tqdm
 
-from boltzformer_monai.data.check.fingerprint import Checked, check_data_sets
+from boltzformer_monai.data.check.fingerprint import FORMAT, Checked, check_data_sets
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.files import replacing
 from preprocessing.command_line import CommandParser, run_command
-from preprocessing.dataset_page import TABLE9_HEADINGS, count_line, table9_rows, write_page
+from preprocessing.dataset_page import TABLE9_HEADINGS, count_line, is_page, table9_rows, write_page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,12 +52,36 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--page", type=Path, metavar="FILE", help="write them as one HTML page")
     add("--strict", action="store_true", help="warnings count as errors")
     options = parser.parse_args(argv)
-    for path in (options.json, options.page):  # before the pictures are read, which can take long
-        if path is not None and path.is_dir():
-            raise ConfigError(f"{path}: is a folder; name a file")
+    for option, path in (("--json", options.json), ("--page", options.page)):
+        if path is not None:  # before the pictures are read, which can take long
+            _check_target(option, path, options.input)
     if options.json is not None and options.page is not None and options.json.resolve() == options.page.resolve():
         raise ConfigError("--json and --page name the same file; give them different ones")
     return options
+
+
+def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
+    """Refuse to write over anything but an older output of this command, or into a data set.
+
+    Raises:
+        ConfigError: the reason.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file for {option}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: no such folder for {option}; make it first")
+    if any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+        raise ConfigError(f"{path}: lies in a data set that is checked; choose another place for {option}")
+    if os.path.lexists(path) and not (_is_fingerprint(path) if option == "--json" else is_page(path)):
+        raise ConfigError(f"{path}: exists and was not made by {option} of this command; remove it or name another")
+
+
+def _is_fingerprint(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def _check(roots: Sequence[Path]) -> Checked:
@@ -69,15 +95,22 @@ def _check(roots: Sequence[Path]) -> Checked:
 
 
 def _write(checked: Checked, options: argparse.Namespace) -> None:
-    try:
-        if options.json is not None:
-            text = json.dumps(checked.content, indent=1, ensure_ascii=False, allow_nan=False)
-            with replacing(options.json) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
-        if options.page is not None:
+    if options.json is not None:
+        text = json.dumps(checked.content, indent=1, ensure_ascii=False, allow_nan=False)
+        with _writing(options.json), replacing(options.json) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    if options.page is not None:
+        with _writing(options.page):
             write_page(checked, options.page)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Report a failure under the name that the user gave, not that of a temporary file."""
+    try:
+        yield
     except OSError as error:
-        msg = f"{error.filename or options.json or options.page}: cannot be written ({error.strerror or error})"
+        msg = f"{path}: cannot be written ({error.strerror or error})"
         raise ConfigError(msg) from None
 
 

@@ -19,12 +19,15 @@ from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.page import figure, html_page, table
 from preprocessing.charts import CHART_STYLE, balance_chart, grey_histogram, size_chart
 
-__all__ = ["TABLE9_HEADINGS", "table9_rows", "write_page"]
+__all__ = ["TABLE9_HEADINGS", "count_line", "is_page", "table9_rows", "write_page"]
 
 TABLE9_HEADINGS = (
     "data set", "modality", "object type", "area mean (%)", "median (%)", "min (%)", "max (%)",
     "support", "volumes", "patients",
 )  # fmt: skip
+_INTRODUCTION = (
+    '<p class="note">Integrity and fingerprint before training. Research software. Not a medical device.</p>'
+)
 _EXAMPLES = 4  # of the smallest objects, and as many of the largest
 _SHORTEST_CROP = 48  # pixels around a small object
 _MOST_VOLUMES = 500  # rows of the page; the JSON has them all
@@ -60,6 +63,14 @@ def table9_rows(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def is_page(path: Path) -> bool:
+    """Tell whether a file is a page that :func:`write_page` wrote."""
+    try:
+        return _INTRODUCTION in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def write_page(checked: Checked, path: str | os.PathLike[str]) -> Path:
     """Write the page; an existing file is replaced in one step, its folder made if needed. Returns the path.
 
@@ -73,7 +84,7 @@ def write_page(checked: Checked, path: str | os.PathLike[str]) -> Path:
     title = f"Slice data set{'s' * (len(names) > 1)} {', '.join(names)}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        '<p class="note">Integrity and fingerprint before training. Research software. Not a medical device.</p>',
+        _INTRODUCTION,
         _headline(checked),
         *_findings(checked),
         *_objects(content),

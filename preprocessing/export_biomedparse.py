@@ -20,21 +20,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # started as a file: the repository is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-import torch
-from PIL import Image
 from tqdm import tqdm
 
-from boltzformer_monai.data.slices import SPLITS, SliceReader, SliceRow, read_png
+from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
-from boltzformer_monai.transforms.square import SquareFit
 from preprocessing.command_line import CommandParser, run_command
 from preprocessing.recipes.biomedparse_names import MARKER_FILE, MARKER_FORMAT, PictureName, mask_name, safe_name
+
+if TYPE_CHECKING:
+    from boltzformer_monai.data.slices import SliceRow
+
+# torch and what needs it are imported by the functions: it takes seconds, in which Ctrl-C is to end quietly.
 
 __all__ = ["export", "main"]
 
@@ -69,11 +70,13 @@ def export(
         StorageError: the output cannot be written.
         ConfigError: a setting is out of range.
     """
+    from boltzformer_monai.data.slices import SliceReader
+
     parts = {**_SPLIT_AS, **(split_as or {})}
     if size < 1 or set(parts) != set(SPLITS) or not set(parts.values()) <= {*_PARTS, "none"}:
         msg = f"the size must be at least 1 and a split train, test or none; got {size} and {parts}"
         raise ConfigError(msg)
-    _check_output(output)
+    _check_output(output, slices)
     reader = SliceReader(slices)
     rows = [row for row in reader.rows if row.target and row.present and parts[row.split] != "none"]
     if not rows:
@@ -150,6 +153,13 @@ class _Table:
 
 def _write_pictures(folder: Path, part: str, stem: str, rows: Sequence[SliceRow], size: int) -> list[SliceRow]:
     """Write a slice and its masks; return the rows whose target is still there at this size."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from boltzformer_monai.data.slices import read_png
+    from boltzformer_monai.transforms.square import SquareFit
+
     first = rows[0]
     grey = read_png(first.image)
     fit = SquareFit((grey.shape[0], grey.shape[1]), first.spacing[:2], size)
@@ -171,7 +181,11 @@ def _write_pictures(folder: Path, part: str, stem: str, rows: Sequence[SliceRow]
     return kept
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, slices: Path) -> None:
+    target, source = output.resolve(), slices.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        msg = f"{output}: lies in the slice data set, or holds it; choose another output folder"
+        raise DatasetError(msg)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not _is_export(output):
         msg = f"{output}: exists and is not an export of this command; choose another output folder or empty it"
         raise DatasetError(msg)

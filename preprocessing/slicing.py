@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.data.label_map import canonical_labels, check_values
-from boltzformer_monai.data.prompts import composite_targets, find_target
+from boltzformer_monai.data.prompts import composite_targets, find_target, normalise_target
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import RUN_FILE, write_volume
 from boltzformer_monai.data.windows import Window
@@ -26,6 +27,8 @@ from preprocessing.jobs import Job, JobSettings, Outcome
 __all__ = ["slice_case", "worker_problem"]
 
 logger = logging.getLogger(__name__)
+
+_NO_TITLE = re.compile(r"(segment|label|roi|region)?[ _-]*\d*")  # what programs call a segment that nobody named
 
 
 def slice_case(job: Job, settings: JobSettings) -> Outcome:
@@ -111,6 +114,7 @@ def _named(drawn: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapp
     if not drawn.names:
         msg = f"{files}: its label values have no names; say what they mean with --labels-json"
         raise DatasetError(msg)
+    _check_renamed(drawn, files, settings)
     occurs = bool(np.any(drawn.volume.array))
     # A file that carries its own names may list segments that nobody drew.
     allow_missing = settings.allow_missing or drawn.segments is not None
@@ -128,6 +132,26 @@ def _named(drawn: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapp
     if settings.composites:
         targets |= composite_targets(targets)
     return {value: target for target, value in targets.items()}, notes
+
+
+def _check_renamed(drawn: Segmentation, files: str, settings: JobSettings) -> None:
+    """Refuse names for segments that a file lacks, and warn where it calls them something else."""
+    there = drawn.segments or {}
+    for numbers, name in drawn.renamed.items():
+        lacking = [number for number in numbers.split("+") if number not in there]
+        if lacking and not settings.allow_missing:
+            msg = (
+                f'{files}: has no segment {", ".join(lacking)} ("{name}"; segments there: {", ".join(there)}); '
+                "correct labels.json, or keep the target as absent with --allow-missing"
+            )
+            raise DatasetError(msg)
+        target = normalise_target(name)
+        for number in numbers.split("+"):
+            title = normalise_target(drawn.titles.get(number, ""))
+            # A target of several segments has a wider name than each: "kidney" of a left one and a right one.
+            part = "+" in numbers and set(target.split()) <= set(title.split())
+            if title and title != target and not part and not _NO_TITLE.fullmatch(title):
+                logger.warning('%s: segment %s is "%s" in the file, named "%s" here', files, number, title, name)
 
 
 class _Collector(logging.Handler):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from boltzformer_monai.errors import ConfigError, DatasetError
 __all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
 
 _BACKGROUND = "background"
+_KEYS = ("labels", "modality", "site")
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,22 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     """Read a ``labels.json``; keys it does not need are ignored.
 
     Raises:
-        DatasetError: the file is missing or is not of that form.
+        DatasetError: the file is missing, is not of that form, or has a key twice or nearly the one that is meant.
     """
     place = Path(path)
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(place.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
     except FileNotFoundError:
         msg = f"{place}: no such file"
         raise DatasetError(msg) from None
     except (OSError, ValueError, RecursionError) as error:
         msg = f"{place}: cannot be read as JSON ({error})"
         raise DatasetError(msg) from None
+    except DatasetError as error:
+        msg = f"{place}: {error}"
+        raise DatasetError(msg) from None
     content = content if isinstance(content, dict) else {}
+    _check_keys(place, content)
     labels, modality, site = content.get("labels"), content.get("modality", ""), content.get("site", "")
     if not isinstance(labels, dict) or not all(isinstance(text, str) for text in (*labels.values(), modality, site)):
         msg = f'{place}: needs the form {{"modality": "CT", "site": "abdomen", "labels": {{"1": "spleen", …}}}}'
@@ -58,6 +65,7 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     try:
         named = {value: name for value, name in labels.items() if value.strip() != "0" or not _is_background(name)}
         canonical_labels(named)
+        _check_twice(named)
         return LabelMap(named, normalise_modality(modality), normalise_site(site))
     except (ConfigError, DatasetError) as error:
         msg = f"{place}: {error}"
@@ -145,6 +153,55 @@ def _some(items: Sequence[object], *, most: int = 20) -> str:
     """At most the first ``most`` items, so that one line stays one line."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; one with a key twice would keep the last value without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        msg = f'the key "{twice}" occurs twice; keep one of them'
+        raise DatasetError(msg)
+    return content
+
+
+def _check_keys(place: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a key that is nearly one of ours, and labels the wrong way round.
+
+    Raises:
+        DatasetError: the reason.
+    """
+    for key in content.keys() - set(_KEYS):
+        meant = difflib.get_close_matches(key.strip().lower(), _KEYS, n=1, cutoff=0.8)
+        if meant:
+            msg = f'{place}: has the unknown key "{key}"; did you mean "{meant[0]}"?'
+            raise DatasetError(msg)
+    labels = content.get("labels")
+    if not isinstance(labels, dict) or not labels or any(_is_value(name) for name in labels):
+        return
+    if all(_is_value(value) for value in labels.values()):
+        name, value = next(iter(labels.items()))
+        text = "+".join(map(str, value)) if isinstance(value, list) else value
+        msg = f'{place}: its labels are the wrong way round; write value: name, as in {{"{text}": "{name}"}}'
+        raise DatasetError(msg)
+
+
+def _is_value(part: object) -> bool:
+    """Tell whether something is a label value, or several as in nnU-Net."""
+    if isinstance(part, list):
+        return all(isinstance(each, int) for each in part)
+    return isinstance(part, int) or (isinstance(part, str) and part.replace("+", "").strip().isdecimal())
+
+
+def _check_twice(labels: Mapping[str, str]) -> None:
+    """Refuse one value under two names, written in two ways such as ``"1"`` and ``"01"``."""
+    names: dict[tuple[int, ...], str] = {}
+    for text, name in labels.items():
+        other = names.setdefault(parse_label_values(text), name)
+        if other != name:
+            msg = f'label value {text} is named "{other}" and "{name}"; keep one of them'
+            raise DatasetError(msg)
 
 
 def _is_background(name: str) -> bool:

@@ -40,8 +40,11 @@ def read_description(root: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path}: is not the description of a {FORMAT} data set"
         raise DatasetError(msg)
-    if content.get("version") != VERSION:
-        msg = f"{path}: has version {content.get('version')}, this package reads {VERSION}; slice the volumes again"
+    version = content.get("version")
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        advice = "update this package" if newer else "slice the volumes again into a new folder"
+        msg = f"{path}: has version {version}, this package reads {VERSION}; {advice}"
         raise DatasetError(msg)
     volumes = content.get("volumes")
     if (
@@ -49,7 +52,7 @@ def read_description(root: Path) -> dict[str, Any]:
         or not isinstance(volumes, dict)
         or not all(isinstance(part, dict) for part in (*volumes.values(), content.get("split", {})))
     ):
-        msg = f"{path}: lacks its name or its volumes, or they are damaged; slice the volumes again"
+        msg = f"{path}: lacks its name or its volumes, or they are damaged; slice the volumes again into a new folder"
         raise DatasetError(msg)
     for volume_id, entry in volumes.items():
         missing = [field for field in VOLUME_FIELDS if field not in entry]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_frames import FrameGeometry, classic_geometry, frame_geometries
 from boltzformer_monai.io.dicom_kinds import DICOM_SUFFIXES, other_kind
+from boltzformer_monai.io.dicom_strangers import find_strangers, lost_slice
 from boltzformer_monai.io.formats import is_image_file
 
 if TYPE_CHECKING:
@@ -97,16 +98,23 @@ def find_slices(place: Path, files: Sequence[Path] = ()) -> Found:
     """Look at all files of a folder and its subfolders, at one file, or at these files alone.
 
     Raises:
-        VolumeError: a file that is DICOM by name or content is damaged. It is not skipped: a lost first or last slice
-            would go unnoticed.
+        VolumeError: a file that is DICOM by name or content is damaged, or one beside slices without suffix is empty or
+            named like them. It is not skipped: a lost first or last slice would go unnoticed.
     """
-    found = Found()
+    found, others = Found(), []
     for path in sorted(files) or ([place] if place.is_file() else _files(place)):
         dataset = read_header(path, _TAGS)
         if dataset is not None:
             _sort_in(found, path, dataset)
         elif is_image_file(path):
             found.images["NRRD or MetaImage" if path.suffix.lower() in _ITK_SUFFIXES else "NIfTI"] += 1
+        else:
+            others.append(path)
+    strangers = find_strangers(others, (header.path for header in found.slices))
+    for path in strangers.lost:
+        raise lost_slice(path)
+    for path in strangers.odd:
+        logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
     if found.objects:
         logger.info("%s: skipped %d DICOM objects that are no slices", place, sum(found.objects.values()))
     return found

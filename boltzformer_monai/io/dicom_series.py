@@ -35,7 +35,7 @@ def choose_series(place: Path, series: str | None, files: Sequence[Path] = ()) -
         groups.setdefault(header.series, []).append(header)
     strangers = set(files) - {header.path for header in found.slices if series in (None, header.series)}
     if strangers:
-        msg = f"{min(strangers)}: is no slice of its series any more; list the scans again"
+        msg = f"{min(strangers)}: is no slice of its series; repair or remove it, then list the scans again"
         raise VolumeError(msg, reason="not an image")
     if not groups:
         raise _nothing(place, found)

@@ -11,7 +11,7 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.atomic import atomic_path
-from boltzformer_monai.io.itk_header import check_metaimage, check_nrrd
+from boltzformer_monai.io.itk_header import check_is_scan, check_metaimage, check_nrrd
 from boltzformer_monai.io.nifti import PAIRS, one_line, read_nifti, three_dimensions
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 
@@ -42,6 +42,17 @@ def read_image_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
         msg = f"{path}: unknown format; a scan is a DICOM folder or a file ending in {known}"
         raise VolumeError(msg, reason="unsupported format")
     return _read_itk(path)[:2] if path.name.lower().endswith(_NRRD + _META) else read_nifti(path)
+
+
+def read_scan_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a scan as :func:`read_image_file` does.
+
+    Raises:
+        VolumeError: also for a segmentation of 3D Slicer.
+    """
+    if path.name.lower().endswith(_NRRD):
+        check_is_scan(path)
+    return read_image_file(path)
 
 
 def read_layers(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:

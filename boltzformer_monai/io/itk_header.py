@@ -71,6 +71,17 @@ def check_nrrd(path: Path, *, layers: bool = False) -> None:
     _check_vectors(path, fields)
 
 
+def check_is_scan(path: Path) -> None:
+    """Refuse an NRRD file that 3D Slicer wrote as a segmentation.
+
+    Raises:
+        VolumeError: the reason, and what to do.
+    """
+    if re.search(r"^Segment\d+_", re.split(r"\n\r?\n", _text(path), maxsplit=1)[0], re.MULTILINE):
+        msg = f"{path}: is a segmentation, not a scan; pass the scan that it was drawn on, and this file as its label"
+        raise VolumeError(msg, reason="not an image")
+
+
 def check_metaimage(path: Path) -> None:
     """Refuse a MetaImage whose header is damaged, claims more than the file holds or leaves left and right open.
 

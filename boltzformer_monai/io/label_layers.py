@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
@@ -39,11 +39,13 @@ class FlatSegments:
         array: (I, J, K), the smallest of uint8, uint16 and uint32 that holds its values; 0 is no segment.
         segments: segment number → its value text, ``"2"`` or ``"2+5"``; every segment has another one.
         names: value text → name, for the segments that have one; None when no segment has.
+        titles: segment number → its own name, ``""`` for none.
     """
 
     array: np.ndarray
     segments: Mapping[str, str]
     names: Mapping[str, str] | None
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def flatten_layers(shape: tuple[int, int, int], titles: Mapping[int, str], layers: Iterable[Layer]) -> FlatSegments:
@@ -82,7 +84,10 @@ def flatten_layers(shape: tuple[int, int, int], titles: Mapping[int, str], layer
     array = table.astype(_dtype_for(max(values.values(), default=0)))[drawn]
     segments = _segment_texts(titles, values, occurring)
     return FlatSegments(
-        array, {str(number): text for number, text in segments.items()}, names_by_value(segments, titles)
+        array,
+        {str(number): text for number, text in segments.items()},
+        names_by_value(segments, titles),
+        {str(number): title for number, title in titles.items()},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -29,11 +29,15 @@ class Segmentation:
             file (a plain label map) carries no names.
         segments: segment number (of a DICOM SEG, an ROI, a layer from 1, a .seg.nrrd) → its values, ``"2"`` or
             ``"2+5"``; None for a plain label map, whose values are its segments.
+        titles: segment number → the name that the file gives it, ``""`` for none.
+        renamed: segment number, or ``"1+3"`` → the name that a user gave it instead; see :meth:`named`.
     """
 
     volume: Volume
     names: Mapping[str, str] | None = None
     segments: Mapping[str, str] | None = None
+    titles: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, labels: Mapping[str, str]) -> Segmentation:
         """Return the same drawing with the names of a user in place of the file's.
@@ -51,14 +55,17 @@ class Segmentation:
         used = {int(value) for text in self.segments.values() for value in text.split("+")}
         unused = (value for value in count(max(used, default=0) + 1))
         names: dict[str, str] = {}
-        for numbers, name in labels.items():
-            texts = [self.segments.get(number) or str(next(unused)) for number in _numbers(numbers)]
+        renamed: dict[str, str] = {}
+        for text, name in labels.items():
+            numbers = _numbers(text)
+            renamed["+".join(numbers)] = name
+            texts = [self.segments.get(number) or str(next(unused)) for number in numbers]
             values = "+".join(map(str, sorted({int(value) for text in texts for value in text.split("+")})))
             if values in names:
                 msg = f'"{names[values]}" and "{name}" name the same voxels of the annotation; leave one out'
                 raise DatasetError(msg)
             names[values] = name
-        return Segmentation(self.volume, names, self.segments)
+        return Segmentation(self.volume, names, self.segments, self.titles, renamed)
 
 
 def read_segmentation(path: str | os.PathLike[str], image: Volume) -> Segmentation:
@@ -96,7 +103,8 @@ def read_segmentation(path: str | os.PathLike[str], image: Volume) -> Segmentati
 
 
 def _on_image(drawn: FlatSegments, image: Volume, path: str | os.PathLike[str]) -> Segmentation:
-    return Segmentation(Volume(drawn.array, image.affine, source=str(path)), drawn.names, drawn.segments)
+    volume = Volume(drawn.array, image.affine, source=str(path))
+    return Segmentation(volume, drawn.names, drawn.segments, drawn.titles)
 
 
 def _read_dicom(place: Path, image: Volume) -> FlatSegments:

@@ -124,7 +124,7 @@ def read_volume(
         if series is not None:
             msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"
             raise VolumeError(msg, reason="unsupported format")
-        array, affine = formats.read_image_file(place)
+        array, affine = formats.read_scan_file(place)
         volume = Volume(_finite_float32(array, place), affine, source=str(path))
     if wanted is not None and wanted != volume.modality:
         if volume.modality != "unknown":

@@ -21,13 +21,14 @@ from torch.nn import functional as F
 
 from boltzformer_monai.networks.attention import MultiHeadAttention
 from boltzformer_monai.networks.position import sine_row_and_column
+from boltzformer_monai.networks.semantic_map import per_image
 
 
 class LevelFeatures(NamedTuple):
     """One level of visual features, as queries see it."""
 
-    patches: Tensor
-    """``(B, d, N)``."""
+    feature: Tensor
+    """``(B, d, h, w)``."""
     embedding: Tensor
     """The level's embedding ``(d,)``."""
     rows: Tensor
@@ -40,7 +41,7 @@ class LevelFeatures(NamedTuple):
         """Make it from a feature map ``(B, d, h, w)``."""
         height, width = feature.shape[-2:]
         rows, columns = sine_row_and_column(height, width, feature.shape[1], device=feature.device)
-        return cls(feature.flatten(2), embedding, rows, columns)
+        return cls(feature, embedding, rows, columns)
 
 
 class CrossAttention(MultiHeadAttention):
@@ -65,17 +66,18 @@ class CrossAttention(MultiHeadAttention):
         scaled = self._split_heads(scaled)  # (B, h, Q, d/h)
         absorbed = torch.matmul(scaled, of_key.to(scaled.dtype))  # (B, h, Q, d) = W_Kᵀ q
         project = (self.heads - 1) * count >= dim
-        patches = level.patches
+        patches = level.feature.flatten(2)
         if project:
-            keys = _project(of_key, patches).unflatten(1, (self.heads, -1))
+            keys = _project(of_key, level.feature).unflatten(1, (self.heads, -1))
             scores = torch.matmul(scaled, keys)
         else:
-            scores = torch.bmm(absorbed.flatten(1, 2), patches).unflatten(1, (self.heads, count))
+            scores = per_image(level.feature, absorbed.flatten(1, 2)[..., None, None])
+            scores = scores.flatten(2).unflatten(1, (self.heads, count))
         scores = _add_position(_at_least_single(scores), _at_least_single(absorbed), level)
         blocked = ~(attend if attend.dim() == 4 else attend[:, None])
         weights = torch.softmax(scores.masked_fill_(blocked, float("-inf")), dim=-1).to(patches.dtype)
         if project:
-            values = _project(of_value, patches).unflatten(1, (self.heads, -1))
+            values = _project(of_value, level.feature).unflatten(1, (self.heads, -1))
             mixed = torch.matmul(weights, values.transpose(2, 3))
         else:
             summed = torch.bmm(weights.flatten(1, 2), patches.transpose(1, 2)).unflatten(1, (self.heads, count))
@@ -98,9 +100,9 @@ class CrossAttentionBlock(nn.Module):
         return self.norm(queries + self.multihead_attn.attend_to(queries + query_position, level, attend))
 
 
-def _project(weight: Tensor, patches: Tensor) -> Tensor:
-    """``(h, d/h, d)``, ``(B, d, N)`` → ``(B, d, N)``; expanded, because matmul with a broadcast weight copies it."""
-    return torch.bmm(weight.flatten(0, 1).to(patches.dtype).expand(len(patches), -1, -1), patches)
+def _project(weight: Tensor, feature: Tensor) -> Tensor:
+    """``(h, d/h, d)``, ``(B, d, h_l, w_l)`` → ``(B, d, N)``."""
+    return F.conv2d(feature, weight.flatten(0, 1)[..., None, None]).flatten(2)
 
 
 def _at_least_single(x: Tensor) -> Tensor:

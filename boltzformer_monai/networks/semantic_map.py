@@ -12,12 +12,14 @@ first what every pixel gives to each tap of the kernel, then the taps' maps are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Size = tuple[int, int]
+_FULL_REGISTERS = 24  # output channels from which a 3×3 convolution beat nine 1×1 ones
 
 
 class SemanticMap:
@@ -76,12 +78,14 @@ class SemanticMap:
         if self.weight is None or self.bias is None:
             return torch.bmm(mu, self.fine.flatten(2)).unflatten(2, self.fine.shape[2:])
         height, width = self.fine.shape[-2:]
-        kernel = _fold(mu, self.weight)  # (B, Q, 3, 3, d_y)
-        taps = torch.bmm(kernel.permute(0, 2, 3, 1, 4).flatten(1, 3), self.fine.flatten(2))
+        kernel, bias = _fold(mu, self.weight), torch.matmul(mu, self.bias)[..., None, None]  # (B, Q, 3, 3, d_y)
+        if mu.shape[1] >= _FULL_REGISTERS:
+            return per_image(self.fine, kernel.movedim(4, 2), padding=1) + bias
+        # Few output channels leave a convolution's registers idle: 9·Q of one tap each, then shifted and added.
+        taps = per_image(self.fine, kernel.permute(0, 2, 3, 1, 4).flatten(1, 3)[..., None, None])
         taps = taps.view(len(mu), 3, 3, -1, height, width)
         padded = [F.pad(taps[:, u, v], (2 - v, v, 2 - u, u)) for u in range(3) for v in range(3)]
-        summed = torch.stack(padded).sum(0)[..., 1:-1, 1:-1]
-        return summed + torch.matmul(mu, self.bias)[..., None, None]
+        return torch.stack(padded).sum(0)[..., 1:-1, 1:-1] + bias
 
     def at_levels(self, sizes: Sequence[Size]) -> list[LevelMap]:
         """Return S at levels ``(h_l, w_l)``, bilinear (align_corners=False), for sampling: without gradients."""
@@ -115,8 +119,8 @@ class LevelMap:
 
     def logits(self, mu: Tensor) -> Tensor:
         """μᵀS at the level: ``(B, Q, d)`` → ``(B, Q, N)``."""
-        if self.ready is not None:
-            return torch.bmm(mu, self.ready.flatten(2))
+        if self.ready is not None or self.bias is None:
+            return torch.bmm(mu, cast(Tensor, self.ready).flatten(2))
         kernel = _fold(mu, self.weight).permute(0, 2, 3, 4, 1)  # (B, 4, 4, d_y, Q)
         found = self._by_parity(kernel) if self.ratio == 2 else self._by_rows(kernel)
         return found.flatten(1, 2).transpose(1, 2) + torch.matmul(mu, self.bias)[..., None]
@@ -145,6 +149,15 @@ class LevelMap:
         return total[:, 1:-1, 1:-1]
 
 
+def per_image(maps: Tensor, kernels: Tensor, *, padding: int = 0) -> Tensor:
+    """Convolve each image with kernels of its own: ``(B, d, h, w)``, ``(B, Q, d, k, k)`` → ``(B, Q, h, w)``.
+
+    On CPUs the convolution library is about twice as fast as the matrix products of the same size.
+    """
+    found = [F.conv2d(image, kernel, padding=padding) for image, kernel in zip(maps.split(1), kernels, strict=True)]
+    return (found[0] if len(found) == 1 else torch.cat(found)).contiguous()
+
+
 def _fold(mu: Tensor, weight: Tensor) -> Tensor:
     """κ = μᵀW: ``(B, Q, d)``, ``(d, d_y, k, k)`` → ``(B, Q, k, k, d_y)``."""
     taps = weight.permute(0, 2, 3, 1)
@@ -158,10 +171,10 @@ def _pooled(weight: Tensor) -> Tensor:
 
 
 def _product(pixels: Tensor, weights: Tensor) -> Tensor:
-    """``(B, h, w, c)``, ``(B, c, k)`` → ``(B, h, w, k)``, row by row of the image: so strided pixels need no copy."""
+    """``(B, h, w, c)``, ``(B, c, k)`` → ``(B, h, w, k)``; strided pixels and the weights of all rows are not copied."""
     height = pixels.shape[1]
-    rows = torch.bmm(pixels.flatten(0, 1), weights.repeat_interleave(height, 0))
-    return rows.unflatten(0, (-1, height))
+    found = [torch.bmm(image, weight.expand(height, -1, -1)) for image, weight in zip(pixels, weights, strict=True)]
+    return torch.stack(found)
 
 
 def _ratio(full: Size, size: Size) -> int | None:

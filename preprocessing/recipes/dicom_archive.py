@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_files import broken_dicom, read_header
 from boltzformer_monai.io.dicom_kinds import annotation_kind, other_kind
+from boltzformer_monai.io.dicom_strangers import find_strangers
+from boltzformer_monai.io.formats import is_image_file
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = ["Archive", "Series", "find_series"]
+
+logger = logging.getLogger(__name__)
 
 _TAGS = (
     "SOPClassUID", "Modality", "PatientID", "SeriesInstanceUID", "Rows", "Columns", "ReferencedSeriesSequence",
@@ -61,7 +66,7 @@ class Archive:
 
 
 def find_series(files: Iterable[Path]) -> Archive:
-    """Sort DICOM files by series; other files are ignored.
+    """Sort DICOM files by series; other files are ignored, unless they may be damaged slices without suffix.
 
     A damaged file belongs to the series that it names, or else to the only series in its folder.
 
@@ -70,17 +75,19 @@ def find_series(files: Iterable[Path]) -> Archive:
     """
     found: dict[str, Series] = {}
     drawn: list[tuple[Path, set[str]]] = []
-    damaged = []
+    damaged, others = [], []
     unreadable: tuple[type[Exception], ...] = (VolumeError, *broken_dicom())
     for path in files:
         try:
             header = read_header(path, _TAGS)
             if header is None:
+                others.append(path)
                 continue
             kind, references = other_kind(header), _references(header)
             uid, patient = (str(header.get(name) or "") for name in ("SeriesInstanceUID", "PatientID"))
         except unreadable:
-            damaged.append(path)
+            if not is_image_file(path):  # a dangling link, say; as a scan it is listed elsewhere
+                damaged.append(path)
             continue
         if references is not None:
             drawn.append((path, references))
@@ -88,6 +95,11 @@ def find_series(files: Iterable[Path]) -> Archive:
             damaged.append(path)
         elif kind is None:
             found.setdefault(uid, Series(uid, patient)).files.append(path)
+    slices = [path for series in found.values() for path in series.files]
+    strangers = find_strangers((path for path in others if not is_image_file(path)), slices)
+    damaged += strangers.lost
+    for path in strangers.odd:
+        logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
     unmatched = []
     for path, references in drawn:
         for uid in sorted(references & found.keys()):

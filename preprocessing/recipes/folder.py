@@ -169,6 +169,9 @@ class _Listing:
                 raise ConfigError(msg)
             else:  # a channel that is not there fails when it is read
                 wanted = self.channel or 0
+                if wanted not in files:
+                    there = ", ".join(str(number) for number in sorted(files, key=str))
+                    logger.warning("%s: has no channel %d, only %s", image.with_name(name), wanted, there)
                 image = files.get(wanted, image.with_name(f"{name}_{wanted:04d}.nii.gz"))
             patient = self.patients(image.relative_to(self.top), name, "file name")
             self._add(str((base / name).relative_to(self.top)), patient, image, drawn.get(name), base, channel)

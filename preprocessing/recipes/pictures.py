@@ -32,7 +32,8 @@ def read_channel(path: Path, channel: int, modality: str) -> Volume:
 
     array, affine = read_nifti(path, layers=True)
     if array.ndim != 4 or not 0 <= channel < array.shape[3]:
-        msg = f"{path}: has the shape {array.shape}, so there is no channel {channel}"
+        there = f"only 0 to {array.shape[3] - 1}" if array.ndim == 4 else f"its shape is {array.shape}"
+        msg = f"{path}: has no channel {channel}, {there}"
         raise VolumeError(msg, reason="dimensions")
     with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused just below
         array = array[..., channel].astype(np.float32)

@@ -24,10 +24,33 @@ _ONE_LABEL = {"label", "labels", "mask", "seg", "segmentation"}
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder with the names of its files, sorted, without hidden ones."""
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(directory), sorted(name for name in names if not name.startswith("."))
+    """Yield every folder with the names of its files, sorted, without hidden ones.
+
+    Links to folders are followed, after the real folders, so that no folder comes twice; one to a folder above itself
+    is left out.
+    """
+    seen: set[str] = set()
+    pending = [folder]
+    while pending:
+        start, links = pending.pop(0), []
+        for directory, subfolders, names in os.walk(start):
+            place, real = Path(directory), os.path.realpath(directory)
+            if real in seen:
+                if place == start:
+                    logger.warning("%s: is left out, it links to a folder that is listed already", start)
+                subfolders.clear()
+                continue
+            seen.add(real)
+            visible = [place / name for name in sorted(subfolders) if not name.startswith(".")]
+            links += [path for path in visible if path.is_symlink() and not _is_above(path, real)]
+            subfolders[:] = [path.name for path in visible if not path.is_symlink()]
+            yield place, sorted(name for name in names if not name.startswith("."))
+        pending += links
+
+
+def _is_above(link: Path, real: str) -> bool:
+    """Tell whether a link leads to a folder or to one that it lies in."""
+    return Path(real).is_relative_to(os.path.realpath(link))
 
 
 def stem_of(path: Path) -> str:

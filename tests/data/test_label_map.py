@@ -37,3 +37,32 @@ def test_label_values_are_compared_with_their_names():
     assert "2, 5" in unnamed
     with pytest.raises(DatasetError, match="none of the named"):
         check_values(values, {"7": "c"}, where="w", allow_missing=True)
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path):
+    path = tmp_path / "labels.json"
+    path.write_text('{"labels": {"1": "heart"}}', encoding="utf-8-sig")
+    assert dict(read_label_names(path).labels) == {"1": "heart"}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ('{"labels": {"2": "right kidney", "3": "left kidney", "3": "spleen"}}', 'key "3" occurs twice'),
+        ('{"labels": {"1": "liver"}, "labels": {"1": "spleen"}}', 'key "labels" occurs twice'),
+        ('{"labels": {"1": "liver", "01": "spleen"}}', 'named "liver" and "spleen"'),
+        ('{"labels": {"1": "liver"}, "lables": {"2": "spleen"}}', '"lables"; did you mean "labels"'),
+        ('{"label": {"1": "liver"}}', 'did you mean "labels"'),
+        ('{"labels": {"1": "liver"}, "Site": "abdomen"}', 'did you mean "site"'),
+        ('{"labels": {"spleen": 1, "liver": 2}}', 'wrong way round; write value: name, as in {"1": "spleen"}'),
+        ('{"labels": {"background": 0, "kidneys": [2, 3]}}', "wrong way round"),
+        ('{"labels": {"spleen": "1"}}', "wrong way round"),
+    ],
+)
+def test_slips_of_the_pen(tmp_path: Path, content: str, match: str):
+    path = tmp_path / "labels.json"
+    path.write_text(content)
+    with pytest.raises(DatasetError) as caught:
+        read_label_names(path)
+    assert match in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -185,6 +185,13 @@ def test_damaged_objects_are_refused(tmp_path: Path, spoil: Callable[[Any], None
     assert refusal(write_rtstruct(tmp_path / "rt.dcm", outlines(IMAGE.affine), change=spoil)).reason == "damaged"
 
 
+def test_a_part_that_lacks_is_told_in_words(tmp_path: Path) -> None:
+    line = str(refusal(write_rtstruct(tmp_path / "rt.dcm", outlines(IMAGE.affine), change=lose_contours)))
+    assert "ends early" in line
+    assert "truncated?" in line
+    assert "AttributeError" not in line
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom on the values that are cut off
 def test_truncated_files_are_refused(tmp_path: Path) -> None:
     whole = write_rtstruct(tmp_path / "rt.dcm", outlines(IMAGE.affine)).read_bytes()

@@ -56,7 +56,7 @@ def test_warnings_fail_when_strict(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_errors_fail_and_are_written(slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (slices / "labels" / "case1_axial_0002.png").unlink()
-    target, page = tmp_path / "new" / "fingerprint.json", tmp_path / "new" / "page.html"
+    target, page = tmp_path / "fingerprint.json", tmp_path / "page.html"
     assert main(["--input", str(slices), "--json", str(target), "--page", str(page)]) == 1
     assert "error [missing-picture] slices: " in capsys.readouterr().out
     content = json.loads(target.read_text(encoding="utf-8"))
@@ -114,8 +114,34 @@ def test_mistakes_are_one_line(slices: Path, tmp_path: Path, capsys: pytest.Capt
     assert "not a slice data set" in error_of(capsys, ["--input", str(tmp_path)])
     assert "is a folder" in error_of(capsys, ["--input", str(slices), "--json", str(tmp_path)])
     assert "same file" in error_of(capsys, ["--input", str(slices), "--json", "x", "--page", "./x"])
-    blocked = slices / "dataset.json" / "page.html"
-    assert "cannot be written" in error_of(capsys, ["--input", str(slices), "--page", str(blocked)])
+    missing = error_of(capsys, ["--input", str(slices), "--page", str(tmp_path / "new" / "page.html")])
+    assert f"{tmp_path / 'new'}: no such folder for --page" in missing
+
+
+@pytest.mark.parametrize("option", ["--json", "--page"])
+def test_no_other_file_is_replaced(
+    slices: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    target = tmp_path / "target"
+    for content in (b"", b"\xff\x00 a scan", b'{"labels": {}}', b"<!DOCTYPE html>"):
+        target.write_bytes(content)
+        assert "was not made by" in error_of(capsys, ["--input", str(slices), option, str(target)])
+        assert target.read_bytes() == content
+    target.unlink()
+    assert main(["--input", str(slices), option, str(target)]) == 0
+    assert main(["--input", str(slices), option, str(target)]) == 0  # its own earlier output
+    for inside in (slices / "new", slices / "images" / "case0_axial_0000.png", slices / "dataset.json"):
+        assert "lies in a data set" in error_of(capsys, ["--input", str(slices), option, str(inside)])
+    target.unlink()
+    target.symlink_to(tmp_path / "elsewhere")
+    assert "was not made by" in error_of(capsys, ["--input", str(slices), option, str(target)])
+    target.unlink()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", str(target.with_name(".hidden")))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert f"{target}: cannot be written (No space" in error_of(capsys, ["--input", str(slices), option, str(target)])
 
 
 def test_ctrl_c_is_one_line(slices: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

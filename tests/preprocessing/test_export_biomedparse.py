@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from boltzformer_monai.io.volume import Volume
 from preprocessing.export_biomedparse import export, main
 from preprocessing.recipes.biomedparse_names import MARKER_FILE
 from tests.preprocessing.test_biomedparse import sliced
+
+ROOT = Path(__file__).resolve().parents[2]
 
 AFFINE = np.diag([-0.8, -0.8, 5.0, 1.0])
 TARGETS = {1: "liver", 2: "right kidney", "2+3": "kidney", 3: "vein/artery_1"}
@@ -163,8 +167,11 @@ def test_mistakes_are_one_line(
 def test_other_peoples_folders_are_left_alone(slices: Path, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    for output in (tmp_path / "mine", slices, tmp_path / "mine" / "thesis.txt"):
+    for output in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
         with pytest.raises(DatasetError, match="is not an export of this command"):
+            export(slices, output)
+    for output in (slices, slices / "export", slices.parent):
+        with pytest.raises(DatasetError, match="lies in the slice data set, or holds it"):
             export(slices, output)
     with pytest.raises(DatasetError, match="no such folder"):
         export(tmp_path / "nowhere", tmp_path / "export")
@@ -185,3 +192,9 @@ def test_an_export_that_fails_leaves_the_older_one(slices: Path, tmp_path: Path)
     with pytest.raises(DatasetError, match="cannot be read as PNG"):
         export(slices, output, size=16)
     assert sorted(path.name for path in output.glob("*/*")) == before
+
+
+def test_nothing_heavy_is_imported_before_ctrl_c_is_caught():
+    code = "import sys, preprocessing.export_biomedparse; print({'torch', 'numpy', 'monai'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -48,7 +48,7 @@ def test_the_manner_of_nnu_net(tmp_path: Path):
     assert cases["liver_001"].channel is None
 
 
-def test_channels_in_files_of_their_own(tmp_path: Path):
+def test_channels_in_files_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for number in range(2):
         write_image(tmp_path / "imagesTr" / f"p_{number:04d}.nii.gz", seed=number)
     write_image(tmp_path / "imagesTr" / "q_0000.nii.gz")
@@ -56,6 +56,7 @@ def test_channels_in_files_of_their_own(tmp_path: Path):
     with pytest.raises(ConfigError, match="one of 2 channels of a scan; choose one with --channel"):
         listed(tmp_path)
     cases = listed(tmp_path, channel=1)
+    assert "q: has no channel 1, only 0" in caplog.text
     assert cases["p"].image.name == "p_0001.nii.gz"
     with pytest.raises(VolumeError, match=r"q_0001\.nii\.gz"):
         cases["q"].read_image()
@@ -68,6 +69,8 @@ def test_a_channel_of_four_dimensional_files(tmp_path: Path):
     image = listed(tmp_path, channel=2, modality="MR")["a"].read_image()
     np.testing.assert_array_equal(image.array, np.asarray(nib.load(path).dataobj)[..., 2])
     assert image.modality == "MR"
+    with pytest.raises(VolumeError, match="has no channel 7, only 0 to 2"):
+        listed(tmp_path, channel=7, modality="MR")["a"].read_image()
 
 
 def test_a_folder_for_each_scan_with_names_of_its_own_or_common_ones(tmp_path: Path):

@@ -11,6 +11,7 @@ __all__ = ["KINDS", "LEVELS", "MAX_EXAMPLES", "Finding", "Findings", "Kind"]
 
 LEVELS = ("error", "warning", "note")
 MAX_EXAMPLES = 5
+_AGAIN = "slice these volumes again, with --redo"
 
 
 class Kind(NamedTuple):
@@ -24,21 +25,17 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "unreadable": Kind("error", "The data set cannot be read", "mend what the line names, or slice again"),
-        "missing-picture": Kind("error", "Pictures in the manifest are missing", "slice these volumes again"),
-        "damaged-picture": Kind("error", "Pictures cannot be opened", "slice these volumes again"),
-        "wrong-picture-size": Kind(
-            "error", "Pictures have another size than the volume says", "slice these volumes again"
-        ),
-        "wrong-picture-type": Kind("error", "Images are not 8-bit grey", "slice these volumes again"),
-        "wrong-geometry": Kind(
-            "error", "Shape, affine, plane, spacing or slice index contradict each other", "slice these volumes again"
-        ),
-        "wrong-row": Kind("error", "Rows contradict their volume in dataset.json", "slice these volumes again"),
-        "repeated-row": Kind("error", "A slice and target occur in two rows", "slice these volumes again"),
+        "missing-picture": Kind("error", "Pictures in the manifest are missing", _AGAIN),
+        "damaged-picture": Kind("error", "Pictures cannot be opened", _AGAIN),
+        "wrong-picture-size": Kind("error", "Pictures have another size than the volume says", _AGAIN),
+        "wrong-picture-type": Kind("error", "Images are not 8-bit grey", _AGAIN),
+        "wrong-geometry": Kind("error", "Shape, affine, plane, spacing or slice index contradict each other", _AGAIN),
+        "wrong-row": Kind("error", "Rows contradict their volume in dataset.json", _AGAIN),
+        "repeated-row": Kind("error", "A slice and target occur in two rows", _AGAIN),
         "wrong-area": Kind(
             "error", "area_fraction differs from the recounted pixels", "labels were changed after slicing: slice again"
         ),
-        "incomplete-volume": Kind("error", "Volumes lack slices", "slice these volumes again"),
+        "incomplete-volume": Kind("error", "Volumes lack slices", _AGAIN),
         "patient-in-two-splits": Kind(
             "error", "Patients are in more than one split", "pin each patient to one split (--split), or draw it again"
         ),
@@ -69,7 +66,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "value-never-occurs": Kind(
             "warning", "Named label values that occur nowhere", "compare the names with the label maps: wrong numbers?"
         ),
-        "mixed-label-types": Kind("warning", "A volume's labels mix 8 and 16 bit", "slice these volumes again"),
+        "mixed-label-types": Kind("warning", "A volume's labels mix 8 and 16 bit", _AGAIN),
         "shared-prompt": Kind(
             "warning", "One prompt asks for different targets", "give the targets names that can be told apart"
         ),
@@ -97,6 +94,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "no-negatives": Kind(
             "note", "Targets without negatives in train", "absent objects are not learnt; --negatives"
+        ),
+        "target-left-out": Kind(
+            "note",
+            "Targets that a volume shows only in slices left out",
+            "an effect of --every and --min-area; lower them, if the targets matter",
         ),
         "target-absent": Kind("note", "Volumes without some of their targets", "right if they were annotated so"),
         "no-label": Kind("note", "Volumes without a label", "they are not used in training and evaluation"),

@@ -19,7 +19,8 @@ from boltzformer_monai.data.check.duplicates import Duplicates
 from boltzformer_monai.data.check.findings import Finding, Findings
 from boltzformer_monai.data.check.integrity import DataSet, check_between, check_tables, open_data_sets
 from boltzformer_monai.data.check.measured import MeasuredVolume, measure_volume
-from boltzformer_monai.data.slice_format import SPLITS, parse_label_values
+from boltzformer_monai.data.check.occurrence import check_occurrence
+from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slices import SliceRow
 
 __all__ = ["FORMAT", "VERSION", "Checked", "Extreme", "check_data_sets"]
@@ -120,7 +121,7 @@ def check_data_sets(roots: Sequence[Path], *, progress: Callable[[int, int], obj
                 key = (data_set.name, row.modality, row.target)
                 objects.setdefault(key, _Objects()).add(data_set.name, row, area)
             volumes[volume_id] = _volume(data_set, volume_id, measured)
-        _check_occurrence(data_set, volumes, findings)
+        check_occurrence(data_set, volumes, findings)
         described.append(_data_set(data_set, volumes, grey, without_rows))
     check_between(data_sets, findings)
     order = {data_set.name: number for number, data_set in enumerate(data_sets)}
@@ -141,20 +142,6 @@ def check_data_sets(roots: Sequence[Path], *, progress: Callable[[int, int], obj
         smallest=[each.smallest for each in extremes if each.smallest is not None],
         largest=[each.largest for each in extremes if each.largest is not None],
     )
-
-
-def _check_occurrence(data_set: DataSet, volumes: Mapping[str, Mapping[str, Any]], findings: Findings) -> None:
-    """Look for named label values that no volume of the data set has."""
-    named: dict[int, set[str]] = {}
-    for entry in data_set.reader.volumes.values():
-        for target, text in entry["targets"].items():
-            for value in parse_label_values(text):
-                named.setdefault(value, set()).add(target)
-    occurring = {value for volume in volumes.values() for value in volume["label_values"]}
-    if not occurring:
-        return
-    for value in sorted(named.keys() - occurring):
-        findings.add("value-never-occurs", data_set.name, f"{value}: {', '.join(sorted(named[value]))}")
 
 
 def _volume(data_set: DataSet, volume_id: str, measured: MeasuredVolume) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from boltzformer_monai.data.check.findings import Findings
+from boltzformer_monai.data.check.left_out import drawn_targets
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values
 from boltzformer_monai.data.slices import SliceReader, SliceRow
@@ -129,7 +130,11 @@ def check_tables(data_set: DataSet, findings: Findings) -> int:
         elif not entry["targets"]:
             findings.add("no-label", data_set.name, volume_id)
         elif not any(row.present for rows in data_set.rows[volume_id].values() for row in rows):
-            findings.add("no-target", data_set.name, volume_id)
+            left_out = sorted(drawn_targets(data_set.reader.root, volume_id, entry))
+            for target in left_out:
+                findings.add("target-left-out", data_set.name, f"{volume_id}: {target}")
+            if not left_out:
+                findings.add("no-target", data_set.name, volume_id)
     _check_rows(data_set, findings)
     _check_splits(data_set, findings)
     _check_prompts(data_set, findings)

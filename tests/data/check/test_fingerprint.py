@@ -11,6 +11,7 @@ import pytest
 from boltzformer_monai.data.check import measured
 from boltzformer_monai.data.check.findings import KINDS, LEVELS, MAX_EXAMPLES, Findings
 from boltzformer_monai.data.check.fingerprint import Checked, check_data_sets
+from boltzformer_monai.data.slice_volume import SliceSettings
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.data.slices import SliceReader, read_mask, read_png
 from boltzformer_monai.data.windows import Window
@@ -39,6 +40,18 @@ def check(root: Path) -> Checked:
 def test_every_kind_is_provoked_below():
     assert set(PROVOKED) == set(KINDS)
     assert {kind.level for kind in KINDS.values()} == set(LEVELS)
+
+
+@pytest.mark.parametrize("settings", [SliceSettings(every=5), SliceSettings(min_area=50)])
+def test_values_in_left_out_slices_do_occur(tmp_path: Path, settings: SliceSettings):
+    add_more(sound(tmp_path / "set"), "more", labels={1: "spleen", 2: "kidney right", 9: "aorta"}, settings=settings)
+    label = labelled({1: np.s_[6:9, 2:5, 1:4], 4: np.s_[0:2, 0:2, 3]})
+    names = {1: "liver", 4: "tumor", 9: "aorta"}
+    add_more(tmp_path / "set", "another", label=label, labels=names, settings=settings)
+    lines = {finding.code: finding.listed for finding in check(tmp_path / "set").findings}
+    assert lines["value-never-occurs"] == "9: aorta"
+    assert "tumor" in lines["target-left-out"]
+    assert "no-target" not in lines
 
 
 def test_a_sound_data_set_has_no_finding(tmp_path: Path):

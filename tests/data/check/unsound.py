@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from boltzformer_monai.data.slice_volume import SliceSettings
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.data.slices import read_png
 from boltzformer_monai.data.windows import Window
@@ -124,6 +125,7 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "mixed-label-types": lambda root: repaint(picture(root, "labels"), 0, np.uint16),
     "shared-prompt": lambda root: edit_rows(root, first_row_says(prompts='["right kidney in abdominal CT"]')),
     "no-target": lambda root: add_more(root, "more", label=labelled({})),
+    "target-left-out": lambda root: add_more(root, "more", settings=SliceSettings(every=5)),
     "no-rows": lambda root: add_more(root, "more", label=labelled({}), negatives=0.0),
     "no-contrast": lambda root: add_more(root, "more", image=flat_slices(*range(6))),
     "hidden-target": lambda root: add_more(root, "more", image=dark_kidney()),
