@@ -7,7 +7,8 @@
   window, stretch to its minimum and maximum, resize by a cubic spline to 1024² RGB, save as PNG. Its speed is taken
   from a few slices spread over the scan, since all take the same time. Its disk space counts one 0/255 mask of that
   size per target as well; making these is not timed.
-- *ours*: the command line's own function, from the files to the finished data set (pictures, labels, record, tables).
+- *ours*: the whole command but for Python's start: from the files to the finished data set (pictures, labels, record,
+  tables, report).
 - *floor*: load scan and label once, window, save one native PNG of each per slice, with the encoder settings of ours.
   Nothing is checked or recorded.
 
@@ -17,11 +18,13 @@ All three run in turns in this one process, on one core; the medians of the roun
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +36,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.data.label_map import LabelMap, read_label_names  # noqa: E402
 from boltzformer_monai.data.slice_format import parse_label_values  # noqa: E402
-from boltzformer_monai.data.slice_volume import SliceSettings, save_png  # noqa: E402
-from boltzformer_monai.data.slice_writer import SliceWriter  # noqa: E402
+from boltzformer_monai.data.slice_volume import save_png  # noqa: E402
 from boltzformer_monai.data.windows import default_window  # noqa: E402
-from preprocessing.cases import Case, LabelFile  # noqa: E402
-from preprocessing.slicing import Job, JobSettings, slice_case  # noqa: E402
+from preprocessing import slice_volumes  # noqa: E402
 
 USUAL_SIZE = 1024
 
@@ -68,14 +69,13 @@ def usual_masks(label: Path, names: LabelMap, output: Path, indices: list[int]) 
                 mask.resize((USUAL_SIZE, USUAL_SIZE), Image.Resampling.NEAREST).save(output / f"{index}_{number}.png")
 
 
-def our_way(image: Path, label: Path, names: LabelMap, output: Path) -> None:
-    """Slice the scan into a data set of its own."""
-    case = Case("scan", "patient", image, LabelFile(label, names.labels), names.site, names.modality)
-    with SliceWriter(output) as writer:
-        outcome = slice_case(Job(case, "scan", ""), JobSettings(output, SliceSettings()))
-        if outcome.record is None:
-            raise SystemExit(f"error: {outcome.message}")
-        writer.accept(outcome.record)
+def our_way(image: Path, label: Path, names: LabelMap, output: Path, labels_json: Path) -> None:
+    """Slice the scan into a data set of its own, by the command line's own function."""
+    paths = ("--image", image, "--label", label, "--labels-json", labels_json, "--output", output)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+        code = slice_volumes.main([*map(str, paths), "--patient", "somebody"])
+    if code:
+        raise SystemExit(said.getvalue())
 
 
 def floor(image: Path, label: Path, names: LabelMap, output: Path) -> None:
@@ -111,13 +111,15 @@ def main(argv: list[str] | None = None) -> int:
     names = read_label_names(arguments.labels_json)
     import nibabel
 
-    count = int(nibabel.load(arguments.image).shape[2])  # type: ignore[attr-defined]
+    shape = [int(size) for size in nibabel.load(arguments.image).shape]  # type: ignore[attr-defined]
+    count = shape[2]
     source = (arguments.image, arguments.label, names)
     some = [int(index) for index in np.linspace(0, count - 1, arguments.usual_slices + 2)[1:-1]]
     seconds: dict[str, list[float]] = {"usual": [], "ours": [], "floor": []}
     size: dict[str, float] = {}
     ways: dict[str, tuple[Callable[..., None], tuple[object, ...], int]] = {
-        "usual": (usual_way, (some,), len(some)), "ours": (our_way, (), count), "floor": (floor, (), count),
+        "usual": (usual_way, (some,), len(some)), "ours": (our_way, (arguments.labels_json,), count),
+        "floor": (floor, (), count),
     }  # fmt: skip
     for _ in range(arguments.rounds):
         for name, (function, extra, slices) in ways.items():
@@ -138,7 +140,11 @@ def main(argv: list[str] | None = None) -> int:
         result("disk_usual_vs_ours", size["usual"] / size["ours"], "times"),
         result("slices", count, "slices"),
     ]
-    report(rows, arguments.json, settings={"rounds": arguments.rounds, "usual_slices": some})
+    report(rows, arguments.json, settings={
+        "scan": arguments.image.absolute().parent.name, "shape": shape, "targets": len(names.labels),
+        "rounds": arguments.rounds, "usual_slices": some,
+        "seconds_per_slice": {name: [round(value, 5) for value in times] for name, times in seconds.items()},
+    })  # fmt: skip
     return 0
 
 
