@@ -29,7 +29,7 @@ __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_
 _log = logging.getLogger(__name__)
 
 VOLUMES_FORMAT, SLICES_FORMAT = "boltzformer-demo-volumes", "boltzformer-demo-slices"
-VERSION = 2  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
+VERSION = 3  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
 VOLUMES_FILE, MARKER_FILE = "volumes.json", "demo.json"
 DEFAULT_SIZE = (192, 192, 24)
 # 30 + 10 training volumes of 24 slices (960), 6 + 2 for validation, 6 + 2 held out for testing.
