@@ -82,7 +82,9 @@ class Tail(nn.Module):
     ) -> Tensor:
         """As :meth:`benchmarks.dense.DenseTail.forward`, for any number of prompts."""
         semantic_map = SemanticMap(fine, self.conv.weight, self.conv.bias)
-        return self.aggregation(self.decoder(features, semantic_map, text, text_valid, generator=generator), image)
+        return self.aggregation(
+            self.decoder.masks(features, semantic_map, text, text_valid, generator=generator), image
+        )
 
     def dense(self) -> DenseTail:
         """The baseline with these weights."""

@@ -186,7 +186,7 @@ class DenseNetwork(nn.Module):
         self.network = network
         self.tail = DenseTail(
             cast(nn.Conv2d, network.pixel_decoder.semantic_map),
-            cast(BoltzFormerDecoder, network.decoder),
+            network.decoder,
             cast(PiGMA, network.aggregation),
         )
 

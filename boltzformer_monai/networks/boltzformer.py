@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.sampling import CounterNoise, Randomness
 from boltzformer_monai.networks.semantic_map import SemanticMap
 from boltzformer_monai.precision import autocast, resolve_precision
@@ -73,7 +74,7 @@ class BoltzFormer(nn.Module):
         backbone: nn.Module,
         pixel_decoder: nn.Module,
         text_encoder: nn.Module,
-        decoder: nn.Module,
+        decoder: BoltzFormerDecoder,
         aggregation: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
@@ -153,6 +154,6 @@ class BoltzFormer(nn.Module):
         if generator is None and not self.training:
             generator = CounterNoise(self.seed)
         with autocast(self.precision, image.image.device):
-            masks = self.decoder(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
+            masks = self.decoder.masks(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
             logits = self.aggregation(masks, image.image)
         return Decoded(logits.float())

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boltzformer_monai.networks.absorbed_attention import attend_to_raw
 from boltzformer_monai.networks.attention import MultiHeadAttention
 from boltzformer_monai.networks.position import sine_row_and_column
-from boltzformer_monai.networks.semantic_map import per_image
+from boltzformer_monai.networks.products import channels_last, in_autocast
 
 
 class LevelFeatures(NamedTuple):
@@ -35,13 +36,24 @@ class LevelFeatures(NamedTuple):
     """The position encoding of the rows ``(d/2, h)``, the first half of the channels."""
     columns: Tensor
     """That of the columns ``(d/2, w)``, the second half."""
+    located: Tensor | None = None
+    """The feature with its position, where patches are projected."""
 
     @classmethod
     def of(cls, feature: Tensor, embedding: Tensor) -> LevelFeatures:
-        """Make it from a feature map ``(B, d, h, w)``."""
+        """Make it from a feature map ``(B, d, h, w)``, in the precision of the autocast that is on."""
         height, width = feature.shape[-2:]
         rows, columns = sine_row_and_column(height, width, feature.shape[1], device=feature.device)
-        return cls(feature, embedding, rows, columns)
+        kind = torch.promote_types(feature.dtype, torch.float32)  # scores over thousands of patches want float32
+        return cls(in_autocast(feature), embedding, rows.to(kind), columns.to(kind))
+
+    def for_projection(self) -> LevelFeatures:
+        """The same with a patch's channels side by side in memory, and with position once for all layers."""
+        feature = channels_last(self.feature)
+        rows, columns = torch.zeros_like(self.rows), torch.zeros_like(self.columns)
+        rows, columns = torch.cat((self.rows, rows)), torch.cat((columns, self.columns))  # (d, h), (d, w)
+        located = (feature + rows[..., None]).add_(columns[:, None])
+        return self._replace(feature=feature, located=located.to(feature.dtype))
 
 
 class CrossAttention(MultiHeadAttention):
@@ -52,7 +64,7 @@ class CrossAttention(MultiHeadAttention):
 
         Args:
             query: ``(B, Q, d)`` with its position.
-            level: what is attended to.
+            level: what is attended to; made ready for it, if patches shall be projected (:func:`projects`).
             attend: boolean, ``True`` = attended: ``(B, Q, N)`` per query or ``(B, h, Q, N)`` per head; every row must
                 attend to something.
 
@@ -62,29 +74,25 @@ class CrossAttention(MultiHeadAttention):
         count, dim = query.shape[1:]
         of_query, of_key, of_value = (part.unflatten(0, (self.heads, -1)) for part in self.in_proj_weight.chunk(3))
         query_bias, _, value_bias = self.in_proj_bias.chunk(3)  # the key's bias is constant over the patches
-        scaled = F.linear(query, of_query.flatten(0, 1), query_bias) * (1 / math.sqrt(dim // self.heads))
-        scaled = self._split_heads(scaled)  # (B, h, Q, d/h)
-        absorbed = torch.matmul(scaled, of_key.to(scaled.dtype))  # (B, h, Q, d) = W_Kᵀ q
-        project = (self.heads - 1) * count >= dim
-        patches = level.feature.flatten(2)
-        if project:
-            keys = _project(of_key, level.feature).unflatten(1, (self.heads, -1))
-            scores = torch.matmul(scaled, keys)
+        q = self._split_heads(F.linear(query, of_query.flatten(0, 1), query_bias))  # (B, h, Q, d/h)
+        attend = attend if attend.dim() == 4 else attend[:, None]
+        if level.located is not None:
+            key = self._project(of_key, level.located)
+            value = self._project(of_value, level.feature)
+            mixed = F.scaled_dot_product_attention(q.to(key.dtype), key, value, attn_mask=attend)
         else:
-            scores = per_image(level.feature, absorbed.flatten(1, 2)[..., None, None])
-            scores = scores.flatten(2).unflatten(1, (self.heads, count))
-        scores = _add_position(_at_least_single(scores), _at_least_single(absorbed), level)
-        blocked = ~(attend if attend.dim() == 4 else attend[:, None])
-        weights = torch.softmax(scores.masked_fill_(blocked, float("-inf")), dim=-1).to(patches.dtype)
-        if project:
-            values = _project(of_value, level.feature).unflatten(1, (self.heads, -1))
-            mixed = torch.matmul(weights, values.transpose(2, 3))
-        else:
-            summed = torch.bmm(weights.flatten(1, 2), patches.transpose(1, 2)).unflatten(1, (self.heads, count))
+            absorbed = torch.matmul(q * (1 / math.sqrt(dim // self.heads)), of_key.to(q.dtype))  # W_Kᵀ q, (B, h, Q, d)
+            summed = attend_to_raw(absorbed, level.feature, level.rows, level.columns, attend)
             mixed = torch.matmul(summed, of_value.transpose(1, 2).to(summed.dtype))
         # What every patch adds alike: W_V e + b_V.
         constant = F.linear(level.embedding, of_value.flatten(0, 1), value_bias)
         return self.out_proj(mixed.transpose(1, 2).flatten(2) + constant)
+
+    @staticmethod
+    def _project(weight: Tensor, feature: Tensor) -> Tensor:
+        """``(h, d/h, d)``, ``(B, d, h_l, w_l)`` → ``(B, h, N, d/h)``."""
+        projected = F.conv2d(feature, weight.flatten(0, 1)[..., None, None].to(feature.dtype))
+        return projected.flatten(2).unflatten(1, weight.shape[:2]).transpose(2, 3)
 
 
 class CrossAttentionBlock(nn.Module):
@@ -100,20 +108,6 @@ class CrossAttentionBlock(nn.Module):
         return self.norm(queries + self.multihead_attn.attend_to(queries + query_position, level, attend))
 
 
-def _project(weight: Tensor, feature: Tensor) -> Tensor:
-    """``(h, d/h, d)``, ``(B, d, h_l, w_l)`` → ``(B, d, N)``."""
-    return F.conv2d(feature, weight.flatten(0, 1)[..., None, None]).flatten(2)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    """float32 of half precision: scores over thousands of patches want it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _add_position(scores: Tensor, absorbed: Tensor, level: LevelFeatures) -> Tensor:
-    """Add ``absorbed · p`` to the scores ``(B, h, Q, N)``, in place."""
-    half = len(level.rows)
-    rows = torch.matmul(absorbed[..., :half], level.rows)
-    columns = torch.matmul(absorbed[..., half:], level.columns)
-    grid = scores.unflatten(-1, (rows.shape[-1], columns.shape[-1]))
-    return grid.add_(rows[..., :, None]).add_(columns[..., None, :]).flatten(3)
+def projects(queries: int, *, dim: int, heads: int) -> bool:
+    """Whether projecting every patch is cheaper than absorbing, for so many queries per image."""
+    return (heads - 1) * queries >= dim

@@ -7,6 +7,7 @@ the image alone is computed once. What makes it cheap lies in :mod:`~boltzformer
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import cast
@@ -18,9 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.attention import FeedForwardBlock, SelfAttentionBlock
-from boltzformer_monai.networks.cross_attention import CrossAttentionBlock, LevelFeatures
+from boltzformer_monai.networks.cross_attention import CrossAttentionBlock, LevelFeatures, projects
+from boltzformer_monai.networks.level_map import LevelMap
+from boltzformer_monai.networks.masks import MOST_COMBINED, Masks
 from boltzformer_monai.networks.sampling import AttentionSetPolicy, Randomness
-from boltzformer_monai.networks.semantic_map import LevelMap, SemanticMap
+from boltzformer_monai.networks.semantic_map import SemanticMap
 
 
 class MaskHead(nn.Module):
@@ -111,7 +114,19 @@ class BoltzFormerDecoder(nn.Module):
         *,
         generator: Randomness = None,
     ) -> Tensor:
-        """Decode P prompts on each image.
+        """Decode P prompts on each image: arguments as for :meth:`masks`, mask logits ``(B, P, m, h, w)``."""
+        return self.masks(features, semantic_map, text, text_valid, generator=generator).logits()
+
+    def masks(
+        self,
+        features: Sequence[Tensor],
+        semantic_map: SemanticMap | Tensor,
+        text: Tensor,
+        text_valid: Tensor,
+        *,
+        generator: Randomness = None,
+    ) -> Masks:
+        """Decode P prompts on each image, up to the vectors of the masks.
 
         Args:
             features: visual features, coarse to fine, each ``(B, d, h_l, w_l)``.
@@ -121,7 +136,7 @@ class BoltzFormerDecoder(nn.Module):
             generator: source of the random draws.
 
         Returns:
-            Mask logits ``(B, P, m, h, w)``.
+            The masks, of which an aggregation may not need every one.
 
         Raises:
             ConfigError: the number of levels is not the one the decoder was built for.
@@ -132,11 +147,13 @@ class BoltzFormerDecoder(nn.Module):
         batch, prompts = text.shape[:2]
         count = self.query_feat.num_embeddings
         levels = [LevelFeatures.of(f, e) for f, e in zip(features, self.level_embed.weight, strict=True)]
+        if projects(prompts * count, dim=text.shape[-1], heads=self.heads):
+            levels = [level.for_projection() for level in levels]
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         semantic = semantic_map if isinstance(semantic_map, SemanticMap) else SemanticMap(semantic_map)
-        visited = [sizes[index % self.levels] for index in range(len(self.layers))]
-        semantic = semantic.suited(prompts * count, visited, training=torch.is_grad_enabled())
-        maps = semantic.at_levels(sizes)
+        visited = Counter(sizes[index % self.levels] for index in range(len(self.layers)))
+        semantic = semantic.suited(prompts * min(count, MOST_COMBINED), visited)
+        maps = semantic.at_levels(visited, queries=prompts * count)
 
         text, valid = text.flatten(0, 1), text_valid.flatten(0, 1)
         prompt = text.detach()  # as a position it passes no gradient [published code]
@@ -149,7 +166,7 @@ class BoltzFormerDecoder(nn.Module):
         for index, layer in enumerate(cast(Iterable[BoltzFormerLayer], self.layers)):
             level = index % self.levels
             # Outside of the checkpoint: the sets pass no gradient and must not be drawn twice.
-            attend = self._attention_set(queries.view(batch, prompts, count, -1), maps[level], index, generator)
+            attend = self._attention_set(queries.view(batch, prompts, count, -1), maps[sizes[level]], index, generator)
             step = partial(self._layer, layer, batch)
             if self.checkpointing and torch.is_grad_enabled():
                 queries, text = checkpoint(
@@ -158,9 +175,7 @@ class BoltzFormerDecoder(nn.Module):
             else:
                 queries, text = step(queries, text, prompt, valid, levels[level], attend)
 
-        mu = self.mask_head(queries.view(batch, prompts, count, -1)).flatten(1, 2)
-        logits = semantic.logits(mu).unflatten(1, (prompts, count))
-        return logits if self.mask_bias is None else logits + self.mask_bias
+        return Masks(self.mask_head(queries.view(batch, prompts, count, -1)), semantic, self.mask_bias)
 
     def _layer(
         self,

@@ -32,9 +32,9 @@ class CounterNoise:
     def uniform(self, shape: torch.Size | tuple[int, ...], *, layer: int, device: torch.device) -> Tensor:
         """Float32 in [0, 1), broadcasting to ``shape``; only the last three axes (head, query, patch) count."""
         own = tuple(shape[-3:]) if len(shape) >= 5 else (1, *shape[-2:])
-        counter = torch.arange(own[0] * own[1] * own[2], device=device, dtype=torch.int64).view(own)
-        state = _mix32(counter ^ _scalar_mix32(self.seed * 0x9E3779B1 + layer * 0x85EBCA6B + 1))
-        uniform = (state >> 8).to(torch.float32) * 2.0**-24
+        state = torch.arange(own[0] * own[1] * own[2], device=device, dtype=torch.int64).view(own)
+        state ^= _scalar_mix32(self.seed * 0x9E3779B1 + layer * 0x85EBCA6B + 1)
+        uniform = _mix32(state).bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
         return uniform if len(shape) >= 5 else uniform[0]
 
 
@@ -42,10 +42,13 @@ Randomness = torch.Generator | CounterNoise | None
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """A 32-bit integer hash (xor-shift and multiply, full avalanche) in int64, which all devices multiply."""
+    """A 32-bit integer hash (xor-shift and multiply, full avalanche) in int64, which all devices multiply; in place."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = ((x ^ (x >> shift)) * factor) & _MASK32
-    return x ^ (x >> 16)
+        x ^= x >> shift
+        x *= factor
+        x &= _MASK32
+    x ^= x >> 16
+    return x
 
 
 def _scalar_mix32(value: int) -> int:

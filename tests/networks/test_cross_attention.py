@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from boltzformer_monai.networks.attention import MultiHeadAttention
-from boltzformer_monai.networks.cross_attention import CrossAttention, CrossAttentionBlock, LevelFeatures
+from boltzformer_monai.networks.cross_attention import CrossAttention, CrossAttentionBlock, LevelFeatures, projects
 from boltzformer_monai.networks.position import sine_position_encoding
 from tests.networks.cases import randomise
 
@@ -37,7 +37,9 @@ def test_both_ways_equal_attention_to_keys_and_values(queries: int, heads: int, 
     plain.load_state_dict(attention.state_dict())
 
     level = LevelFeatures.of(feature, embedding)
-    found = attention.attend_to(query, LevelFeatures(*(part.double() for part in level)), attend)
+    if projects(queries, dim=D, heads=heads):
+        level = level.for_projection()
+    found = attention.attend_to(query, level, attend)
     value = feature.flatten(2).transpose(1, 2) + embedding
     key = value + sine_position_encoding(H, W, D).double().flatten(1).T
     expected = plain(query, key, value, attend)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from boltzformer_monai.networks.masks import Masks
 from boltzformer_monai.networks.pigma import PiGMA
+from boltzformer_monai.networks.semantic_map import SemanticMap
 from tests.networks.cases import randomise
 
 
@@ -41,6 +43,28 @@ def test_equals_the_two_convolutions(queries: int, channels: int, size: tuple[in
     theirs = torch.autograd.grad((expected * weight).sum(), parameters)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("correction", [True, False])
+@pytest.mark.parametrize("queries", [1, 17, 18, 40])
+def test_masks_that_are_not_computed(queries: int, correction: bool):
+    generator = torch.Generator().manual_seed(0)
+    pigma = randomise(PiGMA(queries=queries, channels=6, correction=correction)).double()
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    mu, fine, weight, bias, mask_bias = draw(2, 3, queries, 12), draw(2, 5, 8, 6), draw(12, 5, 3, 3), draw(12), draw()
+    masks = Masks(mu, SemanticMap(fine, weight, bias), mask_bias)
+    image = torch.rand(2, 3, 32, 24, dtype=torch.float64)
+    expected = pigma(masks.logits(), image)
+    logits = pigma(masks, image)
+    torch.testing.assert_close(logits, expected)
+    leaves = [mu, fine, weight, bias, mask_bias, *pigma.parameters()]
+    of_logits = torch.randn_like(logits)
+    ours, theirs = (torch.autograd.grad((x * of_logits).sum(), leaves) for x in (logits, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_without_correction_it_is_the_upsampled_mean():

@@ -7,26 +7,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.networks.semantic_map import SemanticMap, _downsample
+from boltzformer_monai.networks.level_map import downsample
+from boltzformer_monai.networks.semantic_map import SemanticMap
 
 
-def make_map(size: tuple[int, int] = (16, 24), *, batch: int = 2) -> tuple[SemanticMap, Tensor]:
-    """A map of 6 channels made of 5, and vectors of 3 queries, in double precision."""
+def make_map(
+    size: tuple[int, int] = (16, 24), *, batch: int = 2, queries: int = 3, dim: int = 6
+) -> tuple[SemanticMap, Tensor]:
+    """A map of d channels made of 5, and vectors of queries, in double precision."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
-    return SemanticMap(draw(batch, 5, *size), draw(6, 5, 3, 3), draw(6)), draw(batch, 3, 6)
+    return SemanticMap(draw(batch, 5, *size), draw(dim, 5, 3, 3), draw(dim)), draw(batch, queries, dim)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_masks_of_a_map_that_is_not_built(batch: int, channels_last: bool):
-    lazy, mu = make_map(batch=batch)
+@pytest.mark.parametrize(("queries", "dim"), [(3, 6), (25, 30), (7, 6)])  # few; many; more than S has channels
+def test_masks_of_a_map_that_is_not_built(batch: int, channels_last: bool, queries: int, dim: int):
+    lazy, mu = make_map(batch=batch, queries=queries, dim=dim)
     if channels_last:
         lazy = SemanticMap(lazy.fine.contiguous(memory_format=torch.channels_last), lazy.weight, lazy.bias)
-    assert lazy.shape == (batch, 6, 16, 24)
+    assert lazy.shape == (batch, dim, 16, 24)
     built = lazy.build()
     assert built.weight is None
     expected = torch.einsum("bqd,bdhw->bqhw", mu, F.conv2d(lazy.fine, lazy.weight, lazy.bias, padding=1))
@@ -40,6 +44,7 @@ def test_masks_of_a_map_that_is_not_built(batch: int, channels_last: bool):
             torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize(("queries", "uses"), [(3, 1), (25, 0), (25, 1)])  # few; many; and S built at the level
 @pytest.mark.parametrize(
     ("full", "size"),
     [
@@ -54,26 +59,31 @@ def test_masks_of_a_map_that_is_not_built(batch: int, channels_last: bool):
         ((8, 8), (16, 16)),
     ],
 )
-def test_levels_equal_interpolated_masks(full: tuple[int, int], size: tuple[int, int]):
-    lazy, mu = make_map(full)
+def test_levels_equal_interpolated_masks(full: tuple[int, int], size: tuple[int, int], queries: int, uses: int):
+    lazy, mu = make_map(full, queries=queries)
     logits = lazy.build().logits(mu)
     expected = F.interpolate(logits, size=size, mode="bilinear", align_corners=False).flatten(2)
     for form in (lazy, lazy.build()):
-        found = form.at_levels([size])[0].logits(mu.detach())
+        found = form.at_levels({size: uses}, queries=queries)[size].logits(mu.detach())
         assert not found.requires_grad
         torch.testing.assert_close(found, expected.detach())
     torch.testing.assert_close(
-        _downsample(lazy.fine, size), F.interpolate(lazy.fine, size=size, mode="bilinear", align_corners=False)
+        downsample(lazy.fine, size), F.interpolate(lazy.fine, size=size, mode="bilinear", align_corners=False)
     )
 
 
 def test_the_cheaper_form_is_chosen():
     generator = torch.Generator().manual_seed(0)
     lazy = SemanticMap(torch.randn(1, 64, 32, 32, generator=generator), torch.randn(64, 64, 3, 3), torch.randn(64))
-    levels = [(4, 4), (8, 8), (16, 16)] * 3
-    assert lazy.suited(10, levels, training=True) is lazy
-    assert lazy.suited(10, levels, training=False) is lazy
-    assert lazy.suited(640, levels, training=False).weight is None
-    assert lazy.suited(10, [(5, 5)], training=True).weight is None  # no even ratio: nothing to fold at that level
+    levels = {(4, 4): 3, (8, 8): 3, (16, 16): 3}
+    assert lazy.suited(10, levels) is lazy
+    assert lazy.suited(64, levels).weight is None
+    assert lazy.suited(10, {(5, 5): 1}).weight is None  # no even ratio: nothing to fold at that level
     built = lazy.build()
-    assert built.suited(10, levels, training=True) is built
+    assert built.suited(10, levels) is built
+    few, many = (lazy.at_levels(levels, queries=queries)[16, 16] for queries in (10, 24))
+    assert few.by_parity
+    assert few.ready is None
+    assert not many.by_parity
+    assert many.ready is not None  # 3 times 24 queries are more than the 64 channels of S
+    assert lazy.at_levels({(16, 16): 2}, queries=24)[16, 16].ready is None

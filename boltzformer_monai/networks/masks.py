@@ -1,0 +1,42 @@
+"""The masks of all queries, before they are computed: Eq. 1 is linear, so what follows can often do with fewer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from boltzformer_monai.networks.semantic_map import SemanticMap
+
+MOST_COMBINED = 17
+"""Sums of masks that the aggregation needs, however many queries there are (see PiGMA)."""
+
+
+class Masks:
+    """m mask logits ``μᵀS + bias`` of P prompts on each image, not computed yet.
+
+    Args:
+        mu: mask vectors ``(B, P, m, d)`` (Eq. 3).
+        semantic: S of the images.
+        bias: a scalar added to every logit, or ``None``.
+    """
+
+    def __init__(self, mu: Tensor, semantic: SemanticMap, bias: Tensor | None = None) -> None:
+        self.mu = mu
+        self.semantic = semantic
+        self.bias = bias
+
+    @property
+    def queries(self) -> int:
+        """The number m."""
+        return self.mu.shape[2]
+
+    def logits(self) -> Tensor:
+        """All of them, ``(B, P, m, h, w)``."""
+        logits = self.semantic.logits(self.mu.flatten(1, 2)).unflatten(1, self.mu.shape[1:3])
+        return logits if self.bias is None else logits + self.bias
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """Sums of the m masks with weights ``(k, m)``, ``(B, P, k, h, w)``: Σ wₘ(μₘᵀS) = (Σ wₘμₘ)ᵀS, so k products."""
+        bias = None if self.bias is None else self.bias * weights.sum(1)[:, None, None]
+        combined = Masks(torch.matmul(weights.to(self.mu.dtype), self.mu), self.semantic, bias)
+        return combined.logits()

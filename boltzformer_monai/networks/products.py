@@ -1,0 +1,107 @@
+"""The product that decoding consists of: every pixel's d channels with Q vectors of that image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_PIXELS = 1024  # of a contiguous map at a time: all at once the product took up to twice as long, Q = 10 to 160
+
+
+def pixel_products(maps: Tensor, vectors: Tensor) -> Tensor:
+    """vᵀx of every pixel x and vector v: ``(B, d, h, w)``, ``(B, Q, d)`` → ``(B, Q, h, w)``."""
+    maps = in_autocast(maps)
+    vectors = vectors.to(maps.dtype)
+    if torch.is_grad_enabled() and (maps.requires_grad or vectors.requires_grad):
+        return _PixelProducts.apply(maps, vectors)
+    return _products(maps, vectors)
+
+
+class _PixelProducts(torch.autograd.Function):
+    """Gradients without those of the portions, which autograd would put together one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(maps, vectors)
+        return _products(maps, vectors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        maps, vectors = ctx.saved_tensors
+        gradient = gradients[0].to(maps.dtype).flatten(2)  # (B, Q, N)
+        of_maps = spread(vectors, gradient, maps) if ctx.needs_input_grad[0] else None
+        return of_maps, torch.bmm(gradient, maps.flatten(2).transpose(1, 2)) if ctx.needs_input_grad[1] else None
+
+
+def spread(vectors: Tensor, weights: Tensor, like: Tensor, onto: Tensor | None = None) -> Tensor:
+    """Σ weight · vector at every pixel: ``(B, Q, d)``, ``(B, Q, N)`` → ``(B, d, h, w)``, in the layout of ``like``.
+
+    For backward passes. With ``onto``, an earlier result, the sum is added to it in place; and no result is a view, so
+    that autograd can do the same with the next.
+    """
+    result = torch.empty_like(like) if onto is None else onto
+    if is_channels_last(like):
+        flat, factors = result.permute(0, 2, 3, 1).flatten(1, 2), (weights.transpose(1, 2), vectors)
+    else:
+        flat, factors = result.flatten(2), (vectors.transpose(1, 2), weights)
+    if onto is None:
+        torch.bmm(*factors, out=flat)
+    else:
+        flat.baddbmm_(*factors)
+    return result
+
+
+def one_batch(images: list[Tensor]) -> Tensor:
+    """Images ``(1, …)`` side by side; a single one is not copied."""
+    return images[0] if len(images) == 1 else torch.cat(images)
+
+
+def is_channels_last(maps: Tensor) -> bool:
+    """Whether a pixel's channels lie side by side in memory, and those of a map do not."""
+    return not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last)
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """The same ``(B, d, h, w)`` with a pixel's channels side by side in memory."""
+    traced = torch.is_grad_enabled() and maps.requires_grad
+    if traced or maps.device.type != "cpu" or maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.contiguous(memory_format=torch.channels_last)
+    result = torch.empty_like(maps, memory_format=torch.channels_last)
+    # Eight maps at a time, as many as a cache set has lines: pixels of maps of a power of two fall into one set.
+    for source, target in zip(maps.split(8, dim=1), result.split(8, dim=1), strict=True):
+        target.copy_(source)
+    return result
+
+
+def in_autocast(x: Tensor) -> Tensor:
+    """The tensor in the precision of the autocast that is on, if any."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+def _products(maps: Tensor, vectors: Tensor) -> Tensor:
+    """On CPUs the layout decides.
+
+    Where channels are last the convolution library is fastest, but of contiguous maps it makes a copy; those are
+    multiplied in portions.
+    """
+    size = maps.shape[-2:]
+    if maps.device.type != "cpu":
+        return torch.bmm(vectors, maps.flatten(2)).unflatten(2, size)
+    pairs = zip(maps.split(1), vectors, strict=True)
+    if is_channels_last(maps):
+        return one_batch([F.conv2d(image, kernel[..., None, None]) for image, kernel in pairs]).contiguous()
+    portion = _PIXELS if size.numel() % _PIXELS == 0 else size.numel()
+    return one_batch([_in_portions(image, kernel, portion) for image, kernel in pairs]).unflatten(2, size)
+
+
+def _in_portions(image: Tensor, vectors: Tensor, pixels: int) -> Tensor:
+    """``(1, d, h, w)``, ``(Q, d)`` → ``(1, Q, N)``."""
+    portions = image[0].flatten(1).unflatten(1, (-1, pixels)).transpose(0, 1)  # (N/pixels, d, pixels), a view
+    found = torch.bmm(vectors.expand(len(portions), -1, -1), portions)
+    return found.transpose(0, 1).flatten(1)[None]
