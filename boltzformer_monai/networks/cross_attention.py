@@ -81,9 +81,10 @@ class CrossAttention(MultiHeadAttention):
             value = self._project(of_value, level.feature)
             mixed = F.scaled_dot_product_attention(q.to(key.dtype), key, value, attn_mask=attend)
         else:
-            absorbed = torch.matmul(q * (1 / math.sqrt(dim // self.heads)), of_key.to(q.dtype))  # W_Kᵀ q, (B, h, Q, d)
+            scaled = q * (1 / math.sqrt(dim // self.heads))
+            absorbed = _by_head(scaled, of_key)  # W_Kᵀ q, (B, h, Q, d)
             summed = attend_to_raw(absorbed, level.feature, level.rows, level.columns, attend)
-            mixed = torch.matmul(summed, of_value.transpose(1, 2).to(summed.dtype))
+            mixed = _by_head(summed, of_value.transpose(1, 2))
         # What every patch adds alike: W_V e + b_V.
         constant = F.linear(level.embedding, of_value.flatten(0, 1), value_bias)
         return self.out_proj(mixed.transpose(1, 2).flatten(2) + constant)
@@ -111,3 +112,9 @@ class CrossAttentionBlock(nn.Module):
 def projects(queries: int, *, dim: int, heads: int) -> bool:
     """Whether projecting every patch is cheaper than absorbing, for so many queries per image."""
     return (heads - 1) * queries >= dim
+
+
+def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """``(B, h, Q, c)``, ``(h, c, k)`` → ``(B, h, Q, k)``; ``matmul`` would copy the weight for every image."""
+    found = torch.bmm(x.transpose(0, 1).flatten(1, 2), weight.to(x.dtype))
+    return found.unflatten(1, (len(x), -1)).transpose(0, 1)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 FULL_REGISTERS = 16
 """Output channels from which a 3×3 convolution beat 1×1 ones whose maps are shifted and added, on our CPUs."""
+_CHANNELS = 16
 
 
 class LevelMap:
@@ -97,17 +98,22 @@ def even_ratio(full: Size, size: Size) -> int | None:
 
 
 def downsample(semantic_map: Tensor, size: Size) -> Tensor:
-    """S ``(B, d, h, w)`` at a level's size, bilinear (align_corners=False).
+    """S ``(B, d, h, w)`` at a level's size, bilinear (align_corners=False), without gradients.
 
-    Once per level instead of once per query, layer and prompt. Slicing is faster than ``interpolate`` for an even
-    ratio, and adding in place much faster than not: fresh memory for hundreds of channels costs more than the sum.
+    Once per level instead of once per query, layer and prompt. Rows are added before columns, and few channels at a
+    time, so that the sum of rows stays in the cache: much faster than ``interpolate``.
     """
     ratio = even_ratio((semantic_map.shape[-2], semantic_map.shape[-1]), size)
     if ratio is None:
         return F.interpolate(semantic_map, size=size, mode="bilinear", align_corners=False)
-    first = ratio // 2 - 1
-    corners = [semantic_map[..., first + i :: ratio, first + j :: ratio] for i in (0, 1) for j in (0, 1)]
-    return (corners[0] + corners[1]).add_(corners[2]).add_(corners[3]).div_(4)
+    first, second = slice(ratio // 2 - 1, None, ratio), slice(ratio // 2, None, ratio)
+    result = semantic_map.new_empty(*semantic_map.shape[:2], *size)
+    portion = _CHANNELS if semantic_map.device.type == "cpu" else semantic_map.shape[1]
+    for image, level in zip(semantic_map, result, strict=True):
+        for source, target in zip(image.split(portion), level.split(portion), strict=True):
+            rows = source[:, first] + source[:, second]
+            torch.add(rows[..., first], rows[..., second], out=target).div_(4)
+    return result
 
 
 def fold(mu: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_PIXELS = 1024  # of a contiguous map at a time: all at once the product took up to twice as long, Q = 10 to 160
+_PIXELS = 512  # of a contiguous map at a time: all at once the product took up to twice as long, Q = 10 to 160
 
 
 def pixel_products(maps: Tensor, vectors: Tensor) -> Tensor:
@@ -93,15 +93,12 @@ def _products(maps: Tensor, vectors: Tensor) -> Tensor:
     size = maps.shape[-2:]
     if maps.device.type != "cpu":
         return torch.bmm(vectors, maps.flatten(2)).unflatten(2, size)
-    pairs = zip(maps.split(1), vectors, strict=True)
     if is_channels_last(maps):
+        pairs = zip(maps.split(1), vectors, strict=True)
         return one_batch([F.conv2d(image, kernel[..., None, None]) for image, kernel in pairs]).contiguous()
     portion = _PIXELS if size.numel() % _PIXELS == 0 else size.numel()
-    return one_batch([_in_portions(image, kernel, portion) for image, kernel in pairs]).unflatten(2, size)
-
-
-def _in_portions(image: Tensor, vectors: Tensor, pixels: int) -> Tensor:
-    """``(1, d, h, w)``, ``(Q, d)`` → ``(1, Q, N)``."""
-    portions = image[0].flatten(1).unflatten(1, (-1, pixels)).transpose(0, 1)  # (N/pixels, d, pixels), a view
-    found = torch.bmm(vectors.expand(len(portions), -1, -1), portions)
-    return found.transpose(0, 1).flatten(1)[None]
+    result = maps.new_empty(*vectors.shape[:2], *size)
+    for image, kernel, target in zip(maps, vectors, result, strict=True):
+        portions, targets = (x.flatten(1).unflatten(1, (-1, portion)).transpose(0, 1) for x in (image, target))  # views
+        targets.copy_(torch.bmm(kernel.expand(len(portions), -1, -1), portions))
+    return result
