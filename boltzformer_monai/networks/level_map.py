@@ -2,17 +2,17 @@
 
 A bilinear down-sampling (align_corners=False) by an even ratio r is the mean of the central 2×2 pixels of each r×r
 cell. It commutes with the dot product, and mean and 3×3 convolution are both linear, so μᵀS at the level comes from y
-by one convolution with stride, folded into the query's kernel. There are three forms of it (docs/decoder.md).
+by one convolution with stride, folded into the query's kernel (docs/decoder.md).
 
 - Ratio 4 or more: cells do not share pixels, and a 4×4 kernel with stride 4 over their central 4×4 pixels does it.
-- Ratio 2, few queries: the 4×4 kernels of neighbouring cells overlap; pixels of one parity lie under the same four
-  taps, so they are multiplied with four times as many vectors, and the results shifted and added.
-- Ratio 2, many queries: the mean is taken over y first, which leaves 9 of the 16 taps.
+- Ratio 2: 4×4 kernels with stride 2 would overlap. The mean is taken over y first, which leaves 9 taps, in four planes,
+  the even and odd rows and columns: over each the stride is 1, which convolution libraries are best at.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from boltzformer_monai.networks.semantic_map import SemanticMap
 
 Size = tuple[int, int]
-FULL_REGISTERS = 16
-"""Output channels from which a 3×3 convolution beat 1×1 ones whose maps are shifted and added, on our CPUs."""
 _CHANNELS = 16
 
 
@@ -42,53 +40,38 @@ class LevelMap:
     def __init__(self, source: SemanticMap, size: Size, *, queries: int, uses: int) -> None:
         full: Size = (source.fine.shape[-2], source.fine.shape[-1])
         ratio = even_ratio(full, size)
-        self.size = size
-        self.bias = source.bias
+        self.weight, self.bias = source.weight, source.bias
         self.ready: Tensor | None = None
-        self.by_parity = ratio == 2 and queries < FULL_REGISTERS
-        if source.weight is None or ratio is None:
+        if self.weight is None or ratio is None:
             self.ready = downsample(source.build().fine, size)
             return
-        self.weight = source.weight
-        self.maps, self.stride = source.fine, 2
-        self.pooled = ratio == 2 and not self.by_parity
-        if ratio > 2:
-            self.maps, self.stride = _centres(source.fine, size), 4
-        elif self.pooled:
-            # Beyond its border y is zero for the convolution, and for the mean.
-            self.maps = F.avg_pool2d(source.fine, 2, stride=1, padding=1)
-            if uses * queries >= len(source.weight):
-                self.ready = F.conv2d(self.maps, self.weight, self.bias, stride=2)
+        self.planes = {(0, 0): _centres(source.fine, size)} if ratio > 2 else _means_by_parity(source.fine)
+        self.stride = 4 if ratio > 2 else 1
+        if uses * queries >= len(self.weight):
+            self.ready = self._convolved(self.weight[None]).add_(cast(Tensor, self.bias)[:, None, None])
+            self.planes = {}
 
     def logits(self, mu: Tensor) -> Tensor:
         """μᵀS at the level: ``(B, Q, d)`` → ``(B, Q, N)``."""
-        if self.ready is not None or self.bias is None:
-            return pixel_products(self.maps if self.ready is None else self.ready, mu).flatten(2)
-        kernels = fold(mu, self.weight)
-        if not self.pooled:
-            kernels = _with_mean(kernels)
-        if self.by_parity:
-            found = self._shifted_and_added(kernels.permute(0, 3, 4, 2, 1)).flatten(1, 2).transpose(1, 2)
-        else:
-            pairs = zip(self.maps.split(1), kernels, strict=True)
-            found = one_batch([F.conv2d(image, kernel, stride=self.stride) for image, kernel in pairs])
-            found = found.contiguous().flatten(2)
-        return found + torch.matmul(mu, self.bias)[..., None]
+        if self.ready is not None:
+            return pixel_products(self.ready, mu).flatten(2)
+        found = self._convolved(fold(mu, cast(Tensor, self.weight)))
+        return found.add_(torch.matmul(mu, cast(Tensor, self.bias))[..., None, None]).flatten(2)
 
-    def _shifted_and_added(self, kernel: Tensor) -> Tensor:
-        """``(B, 4, 4, d_y, Q)`` → ``(B, h_l, w_l, Q)``."""
-        pixels = self.maps.permute(0, 2, 3, 1)
-        total = kernel.new_zeros(len(kernel), self.size[0] + 2, self.size[1] + 2, kernel.shape[-1])
-        for a in (0, 1):
-            for b in (0, 1):
-                # Row 2i + a of y is under tap 1 + a of cell i, and under tap 3 of cell i - 1 or tap 0 of cell i + 1.
-                taps = [((1 + a, 1), (3 - 3 * a, 2 * a)), ((1 + b, 1), (3 - 3 * b, 2 * b))]
-                pairs = [(u, v) for u in taps[0] for v in taps[1]]
-                weights = torch.cat([kernel[:, u, v] for (u, _), (v, _) in pairs], dim=-1)
-                given = _row_products(pixels[:, a::2, b::2], weights).chunk(4, dim=-1)
-                for part, ((_, down), (_, right)) in zip(given, pairs, strict=True):
-                    total[:, down : down + self.size[0], right : right + self.size[1]] += part
-        return total[:, 1:-1, 1:-1]
+    def _convolved(self, kernels: Tensor) -> Tensor:
+        """3×3 kernels ``(B or 1, Q, d_y, 3, 3)`` → ``(B, Q, h_l, w_l)``."""
+        if self.stride == 4:
+            kernels = _with_mean(kernels)
+        step = 1 if self.stride == 4 else 2  # the taps of a plane: the first and the last, or the middle one
+        images = []
+        for b in range(len(self.planes[0, 0])):
+            kernel = kernels[b % len(kernels)]
+            parts = [
+                F.conv2d(plane[b : b + 1], kernel[..., row::step, column::step], stride=self.stride)
+                for (row, column), plane in self.planes.items()
+            ]
+            images.append(reduce(Tensor.add_, parts))
+        return one_batch(images).contiguous()
 
 
 def even_ratio(full: Size, size: Size) -> int | None:
@@ -136,8 +119,6 @@ def _with_mean(kernels: Tensor) -> Tensor:
     return (corners[0] + corners[1]).add_(corners[2]).add_(corners[3]).div_(4)
 
 
-def _row_products(pixels: Tensor, weights: Tensor) -> Tensor:
-    """``(B, h, w, c)``, ``(B, c, k)`` → ``(B, h, w, k)``; strided pixels and the weights of all rows are not copied."""
-    height = pixels.shape[1]
-    found = [torch.bmm(image, weight.expand(height, -1, -1)) for image, weight in zip(pixels, weights, strict=True)]
-    return torch.stack(found)
+def _means_by_parity(maps: Tensor) -> dict[tuple[int, int], Tensor]:
+    """Means over 2×2 pixels that begin on odd (0) or even (1) rows and columns, for 0 from the border's zeros on."""
+    return {(a, b): F.avg_pool2d(maps, 2, stride=2, padding=(1 - a, 1 - b)) for a in (0, 1) for b in (0, 1)}

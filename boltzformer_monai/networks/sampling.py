@@ -43,11 +43,12 @@ Randomness = torch.Generator | CounterNoise | None
 
 def _mix32(x: Tensor) -> Tensor:
     """A 32-bit integer hash (xor-shift and multiply, full avalanche) in int64, which all devices multiply; in place."""
+    shifted = torch.empty_like(x)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x ^= x >> shift
+        x ^= torch.bitwise_right_shift(x, shift, out=shifted)
         x *= factor
         x &= _MASK32
-    x ^= x >> 16
+    x ^= torch.bitwise_right_shift(x, 16, out=shifted)
     return x
 
 
@@ -128,12 +129,11 @@ class BoltzmannSampling:
     def distribution(self, logits: Tensor, layer: int) -> Tensor:
         """Boltzmann distribution over the level's patches (Eq. 5), ``(…, m, N_v)``, float32, rows sum to 1."""
         confidence = torch.sigmoid(logits.float())
-        energy = confidence / self.temperature(layer)
         if self.threshold is not None:
             # A row with nothing left to draw from becomes all zero instead of NaN.
-            energy = energy.masked_fill(confidence >= self.threshold, float("-inf"))
+            energy = (confidence / self.temperature(layer)).masked_fill(confidence >= self.threshold, float("-inf"))
             return torch.softmax(energy, dim=-1).nan_to_num()
-        return torch.softmax(energy, dim=-1)
+        return torch.softmax(confidence.div_(self.temperature(layer)), dim=-1)
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
@@ -150,7 +150,7 @@ class BoltzmannSampling:
     @staticmethod
     def inclusion(probability: Tensor, draws: int) -> Tensor:
         """``1 − (1 − p)^N``, the probability that N draws contain a patch, without cancellation for small p."""
-        return -torch.expm1(draws * torch.log1p(-probability))
+        return (-probability).log1p_().mul_(draws).expm1_().neg_()
 
     @staticmethod
     def _union_of_draws(probability: Tensor, draws: int, layer: int, generator: Randomness) -> Tensor:

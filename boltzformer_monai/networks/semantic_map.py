@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.networks.level_map import FULL_REGISTERS, LevelMap, Size, even_ratio, fold
-from boltzformer_monai.networks.products import channels_last, is_channels_last, one_batch, pixel_products
+from boltzformer_monai.networks.level_map import LevelMap, Size, even_ratio, fold
+from boltzformer_monai.networks.products import channels_last, one_batch, pixel_products
+
+_FULL_REGISTERS = 16  # output channels from which a 3×3 convolution beat 1×1 ones that are shifted and added
 
 
 class SemanticMap:
@@ -52,7 +54,10 @@ class SemanticMap:
         """Return the cheaper form for so many masks per image at full size, and for levels of these sizes."""
         full: Size = (self.fine.shape[-2], self.fine.shape[-1])
         folds = self.weight is not None and maps < len(self.weight)
-        return self if folds and all(even_ratio(full, size) for size in levels) else self.build()
+        if not folds or not all(even_ratio(full, size) for size in levels):
+            return self.build()
+        # The convolutions want channels last; where gradients flow to y, only those for the levels get it.
+        return SemanticMap(self.fine if _traced(self.fine) else channels_last(self.fine), self.weight, self.bias)
 
     def logits(self, mu: Tensor) -> Tensor:
         """μᵀS: ``(B, Q, d)`` → ``(B, Q, h, w)``."""
@@ -62,7 +67,7 @@ class SemanticMap:
             return self.build().logits(mu)
         height, width = self.fine.shape[-2:]
         kernels, bias = fold(mu, self.weight), torch.matmul(mu, self.bias)[..., None, None]
-        if mu.shape[1] >= FULL_REGISTERS or is_channels_last(self.fine):
+        if mu.shape[1] >= _FULL_REGISTERS:
             pairs = zip(self.fine.split(1), kernels, strict=True)
             return one_batch([F.conv2d(image, kernel, padding=1) for image, kernel in pairs]).contiguous() + bias
         # Few output channels leave a convolution's registers idle: 9·Q of one tap each, then shifted and added.
@@ -81,3 +86,7 @@ class SemanticMap:
             source = SemanticMap(channels_last(source.fine), source.weight, source.bias)  # once for all levels
         with torch.no_grad():
             return {size: LevelMap(source, size, queries=queries, uses=uses) for size, uses in levels.items()}
+
+
+def _traced(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad

@@ -76,14 +76,19 @@ def test_the_cheaper_form_is_chosen():
     generator = torch.Generator().manual_seed(0)
     lazy = SemanticMap(torch.randn(1, 64, 32, 32, generator=generator), torch.randn(64, 64, 3, 3), torch.randn(64))
     levels = {(4, 4): 3, (8, 8): 3, (16, 16): 3}
-    assert lazy.suited(10, levels) is lazy
+    assert lazy.suited(10, levels).weight is not None
     assert lazy.suited(64, levels).weight is None
     assert lazy.suited(10, {(5, 5): 1}).weight is None  # no even ratio: nothing to fold at that level
     built = lazy.build()
-    assert built.suited(10, levels) is built
-    few, many = (lazy.at_levels(levels, queries=queries)[16, 16] for queries in (10, 24))
-    assert few.by_parity
-    assert few.ready is None
-    assert not many.by_parity
-    assert many.ready is not None  # 3 times 24 queries are more than the 64 channels of S
-    assert lazy.at_levels({(16, 16): 2}, queries=24)[16, 16].ready is None
+    assert built.suited(10, levels).fine is built.fine
+    for queries, ready in ((10, False), (21, False), (22, True)):  # 3 times 22 queries are more than S's 64 channels
+        assert all((level.ready is not None) == ready for level in lazy.at_levels(levels, queries=queries).values())
+
+
+def test_channels_are_last_where_no_gradient_flows():
+    lazy, _ = make_map()
+    levels = {(8, 12): 1}
+    assert lazy.suited(1, levels).fine is lazy.fine
+    with torch.no_grad():
+        assert lazy.suited(1, levels).fine.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(lazy.detach().suited(1, levels).fine, lazy.fine.detach())
