@@ -5,9 +5,10 @@
 Ratios are dense / ours of medians, so larger is better. ``decoder_…`` rows are given visual features and S; ``tail_…``
 rows start from the map y that S is convolved from and end behind PiGMA. A step is forward and backward of a sum with
 fixed random weights, down to the inputs. For timing, both draw their sets with the same policy and the same numbers;
-for ``max_abs_error`` and ``max_rel_grad_error`` both are given the sets that ours drew. Saved for backward is counted
-in unique storages, weights and inputs left out on both sides. For ``prompts15_vs_full`` one full pass of the dense
-network is timed and counted 15 times.
+for ``max_abs_error`` and ``max_rel_grad_error`` both are given the sets that ours drew, and for the gradients the same
+open ReLUs; what comes out without that is recorded too. Saved for backward is counted in unique storages, weights and
+inputs left out on both sides. For ``prompts15_vs_full`` one full pass of the dense network is timed and counted
+15 times.
 """
 
 from __future__ import annotations
@@ -108,12 +109,14 @@ class Contest:
         absolute, relative = [], []
         for case in EXACT:
             ours, _, inputs = self._contestants(case)
-            output, gradient = differences(ours, inputs, case.part)
+            found = differences(ours, inputs, case.part)
             label = f"{case.part}_m{case.queries}_b{case.batch}"
-            yield result(f"max_abs_error_{label}", output, "logit")
-            yield result(f"max_rel_grad_error_{label}", gradient, "of the largest entry")
-            absolute.append(output)
-            relative.append(gradient)
+            yield result(f"max_abs_error_{label}", found.output, "logit")
+            yield result(f"max_rel_grad_error_{label}", found.gradient, "of the largest entry")
+            yield result(f"max_rel_grad_error_own_relus_{label}", found.gradient_own_relus, "of the largest entry")
+            yield result(f"relus_differing_{label}", found.relus, "units")
+            absolute.append(found.output)
+            relative.append(found.gradient)
         if self.golden is not None:
             absolute.append(golden_error(self.golden))
             yield result("max_abs_error_golden", absolute[-1], "logit")

@@ -8,11 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.dense import DenseTail
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
@@ -152,24 +153,69 @@ class InjectedSets:
         return self.sets[layer].view(logits.shape).to(logits.device)
 
 
-def differences(ours: Tail, inputs: Inputs, part: str) -> tuple[float, float]:
-    """Largest absolute difference of the outputs, and largest relative one of any gradient, with the same sets.
+class SameDecisions(TorchFunctionMode):
+    """Records which entries of each ReLU are positive, or, given a record, lets the same entries through.
 
-    The relative difference of a gradient is its largest difference by its largest entry.
+    A pre-activation that is zero up to rounding is positive for one contestant and not for the other, and the gradient
+    of that query jumps; among millions of them one such is likely. Like a sampled set it is a decision, not an error.
     """
+
+    def __init__(self, decisions: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.given = decisions
+        self.seen: list[Tensor] = []
+        self.differing = 0
+
+    def __torch_function__(  # noqa: D105
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in (torch.relu, torch.nn.functional.relu):
+            return func(*args, **(kwargs or {}))
+        positive = args[0] > 0
+        self.seen.append(positive.detach())
+        if self.given is None:
+            return func(*args, **(kwargs or {}))
+        same = self.given[len(self.seen) - 1].view_as(positive)
+        self.differing += int((same != positive).sum())
+        return args[0] * same
+
+
+class Differences(NamedTuple):
+    """Of two contestants with the same sets; a gradient's is its largest difference by its largest entry."""
+
+    output: float
+    """Largest absolute difference of the logits."""
+    gradient: float
+    """Largest of any gradient's, with the same ReLUs open."""
+    gradient_own_relus: float
+    """The same where both open their own."""
+    relus: int
+    """How many ReLUs are open for one and not for the other."""
+
+
+def differences(ours: Tail, inputs: Inputs, part: str) -> Differences:
+    """Compare ours with the dense baseline, on the sets that ours draws."""
     recorder = RecordingPolicy(ours.decoder.policy)
     ours = copy.deepcopy(ours)
     ours.decoder.policy = recorder
     with torch.no_grad():
         inputs.run(ours, part)
     ours.decoder.policy = InjectedSets(recorder.sets, per_head=recorder.per_head)
-    wanted, expected = _results(ours.dense(), ours, inputs, part)
-    output, found = _results(ours, ours, inputs, part)
-    if expected.keys() != found.keys():
-        msg = f"only one of the contestants has a gradient for {sorted(expected.keys() ^ found.keys())}"
+    with SameDecisions() as decisions:
+        wanted, expected = _results(ours.dense(), ours, inputs, part)
+    output, own = _results(ours, ours, inputs, part)
+    with SameDecisions(decisions.seen) as replayed:
+        _, found = _results(ours, ours, inputs, part)
+    if not expected.keys() == found.keys() == own.keys() or len(replayed.seen) != len(decisions.seen):
+        msg = f"the contestants differ in what has a gradient: {sorted(expected.keys() ^ found.keys())}"
         raise RuntimeError(msg)
-    relative = [_largest(expected[name] - found[name]) / max(_largest(expected[name]), 1e-30) for name in expected]
-    return _largest(wanted - output), largest(relative)
+    return Differences(
+        _largest(wanted - output), _relative(expected, found), _relative(expected, own), replayed.differing
+    )
+
+
+def _relative(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+    return largest([_largest(e - found[name]) / max(_largest(e), 1e-30) for name, e in expected.items()])
 
 
 def _results(

@@ -42,7 +42,7 @@ def result(name: str, value: float | None, unit: str) -> dict[str, Any]:
 def report(results: Sequence[dict[str, Any]], json_file: Path | None, *, settings: Any = None) -> None:
     """Print the table and, if wanted, write the record, with the settings that are not in the command."""
     for row in results:
-        value = "–" if row["value"] is None else f"{row['value']:.4f}"
+        value = "–" if row["value"] is None else f"{row['value']:.{'2e' if 0 < abs(row['value']) < 1e-3 else '4f'}}"
         print(f"{row['name']:<40}{value:>12}  {row['unit']}")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from benchmarks import decoder, decoder_gpu, dense
-from benchmarks.decoder_contest import SMOKE, Inputs, Sizes, Tail, differences, medians, saved_for_backward
+from benchmarks.decoder_contest import (
+    SMOKE,
+    Inputs,
+    SameDecisions,
+    Sizes,
+    Tail,
+    differences,
+    medians,
+    saved_for_backward,
+)
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.sampling import BoltzmannSampling, FullAttention, ThresholdMask
 from tests.networks.cases import images, prompts, small_network
@@ -47,7 +56,7 @@ def test_the_baseline_equals_ours_with_the_same_sets(policy: str, part: str, que
     ours.decoder.policy = POLICIES[policy]
     inputs = Inputs(SIZES, queries=queries, batch=2)
     inputs.valid[0, 0, 3:] = False  # padding of the text
-    output, gradient = differences(ours, inputs, part)
+    output, gradient, _, _ = differences(ours, inputs, part)
     assert output < 1e-4
     assert gradient < 1e-4
     assert ours.decoder.policy is POLICIES[policy]
@@ -57,16 +66,36 @@ def test_the_baseline_equals_ours_without_prior_and_with_a_mask_bias():
     ours = Tail(SIZES, queries=3)
     ours.decoder.text_prior = False
     ours.decoder.mask_bias = torch.nn.Parameter(torch.tensor(-1.5))
-    output, gradient = differences(ours, Inputs(SIZES, queries=3, batch=1), "tail")
+    output, gradient, _, _ = differences(ours, Inputs(SIZES, queries=3, batch=1), "tail")
     assert output < 1e-4
     assert gradient < 1e-4
 
 
 def test_a_difference_would_be_seen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dense, "sine_position", lambda height, width, dim: torch.zeros(height * width, dim))
-    output, gradient = differences(Tail(SIZES, queries=3), Inputs(SIZES, queries=3, batch=1), "decoder")
+    output, gradient, _, _ = differences(Tail(SIZES, queries=3), Inputs(SIZES, queries=3, batch=1), "decoder")
     assert output > 1e-3
     assert gradient > 1e-3
+
+
+def test_a_relu_at_zero_is_a_decision_that_can_be_replayed():
+    x = torch.tensor([-1.0, 1e-7, 2.0], requires_grad=True)
+    with SameDecisions() as first:
+        torch.nn.functional.relu(x).sum().backward()
+    assert torch.equal(x.grad, torch.tensor([0.0, 1.0, 1.0]))
+    other = torch.tensor([-1.0, -1e-7, 2.0], requires_grad=True)
+    with SameDecisions(first.seen) as replayed:
+        torch.nn.functional.relu(other).sum().backward()
+    assert torch.equal(other.grad, x.grad)
+    assert replayed.differing == 1
+    tail, inputs = Tail(SIZES, queries=3), Inputs(SIZES, queries=3, batch=1)
+    with torch.no_grad(), SameDecisions() as seen:
+        inputs.run(tail, "decoder")
+    with torch.no_grad(), SameDecisions() as dense_seen:
+        inputs.run(tail.dense(), "decoder")
+    # One of the text prior, two of the mask head and one for each of the four layers, two of the last mask head.
+    assert [x.numel() for x in seen.seen] == [x.numel() for x in dense_seen.seen]
+    assert len(seen.seen) == 1 + 4 * 3 + 2
 
 
 @pytest.mark.parametrize("correction", [True, False])
@@ -140,7 +169,7 @@ def test_the_benchmark_writes_every_name(tmp_path: Path):
     record = json.loads(file.read_text())
     values = {row["name"]: row["value"] for row in record["results"]}
     assert set(WANTED) <= values.keys()
-    assert all(value > 0 for value in values.values())
+    assert all(value > 0 for name, value in values.items() if not name.startswith("relus_differing"))
     assert values["max_abs_error"] < 1e-4
     assert values["max_rel_grad_error"] < 1e-4
     assert values["flops_tail_step_m10_b1"] > 1
