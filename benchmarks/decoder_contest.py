@@ -87,9 +87,11 @@ class Tail(nn.Module):
             self.decoder.masks(features, semantic_map, text, text_valid, generator=generator), image
         )
 
-    def dense(self) -> DenseTail:
-        """The baseline with these weights."""
-        return DenseTail(self.conv, self.decoder, self.aggregation)
+    def dense(self, *, blockwise: bool = False) -> DenseTail:
+        """The baseline with these weights, or its stronger form."""
+        tail = DenseTail(self.conv, self.decoder, self.aggregation)
+        tail.decoder.blockwise = blockwise
+        return tail
 
 
 class Inputs:

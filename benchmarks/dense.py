@@ -4,12 +4,13 @@ Written from the paper, with the weights of our modules, so that both compute th
 what published code of this family pays for: S built at full size, mask logits at full size in every layer and these
 interpolated to the level, every patch projected to a key and a value in every layer, one prompt at a time.
 
-It is no straw man. Nothing that is never used is computed: positions are cached, keys and values before projection are
-made once per level, no gradient goes through the sampling, and no set is drawn after the last layer. Attention is
-``scaled_dot_product_attention`` with a boolean mask: on our CPUs its blockwise kernel was as fast as the products that
-``nn.MultiheadAttention`` writes out (10 queries, one image, forward) or faster (1.3–5 times, everything else), and it
-keeps no attention map for the backward pass. Patches lie in memory as the projections want them, ``(B, N, d)``, which
-is faster than projecting the transposed features.
+Attention is PyTorch's own multi-head attention with a boolean mask, called as ``nn.MultiheadAttention`` calls it and as
+published code of this family does. ``DenseDecoder.blockwise`` computes the same with ``scaled_dot_product_attention``,
+whose blockwise kernel keeps no attention map: the strongest dense form we know on CPUs, for comparison.
+
+It is no straw man otherwise. Nothing that is never used is computed: positions are cached, keys and values before
+projection are made once per level, no gradient goes through the sampling, and no set is drawn after the last layer.
+Patches lie in memory as the projections want them, ``(B, N, d)``, faster than projecting the transposed features.
 """
 
 from __future__ import annotations
@@ -43,11 +44,15 @@ class DenseDecoder(nn.Module):
 
     Args:
         decoder: whose weights and policy are used; it is shared, so gradients arrive in its parameters.
+
+    Attributes:
+        blockwise: use ``scaled_dot_product_attention``.
     """
 
     def __init__(self, decoder: BoltzFormerDecoder) -> None:
         super().__init__()
         self.shared = decoder
+        self.blockwise = False
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def forward(
@@ -93,7 +98,8 @@ class DenseDecoder(nn.Module):
             memory = memories[index % shared.levels]
             attend = self._attention_set(queries, semantic_map, memory.size, index, generator)
             attention = layer.cross.multihead_attn
-            attended = _attention(attention, queries + query_position, memory.key, memory.value, attend, shared.heads)
+            located = queries + query_position
+            attended = self._attention(attention, located, memory.key, memory.value, attend)
             queries = layer.cross.norm(queries + attended)
             queries, tokens = self._exchange(layer.inter, queries, tokens, position, visible)
             queries = _feed_forward(layer.ffn, queries)
@@ -144,8 +150,15 @@ class DenseDecoder(nn.Module):
         """``LayerNorm([Q, T] + SelfAttn[Q, T])`` (Eq. 4 and 6)."""
         x = torch.cat((queries, tokens), dim=1)
         located = x + position
-        x = block.norm(x + _attention(block.self_attn, located, located, x, visible, self.shared.heads))
+        x = block.norm(x + self._attention(block.self_attn, located, located, x, visible))
         return x[:, : queries.shape[1]], x[:, queries.shape[1] :]
+
+    def _attention(
+        self, weights: MultiHeadAttention, query: Tensor, key: Tensor, value: Tensor, attend: Tensor
+    ) -> Tensor:
+        """Of ``(B, Q, d)`` over ``(B, N, d)``; ``attend`` broadcasts to ``(B, heads, Q, N)``."""
+        form = _blockwise_attention if self.blockwise else _multi_head_attention
+        return form(weights, query, key, value, attend, self.shared.heads)
 
 
 class DenseTail(nn.Module):
@@ -235,10 +248,36 @@ def sine_position(height: int, width: int, dim: int) -> Tensor:
     return torch.cat((rows, columns), dim=-1).flatten(0, 1)
 
 
-def _attention(
+def _multi_head_attention(
     weights: MultiHeadAttention, query: Tensor, key: Tensor, value: Tensor, attend: Tensor, heads: int
 ) -> Tensor:
-    """Multi-head attention of ``(B, Q, d)`` over ``(B, N, d)``; ``attend`` broadcasts to ``(B, heads, Q, N)``."""
+    """As ``nn.MultiheadAttention`` does it by default: attention weights are computed, averaged and returned."""
+    batch, length, dim = query.shape
+    hidden = (~attend).expand(batch, heads, length, key.shape[1]).flatten(0, 1)
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    attended, _ = F.multi_head_attention_forward(
+        query,
+        key,
+        value,
+        dim,
+        heads,
+        weights.in_proj_weight,
+        weights.in_proj_bias,
+        None,
+        None,
+        False,
+        0.0,
+        weights.out_proj.weight,
+        cast(Tensor, weights.out_proj.bias),
+        attn_mask=hidden,
+    )
+    return attended.transpose(0, 1)
+
+
+def _blockwise_attention(
+    weights: MultiHeadAttention, query: Tensor, key: Tensor, value: Tensor, attend: Tensor, heads: int
+) -> Tensor:
+    """The same with ``scaled_dot_product_attention``."""
     parts = zip((query, key, value), weights.in_proj_weight.chunk(3), weights.in_proj_bias.chunk(3), strict=True)
     q, k, v = (F.linear(x, w, b).unflatten(-1, (heads, -1)).transpose(1, 2) for x, w, b in parts)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)

@@ -71,6 +71,28 @@ def test_the_speed_of_slicing_is_that_of_its_record() -> None:
         assert re.search(rf"{values['slices_per_second_ours']:.0f} slices(/s| a second)", text), page
 
 
+def test_the_tables_of_the_decoder_s_page_are_those_of_its_records() -> None:
+    root = DOC.parents[1]
+    page = (root / "docs" / "decoder.md").read_text(encoding="utf-8")
+    contents = [
+        json.loads((root / f"benchmarks/results/{name}.json").read_text()) for name in ("decoder", "decoder_parts")
+    ]
+    whole, parts = ({row["name"]: row["value"] for row in content["results"]} for content in contents)
+    timed = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.–]+) \|", page, re.MULTILINE)
+    assert len(timed) >= 16
+    for name, dense, ours, ratio, blockwise in timed:
+        seconds = [whole[f"seconds_{name}_{way}"] for way in ("dense", "ours")]
+        assert (dense, ours) == tuple(f"{value:.2f}" for value in seconds), name
+        assert ratio == f"{whole[name]:.1f}", name
+        assert blockwise == (f"{whole[f'{name}_vs_blockwise']:.1f}" if f"{name}_vs_blockwise" in whole else "–"), name
+    single = re.findall(r"^\| `(\w+)` \| ([\d.e-]+) \| [^|]+ \|$", page, re.MULTILINE)
+    assert {"max_abs_error", "max_rel_grad_error", "saved_for_backward_m10", "prompts15_vs_full"} <= dict(single).keys()
+    for name, value in single:
+        assert value == (f"{whole[name]:.1e}" if "error" in name else f"{whole[name]:.1f}"), name
+    ways = re.findall(r"^\| ([^|`]+: [^|]+) \| (\d+) \|$", page, re.MULTILINE)
+    assert dict(ways) == {name: f"{value:.0f}" for name, value in parts.items()}
+
+
 def test_every_option_of_slicing_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     from preprocessing.slice_volumes import main
 

@@ -23,6 +23,7 @@ from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, e
 from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.trainer import (
+    DecodingInferer,
     lower_is_better,
     make_optimizer,
     make_scheduler,
@@ -34,6 +35,7 @@ from boltzformer_monai.engines.trainer import (
 __all__ = [
     "SETTINGS",
     "BoltzFormerLoss",
+    "DecodingInferer",
     "ScoreSlices",
     "TrainingSettings",
     "collate_slices",

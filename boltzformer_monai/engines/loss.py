@@ -1,4 +1,4 @@
-"""The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4)."""
+"""The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4), and that of the presence head."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.boltzformer import Decoded
 
 
 class BoltzFormerLoss(nn.Module):
@@ -17,22 +18,42 @@ class BoltzFormerLoss(nn.Module):
             at most this factor; 0 (paper) weighs all pixels alike. Small objects appear earlier with it when training
             starts from random weights.
         empty_weight: weight of prompts whose target is absent from the slice (paper: 1).
+        presence_weight: weight of the presence head's cross-entropy, in which prompts with and without their target
+            count one half each; for networks that have the head.
     """
 
-    def __init__(self, *, balance: float = 0.0, empty_weight: float = 1.0) -> None:
+    def __init__(self, *, balance: float = 0.0, empty_weight: float = 1.0, presence_weight: float = 0.0) -> None:
         super().__init__()
-        if balance < 0 or empty_weight < 0:
-            msg = f"balance and empty_weight must not be negative, got {balance} and {empty_weight}"
+        if min(balance, empty_weight, presence_weight) < 0:
+            given = f"{balance}, {empty_weight} and {presence_weight}"
+            msg = f"balance, empty_weight and presence_weight must not be negative, got {given}"
             raise ConfigError(msg)
         self.balance = balance
         self.empty_weight = empty_weight
+        self.presence_weight = presence_weight
         self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6, reduction="none")
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, prediction: Tensor | Decoded, target: Tensor) -> Tensor:
         """Loss of mask logits ``(B, P, h, w)`` against masks ``(B, P, H, W)`` in 0–1; a scalar.
 
-        Logits of another size are resized to the target's, bicubic with antialiasing, as in the published code.
+        With presence logits in the prediction, theirs is added. Mask logits of another size than the target's are
+        resized to it, bicubic with antialiasing, as in the published code.
         """
+        if isinstance(prediction, Tensor):
+            return self._masks(prediction, target)
+        loss = self._masks(prediction.logits, target)
+        if prediction.presence is None or not self.presence_weight:
+            return loss
+        return loss + self.presence_weight * self._presence(prediction.presence, target)
+
+    @staticmethod
+    def _presence(logits: Tensor, target: Tensor) -> Tensor:
+        present = (target.flatten(2).amax(2) > 0).to(logits)
+        entropy = F.binary_cross_entropy_with_logits(logits, present, reduction="none")
+        weight = sum(kind / kind.sum().clamp_min(1) for kind in (present, 1 - present))
+        return (entropy * weight).sum() / weight.sum()
+
+    def _masks(self, logits: Tensor, target: Tensor) -> Tensor:
         logits, target = logits.float(), target.float()
         if logits.shape[-2:] != target.shape[-2:]:
             logits = F.interpolate(logits, size=target.shape[-2:], mode="bicubic", align_corners=False, antialias=True)

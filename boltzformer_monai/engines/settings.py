@@ -52,6 +52,8 @@ class TrainingSettings:
     """Largest gradient norm; 0 = no clipping."""
     balance: float = 0.0
     empty_weight: float = 1.0
+    presence_weight: float = 0.0
+    """Weight of the presence head's loss; the head itself is a setting of the network."""
     augmentation: Literal["paper", "light", "none"] = "paper"
     precision: Precision = "auto"
     cache: bool = False
@@ -68,7 +70,7 @@ class TrainingSettings:
         _check_range("warm_up", self.warm_up, low=0, high=1)
         if self.negatives is not None:
             _check_range("negatives", self.negatives, low=0, high=1)
-        for name in ("learning_rate", "weight_decay", "clip", "balance", "empty_weight", "workers"):
+        for name in ("learning_rate", "weight_decay", "clip", "balance", "empty_weight", "presence_weight", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name, choices in (("augmentation", ("paper", "light", "none")), ("schedule", ("constant", "cosine"))):
             if getattr(self, name) not in choices:
@@ -97,6 +99,7 @@ SETTINGS: dict[str, TrainingSettings] = {
         warm_up=0.05,
         clip=1.0,
         balance=50.0,
+        presence_weight=0.5,
         augmentation="light",
         cache=True,
         workers=0,

@@ -17,12 +17,14 @@ from ignite.handlers.tqdm_logger import ProgressBar
 from ignite.metrics import Loss
 from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import MeanDice, TensorBoardStatsHandler, from_engine
+from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.networks.boltzformer import Decoded
 from boltzformer_monai.networks.weights import Description
 
 _log = logging.getLogger(__name__)
@@ -73,10 +75,19 @@ def lower_is_better(current: float, previous: float) -> bool:
 
 
 def _binarised(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    pred, label = output["pred"].float(), output["label"]
+    pred, label = output["pred"], output["label"]
+    pred = (pred.logits if isinstance(pred, Decoded) else pred).float()
     if pred.shape[-2:] != label.shape[-2:]:
         pred = F.interpolate(pred, size=label.shape[-2:], mode="bilinear", align_corners=False)
     return (pred > 0).float(), (label >= 0.5).float()
+
+
+class DecodingInferer(Inferer):
+    """Runs the network and keeps what its presence head says, for the loss."""
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Decoded:
+        """``(B, C, H, W)`` and tokens → mask and presence logits."""
+        return network(inputs, *args, with_presence=True, **kwargs)
 
 
 class History:

@@ -49,10 +49,14 @@ class MultiHeadAttention(nn.Module):
         Returns:
             ``(B, Q, d)``.
         """
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            self._split_heads(F.linear(x, w, b)) for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
+        dim = query.shape[-1]
+        if key is query:  # one product instead of two
+            q, k = F.linear(query, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim]).chunk(2, dim=-1)
+        else:
+            q = F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
+            k = F.linear(key, self.in_proj_weight[dim : 2 * dim], self.in_proj_bias[dim : 2 * dim])
+        v = F.linear(value, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
+        q, k, v = (self._split_heads(x) for x in (q, k, v))
         scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-2, -1)).float()
         if attend is not None:
             if attend.dim() == 2:

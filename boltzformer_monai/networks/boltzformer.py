@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Decoded(NamedTuple):
     logits: Tensor
     """Mask logits ``(B, P, H/2, W/2)``; sigmoid gives the probability of the prompted object."""
     presence: Tensor | None = None
-    """Reserved for the presence head: logits ``(B, P)`` that the object is in the slice at all."""
+    """Logits ``(B, P)`` that the object is in the slice at all; ``None`` for a network without presence head."""
 
 
 class BoltzFormer(nn.Module):
@@ -57,6 +57,7 @@ class BoltzFormer(nn.Module):
         aggregation: mask logits of m queries and the image → ``(B, P, H/2, W/2)``.
         mean: mean of the image's channels on the 0–1 scale, kept as a buffer.
         std: their standard deviation.
+        presence: queries after the last layer ``(B, P, m, d)`` → presence logits ``(B, P)``; ``None`` (paper) has none.
         default_tokens: ``(N_T,)`` the prompt used when none is given; empty = there is none.
         seed: seed of the sampling in evaluation mode, where the same input always gives the same mask.
 
@@ -79,6 +80,7 @@ class BoltzFormer(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         default_tokens: Sequence[int],
+        presence: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -90,6 +92,7 @@ class BoltzFormer(nn.Module):
         self.text_encoder = text_encoder
         self.decoder = decoder
         self.aggregation = aggregation
+        self.presence = presence
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("default_tokens", torch.tensor(default_tokens, dtype=torch.int64), persistent=False)
@@ -101,7 +104,29 @@ class BoltzFormer(nn.Module):
         self.precision = resolve_precision(precision, self.mean.device)
         return self
 
-    def forward(self, image: Tensor, tokens: Tensor | None = None, *, generator: Randomness = None) -> Tensor:
+    @overload
+    def forward(
+        self,
+        image: Tensor,
+        tokens: Tensor | None = None,
+        *,
+        generator: Randomness = None,
+        with_presence: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, image: Tensor, tokens: Tensor | None = None, *, generator: Randomness = None, with_presence: Literal[True]
+    ) -> Decoded: ...
+
+    def forward(
+        self,
+        image: Tensor,
+        tokens: Tensor | None = None,
+        *,
+        generator: Randomness = None,
+        with_presence: bool = False,
+    ) -> Tensor | Decoded:
         """Segment P prompts on each image.
 
         Args:
@@ -110,9 +135,10 @@ class BoltzFormer(nn.Module):
             tokens: ``(B, P, N_T)`` int64, −1 = padding; the default prompt where omitted.
             generator: source of the random draws; by default PyTorch's own in training and the seeded counter in
                 evaluation.
+            with_presence: return what the presence head says, too.
 
         Returns:
-            Mask logits ``(B, P, H/2, W/2)``, the mask size of the paper (1024 → 512).
+            Mask logits ``(B, P, H/2, W/2)``, the mask size of the paper (1024 → 512), or all that was decoded.
 
         Raises:
             ConfigError: the image's size or channels, or the tokens' shape, do not fit.
@@ -122,7 +148,8 @@ class BoltzFormer(nn.Module):
                 msg = "this network's text model has no default prompt; pass tokens"
                 raise ConfigError(msg)
             tokens = self.default_tokens.expand(len(image), 1, -1)
-        return self.decode(self.encode_image(image), self.encode_text(tokens), generator=generator).logits
+        decoded = self.decode(self.encode_image(image), self.encode_text(tokens), generator=generator)
+        return decoded if with_presence else decoded.logits
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
         """Encode ``(B, C, H, W)`` images on the 0–1 scale, once for all prompts."""
@@ -156,4 +183,5 @@ class BoltzFormer(nn.Module):
         with autocast(self.precision, image.image.device):
             masks = self.decoder.masks(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
             logits = self.aggregation(masks, image.image)
-        return Decoded(logits.float())
+            presence = None if self.presence is None else self.presence(masks.queries).float()
+        return Decoded(logits.float(), presence)

@@ -175,7 +175,8 @@ class BoltzFormerDecoder(nn.Module):
             else:
                 queries, text = step(queries, text, prompt, valid, levels[level], attend)
 
-        return Masks(self.mask_head(queries.view(batch, prompts, count, -1)), semantic, self.mask_bias)
+        queries = queries.view(batch, prompts, count, -1)
+        return Masks(self.mask_head(queries), semantic, queries=queries, bias=self.mask_bias)
 
     def _layer(
         self,

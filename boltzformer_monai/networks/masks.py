@@ -17,16 +17,18 @@ class Masks:
     Args:
         mu: mask vectors ``(B, P, m, d)`` (Eq. 3).
         semantic: S of the images.
+        queries: the queries after the last layer ``(B, P, m, d)``, which the vectors were made of.
         bias: a scalar added to every logit, or ``None``.
     """
 
-    def __init__(self, mu: Tensor, semantic: SemanticMap, bias: Tensor | None = None) -> None:
+    def __init__(self, mu: Tensor, semantic: SemanticMap, *, queries: Tensor, bias: Tensor | None = None) -> None:
         self.mu = mu
         self.semantic = semantic
+        self.queries = queries
         self.bias = bias
 
     @property
-    def queries(self) -> int:
+    def count(self) -> int:
         """The number m."""
         return self.mu.shape[2]
 
@@ -38,5 +40,5 @@ class Masks:
     def combined(self, weights: Tensor) -> Tensor:
         """Sums of the m masks with weights ``(k, m)``, ``(B, P, k, h, w)``: Σ wₘ(μₘᵀS) = (Σ wₘμₘ)ᵀS, so k products."""
         bias = None if self.bias is None else self.bias * weights.sum(1)[:, None, None]
-        combined = Masks(torch.matmul(weights.to(self.mu.dtype), self.mu), self.semantic, bias)
-        return combined.logits()
+        mu = torch.matmul(weights.to(self.mu.dtype), self.mu)
+        return Masks(mu, self.semantic, queries=self.queries, bias=bias).logits()

@@ -69,9 +69,9 @@ def _ingredients(masks: Masks | Tensor, weight: Tensor) -> tuple[Tensor, Tensor,
     if isinstance(masks, Tensor):
         return masks.mean(2), masks, weight
     taps = weight.flatten(1).T  # (16, m)
-    if masks.queries <= MOST_COMBINED:
+    if masks.count <= MOST_COMBINED:
         return _ingredients(masks.logits(), weight)
-    maps = masks.combined(torch.cat((torch.full_like(taps[:1], 1 / masks.queries), taps)))
+    maps = masks.combined(torch.cat((torch.full_like(taps[:1], 1 / masks.count), taps)))
     identity = torch.eye(len(taps), dtype=weight.dtype, device=weight.device)
     return maps[:, :, 0], maps[:, :, 1:], identity.view(-1, 1, *weight.shape[2:])
 
@@ -79,7 +79,7 @@ def _ingredients(masks: Masks | Tensor, weight: Tensor) -> tuple[Tensor, Tensor,
 def _mean(masks: Masks | Tensor) -> Tensor:
     if isinstance(masks, Tensor):
         return masks.mean(2)
-    return masks.combined(masks.mu.new_full((1, masks.queries), 1 / masks.queries))[:, :, 0]
+    return masks.combined(masks.mu.new_full((1, masks.count), 1 / masks.count))[:, :, 0]
 
 
 def _double(x: Tensor) -> Tensor:

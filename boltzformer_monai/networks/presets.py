@@ -13,6 +13,7 @@ from boltzformer_monai.networks.boltzformer import STRIDE, BoltzFormer
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.pixel_decoder import Norm, PixelDecoder
+from boltzformer_monai.networks.presence import PresenceHead
 from boltzformer_monai.networks.sampling import AttentionSetPolicy, BoltzmannSampling, FullAttention, ThresholdMask
 from boltzformer_monai.networks.text_encoder import clip_text_encoder, pretrained_text_encoder
 
@@ -66,6 +67,8 @@ class NetworkConfig:
     pigma_channels: int = 10
     pigma_correction: bool = True
     mask_bias: float | None = None
+    presence: bool = False
+    """Have a head that says whether the object is in the slice (not in the paper)."""
 
     def __post_init__(self) -> None:
         """Raises :class:`~boltzformer_monai.errors.ConfigError` for sizes that no network can have."""
@@ -196,6 +199,7 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
         mean=config.mean,
         std=config.std,
         default_tokens=() if config.text_model else _DEFAULT_TOKENS,  # another vocabulary has other ids
+        presence=PresenceHead(config.dim) if config.presence else None,
     )
 
 

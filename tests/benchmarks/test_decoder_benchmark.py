@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import decoder, decoder_gpu, dense
+from benchmarks import decoder, decoder_gpu, decoder_parts, dense
 from benchmarks.decoder_contest import (
     SMOKE,
     Inputs,
@@ -208,3 +208,11 @@ def test_the_gpu_benchmark_says_in_one_line_that_it_needs_one_and_does_without_m
     run = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert (run.returncode, run.stderr.count("\n")) == (2, 1), run.stderr
     assert "no CUDA device" in run.stderr
+
+
+def test_the_parts_are_timed(tmp_path: Path):
+    file = tmp_path / "parts.json"
+    assert decoder_parts.main(["--size", "32", "--channels", "8", "--rounds", "1", "--json", str(file)]) == 0
+    names = [row["name"] for row in json.loads(file.read_text())["results"]]
+    assert len(names) == len(set(names)) == 2 + 2 * 5 + 3 + 2 * 6
+    assert "ratio 2, 101 queries: four planes" in names

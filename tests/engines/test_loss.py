@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from boltzformer_monai.engines import BoltzFormerLoss
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.boltzformer import Decoded
 
 
 def some(batch: int = 2, prompts: int = 3, size: int = 12, share: float = 0.2) -> tuple[Tensor, Tensor]:
@@ -122,3 +123,21 @@ def test_half_precision_is_computed_in_float32():
 def test_impossible_settings(settings: dict[str, float]):
     with pytest.raises(ConfigError, match="must not be negative"):
         BoltzFormerLoss(**settings)
+
+
+@pytest.mark.parametrize("present", [[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+def test_the_presence_head_pays_for_both_kinds_of_prompts_alike(present: list[int]):
+    generator = torch.Generator().manual_seed(0)
+    logits, presence = torch.randn(2, 2, 4, 4, generator=generator), torch.randn(2, 2, generator=generator)
+    target = torch.zeros(2, 2, 8, 8)
+    target[..., 2, 3] = torch.tensor(present, dtype=torch.float32).view(2, 2) * 0.25  # a share of one pixel is enough
+    masks = BoltzFormerLoss()(logits, target)
+    found = BoltzFormerLoss(presence_weight=0.5)(Decoded(logits, presence), target)
+    kinds = [
+        [F.softplus(-sign * value) for value, here in zip(presence.flatten(), present, strict=True) if here == kind]
+        for kind, sign in ((1, 1), (0, -1))
+    ]
+    means = [torch.stack(kind).mean() for kind in kinds if kind]
+    torch.testing.assert_close(found, masks + 0.5 * torch.stack(means).mean())
+    for loss, decoded in ((0.5, Decoded(logits)), (0.0, Decoded(logits, presence))):
+        assert BoltzFormerLoss(presence_weight=loss)(decoded, target) == masks

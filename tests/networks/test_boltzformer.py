@@ -68,6 +68,22 @@ def test_training_is_stochastic_and_follows_the_generator():
     assert torch.equal(network(image, tokens), first)
 
 
+def test_the_presence_head_says_its_word_beside_the_masks():
+    network = small_network(presence=True)
+    image, tokens = images(2), prompts(4, 3, batch=2)
+    decoded = network(image, tokens, with_presence=True)
+    assert decoded.presence is not None
+    assert decoded.presence.shape == (2, 2)
+    assert torch.equal(decoded.logits, network(image, tokens))
+    decoded.presence.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.presence.parameters())
+    without = small_network()
+    assert without(image, tokens, with_presence=True).presence is None
+    assert set(network.state_dict()) - set(without.state_dict()) == {
+        f"presence.{name}" for name in network.presence.state_dict()
+    }
+
+
 def test_an_image_is_encoded_once_for_many_prompts(network: BoltzFormer):
     image, tokens = images(2), prompts(4, 3, batch=2)
     encoded = network.encode_image(image)

@@ -55,7 +55,7 @@ def test_masks_that_are_not_computed(queries: int, correction: bool):
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     mu, fine, weight, bias, mask_bias = draw(2, 3, queries, 12), draw(2, 5, 8, 6), draw(12, 5, 3, 3), draw(12), draw()
-    masks = Masks(mu, SemanticMap(fine, weight, bias), mask_bias)
+    masks = Masks(mu, SemanticMap(fine, weight, bias), queries=mu, bias=mask_bias)
     image = torch.rand(2, 3, 32, 24, dtype=torch.float64)
     expected = pigma(masks.logits(), image)
     logits = pigma(masks, image)
