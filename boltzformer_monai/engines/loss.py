@@ -50,7 +50,8 @@ class BoltzFormerLoss(nn.Module):
     def _presence(logits: Tensor, target: Tensor) -> Tensor:
         present = (target.flatten(2).amax(2) > 0).to(logits)
         entropy = F.binary_cross_entropy_with_logits(logits, present, reduction="none")
-        weight = sum(kind / kind.sum().clamp_min(1) for kind in (present, 1 - present))
+        absent = 1 - present
+        weight = present / present.sum().clamp_min(1) + absent / absent.sum().clamp_min(1)
         return (entropy * weight).sum() / weight.sum()
 
     def _masks(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class TrainingSettings:
     """Largest gradient norm; 0 = no clipping."""
     balance: float = 0.0
     empty_weight: float = 1.0
-    presence_weight: float = 0.0
+    presence_weight: float = 0.5
     """Weight of the presence head's loss; the head itself is a setting of the network."""
     augmentation: Literal["paper", "light", "none"] = "paper"
     precision: Precision = "auto"
@@ -99,7 +99,6 @@ SETTINGS: dict[str, TrainingSettings] = {
         warm_up=0.05,
         clip=1.0,
         balance=50.0,
-        presence_weight=0.5,
         augmentation="light",
         cache=True,
         workers=0,
