@@ -234,7 +234,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
     sizes = Sizes(image=arguments.size, **(SMOKE if arguments.smoke else {}))
-    golden = arguments.golden if arguments.golden is not None and arguments.golden.is_dir() else None
+    golden = arguments.golden
+    if golden is not None and not golden.is_dir():
+        parser.error(f"no folder {golden}; --golden wants the folder of the recordings")
     contest = Contest(sizes, preset=arguments.preset, rounds=arguments.rounds, golden=golden)
     jobs = contest.jobs()
     known = [name for names in jobs for name in names]

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.decoder_contest import Step, medians  # noqa: E402
 from benchmarks.record import report, result  # noqa: E402
-from boltzformer_monai.networks.level_map import downsample  # noqa: E402
+from boltzformer_monai.networks.level_map import downsample, fold  # noqa: E402
 from boltzformer_monai.networks.products import pixel_products  # noqa: E402
 from boltzformer_monai.networks.semantic_map import SemanticMap  # noqa: E402
 
@@ -63,11 +63,14 @@ def half_size(maps: Tensor, queries: int) -> dict[str, Step]:
     size = (maps.shape[-2] // 2, maps.shape[-1] // 2)
     source, mu = SemanticMap(last, weight, bias), torch.randn(1, queries, channels)
     planes = source.at_levels({size: 1}, queries=queries)[size]
-    means, kernels = F.avg_pool2d(last, 2, stride=1, padding=1), torch.matmul(mu[0], weight.flatten(1))
-    three = kernels.view(queries, channels, 3, 3)
+    means = F.avg_pool2d(last, 2, stride=1, padding=1)
+
+    def stride_2() -> Tensor:
+        return F.conv2d(means, fold(mu, weight)[0], bias.new_zeros(queries), stride=2).contiguous()
+
     return {
         "four planes": lambda: planes.logits(mu),
-        "stride 2": lambda: F.conv2d(means, three, stride=2),
+        "stride 2": stride_2,
         "making planes": lambda: source.at_levels({size: 1}, queries=queries),
         "making means": lambda: F.avg_pool2d(last, 2, stride=1, padding=1),
         "folding": lambda: torch.matmul(mu[0], weight.flatten(1)),

@@ -38,5 +38,9 @@ def _cpu_has_bf16() -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The autocast context of a resolved precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """The autocast context of a resolved precision.
+
+    Without cache: casts that the sampling makes without gradient would be used again where the gradient is wanted
+    (PyTorch before 2.10).
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

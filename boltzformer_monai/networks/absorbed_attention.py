@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzformer_monai.networks.products import in_autocast, pixel_products, spread
+from boltzformer_monai.networks.products import in_autocast, pixel_products, spread, without_autocast
 
 
 def attend_to_raw(absorbed: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, attend: Tensor) -> Tensor:
@@ -29,7 +29,8 @@ def attend_to_raw(absorbed: Tensor, feature: Tensor, rows: Tensor, columns: Tens
         ``(B, h, Q, d)``.
     """
     feature = in_autocast(feature)
-    return _AttendToRaw.apply(absorbed, feature, rows, columns, attend)
+    with without_autocast(feature):  # products in the feature's precision, positions and softmax in float32
+        return _AttendToRaw.apply(absorbed, feature, rows, columns, attend)
 
 
 class _AttendToRaw(torch.autograd.Function):

@@ -170,7 +170,15 @@ class BoltzFormerDecoder(nn.Module):
             step = partial(self._layer, layer, batch)
             if self.checkpointing and torch.is_grad_enabled():
                 queries, text = checkpoint(
-                    step, queries, text, prompt, valid, levels[level], attend, use_reentrant=False
+                    step,
+                    queries,
+                    text,
+                    prompt,
+                    valid,
+                    levels[level],
+                    attend,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             else:
                 queries, text = step(queries, text, prompt, valid, levels[level], attend)

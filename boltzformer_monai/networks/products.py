@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,11 +43,14 @@ def spread(vectors: Tensor, weights: Tensor, like: Tensor, onto: Tensor | None =
     For backward passes. With ``onto``, an earlier result, the sum is added to it in place; and no result is a view, so
     that autograd can do the same with the next.
     """
-    result = torch.empty_like(like) if onto is None else onto
-    if is_channels_last(like):
-        flat, factors = result.permute(0, 2, 3, 1).flatten(1, 2), (weights.transpose(1, 2), vectors)
+    batch, dim, height, width = like.shape
+    last = is_channels_last(like)
+    layout = torch.channels_last if last else torch.contiguous_format
+    result = torch.empty_like(like, memory_format=layout) if onto is None else onto
+    if last:
+        flat, factors = result.permute(0, 2, 3, 1).view(batch, height * width, dim), (weights.transpose(1, 2), vectors)
     else:
-        flat, factors = result.flatten(2), (vectors.transpose(1, 2), weights)
+        flat, factors = result.view(batch, dim, height * width), (vectors.transpose(1, 2), weights)
     if onto is None:
         torch.bmm(*factors, out=flat)
     else:
@@ -82,6 +86,12 @@ def in_autocast(x: Tensor) -> Tensor:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
     return x
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """For arithmetic whose precision is chosen by hand."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _products(maps: Tensor, vectors: Tensor) -> Tensor:

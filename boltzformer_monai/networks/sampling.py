@@ -133,7 +133,7 @@ class BoltzmannSampling:
             # A row with nothing left to draw from becomes all zero instead of NaN.
             energy = (confidence / self.temperature(layer)).masked_fill(confidence >= self.threshold, float("-inf"))
             return torch.softmax(energy, dim=-1).nan_to_num()
-        return torch.softmax(confidence.div_(self.temperature(layer)), dim=-1)
+        return torch.softmax(confidence / self.temperature(layer), dim=-1)
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:

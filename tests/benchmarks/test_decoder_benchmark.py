@@ -164,7 +164,7 @@ def test_rounds_take_turns_and_the_first_does_not_count():
 def test_the_benchmark_writes_every_name(tmp_path: Path):
     file = tmp_path / "decoder.json"
     arguments = ["--size", "64", "--smoke", "--preset", "tiny", "--rounds", "1", "--threads", "1"]
-    more = ["--only", *WANTED, "flops_tail_step_m10_b1", "--golden", str(tmp_path / "none"), "--json", str(file)]
+    more = ["--only", *WANTED, "flops_tail_step_m10_b1", "--json", str(file)]
     assert decoder.main([*arguments, *more]) == 0
     record = json.loads(file.read_text())
     values = {row["name"]: row["value"] for row in record["results"]}
@@ -186,7 +186,10 @@ def test_an_unknown_result_is_refused(capsys: pytest.CaptureFixture[str]):
     assert "unknown result 'decoder_forward'; known: max_abs_error" in capsys.readouterr().err
 
 
-def test_a_folder_without_recordings_is_refused(tmp_path: Path):
+def test_a_folder_without_recordings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        decoder.main(["--golden", str(tmp_path / "none")])
+    assert "no folder" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="no recordings"):
         decoder.golden_error(tmp_path)
 

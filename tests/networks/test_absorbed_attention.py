@@ -86,3 +86,26 @@ def test_sums_are_added_to_earlier_ones_in_place(channels_last: bool):
     torch.testing.assert_close(first, expected)
     assert spread(2 * vectors, weights, like, onto=first) is first
     torch.testing.assert_close(first, 3 * expected)
+
+
+def test_features_with_other_strides_have_the_same_gradients():
+    maps, vectors = draw(B, D, W, H).transpose(2, 3).requires_grad_(), draw(B, Q, D, seed=1)
+    weights = draw(B, Q, H, W, seed=2)
+    (found,) = torch.autograd.grad((pixel_products(maps, vectors) * weights).sum(), maps)
+    (expected,) = torch.autograd.grad((torch.einsum("bdhw,bqd->bqhw", maps, vectors) * weights).sum(), maps)
+    torch.testing.assert_close(found, expected)
+
+
+def test_positions_and_softmax_are_float32_under_autocast():
+    absorbed, rows, columns = 3 * draw(B, HEADS, Q, D).float(), draw(D // 2, H).float(), draw(D // 2, W).float()
+    feature = torch.zeros(B, D, H, W)
+    attend = torch.ones(B, 1, Q, H * W, dtype=torch.bool)
+    kept: list[Tensor] = []
+    absorbed.requires_grad_()
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
+    with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+        attend_to_raw(absorbed, feature, rows, columns, attend)
+    position = torch.cat((rows[:, :, None].expand(-1, -1, W), columns[:, None].expand(-1, H, -1))).flatten(1)
+    exact = torch.softmax(torch.matmul(absorbed, position), dim=-1).flatten(1, 2)
+    (weights,) = [x for x in kept if x.shape == exact.shape]
+    torch.testing.assert_close(weights, exact.bfloat16())  # rounded once, at the end

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.pigma import PiGMA
-from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, ThresholdMask
+from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, FullAttention, ThresholdMask
 from boltzformer_monai.networks.semantic_map import SemanticMap
+from boltzformer_monai.precision import autocast
 from tests.networks.cases import randomise
 
 D = 16
@@ -52,11 +53,12 @@ def make_inputs(
     return levels, draw(batch, D, 16, 24), draw(batch, prompts, 4, D), draw(batch, 3, 64, 96)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("queries", [3, 40])  # folded and absorbed, built and projected
-def test_compiles_into_one_graph(training: bool, queries: int):
+def test_compiles_into_one_graph(training: bool, queries: int, backend: str):
     tail, inputs = make_tail(queries=queries), make_inputs()
-    compiled = torch.compile(tail, fullgraph=True, backend="eager")
+    compiled = torch.compile(tail, fullgraph=True, backend=backend)
     if not training:
         with torch.no_grad():
             torch.testing.assert_close(compiled(*inputs), tail(*inputs), rtol=1e-4, atol=1e-4)
@@ -127,6 +129,24 @@ def test_bfloat16_stays_close(queries: int):
     # A set may lose or gain a patch by rounding, so only most of the mask must agree.
     agree = ((rough > rough.float().median()) == (exact > exact.median())).float().mean()
     assert agree > 0.9
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("queries", [3, 40])
+def test_training_in_bfloat16_reaches_every_parameter(queries: int, checkpointing: bool):
+    tail, inputs = make_tail(queries=queries), make_inputs()
+    tail.decoder.policy = FullAttention()  # rounding must not change the sets here
+    tail.decoder.checkpointing = checkpointing
+    tail(*inputs).sum().backward()
+    exact = {name: parameter.grad for name, parameter in tail.named_parameters()}
+    tail.zero_grad(set_to_none=True)
+    with autocast("bf16", torch.device("cpu")):
+        result = tail(*inputs)
+    result.float().sum().backward()
+    for name, parameter in tail.named_parameters():
+        assert parameter.grad is not None, name
+        likeness = torch.cosine_similarity(parameter.grad.flatten(), exact[name].flatten(), dim=0)
+        assert likeness > 0.9 or exact[name].abs().max() < 1e-3, name
 
 
 def test_channels_last_features_give_the_same_masks():
