@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.networks.products import one_batch, pixel_products
+from boltzformer_monai.networks.products import convolve_each, pixel_products
 
 if TYPE_CHECKING:
     from boltzformer_monai.networks.semantic_map import SemanticMap
 
 Size = tuple[int, int]
-_CHANNELS = 16
+_CHANNELS = 16  # of S shrunk at a time, so that the sum of their rows stays in the cache
 
 
 class LevelMap:
@@ -48,7 +48,8 @@ class LevelMap:
         self.planes = {(0, 0): _centres(source.fine, size)} if ratio > 2 else _means_by_parity(source.fine)
         self.stride = 4 if ratio > 2 else 1
         if uses * queries >= len(self.weight):
-            self.ready = self._convolved(self.weight[None]).add_(cast(Tensor, self.bias)[:, None, None])
+            everyone = self.weight.expand(len(source.fine), -1, -1, -1, -1)
+            self.ready = self._convolved(everyone).add_(cast(Tensor, self.bias)[:, None, None])
             self.planes = {}
 
     def logits(self, mu: Tensor) -> Tensor:
@@ -59,19 +60,15 @@ class LevelMap:
         return found.add_(torch.matmul(mu, cast(Tensor, self.bias))[..., None, None]).flatten(2)
 
     def _convolved(self, kernels: Tensor) -> Tensor:
-        """3×3 kernels ``(B or 1, Q, d_y, 3, 3)`` → ``(B, Q, h_l, w_l)``."""
+        """3×3 kernels ``(B, Q, d_y, 3, 3)`` → ``(B, Q, h_l, w_l)``."""
         if self.stride == 4:
             kernels = _with_mean(kernels)
         step = 1 if self.stride == 4 else 2  # the taps of a plane: the first and the last, or the middle one
-        images = []
-        for b in range(len(self.planes[0, 0])):
-            kernel = kernels[b % len(kernels)]
-            parts = [
-                F.conv2d(plane[b : b + 1], kernel[..., row::step, column::step], stride=self.stride)
-                for (row, column), plane in self.planes.items()
-            ]
-            images.append(reduce(Tensor.add_, parts))
-        return one_batch(images).contiguous()
+        found = [
+            convolve_each(plane, kernels[..., row::step, column::step], stride=self.stride)
+            for (row, column), plane in self.planes.items()
+        ]
+        return reduce(Tensor.add_, found)
 
 
 def even_ratio(full: Size, size: Size) -> int | None:
@@ -84,7 +81,7 @@ def downsample(semantic_map: Tensor, size: Size) -> Tensor:
     """S ``(B, d, h, w)`` at a level's size, bilinear (align_corners=False), without gradients.
 
     Once per level instead of once per query, layer and prompt. Rows are added before columns, and few channels at a
-    time, so that the sum of rows stays in the cache: much faster than ``interpolate``.
+    time, so that the sum of rows stays in the cache: faster than ``interpolate`` (docs/decoder.md).
     """
     ratio = even_ratio((semantic_map.shape[-2], semantic_map.shape[-1]), size)
     if ratio is None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_PIXELS = 512  # of a contiguous map at a time: all at once the product took up to twice as long, Q = 10 to 160
+_PIXELS = 512  # of a contiguous map at a time: all at once the product took up to twice as long (docs/decoder.md)
 
 
 def pixel_products(maps: Tensor, vectors: Tensor) -> Tensor:
     """vᵀx of every pixel x and vector v: ``(B, d, h, w)``, ``(B, Q, d)`` → ``(B, Q, h, w)``."""
     maps = in_autocast(maps)
     vectors = vectors.to(maps.dtype)
-    if torch.is_grad_enabled() and (maps.requires_grad or vectors.requires_grad):
+    if is_traced(maps, vectors):
         return _PixelProducts.apply(maps, vectors)
     return _products(maps, vectors)
 
@@ -58,9 +58,16 @@ def spread(vectors: Tensor, weights: Tensor, like: Tensor, onto: Tensor | None =
     return result
 
 
-def one_batch(images: list[Tensor]) -> Tensor:
-    """Images ``(1, …)`` side by side; a single one is not copied."""
-    return images[0] if len(images) == 1 else torch.cat(images)
+def convolve_each(maps: Tensor, kernels: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+    """Each image with kernels of its own: ``(B, d, h, w)``, ``(B, Q, d, k, k)`` → ``(B, Q, h', w')``, contiguous."""
+    pairs = zip(maps.split(1), kernels, strict=True)
+    found = [F.conv2d(image, kernel, stride=stride, padding=padding) for image, kernel in pairs]
+    return (found[0] if len(found) == 1 else torch.cat(found)).contiguous()
+
+
+def is_traced(*tensors: Tensor) -> bool:
+    """Whether autograd follows what is done with one of them."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def is_channels_last(maps: Tensor) -> bool:
@@ -70,8 +77,7 @@ def is_channels_last(maps: Tensor) -> bool:
 
 def channels_last(maps: Tensor) -> Tensor:
     """The same ``(B, d, h, w)`` with a pixel's channels side by side in memory."""
-    traced = torch.is_grad_enabled() and maps.requires_grad
-    if traced or maps.device.type != "cpu" or maps.is_contiguous(memory_format=torch.channels_last):
+    if is_traced(maps) or maps.device.type != "cpu" or maps.is_contiguous(memory_format=torch.channels_last):
         return maps.contiguous(memory_format=torch.channels_last)
     result = torch.empty_like(maps, memory_format=torch.channels_last)
     # Eight maps at a time, as many as a cache set has lines: pixels of maps of a power of two fall into one set.
@@ -104,8 +110,7 @@ def _products(maps: Tensor, vectors: Tensor) -> Tensor:
     if maps.device.type != "cpu":
         return torch.bmm(vectors, maps.flatten(2)).unflatten(2, size)
     if is_channels_last(maps):
-        pairs = zip(maps.split(1), vectors, strict=True)
-        return one_batch([F.conv2d(image, kernel[..., None, None]) for image, kernel in pairs]).contiguous()
+        return convolve_each(maps, vectors[..., None, None])
     portion = _PIXELS if size.numel() % _PIXELS == 0 else size.numel()
     result = maps.new_empty(*vectors.shape[:2], *size)
     for image, kernel, target in zip(maps, vectors, result, strict=True):

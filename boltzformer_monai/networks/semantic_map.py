@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boltzformer_monai.networks.level_map import LevelMap, Size, even_ratio, fold
-from boltzformer_monai.networks.products import channels_last, one_batch, pixel_products
+from boltzformer_monai.networks.products import channels_last, convolve_each, is_traced, pixel_products
 
 _FULL_REGISTERS = 16  # output channels from which a 3×3 convolution beat 1×1 ones that are shifted and added
 
@@ -57,7 +57,11 @@ class SemanticMap:
         if not folds or not all(even_ratio(full, size) for size in levels):
             return self.build()
         # The convolutions want channels last; where gradients flow to y, only those for the levels get it.
-        return SemanticMap(self.fine if _traced(self.fine) else channels_last(self.fine), self.weight, self.bias)
+        return self if is_traced(self.fine) else self.channels_last()
+
+    def channels_last(self) -> SemanticMap:
+        """Return the same map, y with a pixel's channels side by side in memory."""
+        return SemanticMap(channels_last(self.fine), self.weight, self.bias)
 
     def logits(self, mu: Tensor) -> Tensor:
         """μᵀS: ``(B, Q, d)`` → ``(B, Q, h, w)``."""
@@ -68,8 +72,7 @@ class SemanticMap:
         height, width = self.fine.shape[-2:]
         kernels, bias = fold(mu, self.weight), torch.matmul(mu, self.bias)[..., None, None]
         if mu.shape[1] >= _FULL_REGISTERS:
-            pairs = zip(self.fine.split(1), kernels, strict=True)
-            return one_batch([F.conv2d(image, kernel, padding=1) for image, kernel in pairs]).contiguous() + bias
+            return convolve_each(self.fine, kernels, padding=1) + bias
         # Few output channels leave a convolution's registers idle: 9·Q of one tap each, then shifted and added.
         taps = pixel_products(self.fine, kernels.flip(3, 4).permute(0, 1, 3, 4, 2).flatten(1, 3)).flatten(2)
         return F.fold(taps, (height, width), 3, padding=1) + bias
@@ -83,10 +86,6 @@ class SemanticMap:
         """
         source = self.detach()
         if source.weight is not None:
-            source = SemanticMap(channels_last(source.fine), source.weight, source.bias)  # once for all levels
+            source = source.channels_last()  # once for all levels
         with torch.no_grad():
             return {size: LevelMap(source, size, queries=queries, uses=uses) for size, uses in levels.items()}
-
-
-def _traced(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad

@@ -203,6 +203,31 @@ def test_the_gpu_benchmark_runs_small_on_the_cpu(tmp_path: Path):
     assert values["host_syncs_decoder_m3_ours"] is None  # only a GPU can tell
 
 
+@pytest.mark.parametrize("part", ["decoder", "tail"])
+@pytest.mark.parametrize("kind", ["forward", "step"])
+def test_what_the_gpu_benchmark_times_as_compiled_is_compiled(part: str, kind: str, monkeypatch: pytest.MonkeyPatch):
+    ran: list[type] = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *arguments: object, **settings: object) -> object:
+            ran.append(type(self.module))
+            return self.module(*arguments, **settings)
+
+    monkeypatch.setattr(torch, "compile", lambda module, **settings: Compiled(module))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    ours, inputs = Tail(SIZES, queries=3), Inputs(SIZES, queries=3, batch=1)
+    plain = ours.decoder
+    bench = decoder_gpu.Bench(torch.device("cpu"), SIZES, rounds=1, batch=1, ways=["compiled"])
+    row = bench._variant("compiled", "compiled", ours, inputs, part, kind)
+    assert row["value"] > 0
+    assert ran == [type(plain) if part == "decoder" else Tail] * 2  # one round to warm up
+    assert ours.decoder is plain
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_the_gpu_benchmark_says_in_one_line_that_it_needs_one_and_does_without_monai():
     program = (
