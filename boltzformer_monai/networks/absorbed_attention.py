@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from boltzformer_monai.networks.products import in_autocast, pixel_products, spread, without_autocast
 
@@ -50,6 +51,7 @@ class _AttendToRaw(torch.autograd.Function):
         return torch.bmm(weights, feature.flatten(2).transpose(1, 2)).view(absorbed.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         vectors, feature, rows, columns, weights = ctx.saved_tensors
         of_sum = gradients[0].flatten(1, 2).to(feature.dtype)  # (B, h·Q, d)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _PIXELS = 512  # of a contiguous map at a time: all at once the product took up to twice as long (docs/decoder.md)
@@ -30,6 +31,7 @@ class _PixelProducts(torch.autograd.Function):
         return _products(maps, vectors)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         maps, vectors = ctx.saved_tensors
         gradient = gradients[0].to(maps.dtype).flatten(2)  # (B, Q, N)

@@ -109,3 +109,12 @@ def test_positions_and_softmax_are_float32_under_autocast():
     exact = torch.softmax(torch.matmul(absorbed, position), dim=-1).flatten(1, 2)
     (weights,) = [x for x in kept if x.shape == exact.shape]
     torch.testing.assert_close(weights, exact.bfloat16())  # rounded once, at the end
+
+
+def test_a_second_derivative_is_refused_instead_of_wrong():
+    absorbed, feature = draw(B, HEADS, Q, D).requires_grad_(), draw(B, D, H, W, seed=1)
+    attend = torch.ones(B, 1, Q, H * W, dtype=torch.bool)
+    attended = attend_to_raw(absorbed, feature, draw(D // 2, H), draw(D // 2, W), attend)
+    (first,) = torch.autograd.grad(attended.square().sum(), absorbed, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
