@@ -63,6 +63,12 @@ class PromptError(BoltzFormerError):
     """A text prompt is empty or cannot be tokenised."""
 
 
+class CancelledError(BoltzFormerError):
+    """The work was stopped from outside before it was done; no input is to blame."""
+
+    reason = "cancelled"
+
+
 def user_error(error: BaseException | None) -> BoltzFormerError | None:
     """The user error in a chain of causes (MONAI wraps what its expressions and transforms raise), or ``None``."""
     while error is not None and not isinstance(error, BoltzFormerError):

@@ -9,6 +9,7 @@ from boltzformer_monai.engines.bundle import (
     training_network,
     training_network_config,
 )
+from boltzformer_monai.engines.calibrate_presence import calibrate_presence
 from boltzformer_monai.engines.data import (
     collate_slices,
     describe_data,
@@ -19,8 +20,10 @@ from boltzformer_monai.engines.data import (
     training_transform,
     validation_items,
 )
+from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes, presence_rule
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
 from boltzformer_monai.engines.loss import BoltzFormerLoss
+from boltzformer_monai.engines.presence_checkpoint import store_presence
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.trainer import (
     DecodingInferer,
@@ -37,7 +40,9 @@ __all__ = [
     "BoltzFormerLoss",
     "DecodingInferer",
     "ScoreSlices",
+    "ScoreVolumes",
     "TrainingSettings",
+    "calibrate_presence",
     "collate_slices",
     "default_device",
     "describe_data",
@@ -49,9 +54,11 @@ __all__ = [
     "make_scheduler",
     "mask_size_for",
     "open_dataset",
+    "presence_rule",
     "prompt_length",
     "run_evaluation",
     "run_training",
+    "store_presence",
     "slice_sampler",
     "start",
     "start_distributed",

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from boltzformer_monai.data.slices import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
+from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.metrics import SliceScore, summarise
 from boltzformer_monai.evaluation.tables import write_metrics_json, write_scores_csv
+from boltzformer_monai.networks.boltzformer import Decoded
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
 from boltzformer_monai.transforms.load import slice_fit
 
@@ -33,11 +35,13 @@ class ScoreSlices:
         root: the data set's folder; scores name images relative to it.
         size: edge of the network's square in pixels.
         threshold: probability from which a pixel belongs to the mask.
+        volumes: takes the masks of all slices, for scores in three dimensions.
     """
 
-    def __init__(self, *, root: Path, size: int, threshold: float = 0.5) -> None:
+    def __init__(self, *, root: Path, size: int, threshold: float = 0.5, volumes: ScoreVolumes | None = None) -> None:
         self.root = root
         self.size = size
+        self.volumes = volumes
         if not 0 < threshold < 1:
             msg = f"threshold must be between 0 and 1, got {threshold}"
             raise ConfigError(msg)
@@ -46,27 +50,41 @@ class ScoreSlices:
 
     def attach(self, engine: Engine) -> None:
         """Start afresh with every run; listen to every iteration."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
+        engine.add_event_handler(Events.STARTED, lambda _: self._clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         ProgressBar(desc="evaluation", persist=False).attach(engine)
+
+    def _clear(self) -> None:
+        self.scores.clear()
+        if self.volumes is not None:
+            self.volumes.clear()
 
     def _iteration(self, engine: Engine) -> None:
         output: Any = engine.state.output
         batch: Any = engine.state.batch
-        for logits, rows in zip(output["pred"], batch["rows"], strict=True):
-            self.scores.extend(self.score(logits[: len(rows)], rows))
+        prediction = output["pred"]
+        decoded = prediction if isinstance(prediction, Decoded) else Decoded(prediction)
+        for index, rows in enumerate(batch["rows"]):
+            presence = None if decoded.presence is None else decoded.presence[index, : len(rows)]
+            self.scores.extend(self.score(decoded.logits[index, : len(rows)], rows, presence=presence))
 
-    def score(self, logits: Tensor, rows: Sequence[SliceRow]) -> list[SliceScore]:
-        """Logits ``(P, s, s)`` of one slice's P rows → their scores in native pixels."""
+    def score(self, logits: Tensor, rows: Sequence[SliceRow], *, presence: Tensor | None = None) -> list[SliceScore]:
+        """Logits ``(P, s, s)`` of one slice's P rows → their scores in native pixels.
+
+        Presence logits ``(P,)`` go to the volumes' scores only: a slice's own are those of the masks as they are.
+        """
         if rows[0].label is None:
             msg = f"{rows[0].image} has no label to compare with"
             raise DatasetError(msg)
         values = read_png(rows[0].label)
         fit = slice_fit(values.shape, rows[0], self.size)
         predicted = (fit.restore(logits[None].float().cpu())[0] > self.logit).numpy()
+        truths = np.stack([np.isin(values, row.label_values) for row in rows])
+        if self.volumes is not None:
+            probabilities = None if presence is None else presence.float().sigmoid().cpu().numpy()
+            self.volumes.add(rows, predicted, truths, probabilities)
         scores = []
-        for mask, row in zip(predicted, rows, strict=True):
-            truth = np.isin(values, row.label_values)
+        for mask, truth, row in zip(predicted, truths, rows, strict=True):
             scores.append(
                 SliceScore(
                     image=row.image.relative_to(self.root).as_posix(),
@@ -106,7 +124,11 @@ def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, siz
 def run_evaluation(
     evaluator: SupervisedEvaluator, *, reader: SliceReader, scorer: ScoreSlices, output_dir: str | Path
 ) -> dict[str, Any]:
-    """Evaluate once; writes ``metrics.json`` and ``scores.csv`` into ``output_dir`` and returns the metrics."""
+    """Evaluate once; writes ``metrics.json`` and ``scores.csv`` into ``output_dir`` and returns the metrics.
+
+    They are those of :func:`~boltzformer_monai.evaluation.metrics.summarise`, and under ``"volumes"`` those of
+    :class:`~boltzformer_monai.engines.evaluate_volumes.ScoreVolumes` where the scorer has one.
+    """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     evaluator.run()
@@ -118,6 +140,8 @@ def run_evaluation(
         if volume["complete"] and counts[name] == volume["slices"] * len(volume["targets"])
     }
     metrics = summarise(scorer.scores, complete_volumes=complete)
+    if scorer.volumes is not None:
+        metrics["volumes"] = scorer.volumes.summary()
     write_metrics_json(metrics, folder / "metrics.json")
     write_scores_csv(scorer.scores, folder / "scores.csv")
     mean = metrics["mean_dice"]

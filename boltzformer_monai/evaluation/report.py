@@ -12,9 +12,22 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.figures import loss_curve
 from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.page import figure, html_page, table
-from boltzformer_monai.evaluation.tables import METRIC_HEADINGS, STRATA_TITLES, metric_rows, number, percent
+from boltzformer_monai.evaluation.tables import (
+    FALSE_HEADINGS,
+    METRIC_HEADINGS,
+    OVERLAP_HEADINGS,
+    STRATA_TITLES,
+    false_rows,
+    metric_rows,
+    number,
+    overlap_rows,
+    percent,
+)
 
 __all__ = ["write_report"]
+
+# A mean and its interval stay on one line; a narrow page scrolls the table.
+_STYLE = "td { white-space: nowrap; } .facts td { white-space: normal; }\n"
 
 
 def write_report(
@@ -32,7 +45,8 @@ def write_report(
     Args:
         path: the HTML file; its folder is made if needed.
         title: heading of the page.
-        metrics: what :func:`boltzformer_monai.evaluation.metrics.summarise` returned.
+        metrics: what :func:`boltzformer_monai.evaluation.metrics.summarise` returned; what `ScoreVolumes.summary` of
+            the engines returned stands under ``"volumes"`` if whole volumes were scored.
         history: epochs for the learning curve (see :func:`~boltzformer_monai.evaluation.figures.loss_curve`).
         overlays: caption and PNG of predictions.
         samplings: caption and PNG of sampled patches.
@@ -48,6 +62,7 @@ def write_report(
         f"<h1>{escape(title)}</h1>",
         '<p class="note">Research software. Not a medical device; not for diagnosis.</p>',
         *_metrics_sections(metrics),
+        *_volume_sections(metrics.get("volumes")),
     ]
     if history:
         body.append("<h2>Training</h2>")
@@ -75,7 +90,7 @@ def write_report(
         )
     target = Path(path)
     with replacing(target) as temporary:
-        temporary.write_text(html_page(title, body), encoding="utf-8")
+        temporary.write_text(html_page(title, body, style=_STYLE), encoding="utf-8")
     return target
 
 
@@ -103,6 +118,37 @@ def _metrics_sections(metrics: Mapping[str, Any]) -> list[str]:
         "present, but no pixel found. Absent answered: not present, but a mask all the same.</p>",
         table("By target", METRIC_HEADINGS, by_target, total=True),
         table("By the target’s share of the slice", ("area", "instances", "Dice"), strata),
+    ]
+
+
+def _volume_sections(volumes: Mapping[str, Any] | None) -> list[str]:
+    if not volumes or not volumes["cases"]:
+        return []
+    try:
+        found, false = overlap_rows(volumes), false_rows(volumes)
+        drawn, rule, tolerance = volumes["bootstrap"], volumes["presence"], volumes["tolerance_mm"]
+        cases = len({case["volume"] for case in volumes["cases"]})
+        patients = len({case["patient"] for case in volumes["cases"]})
+        level = f"{100 * drawn['level']:g} %"
+    except (KeyError, TypeError) as error:
+        msg = f"the report needs the volumes' scores that ScoreVolumes.summary() returns; these lack {error}"
+        raise ConfigError(msg) from None
+    dropped = (
+        "Masks are those of every slice, without a presence rule."
+        if rule is None
+        else f"Slices are kept in runs of presence from {rule['low']:.2f} that reach {rule['high']:.2f}."
+    )
+    return [
+        "<h2>Whole volumes</h2>",
+        f'<p class="note">{cases} volumes of {patients} patients. In brackets: {level} confidence interval, '
+        f"{drawn['resamples']} resamples of the patients; none for a single patient. {escape(dropped)}</p>",
+        table("Where the target is present", OVERLAP_HEADINGS, found, total=True),
+        f'<p class="note">Surface Dice: share of both surfaces within {tolerance:g} mm of each other. Unanswered: no '
+        "voxel at all; overlap 0, no distance. Lesions found: connected components of the truth that the prediction "
+        "touches. In the last row targets weigh alike in Dice, surface Dice and distance; lesions weigh alike.</p>",
+        table("Where there is nothing to find", FALSE_HEADINGS, false, total=True),
+        '<p class="note">Answered: volumes without the target that got a mask all the same, and its mean size in ml. '
+        "False components: parts of a mask that touch no truth, in all volumes.</p>",
     ]
 
 

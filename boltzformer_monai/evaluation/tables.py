@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ _COLUMNS = tuple(field.name for field in fields(SliceScore))
 _NO_VALUE = "–"
 STRATA_TITLES = (("below 1 % of the image", "below_1_percent"), ("1 % of the image and more", "from_1_percent"))
 METRIC_HEADINGS = ("target", "slices", "Dice", "missed", "absent answered", "3-D Dice")
+OVERLAP_HEADINGS = ("target", "present / unanswered", "Dice", "surface Dice", "95 % Hausdorff, mm", "lesions found")
+FALSE_HEADINGS = ("target", "absent from", "answered", "false ml", "false components per volume")
 
 
 def write_scores_csv(scores: Iterable[SliceScore], path: str | os.PathLike[str]) -> Path:
@@ -112,14 +114,53 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str, st
     return [*rows, total]
 
 
+def overlap_rows(volumes: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What whole volumes with the target are worth, as text under OVERLAP_HEADINGS; all targets last."""
+    return [
+        (
+            name,
+            f"{entry['present']} / {entry['unanswered']}",
+            interval(entry["dice"], number),
+            interval(entry["surface_dice"], number),
+            interval(entry["hausdorff95_mm"], "{:.1f}".format),
+            interval(entry["lesion_detection_rate"], percent),
+        )
+        for name, entry in _targets_and_all(volumes)
+    ]
+
+
+def false_rows(volumes: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What was found where there is nothing, as text under FALSE_HEADINGS; all targets last."""
+    return [
+        (
+            name,
+            str(entry["absent"]),
+            interval(entry["false_positive_rate"], percent),
+            interval(entry["false_positive_ml"], "{:.2f}".format),
+            interval(entry["false_components"], "{:.2f}".format),
+        )
+        for name, entry in _targets_and_all(volumes)
+    ]
+
+
+def _targets_and_all(volumes: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [*sorted(volumes["by_target"].items()), ("all", volumes["overall"])]
+
+
 def markdown_table(metrics: Mapping[str, Any]) -> str:
-    """The metrics of :func:`summarise` as Markdown: a table by target, then the two strata of Table 2."""
+    """The metrics of :func:`summarise` as Markdown: a table by target, then the two strata of Table 2.
+
+    Where there are scores of whole volumes (``"volumes"``), their two tables follow.
+    """
     lines = [_line(METRIC_HEADINGS), _line(["---", *["---:"] * (len(METRIC_HEADINGS) - 1)])]
     lines += [_line(row) for row in metric_rows(metrics)]
     lines += ["", _line(("area of the target", "instances", "Dice")), _line(("---", "---:", "---:"))]
     for title, key in STRATA_TITLES:
         stratum = metrics["strata"][key]
         lines.append(_line((title, str(stratum["n"]), number(stratum["mean_dice"]))))
+    if volumes := metrics.get("volumes"):
+        for headings, rows in ((OVERLAP_HEADINGS, overlap_rows(volumes)), (FALSE_HEADINGS, false_rows(volumes))):
+            lines += ["", _line(headings), _line(["---", *["---:"] * (len(headings) - 1)]), *map(_line, rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -131,6 +172,16 @@ def number(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A fraction as percent with one decimal, or a dash."""
     return _NO_VALUE if value is None else f"{100 * value:.1f} %"
+
+
+def interval(estimate: Mapping[str, Any], text: Callable[[float], str]) -> str:
+    """A mean with its confidence interval behind it, where it has one; a dash for a mean over nothing."""
+    mean, low, high = (estimate[end] for end in ("mean", "low", "high"))
+    if mean is None:
+        return _NO_VALUE
+    if low is None:
+        return text(mean)
+    return f"{text(mean)} ({text(low).removesuffix(' %')}–{text(high).removesuffix(' %')})"
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,43 +14,57 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from boltzformer_monai.data.planes import extract_slices, slice_spacing, slices_to_volume
-from boltzformer_monai.data.prompts import normalise_prompt
-from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError
-from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
+from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing
+from boltzformer_monai.errors import CancelledError, CheckpointError, ConfigError
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder
+from boltzformer_monai.inferers.in_plane import SliceView, slice_view
+from boltzformer_monai.inferers.prompt_groups import checked_prompts, prompt_groups
+from boltzformer_monai.inferers.spool import SliceSpool
+from boltzformer_monai.inferers.volume_result import VolumeResult
+from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.networks import BoltzFormer, CounterNoise, TextFeatures
-from boltzformer_monai.transforms import PromptTokenizer, SquareFit
+from boltzformer_monai.networks import BoltzFormer
+from boltzformer_monai.transforms import PromptTokenizer
 from boltzformer_monai.transforms.load import image_tensor
 
 UNTRAINED = "there is no checkpoint, and untrained weights are not used; train one, or give --checkpoint PATH"
-PROMPTS_AT_ONCE = 16
-"""Prompts decoded together: memory must not grow with their number."""
+IN_PLANE = ("fit", "tiles")
 
 
 class SlidingVolumeInferer(Inferer):
-    """Volume + prompts → label map on the volume's grid: value i for the i-th prompt (from 1), 0 for none.
+    """Volume + prompts → for each prompt a probability and a mask on the volume's grid.
 
-    Where several prompts claim a voxel, the most probable wins. The same volume and prompts always give the same
-    labels, whatever the batch size.
+    The same volume and prompt always give the same bytes, whatever the batch size and the other prompts, on a CPU: a
+    slice is encoded alone there, which costs no time, and prompts are decoded in groups of one shape. On a GPU batches
+    are real, and results are equal to rounding.
+
+    Memory grows with the volume, not with the number of prompts.
 
     Args:
         prompts: what to look for, one text per object.
         tokenizer: the one that the network was trained with.
         image_size: edge of the square that slices are shown in, the network's.
         windows: chooses the window of each prompt.
-        plane: plane to slice along, the one the network was trained on.
+        plane: the one plane to slice along; short for ``planes=(plane,)``.
+        planes: planes to slice along (axial, where neither is given), whose probabilities are averaged; best are those
+            that the network was trained on.
         neighbours: slices on either side that the network sees as channels, as many as in its training.
         modality: of scans that do not state theirs (NIfTI, NRRD).
-        batch_size: slices per pass.
+        batch_size: slices (or tiles) per pass on a GPU; halved, with a warning, where its memory is too small.
         threshold: probability from which a voxel belongs to an object.
         seed: of the attention sampling.
+        repeats: draws of the attention sampling, whose probabilities are averaged; with several there is an entropy.
+        presence: drops slices that the network's presence head says the object is not in; without that head, nothing.
+        in_plane: ``"fit"`` scales whole slices into the square; ``"tiles"`` covers slices that are larger than it by
+            overlapping squares of their own resolution.
         progress: show a progress bar on standard error.
+        should_stop: asked before every pass; ``True`` stops the work with a ``CancelledError``.
         trained: ``False`` for an untrained network, which is refused: a random mask is worse than none.
 
     Raises:
-        PromptError: no prompts, or an empty one.
-        ConfigError: batch size or threshold out of range.
+        PromptError: no prompts, or one that is empty, too long, no valid text or given twice.
+        ConfigError: another setting is unknown or out of range.
     """
 
     def __init__(
@@ -58,40 +74,47 @@ class SlidingVolumeInferer(Inferer):
         tokenizer: PromptTokenizer,
         image_size: int,
         windows: PromptWindows,
-        plane: str = "axial",
+        plane: str | None = None,
+        planes: Sequence[str] | None = None,
         neighbours: int = 0,
         modality: str | None = None,
         batch_size: int = 4,
         threshold: float = 0.5,
         seed: int = 0,
+        repeats: int = 1,
+        presence: PresenceRule | None = None,
+        in_plane: str = "fit",
         progress: bool = False,
+        should_stop: Callable[[], bool] | None = None,
         trained: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-            msg = "give at least one prompt, as a list of texts, e.g. ['left kidney', 'lung nodule']"
-            raise PromptError(msg)
-        texts = [normalise_prompt(prompt) for prompt in prompts]
-        if repeated := [text for index, text in enumerate(texts) if text in texts[:index]]:
-            msg = f"prompt {repeated[0]!r} is given twice; a voxel can have one label only"
-            raise PromptError(msg)
-        if batch_size < 1:
-            msg = f"the batch size must be at least 1, got {batch_size}"
-            raise ConfigError(msg)
+        self.prompts = checked_prompts(prompts)
+        self.tokenizer = tokenizer
+        self.tokens = tokenizer(self.prompts)
+        self.planes = _checked_planes(plane, planes)
+        for name, value in (("batch size", batch_size), ("number of repeats", repeats)):
+            if value < 1:
+                msg = f"the {name} must be at least 1, got {value}"
+                raise ConfigError(msg)
         if not 0 < threshold < 1:
             msg = f"the threshold must be between 0 and 1, got {threshold}"
             raise ConfigError(msg)
-        self.prompts = list(prompts)
-        self.tokens = tokenizer(self.prompts)
+        if in_plane not in IN_PLANE:
+            msg = f"unknown in_plane {in_plane!r}; known are {', '.join(IN_PLANE)}"
+            raise ConfigError(msg)
         self.image_size = image_size
         self.windows = windows
-        self.plane = plane
         self.neighbours = neighbours
         self.modality = modality
         self.batch_size = batch_size
-        self.logit = math.log(threshold / (1 - threshold))
+        self.threshold = threshold
         self.seed = seed
+        self.repeats = repeats
+        self.presence = presence
+        self.in_plane = in_plane
         self.progress = progress
+        self.should_stop = should_stop
         self.trained = trained
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -103,6 +126,9 @@ class SlidingVolumeInferer(Inferer):
 
         Returns:
             ``(1, 1, I, J, K)`` uint8 (uint16 for more than 255 prompts) on the CPU.
+
+        Raises:
+            VolumeError: the volume is empty.
         """
         meta = getattr(inputs, "meta", {})
         affine = torch.as_tensor(getattr(inputs, "affine", torch.eye(4)))
@@ -114,66 +140,117 @@ class SlidingVolumeInferer(Inferer):
         )
         return torch.from_numpy(self.label_map(volume, network))[None, None]
 
-    @torch.inference_mode()
     def label_map(self, volume: Volume, network: BoltzFormer) -> np.ndarray:
-        """Label map ``(I, J, K)`` of a volume, on its grid.
+        """Label map ``(I, J, K)``: value i for the i-th prompt (from 1), 0 for none; the most probable wins.
+
+        Raises:
+            As :meth:`segment`.
+        """
+        with self.segment(volume, network) as result:
+            return result.label_map()
+
+    @torch.inference_mode()
+    def segment(self, volume: Volume, network: BoltzFormer) -> VolumeResult:
+        """Segment a volume; close the result after use, or use it as a context manager.
 
         Raises:
             CheckpointError: the network was never trained.
+            ConfigError: the modality is not known, or the device's memory does not hold a single slice.
+            CancelledError: ``should_stop`` said so.
+            StorageError: the temporary folder is full.
         """
         if not self.trained:
             raise CheckpointError(UNTRAINED)
         stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
         groups = self.windows.group(self.prompts, self.windows.modality(stated))
-        row, column, _ = slice_spacing(volume, self.plane)
-        shape = extract_slices(volume, self.plane).shape
-        labels = np.zeros(shape, np.uint8 if len(self.prompts) <= 255 else np.uint16)
-        # The winner's logit so far; anything below the threshold has lost already.
-        best = np.full(shape, self.logit, np.float32)
-        fit = SquareFit((shape[1], shape[2]), (row, column), self.image_size)
-        total = len(groups) * shape[0]
-        with tqdm(total=total, desc="slices", unit="slice", disable=not self.progress, leave=False) as bar:
+        shapes = [_stack_shape(volume, plane) for plane in self.planes]
+        batch = BatchSize(1 if network.mean.device.type == "cpu" else self.batch_size)
+        total = len(groups) * sum(shape[0] for shape in shapes)
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(total=total, desc="slices", unit="slice", disable=not self.progress, leave=False)
+            )
+            unfinished = stack.enter_context(contextlib.ExitStack())
+            spool = SliceSpool(len(self.prompts), shapes)
+            unfinished.callback(spool.close)
             for window, members in groups:
-                self._label_group(volume, network, window, members, fit, labels, best, bar)
-        return slices_to_volume(labels, volume, self.plane)
+                shown = dataclasses.replace(volume, array=window.apply(volume.array))
+                alike = prompt_groups(self.tokens, members, context=self.tokenizer.context)
+                decoder = SliceDecoder(network, alike, seed=self.seed, repeats=self.repeats)
+                for plane in range(len(self.planes)):
+                    self._run_plane(shown, plane, decoder, spool, batch, bar)
+            unfinished.pop_all()
+        return VolumeResult(
+            prompts=self.prompts,
+            grid=volume,
+            planes=self.planes,
+            spool=spool,
+            threshold=self.threshold,
+            rule=self.presence,
+            repeats=self.repeats,
+        )
 
-    def _label_group(
-        self,
-        volume: Volume,
-        network: BoltzFormer,
-        window: AnyWindow,
-        members: list[int],
-        fit: SquareFit,
-        labels: np.ndarray,
-        best: np.ndarray,
-        bar: Any,
+    def _run_plane(
+        self, shown: Volume, plane: int, decoder: SliceDecoder, spool: SliceSpool, batch: BatchSize, bar: Any
     ) -> None:
-        """All prompts that share a window, batch after batch of slices."""
-        device = network.mean.device
-        shown = Volume(window.apply(volume.array), volume.affine, volume.modality)
-        slices = extract_slices(shown, self.plane)
-        chunks = [members[i : i + PROMPTS_AT_ONCE] for i in range(0, len(members), PROMPTS_AT_ONCE)]
-        texts = [network.encode_text(self.tokens[chunk][None].to(device)) for chunk in chunks]
-        for start in range(0, len(slices), self.batch_size):
-            part = slice(start, min(start + self.batch_size, len(slices)))
-            count = part.stop - part.start
-            shown_slices = fit.image(self._with_neighbours(slices, part)).to(device)
-            features = network.encode_image(shown_slices)
-            for chunk, text in zip(chunks, texts, strict=True):
-                repeated = TextFeatures(*(x.expand(count, *x.shape[1:]) for x in text))
-                decoded = network.decode(features, repeated, generator=CounterNoise(self.seed))
-                highest, winner = (x.cpu().numpy() for x in fit.restore(decoded.logits).max(dim=1))
-                wins = highest > best[part]
-                labels[part][wins] = (np.asarray(chunk) + 1)[winner[wins]]
-                best[part][wins] = highest[wins]
-            bar.update(count)
+        """All slices of a plane in one window, pass after pass."""
+        slices = extract_slices(shown, self.planes[plane])
+        row, column, _ = slice_spacing(shown, self.planes[plane])
+        tiles = self.in_plane == "tiles"
+        view = slice_view((slices.shape[1], slices.shape[2]), (row, column), self.image_size, tiles=tiles)
+        start = 0
+        while start < len(slices):
+            if self.should_stop is not None and self.should_stop():
+                msg = f"stopped as asked after {start} of {len(slices)} {self.planes[plane]} slices; nothing was kept"
+                raise CancelledError(msg)
+            stop = batch.attempt(partial(self._run_pass, slices, start, view, decoder, spool, plane))
+            bar.update(stop - start)
+            start = stop
 
-    def _with_neighbours(self, slices: np.ndarray, part: slice) -> Tensor:
-        """Slices ``(N, H, W)`` uint8 → those of ``part`` with their neighbours ``(B, 2K + 1, H, W)`` float32 0–1.
+    def _run_pass(
+        self,
+        slices: np.ndarray,
+        start: int,
+        view: SliceView,
+        decoder: SliceDecoder,
+        spool: SliceSpool,
+        plane: int,
+        batch: int,
+    ) -> int:
+        """As many slices as a pass takes, into the spool; returns the number of the next one."""
+        stop = min(start + view.slices(batch), len(slices))
+        images = self._with_neighbours(slices, start, stop)
+        for prompt, probability, presence in decoder.decode(images, view, batch=batch):
+            for offset, values in enumerate(probability):
+                present = None if presence is None else float(presence[offset])
+                spool.put(prompt, plane, start + offset, values, present)
+        return stop
+
+    def _with_neighbours(self, slices: np.ndarray, start: int, stop: int) -> Tensor:
+        """Slices ``(N, H, W)`` uint8 → some of them with their neighbours ``(B, 2K + 1, H, W)`` float32 0–1.
 
         Beyond the ends of the volume its outermost slice stands in, as in
         :class:`~boltzformer_monai.transforms.load.LoadSliced`.
         """
-        indices = np.arange(part.start, part.stop)
+        indices = np.arange(start, stop)
         steps = range(-self.neighbours, self.neighbours + 1)
         return torch.cat([image_tensor(slices[np.clip(indices + step, 0, len(slices) - 1)]) for step in steps], dim=1)
+
+
+def _checked_planes(plane: str | None, planes: Sequence[str] | None) -> tuple[str, ...]:
+    if plane is not None and planes is not None:
+        msg = f"give either plane ({plane!r}) or planes ({', '.join(planes)}), not both"
+        raise ConfigError(msg)
+    chosen = (plane,) if plane is not None else ("axial",) if planes is None else tuple(planes)
+    if isinstance(planes, str) or not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(PLANE_AXES):
+        msg = (
+            f"planes must be different ones of {', '.join(PLANE_AXES)}, got {plane if plane is not None else planes!r}"
+        )
+        raise ConfigError(msg)
+    return chosen
+
+
+def _stack_shape(volume: Volume, plane: str) -> tuple[int, int, int]:
+    """``(N, H, W)`` of a plane's slices."""
+    depth, height, width = extract_slices(dataclasses.replace(volume, array=np.zeros(volume.shape, bool)), plane).shape
+    return depth, height, width

@@ -83,6 +83,10 @@ def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_pa
     assert metrics["mean_dice"] == pytest.approx(np.mean(list(metrics["dice_by_target"].values())))
     assert metrics["mean_dice_3d"] is not None
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 6 * 6  # slices × targets of one volume
+    volumes = metrics["volumes"]
+    assert len(volumes["cases"]) == 6
+    assert set(volumes["by_target"]) == set(metrics["dice_by_target"])
+    assert volumes["overall"]["dice"]["low"] is None  # a single patient
 
 
 def test_inference_labels_a_scan_on_its_grid(trained: Path, demo: Path, tmp_path: Path) -> None:

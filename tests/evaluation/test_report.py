@@ -13,6 +13,9 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.figures import overlay, sampled_patches
 from boltzformer_monai.evaluation.metrics import SliceScore, summarise
 from boltzformer_monai.evaluation.report import write_report
+from boltzformer_monai.evaluation.tables import markdown_table
+from boltzformer_monai.evaluation.volume_metrics import VolumeMeasures
+from boltzformer_monai.evaluation.volume_summary import VolumeScore, summarise_volumes
 
 EVIL = "<script>alert('x')</script>\"&"
 IMAGE = np.arange(900, dtype=np.uint16).reshape(30, 30).astype(np.uint8)
@@ -108,6 +111,51 @@ def test_numbers_are_those_of_the_metrics(full: Path) -> None:
     assert f"{2 * 90 / 220:.3f}" in shown
     assert "model.pt" in shown
     assert "not for diagnosis" in shown
+
+
+def _with_volumes(presence: dict[str, float] | None) -> dict:
+    scores = [
+        VolumeScore(f"v{i}", f"p{i}", f"liver {EVIL}", "liver in CT", VolumeMeasures(d, 0.9, 3.21, 5, 5, 4, 3, 0))
+        for i, d in enumerate((0.5, 0.75, 1.0))
+    ]
+    scores.append(VolumeScore("v0", "p0", "lesion", "lesion in CT", VolumeMeasures(None, None, None, 0, 1.5, 0, 0, 2)))
+    return {**_metrics(), "volumes": {**summarise_volumes(scores), "tolerance_mm": 2.0, "presence": presence}}
+
+
+def test_whole_volumes_are_shown_with_intervals(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report.html", title="Volumes", metrics=_with_volumes({"high": 0.8, "low": 0.4}))
+    shown = "".join(_parse(path).text)
+    assert "3 volumes of 3 patients" in shown
+    assert "95 % confidence interval, 1000 resamples" in shown
+    assert "0.750 (0.500–1.000)" in shown
+    assert "3.2 (3.2–3.2)" in shown
+    assert "75.0 % (75.0–75.0)" in shown  # nine of twelve lesions
+    assert "100.0 %1.50" in shown  # one case, no interval
+    assert "within 2 mm" in shown
+    assert "from 0.40 that reach 0.80" in shown
+    assert EVIL in shown
+    without = write_report(tmp_path / "report.html", title="Volumes", metrics=_with_volumes(None))
+    assert "without a presence rule" in "".join(_parse(without).text)
+
+
+def test_without_complete_volumes_there_is_no_such_section(tmp_path: Path) -> None:
+    empty = {**summarise_volumes([]), "tolerance_mm": 2.0, "presence": None}
+    for name, metrics in (("a", _metrics()), ("b", {**_metrics(), "volumes": empty})):
+        path = write_report(tmp_path / f"{name}.html", title="No volumes", metrics=metrics)
+        assert "Whole volumes" not in "".join(_parse(path).text)
+
+
+def test_damaged_scores_of_volumes_are_refused(tmp_path: Path) -> None:
+    metrics = _with_volumes(None)
+    del metrics["volumes"]["bootstrap"]
+    with pytest.raises(ConfigError, match="bootstrap"):
+        write_report(tmp_path / "report.html", title="Bad", metrics=metrics)
+
+
+def test_markdown_has_the_tables_of_volumes_too() -> None:
+    lines = markdown_table(_with_volumes(None)).splitlines()
+    assert "| all | 3 / 0 | 0.750 (0.500–1.000) | 0.900 (0.900–0.900) | 3.2 (3.2–3.2) | 75.0 % (75.0–75.0) |" in lines
+    assert "| lesion | 1 | 100.0 % | 1.50 | 2.00 |" in lines
 
 
 def test_the_least_report(tmp_path: Path) -> None:

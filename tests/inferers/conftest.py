@@ -9,6 +9,7 @@ import torch
 
 from boltzformer_monai.networks import create_boltzformer, network_config
 from boltzformer_monai.networks.weights import Description
+from boltzformer_monai.transforms import PromptTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.aggregation.conv.bias.sub_(2.5)
     torch.save({"model": model.state_dict(), "description": description.state_dict()}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PromptTokenizer:
+    """The default one; making it takes a while."""
+    return PromptTokenizer()

@@ -1,81 +1,34 @@
 from __future__ import annotations
 
+import os
+import tracemalloc
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from torch import Tensor, nn
+from torch import Tensor
 
-from boltzformer_monai.errors import ConfigError, PromptError
-from boltzformer_monai.inferers import PromptWindows, SlidingVolumeInferer, VolumeSegmenter
+from boltzformer_monai.errors import CancelledError, ConfigError, PromptError, VolumeError
+from boltzformer_monai.inferers import PresenceRule, PromptWindows, SlidingVolumeInferer, VolumeSegmenter
+from boltzformer_monai.inferers import spool as spool_module
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.networks import Decoded, ImageFeatures, TextFeatures
+from boltzformer_monai.networks import BoltzFormer, create_boltzformer, network_config
 from boltzformer_monai.transforms import PromptTokenizer
-from tests.io.cases import ORIENTATIONS
+from tests.inferers.stubs import Stub, inferer
 
-
-class Threshold(nn.Module):
-    """Stands in for a network: the mask of every prompt is where the image is brighter than half."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1))
-
-    def encode_image(self, image: Tensor) -> ImageFeatures:
-        return ImageFeatures((), image, image)
-
-    def encode_text(self, tokens: Tensor) -> TextFeatures:
-        return TextFeatures(tokens[..., None].float(), tokens >= 0)
-
-    def decode(self, image: ImageFeatures, text: TextFeatures, *, generator: object = None) -> Decoded:
-        prompts = text.tokens.shape[1]
-        return Decoded((image.image - 0.5).expand(-1, prompts, -1, -1) * 100)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PromptTokenizer:
-    return PromptTokenizer()
-
-
-def _inferer(tokenizer: PromptTokenizer, size: int, **settings: object) -> SlidingVolumeInferer:
-    options = {"prompts": ["liver"], "modality": "CT", "windows": PromptWindows({}, window=[0, 200]), **settings}
-    return SlidingVolumeInferer(tokenizer=tokenizer, image_size=size, **options)
-
-
-@pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_the_label_map_lies_on_the_grid_of_the_scan(tokenizer: PromptTokenizer, codes: str) -> None:
-    rng = np.random.default_rng(0)
-    array = np.where(rng.random((6, 7, 5)) > 0.6, 100.0, -100.0).astype(np.float32)
-    ras = nibabel.orientations.ornt_transform(
-        nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(codes)
-    )
-    affine = nibabel.orientations.inv_ornt_aff(ras, array.shape)
-    volume = Volume(array, affine, "CT")
-    assert "".join(volume.axis_codes) == codes
-    size = 64  # a multiple of no edge: resized and restored
-    for plane in ("axial", "coronal", "sagittal"):
-        found = _inferer(tokenizer, size, plane=plane).label_map(volume, Threshold())
-        np.testing.assert_array_equal(found, array > 0)
-
-
-def test_anisotropic_and_oblique(tokenizer: PromptTokenizer) -> None:
-    array = np.full((8, 10, 4), -100.0, np.float32)
-    array[2:5, 3:9, 1:3] = 100
-    turn = np.array([[0.98, -0.17, 0.05], [0.17, 0.98, -0.02], [-0.05, 0.03, 1.0]])
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([0.8, 0.8, 5.0])
-    for plane in ("axial", "coronal"):
-        found = _inferer(tokenizer, 160, plane=plane).label_map(Volume(array, affine, "CT"), Threshold())
-        np.testing.assert_array_equal(found, array > 0)
+TWELVE = [
+    "left kidney", "lung nodule", "liver", "spleen in abdominal CT", "aorta", "right kidney", "gallbladder", "stomach",
+    "the pancreas of the patient that lies in the scanner and has had a long day already", "bladder", "prostate",
+    "duodenum",
+]  # fmt: skip
 
 
 def test_as_a_monai_inferer_it_takes_a_batch_of_one(tokenizer: PromptTokenizer) -> None:
     array = torch.full((1, 1, 4, 4, 3), 100.0)
     batch = MetaTensor(array, affine=torch.eye(4)[None], meta={"modality": "CT"})
-    found = _inferer(tokenizer, 32)(batch, Threshold())
+    found = inferer(tokenizer, 32)(batch, Stub())
     assert found.shape == array.shape
     assert found.dtype == torch.uint8
     assert bool((found == 1).all())
@@ -87,12 +40,52 @@ def segmenter(checkpoint: Path) -> VolumeSegmenter:
 
 
 @pytest.fixture(scope="module")
+def network() -> BoltzFormer:
+    """Random weights, with a presence head; several windows of patches, so that sampling has something to choose."""
+    torch.manual_seed(0)
+    model = create_boltzformer(network_config("tiny", image_size=96, mask_bias=0.0, presence=True)).eval()
+    with torch.no_grad():
+        model.decoder.mask_head.layers[-1].weight.mul_(100)
+    return model
+
+
+@pytest.fixture(scope="module")
 def scan() -> Volume:
-    values = np.random.default_rng(1).normal(40, 150, (20, 24, 7)).astype(np.float32)
+    values = np.random.default_rng(1).normal(40, 150, (19, 23, 5)).astype(np.float32)
     return Volume(values, np.diag([-2.0, -2.0, 4.0, 1.0]), "CT")
 
 
-def test_the_batch_size_changes_nothing(segmenter: VolumeSegmenter, scan: Volume) -> None:
+def _everything(network: BoltzFormer, scan: Volume, asked: SlidingVolumeInferer) -> dict[str, tuple[bytes, object]]:
+    """For each prompt the bytes of its probability, and what was found."""
+    with asked.segment(scan, network) as result:
+        return {
+            prompt: (result.probability(index).tobytes(), result.findings[index])
+            for index, prompt in enumerate(result.prompts)
+        }
+
+
+@pytest.mark.parametrize("settings", [{}, {"in_plane": "tiles", "repeats": 2, "planes": ("axial", "coronal")}], ids=str)
+def test_same_bytes_whatever_the_batch_and_the_other_prompts(
+    network: BoltzFormer, scan: Volume, tokenizer: PromptTokenizer, settings: dict
+) -> None:
+    size = 64 if "in_plane" in settings else 96
+    if "in_plane" in settings:  # larger than the square, so that there are tiles
+        scan = Volume(np.tile(scan.array[:, :4, :2], (4, 1, 1)), scan.affine, "CT")
+    chosen = TWELVE if not settings else TWELVE[:9]
+
+    def ask(prompts: list[str], batch_size: int) -> dict[str, tuple[bytes, object]]:
+        return _everything(network, scan, inferer(tokenizer, size, prompts=prompts, batch_size=batch_size, **settings))
+
+    first = ask(chosen, 16)
+    assert len({content for content, _ in first.values()}) == len(chosen)  # the prompts matter, or nothing is shown
+    assert ask(chosen, 16) == first
+    assert ask(chosen, 1) == first
+    assert ask(chosen[::-1], 3) == first
+    for prompt in (chosen[0], chosen[3], chosen[8]):
+        assert ask([prompt], 3)[prompt] == first[prompt]
+
+
+def test_the_batch_size_changes_nothing_where_windows_differ(segmenter: VolumeSegmenter, scan: Volume) -> None:
     prompts = ["left kidney", "lung nodule"]
     maps = [segmenter.inferer(prompts, batch_size=n).label_map(scan, segmenter.network) for n in (1, 3, 16)]
     assert set(np.unique(maps[0])) >= {1, 2}  # the random network answers both, or the test shows nothing
@@ -108,21 +101,125 @@ def test_a_prompt_among_others_loses_only_what_another_wins(segmenter: VolumeSeg
     assert (among[alone] != 0).all()
 
 
-def test_runs_are_repeatable_and_the_seed_matters(segmenter: VolumeSegmenter, scan: Volume) -> None:
-    first, again, other = (
-        segmenter.inferer(["left kidney"], seed=seed).label_map(scan, segmenter.network) for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
+def test_the_seed_matters_and_repeats_average(network: BoltzFormer, scan: Volume, tokenizer: PromptTokenizer) -> None:
+    def probability(**settings: object) -> np.ndarray:
+        with inferer(tokenizer, 96, **settings).segment(scan, network) as result:
+            return result.probability(0).astype(int)
+
+    one, other, mean = probability(), probability(seed=7919), probability(repeats=2)
+    assert (one != other).any()
+    assert abs(mean - (one + other) / 2).max() <= 1
 
 
-@pytest.mark.parametrize("prompts", [[], "liver", [""], ["  "], ["liver " * 100], [1], ["Liver", " liver"]])
+def test_the_planes_are_averaged(network: BoltzFormer, scan: Volume, tokenizer: PromptTokenizer) -> None:
+    def probability(*planes: str) -> np.ndarray:
+        with inferer(tokenizer, 96, planes=planes).segment(scan, network) as result:
+            return result.probability(0).astype(int)
+
+    axial, coronal = probability("axial"), probability("coronal")
+    assert (axial != coronal).any()
+    np.testing.assert_array_equal(probability("axial", "coronal"), (axial + coronal) // 2)
+
+
+def test_a_rule_drops_slices_of_a_network_with_a_head(
+    network: BoltzFormer, scan: Volume, tokenizer: PromptTokenizer
+) -> None:
+    with inferer(tokenizer, 96, presence=PresenceRule(high=1, low=1)).segment(scan, network) as result:
+        assert not result.findings[0].found
+        assert 0 < result.findings[0].presence < 1
+
+
+class _Noise(Stub):
+    """Probabilities that do not compress, other ones for each slice."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        super().__init__(lambda image: torch.randn(image.shape, generator=generator))
+
+
+def _peak(tokenizer: PromptTokenizer, prompts: int) -> int:
+    """Bytes that NumPy and Python held at most."""
+    names = [f"lesion {number}" for number in range(prompts)]
+    volume = Volume(np.zeros((64, 64, 40), np.float32), np.eye(4), "CT")
+    tracemalloc.start()
+    try:
+        with inferer(tokenizer, 64, prompts=names).segment(volume, _Noise()) as result:
+            result.label_map()
+            assert len(result.findings) == prompts
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_prompts(tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_module, "IN_MEMORY", 2**16)
+    few, many = _peak(tokenizer, 15), _peak(tokenizer, 60)
+    assert many < 1.1 * few
+
+
+def test_it_can_be_stopped_and_leaves_nothing(
+    tokenizer: PromptTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(spool_module, "IN_MEMORY", 16)
+    volume = Volume(np.zeros((16, 16, 9), np.float32), np.eye(4), "CT")
+    network = _Noise()
+    opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    asked = inferer(tokenizer, 32, should_stop=lambda: len(network.encoded) == 4)
+    with pytest.raises(CancelledError, match="after 4 of 9 axial slices"):
+        asked.segment(volume, network)
+
+    def interrupt(image: Tensor) -> Tensor:
+        if len(broken.encoded) == 3:
+            raise KeyboardInterrupt
+        return torch.randn(image.shape)
+
+    broken = Stub(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        inferer(tokenizer, 32).segment(volume, broken)
+    assert not list(tmp_path.iterdir())
+    if opened:
+        assert len(os.listdir("/proc/self/fd")) == opened
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [[], "liver", [""], ["  "], ["liver", ""], ["liver " * 100], ["x" * 10_000], [1], ["Liver", " liver"], ["\udcff"]],
+    ids=lambda prompts: repr(prompts)[:20],
+)
 def test_prompts_that_cannot_be_asked(segmenter: VolumeSegmenter, prompts: object) -> None:
-    with pytest.raises(PromptError):
+    with pytest.raises(PromptError) as caught:
         segmenter.inferer(prompts)
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"threshold": 0.0}, {"threshold": 1.5}])
-def test_settings_out_of_range(segmenter: VolumeSegmenter, settings: dict) -> None:
+@pytest.mark.parametrize("prompt", ["肝脏", "الكبد", "печень в КТ", "foie 🫀", "ήπαρ"])
+def test_prompts_in_another_script_are_asked_as_they_are(
+    segmenter: VolumeSegmenter, scan: Volume, prompt: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with segmenter.inferer([prompt]).segment(scan, segmenter.network) as result:
+        assert result.findings[0].prompt == prompt
+    assert "names no target of the training" in caplog.text
+
+
+def test_a_volume_without_slices(tokenizer: PromptTokenizer) -> None:
+    empty = MetaTensor(torch.zeros(1, 1, 4, 4, 0), affine=torch.eye(4)[None], meta={"modality": "CT"})
+    with pytest.raises(VolumeError, match="non-empty"):
+        inferer(tokenizer, 32)(empty, Stub())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 0}, {"threshold": 0.0}, {"threshold": 1.5}, {"repeats": 0}, {"in_plane": "crop"},
+        {"plane": "oblique"}, {"planes": ()}, {"planes": "axial"}, {"planes": ("axial", "axial")},
+        {"plane": "axial", "planes": ("axial",)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range(tokenizer: PromptTokenizer, settings: dict) -> None:
     with pytest.raises(ConfigError):
-        segmenter.inferer(["liver"], **settings)
+        SlidingVolumeInferer(
+            prompts=["liver"], tokenizer=tokenizer, image_size=64, windows=PromptWindows({}), **settings
+        )

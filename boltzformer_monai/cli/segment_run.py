@@ -1,0 +1,177 @@
+"""What ``boltzformer segment`` does once its arguments are sound: one scan, or one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.data.windows import parse_window
+from boltzformer_monai.engines.bundle import device_by_name
+from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.results import Recipe, file_sha256, is_complete, result_path, write_results
+from boltzformer_monai.inferers.segmenter import VolumeSegmenter
+from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
+from boltzformer_monai.inferers.windows import PromptWindows
+from boltzformer_monai.io.scan_list import Scan, list_scans
+from boltzformer_monai.io.volume import read_volume
+
+__all__ = ["SOME_FAILED", "segment_scans"]
+
+_log = logging.getLogger(__name__)
+
+SOME_FAILED = 3
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A scan and where its files go: ``stem`` is their path without ending."""
+
+    scan: Scan
+    stem: Path
+    preview: Path | None = None
+
+
+def segment_scans(arguments: argparse.Namespace) -> int:
+    """Segment what IMAGE is; returns the exit code.
+
+    Raises:
+        BoltzFormerError: the checkpoint, the prompts or the only scan cannot be used, or a result cannot be written.
+    """
+    jobs, many = _jobs(arguments)
+    for job in jobs:
+        job.stem.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    segmenter = VolumeSegmenter.from_checkpoint(
+        arguments.checkpoint, device=device_by_name(arguments.device), precision=arguments.precision
+    )
+    recipe = _recipe(arguments, segmenter)
+    inferer = _inferer(arguments, segmenter, recipe)
+    if many:
+        return _segment_many(jobs, inferer, segmenter, recipe)
+    summary = _segment_one(jobs[0], inferer, segmenter, recipe)
+    voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in summary["prompts"]}
+    answer = {"output": str(result_path(jobs[0].stem, recipe)), "voxels": voxels, "found": _found(summary)}
+    sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _jobs(arguments: argparse.Namespace) -> tuple[list[_Job], bool]:
+    """Return what is to be done, and whether these are the scans of a folder."""
+    image, output, preview = arguments.image, arguments.output, arguments.preview
+    named_file = output.name.lower().endswith(arguments.ending) and not arguments.masks
+    stem = Path(str(output)[: -len(arguments.ending)]) if named_file else output
+    single = [_Job(Scan(stem.name, image, arguments.series), stem, preview)]
+    if named_file or image.is_file() or arguments.series is not None:
+        return single, False
+    scans = list_scans(image)
+    a_picture = preview is not None and preview.suffix.lower() == ".png"
+    if arguments.masks and len(scans) == 1 and scans[0].series is not None:
+        # The folder is one series, and its masks go straight into OUT.
+        return [replace(single[0], preview=preview if a_picture else _preview_of(preview, single[0].scan))], False
+    if a_picture:
+        msg = f"{image} is a folder of scans, each with a preview of its own; give a folder instead of {preview}"
+        raise ConfigError(msg)
+    return [_Job(scan, output / scan.name, _preview_of(preview, scan)) for scan in scans], True
+
+
+def _preview_of(folder: Path | None, scan: Scan) -> Path | None:
+    return None if folder is None else folder / f"{scan.name}.png"
+
+
+def _recipe(arguments: argparse.Namespace, segmenter: VolumeSegmenter) -> Recipe:
+    data = segmenter.description.data
+    rule = PresenceRule.of(data) if arguments.presence == "auto" else None
+    return Recipe(
+        prompts=tuple(arguments.prompts),
+        model=file_sha256(arguments.checkpoint),
+        seed=arguments.seed,
+        threshold=arguments.threshold,
+        planes=tuple(arguments.planes or [str(data.get("plane", "axial"))]),
+        in_plane=arguments.in_plane,
+        presence=None if rule is None else asdict(rule),
+        repeats=arguments.uncertainty or 1,
+        arbitration=arguments.arbitration,
+        masks=arguments.masks,
+        ending=arguments.ending,
+        preview=arguments.preview is not None,
+        window=None if arguments.window is None else tuple(arguments.window),
+        modality=arguments.modality,
+        precision=arguments.precision,
+    )
+
+
+def _inferer(arguments: argparse.Namespace, segmenter: VolumeSegmenter, recipe: Recipe) -> SlidingVolumeInferer:
+    network, data = segmenter.description.network, segmenter.description.data
+    window = recipe.window
+    shown = None if window is None else parse_window(window[0] if len(window) == 1 else window)
+    return SlidingVolumeInferer(
+        prompts=recipe.prompts,
+        tokenizer=segmenter.tokenizer,
+        image_size=network.image_size,
+        windows=PromptWindows(data, window=shown),
+        planes=recipe.planes,
+        neighbours=network.neighbours,
+        modality=recipe.modality,
+        batch_size=arguments.batch_size,
+        threshold=recipe.threshold,
+        seed=recipe.seed,
+        repeats=recipe.repeats,
+        presence=None if recipe.presence is None else PresenceRule(**recipe.presence),
+        in_plane=recipe.in_plane,
+        progress=sys.stderr.isatty(),
+        trained=segmenter.trained,
+    )
+
+
+def _segment_one(
+    job: _Job, inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe
+) -> dict[str, Any]:
+    scan = job.scan
+    # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
+    volume = read_volume(scan.place, series=scan.series, files=scan.files, modality=recipe.modality, tilt="keep")
+    with inferer.segment(volume, segmenter.network) as result:
+        if job.preview is not None:
+            job.preview.parent.mkdir(parents=True, exist_ok=True)
+        return write_results(result, job.stem, recipe, scan=scan, preview=job.preview)
+
+
+def _segment_many(
+    jobs: Sequence[_Job], inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe
+) -> int:
+    failed: list[str] = []
+    done = skipped = 0
+    try:
+        for number, job in enumerate(jobs, 1):
+            where = f"[{number}/{len(jobs)}] {job.scan.name}"
+            try:
+                if is_complete(job.stem, recipe, job.scan) and (job.preview is None or job.preview.is_file()):
+                    skipped += 1
+                    continue
+                summary = _segment_one(job, inferer, segmenter, recipe)
+            except (BoltzFormerError, OSError, MemoryError) as error:
+                if getattr(error, "reason", "") == "write":
+                    raise  # a full disk is no scan's fault, and the next would meet it too
+                failed.append(f"{job.scan.name}: {error or 'not enough memory'}")
+                _log.warning("%s: failed: %s", where, error or "not enough memory")
+                continue
+            done += 1
+            _log.info("%s: %d of %d prompts found", where, len(_found(summary)), len(recipe.prompts))
+            answer = {"output": str(result_path(job.stem, recipe)), "found": _found(summary)}
+            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    except KeyboardInterrupt:
+        _log.warning("%d of %d scans are finished and kept; the same command does the rest", done + skipped, len(jobs))
+        raise
+    _log.info("%d segmented, %d were complete already, %d failed", done, skipped, len(failed))
+    for line in failed:
+        _log.warning("failed: %s", line)
+    return SOME_FAILED if failed else 0
+
+
+def _found(summary: dict[str, Any]) -> list[str]:
+    return [each["prompt"] for each in summary["prompts"] if each["found"]]

@@ -1,0 +1,79 @@
+"""The thresholds of the presence head, chosen on the validation volumes once the network is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.engines.data import Item, collate_slices
+from boltzformer_monai.engines.evaluator import evaluation_items, evaluation_transform
+from boltzformer_monai.evaluation.presence_rule import PresenceRule, calibrate
+from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.transforms import PromptTokenizer
+
+_log = logging.getLogger(__name__)
+
+
+def calibrate_presence(
+    network: BoltzFormer,
+    reader: SliceReader,
+    *,
+    tokenizer: PromptTokenizer,
+    size: int,
+    neighbours: int = 0,
+    split: str = "val",
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+) -> PresenceRule | None:
+    """Ask every labelled slice of a split for all its targets, and choose the thresholds by what the head says.
+
+    Args:
+        network: on ``device``; its mode (training or evaluation) is the same afterwards.
+        reader: the data set.
+        tokenizer: of the network's text model.
+        size: edge of the network's square in pixels.
+        neighbours: slices on either side that the network sees too.
+        split: the volumes to choose on.
+        device: where the network is.
+        batch_size: slices at once.
+
+    Returns:
+        The rule; None for a network without presence head.
+
+    Raises:
+        DatasetError: the split has no labelled slices.
+    """
+    if network.presence is None:
+        return None
+    transform = evaluation_transform(reader, tokenizer=tokenizer, size=size, neighbours=neighbours)
+    loader: DataLoader[Item] = DataLoader(
+        [*evaluation_items(reader, split=split)],  # type: ignore[arg-type]
+        batch_size=batch_size,
+        collate_fn=lambda items: collate_slices([transform(item) for item in items]),
+    )
+    said: dict[tuple[str, str], dict[int, tuple[float, bool]]] = defaultdict(dict)
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                presence = network(batch["image"].to(device), batch["tokens"].to(device), with_presence=True).presence
+                for logits, rows in zip(presence.sigmoid().cpu(), batch["rows"], strict=True):
+                    for probability, row in zip(logits[: len(rows)].tolist(), rows, strict=True):
+                        said[row.volume, row.target][row.slice_index] = (probability, row.present)
+    finally:
+        network.train(training)
+    rule = calibrate(_sequence(slices) for slices in said.values())
+    _log.info("presence thresholds from %d volumes × targets: high %.3f, low %.3f", len(said), rule.high, rule.low)
+    return rule
+
+
+def _sequence(slices: dict[int, tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and truth in the order of the slices."""
+    values = [slices[index] for index in sorted(slices)]
+    return np.array([value for value, _ in values]), np.array([shown for _, shown in values])

@@ -1,0 +1,180 @@
+"""Evaluation in three dimensions: slices come in any order, each volume is scored as soon as it is whole."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.data.slices import SliceReader, SliceRow
+from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.evaluation.bootstrap import Bootstrap
+from boltzformer_monai.evaluation.packed import PackedMasks
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.evaluation.volume_metrics import check_tolerance, measure_volume
+from boltzformer_monai.evaluation.volume_summary import VolumeScore, summarise_volumes
+
+_log = logging.getLogger(__name__)
+
+
+def presence_rule(data: Mapping[str, Any], *, use: bool | str = True) -> PresenceRule | None:
+    """The rule of a checkpoint's description of its data; None where it has none or it shall not be used.
+
+    Raises:
+        ConfigError: ``use`` is neither true nor false.
+        CheckpointError: the checkpoint's thresholds are unusable.
+    """
+    wanted = {"true": True, "false": False}.get(str(use).lower())
+    if wanted is None:
+        msg = f"--presence must be True or False, got {use!r}"
+        raise ConfigError(msg)
+    return PresenceRule.of(data) if wanted else None
+
+
+class ScoreVolumes:
+    """Collects the masks of slices, and scores the targets of a volume when its last slice has come.
+
+    What waits is packed; nothing of a volume remains but its scores once it is whole. Only volumes of which the data
+    set has every slice, with a row for every target, can become whole: others are not collected.
+
+    Args:
+        reader: the data set that the slices are of.
+        split: the split that is evaluated.
+        rule: which slices keep their mask, by the presence head's probabilities; None keeps all.
+        tolerance: of the surface Dice in mm.
+        resamples: of the confidence intervals.
+        seed: of the confidence intervals.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: SliceReader,
+        split: str,
+        rule: PresenceRule | None = None,
+        tolerance: float = 2.0,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        check_tolerance(tolerance)
+        self.bootstrap = Bootstrap(resamples=resamples, seed=seed)
+        self.rule = rule
+        self.tolerance = tolerance
+        counts = Counter(row.volume for row in reader.select(split=split) if row.label is not None)
+        self.complete = {
+            name
+            for name, count in counts.items()
+            if reader.volumes[name]["complete"]
+            and count == reader.volumes[name]["slices"] * len(reader.volumes[name]["targets"])
+        }
+        if counts and len(self.complete) < len(counts):
+            _log.info(
+                "3-D scores of %d of %d volumes; of the others slices are missing", len(self.complete), len(counts)
+            )
+        self.scores: list[VolumeScore] = []
+        self._waiting: dict[str, _Volume] = {}
+
+    def clear(self) -> None:
+        """Start afresh."""
+        self.scores.clear()
+        self._waiting.clear()
+
+    def add(
+        self,
+        rows: Sequence[SliceRow],
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        presence: np.ndarray | None = None,
+    ) -> None:
+        """Take a slice.
+
+        Args:
+            rows: its P rows, one a target.
+            predicted: ``(P, H, W)`` bool, in the slice's own pixels.
+            truth: likewise.
+            presence: probabilities ``(P,)``, 0 to 1; None for a network without presence head.
+
+        Raises:
+            CheckpointError: there is a rule, but no probability.
+        """
+        first = rows[0]
+        if first.volume not in self.complete:
+            return
+        if self.rule is not None and presence is None:
+            msg = "the checkpoint has presence thresholds, but its network no presence head; evaluate --presence False"
+            raise CheckpointError(msg)
+        volume = self._waiting.setdefault(first.volume, _Volume())
+        volume.seen.add(first.slice_index)
+        for index, row in enumerate(rows):
+            case = volume.cases.setdefault(row.target, _Case.of(row, predicted.shape[1:]))
+            case.predicted.put(row.slice_index, predicted[index])
+            case.truth.put(row.slice_index, truth[index])
+            if presence is not None:
+                case.presence[row.slice_index] = presence[index]
+        if len(volume.seen) == first.slices:
+            self.scores += [self._score(case) for case in self._waiting.pop(first.volume).cases.values()]
+
+    def _score(self, case: _Case) -> VolumeScore:
+        row = case.row
+        known = bool(np.isfinite(case.presence).all())
+        if self.rule is not None:
+            case.predicted.keep(self.rule.kept(case.presence))
+        box = _union(case.predicted.box, case.truth.box)
+        height, width, depth = row.spacing
+        measures = measure_volume(
+            case.predicted.within(box),
+            case.truth.within(box),
+            spacing=(depth, height, width),
+            tolerance=self.tolerance,
+        )
+        highest = float(case.presence.max()) if known else None
+        return VolumeScore(row.volume, row.patient, row.target, row.prompts[0], measures, highest)
+
+    def summary(self) -> dict[str, Any]:
+        """What :func:`~boltzformer_monai.evaluation.volume_summary.summarise_volumes` gives, and the settings."""
+        return {
+            **summarise_volumes(self.scores, bootstrap=self.bootstrap),
+            "tolerance_mm": self.tolerance,
+            "presence": None if self.rule is None else self.rule.as_dict(),
+        }
+
+
+@dataclass
+class _Case:
+    """A volume and target, of which some slices have come."""
+
+    row: SliceRow
+    predicted: PackedMasks
+    truth: PackedMasks
+    presence: np.ndarray
+
+    @classmethod
+    def of(cls, row: SliceRow, pixels: tuple[int, ...]) -> _Case:
+        shape = (row.slices, pixels[0], pixels[1])
+        return cls(row, PackedMasks(shape), PackedMasks(shape), np.full(row.slices, np.nan, np.float64))
+
+
+@dataclass
+class _Volume:
+    """The targets of a volume, of which some slices have come."""
+
+    seen: set[int] = field(default_factory=set)
+    cases: dict[str, _Case] = field(default_factory=dict)
+
+
+def _union(*boxes: tuple[slice, slice, slice] | None) -> tuple[slice, slice, slice]:
+    """The box around boxes; of one voxel where there is none, for masks that are empty anyway."""
+    known = [box for box in boxes if box is not None]
+    if not known:
+        return slice(0, 1), slice(0, 1), slice(0, 1)
+    first, second, third = (
+        slice(min(box[axis].start for box in known), max(box[axis].stop for box in known)) for axis in range(3)
+    )
+    return first, second, third

@@ -1,0 +1,105 @@
+"""Slices → 8-bit probabilities of all prompts: encoded once, decoded group by group and draw by draw."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.inferers.in_plane import SliceView
+from boltzformer_monai.inferers.prompt_groups import PromptGroup
+from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, ImageFeatures, TextFeatures
+
+_log = logging.getLogger(__name__)
+_SEED_STEP = 7919  # between the draws of one volume, so that neighbouring seeds share none
+_OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # PyTorch 2.4
+_Result = TypeVar("_Result")
+
+
+class PromptSlices(NamedTuple):
+    """What is known of one prompt in some slices."""
+
+    prompt: int
+    """Index of the prompt."""
+    probability: np.ndarray
+    """``min(255, floor(256 p))``, uint8 ``(B, H, W)``; p is the mean over the draws."""
+    presence: np.ndarray | None
+    """Probability that the object is in the slice ``(B,)`` float32; ``None`` without presence head."""
+
+
+class SliceDecoder:
+    """All prompts that share a window, on any slices.
+
+    Args:
+        network: in evaluation mode.
+        groups: the prompts.
+        seed: of the first draw.
+        repeats: draws to average.
+    """
+
+    def __init__(self, network: BoltzFormer, groups: Sequence[PromptGroup], *, seed: int, repeats: int) -> None:
+        self.network = network
+        self.groups = groups
+        self.device = network.mean.device
+        self.noises = [CounterNoise(seed + _SEED_STEP * repeat) for repeat in range(repeats)]
+        self.texts = [network.encode_text(group.tokens[None].to(self.device)) for group in groups]
+
+    def decode(self, images: Tensor, view: SliceView, *, batch: int) -> Iterator[PromptSlices]:
+        """Decode slices ``(B, C, H, W)`` float 0–1, prompt after prompt."""
+        encoded = view.encode(images.to(self.device), self.network.encode_image, batch=batch)
+        for group, text in zip(self.groups, self.texts, strict=True):
+            sums: list[Tensor] = []
+            presence: list[Tensor] = []
+            for noise in self.noises:
+                decoded = encoded.decode(partial(self._decode, text=text, noise=noise))
+                # Prompt by prompt: vectorised and left-over elements round differently, and which those are must not
+                # depend on the prompt's place in the group.
+                found = [torch.sigmoid(decoded.logits[:, row]) for row in range(len(group.members))]
+                sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+                if decoded.presence is not None:
+                    presence.append(torch.sigmoid(decoded.presence))
+            mean = torch.stack(presence).mean(0).float().cpu().numpy() if presence else None
+            for row, member in enumerate(group.members):
+                levels = sums[row].mul_(256 / len(self.noises)).clamp_(max=255)  # the cast rounds down
+                yield PromptSlices(member, levels.to(torch.uint8).cpu().numpy(), None if mean is None else mean[:, row])
+
+    def _decode(self, features: ImageFeatures, *, text: TextFeatures, noise: CounterNoise) -> Decoded:
+        count = len(features.image)
+        repeated = TextFeatures(*(part.expand(count, *part.shape[1:]) for part in text))
+        return self.network.decode(features, repeated, generator=noise)
+
+
+class BatchSize:
+    """Pictures per pass, halved whenever the device's memory does not hold them.
+
+    Args:
+        size: to begin with.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def attempt(self, work: Callable[[int], _Result]) -> _Result:
+        """Return ``work(size)``; out of memory, try again with half the size, from now on.
+
+        Raises:
+            ConfigError: the memory does not even hold one.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except _OUT_OF_MEMORY as error:
+                if self.size == 1:
+                    msg = "the device's memory does not hold a single slice; free it, or use another --device, e.g. cpu"
+                    raise ConfigError(msg) from error
+            # Outside of the handler, whose traceback keeps tensors alive.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            _log.warning("out of memory with a batch of %d; going on with %d", self.size, self.size // 2)
+            self.size //= 2

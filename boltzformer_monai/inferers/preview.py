@@ -1,0 +1,143 @@
+"""A contact sheet of a segmented volume: the slices that show most, coloured overlays, and a legend of all prompts."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boltzformer_monai.data.planes import extract_slices, slice_spacing
+from boltzformer_monai.data.windows import MRPercentiles, default_window, parse_window
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.io.volume import Volume
+
+if TYPE_CHECKING:
+    from boltzformer_monai.inferers.volume_result import VolumeResult
+
+__all__ = ["contact_sheet"]
+
+_OPACITY = 0.45
+_DPI = 100
+_COLUMNS = 4
+_WIDTH = 2.6  # inches of one picture
+_LEGEND_LETTERS = 48
+# Colours that stay apart on grey: Okabe and Ito's without grey and black, then their lighter kin; then any hue.
+_COLOURS = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4C8DFF", "#B3E600", "#FF6F91", "#7FDBCA",
+    "#C08CFF", "#FFB4A2",
+)  # fmt: skip
+
+
+def contact_sheet(
+    result: VolumeResult, *, plane: str = "axial", window: Sequence[str] | None = None, slices: int = 12
+) -> bytes:
+    """Draw slices of a result as one PNG.
+
+    Every prompt that was found is shown where it is largest; what is left of the slices is spread evenly over the
+    extent of all masks, or of the volume where nothing was found. Voxels that several prompts claim have the colour
+    of the most probable one.
+
+    Args:
+        result: of the inferer.
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``; pixels are drawn in millimetres.
+        window: name, or level and width; default: soft tissue for CT, percentiles for the rest.
+        slices: at most so many pictures.
+
+    Raises:
+        ConfigError: an unknown plane or window, or no slices.
+    """
+    if slices < 1:
+        msg = f"a contact sheet has at least one slice, not {slices}"
+        raise ConfigError(msg)
+    grid = result.grid
+    labels = extract_slices(Volume(result.label_map("probability"), grid.affine), plane)
+    pictures = extract_slices(Volume(_grey(grid, window), grid.affine), plane)
+    row_mm, column_mm, _ = slice_spacing(grid, plane)
+    chosen = _chosen(labels, len(result.prompts), slices)
+    ratio = pictures.shape[1] * row_mm / (pictures.shape[2] * column_mm)
+    return _draw(pictures, labels, chosen, _legend(result), ratio=ratio, aspect=row_mm / column_mm, plane=plane)
+
+
+def _grey(grid: Volume, window: Sequence[str] | None) -> np.ndarray:
+    if window is not None:
+        return parse_window(window[0] if len(window) == 1 else window).apply(grid.array)
+    scale = MRPercentiles() if grid.modality == "unknown" else default_window(grid.modality, "")
+    return scale.apply(grid.array)
+
+
+def _chosen(labels: np.ndarray, prompts: int, slices: int) -> list[int]:
+    """Return which slices are shown, in order."""
+    areas = np.stack([np.bincount(plane.ravel(), minlength=prompts + 1)[1:] for plane in labels])
+    found = [index for index in np.argsort(-areas.sum(axis=0), kind="stable") if areas[:, index].any()]
+    chosen = list(dict.fromkeys(int(areas[:, index].argmax()) for index in found))[:slices]
+    filled = np.flatnonzero(areas.any(axis=1)) if found else np.arange(len(labels))
+    spread = np.linspace(0, len(filled) - 1, min(slices, len(filled))).round().astype(int)
+    for index in filled[spread]:
+        if len(chosen) < slices and int(index) not in chosen:
+            chosen.append(int(index))
+    return sorted(chosen)
+
+
+def _legend(result: VolumeResult) -> list[tuple[str, str | None]]:
+    """Return (text, colour) for each prompt; no colour for one that was not found."""
+    entries: list[tuple[str, str | None]] = []
+    for index, finding in enumerate(result.findings):
+        prompt = " ".join(finding.prompt.split())
+        short = prompt if len(prompt) <= _LEGEND_LETTERS else prompt[: _LEGEND_LETTERS - 1] + "…"
+        volume = f"{finding.volume_ml:.0f}" if finding.volume_ml >= 100 else f"{finding.volume_ml:.3g}"
+        said = f"{volume} ml" if finding.found else "not found"
+        entries.append((f"{short}: {said}", _colour(index) if finding.found else None))
+    return entries
+
+
+def _colour(index: int) -> str:
+    if index < len(_COLOURS):
+        return _COLOURS[index]
+    hue = 0.618034 * index % 1  # the golden section: no two of them close
+    return "#" + "".join(f"{round(255 * part):02X}" for part in colorsys.hsv_to_rgb(hue, 0.65, 0.95))
+
+
+def _draw(
+    pictures: np.ndarray,
+    labels: np.ndarray,
+    chosen: Sequence[int],
+    legend: Sequence[tuple[str, str | None]],
+    *,
+    ratio: float,
+    aspect: float,
+    plane: str,
+) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    across = min(len(chosen), _COLUMNS)
+    down = math.ceil(len(chosen) / across)
+    columns = max(1, min(3, round(across * _WIDTH / 3.2)))
+    lines = math.ceil(len(legend) / columns)
+    height = min(max(_WIDTH * ratio, 0.6), 5.0)
+    size = (max(across * _WIDTH, 3.4), (height + 0.25) * down + 0.22 * lines + 0.3)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
+    table = np.array([(0.0, 0.0, 0.0)] + [to_rgb(_colour(index)) for index in range(len(legend))])
+    for position, index in enumerate(chosen):
+        axes = figure.add_subplot(down, across, position + 1)
+        shown = np.repeat(pictures[index][..., None] / 255.0, 3, axis=2)
+        mask = labels[index] > 0
+        shown[mask] = (1 - _OPACITY) * shown[mask] + _OPACITY * table[labels[index][mask]]
+        axes.imshow(shown, interpolation="nearest", aspect=aspect)
+        axes.set_axis_off()
+        axes.set_title(f"{plane} {index + 1} of {len(pictures)}", fontsize=8)
+    handles: list[Any] = [
+        Patch(facecolor=colour or "white", edgecolor=colour or "#999999", label=text.replace("$", r"\$"))
+        for text, colour in legend
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    # Without the software's version the same picture has the same bytes.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()

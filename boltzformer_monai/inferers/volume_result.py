@@ -1,0 +1,191 @@
+"""What was found in a volume: a probability, a mask and a few numbers for each prompt, on the scan's own grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.data.planes import extract_slices, slices_to_volume
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.spool import SliceSpool
+from boltzformer_monai.io.volume import Volume
+
+ARBITRATIONS = ("probability", "first")
+
+
+@dataclass(frozen=True)
+class PromptFinding:
+    """What was found for one prompt.
+
+    Attributes:
+        prompt: the exact text given.
+        found: does the mask have a voxel?
+        presence: highest probability of a slice that the object is in it; ``None`` from a network without that head.
+        confidence: mean probability (0–1) over the mask's voxels; ``None`` if not found.
+        slices: slices with a mask, along the axis that the scan was acquired in: the one of the widest spacing.
+        voxels: voxels of the mask.
+        volume_ml: their volume in millilitres.
+    """
+
+    prompt: str
+    found: bool
+    presence: float | None
+    confidence: float | None
+    slices: int
+    voxels: int
+    volume_ml: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+class VolumeResult:
+    """Probabilities of all prompts, compressed; arrays are made one prompt at a time when they are asked for.
+
+    A context manager: leaving it, or :meth:`close`, gives the storage back.
+
+    Args:
+        prompts: as given.
+        grid: the scan.
+        planes: that were sliced; their probabilities are averaged.
+        spool: probabilities and presence of every slice; taken over.
+        threshold: probability from which a voxel belongs to an object.
+        rule: drops slices by their presence; ``None`` drops none.
+        repeats: draws that the probabilities are means of.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[str],
+        grid: Volume,
+        planes: Sequence[str],
+        spool: SliceSpool,
+        threshold: float,
+        rule: PresenceRule | None = None,
+        repeats: int = 1,
+    ) -> None:
+        self.prompts = tuple(prompts)
+        self.grid = grid
+        self.planes = tuple(planes)
+        self.rule = rule
+        self.repeats = repeats
+        self.level = min(255, math.ceil(256 * threshold))
+        self._spool = spool
+
+    def probability(self, index: int) -> np.ndarray:
+        """``(I, J, K)`` uint8, 0–255 for 0–1, mean of the planes; 0 where the presence rule dropped the slice."""
+        if len(self.planes) == 1:
+            return self._of_plane(index, 0)
+        total = np.zeros(self.grid.shape, np.uint16)
+        for plane in range(len(self.planes)):
+            total += self._of_plane(index, plane)
+        total //= len(self.planes)
+        return total.astype(np.uint8)
+
+    def mask(self, index: int) -> np.ndarray:
+        """``(I, J, K)`` boolean: where the probability reaches the threshold."""
+        return self.probability(index) >= self.level
+
+    def entropy(self, index: int) -> np.ndarray | None:
+        """Binary entropy of :meth:`probability`, ``(I, J, K)`` uint8, 0–255 for 0–1 bit; ``None`` without repeats."""
+        if self.repeats == 1:
+            return None
+        p = np.arange(1, 255) / 255
+        bits = np.zeros(256)  # certain is certain: 0 bit at both ends
+        bits[1:255] = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+        return np.rint(255 * bits).astype(np.uint8)[self.probability(index)]
+
+    def label_map(self, arbitration: str = "probability") -> np.ndarray:
+        """``(I, J, K)``, i + 1 where prompt i was found, 0 for none; uint8, or uint16 for more than 255 prompts.
+
+        Args:
+            arbitration: whose voxel it is where several prompts claim it: ``"probability"``: the most probable one's
+                (of equal ones the first); ``"first"``: the first one's.
+
+        Raises:
+            ConfigError: another arbitration.
+        """
+        if arbitration not in ARBITRATIONS:
+            msg = f"unknown arbitration {arbitration!r}; known are {', '.join(ARBITRATIONS)}"
+            raise ConfigError(msg)
+        shape = self._spool.shapes[0]
+        labels = np.zeros(shape, np.uint8 if len(self.prompts) <= 255 else np.uint16)
+        highest = np.full(shape, self.level - 1, np.uint8)  # what is below the threshold has lost already
+        for index in range(len(self.prompts)):
+            for number, values in self._slices(index):
+                wins = values > highest[number]
+                labels[number][wins] = index + 1
+                highest[number][wins] = values[wins] if arbitration == "probability" else 255
+        return slices_to_volume(labels, self.grid, self.planes[0])
+
+    @functools.cached_property
+    def findings(self) -> list[PromptFinding]:
+        """One for each prompt, in their order."""
+        return [self._finding(index) for index in range(len(self.prompts))]
+
+    def close(self) -> None:
+        """Release the storage; only ``findings`` that were read before stay readable."""
+        self._spool.close()
+
+    def __enter__(self) -> VolumeResult:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _finding(self, index: int) -> PromptFinding:
+        values = self.probability(index)
+        mask = values >= self.level
+        voxels = int(np.count_nonzero(mask))
+        spacing = [round(mm, 3) for mm in self.grid.spacing]
+        across = max(range(3), key=lambda axis: (spacing[axis], axis))  # of equal ones the last: files stack along it
+        others = tuple(axis for axis in range(3) if axis != across)
+        presence = [
+            found for plane in range(len(self.planes)) if (found := self._spool.presence(index, plane)) is not None
+        ]
+        return PromptFinding(
+            prompt=self.prompts[index],
+            found=voxels > 0,
+            presence=float(max(found.max() for found in presence)) if presence else None,
+            confidence=float(values[mask].mean(dtype=np.float64) / 255) if voxels else None,
+            slices=int(np.count_nonzero(mask.any(axis=others))),
+            voxels=voxels,
+            volume_ml=voxels * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000,
+        )
+
+    def _kept(self, index: int, plane: int) -> np.ndarray:
+        """Numbers of the slices that hold anything and that the presence rule did not drop."""
+        kept = self._spool.filled(index, plane)
+        presence = self._spool.presence(index, plane)
+        if self.rule is not None and presence is not None:
+            kept = kept & self.rule.kept(presence)
+        return np.flatnonzero(kept)
+
+    def _of_plane(self, index: int, plane: int) -> np.ndarray:
+        stack = np.zeros(self._spool.shapes[plane], np.uint8)
+        for number in self._kept(index, plane):
+            stack[number] = self._spool.get(index, plane, number)
+        return slices_to_volume(stack, self.grid, self.planes[plane])
+
+    def _slices(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Slices of the first plane and their numbers, leaving out empty ones."""
+        if len(self.planes) == 1:
+            for number in self._kept(index, 0):
+                yield int(number), self._spool.get(index, 0, number)
+            return
+        mean = dataclasses.replace(self.grid, array=self.probability(index))
+        for number, values in enumerate(extract_slices(mean, self.planes[0])):
+            if values.any():
+                yield number, values

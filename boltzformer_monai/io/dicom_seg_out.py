@@ -1,0 +1,244 @@
+"""Masks as a DICOM SEG of the series that they were found in: the way back into the archive and the viewer.
+
+Every mask is mapped to the source slices by position, and the finished object is read back with this package's own
+reader and compared voxel for voxel before it takes its name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.io.dicom_files import broken_dicom, one_line
+from boltzformer_monai.io.dicom_seg import read_dicom_seg
+from boltzformer_monai.io.dicom_seg_source import seg_source
+from boltzformer_monai.io.volume import Volume, reorient_label
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = ["LESION", "MASS", "NEOPLASM", "NODULE", "TISSUE", "SegmentCode", "require_highdicom", "write_dicom_seg"]
+
+_ANATOMY = ("91723000", "Anatomical Structure")
+_ALTERED = ("49755003", "Morphologically Abnormal Structure")
+_SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
+_LO = 64  # characters of a short text in DICOM
+
+
+@dataclass(frozen=True)
+class SegmentCode:
+    """What a segment shows, in SNOMED CT as DICOM PS3.16 lists it.
+
+    Attributes:
+        value: the code.
+        meaning: its words.
+        side: ``"left"``, ``"right"`` or None; becomes the modifier of the type.
+        category: (code, meaning) of the kind of thing; anatomy unless given.
+    """
+
+    value: str
+    meaning: str
+    side: str | None = None
+    category: tuple[str, str] = _ANATOMY
+
+
+TISSUE = SegmentCode("85756007", "Tissue", category=("85756007", "Tissue"))
+"""For what no code is known; the label says what was asked for."""
+LESION = SegmentCode("52988006", "Lesion", category=_ALTERED)
+MASS = SegmentCode("4147007", "Mass", category=_ALTERED)
+NEOPLASM = SegmentCode("108369006", "Neoplasm", category=_ALTERED)
+NODULE = SegmentCode("27925004", "Nodule", category=_ALTERED)
+
+
+def require_highdicom() -> None:
+    """Check that DICOM SEG can be written here, without importing anything heavy.
+
+    Raises:
+        VolumeError: highdicom is not installed.
+    """
+    if importlib.util.find_spec("highdicom") is None:
+        msg = "DICOM SEG is written by highdicom, which is not installed; pip install 'boltzformer-monai[dicom-seg]'"
+        raise VolumeError(msg, reason="unsupported format")
+
+
+def write_dicom_seg(
+    path: str | os.PathLike[str],
+    *,
+    scan: Path | Sequence[Path],
+    masks: Iterable[tuple[str, SegmentCode | None, np.ndarray]],
+    grid: Volume,
+    algorithm: str,
+    version: str,
+    model: str = "",
+    series: str | None = None,
+    description: str = "Segmentation by text prompts",
+) -> int:
+    """Write a binary DICOM SEG that refers to the scan's instances; atomically, and only if it reads back the same.
+
+    Masks may overlap. One mask is in memory at a time; they wait in a temporary file.
+
+    Args:
+        path: an existing file is replaced; its folder must exist.
+        scan: what the grid was read from: a folder with one series, an enhanced multi-frame file, or all files of the
+            series.
+        masks: (label, code or None, boolean array (I, J, K) on ``grid``) of each segment, numbered from 1. One without
+            voxels is left out, because a SEG cannot show it.
+        grid: the volume whose axes and affine the masks have; any order and flip of the series' own.
+        algorithm: name of what made the masks, with its ``version``.
+        model: identifies the weights, e.g. the start of their hash.
+        series: the SeriesInstanceUID, where the folder holds several.
+        description: SeriesDescription of the new series.
+
+    Returns:
+        The number of segments written.
+
+    Raises:
+        VolumeError: no voxels at all, highdicom is missing, the scan is no DICOM series or not on the grid of the
+            masks, the file cannot be written, or it does not read back as it should.
+    """
+    require_highdicom()
+    target = Path(path)
+    source, images, order = seg_source(scan, series)
+    with tempfile.TemporaryFile() as spool:
+        named = _spool(masks, grid, source, order, spool)
+        if not named:
+            msg = f"{target}: no mask has a voxel, and a DICOM SEG without segments does not exist; nothing is written"
+            raise VolumeError(msg, reason="labels")
+        columns, rows, depth = source.shape
+        stack = np.memmap(spool, np.uint8, "r", shape=(len(named), depth, rows, columns))
+        try:
+            dataset = _segmentation(images, stack, named, algorithm, version, model, description)
+        except broken_dicom() as error:
+            msg = f"{target}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
+            raise VolumeError(msg, reason="unsupported format") from error
+        try:
+            with atomic_path(target) as temporary:
+                dataset.save_as(temporary)
+                _check(temporary, target, source, stack, order)
+        except OSError as error:
+            msg = f"{target}: cannot be written ({one_line(error)}); does its folder exist and have room?"
+            raise VolumeError(msg, reason="write") from error
+    return len(named)
+
+
+def _spool(
+    masks: Iterable[tuple[str, SegmentCode | None, np.ndarray]],
+    grid: Volume,
+    source: Volume,
+    order: Sequence[int],
+    spool: IO[bytes],
+) -> list[tuple[str, SegmentCode]]:
+    """Write the masks that have voxels to a file, frames as (slices, rows, columns); return their names and codes."""
+    named = []
+    for name, code, mask in masks:
+        if mask.dtype != np.bool_ or mask.shape != grid.shape:
+            msg = f"{name!r}: a mask is a bool array of the scan's shape {grid.shape}, got {mask.dtype} {mask.shape}"
+            raise VolumeError(msg, reason="grid")
+        if not mask.any():
+            continue
+        # By position: the masks may have any order and flip of the series' axes.
+        turned = reorient_label(Volume(mask, grid.affine, source=name), source).array
+        frames = np.empty(turned.shape[::-1], np.uint8)
+        frames[order] = turned.transpose(2, 1, 0)
+        spool.write(frames.data)
+        named.append((name, code or TISSUE))
+    spool.flush()
+    return named
+
+
+def _segmentation(
+    images: Sequence[Dataset],
+    stack: np.ndarray,
+    named: Sequence[tuple[str, SegmentCode]],
+    algorithm: str,
+    version: str,
+    model: str,
+    description: str,
+) -> Any:
+    import highdicom
+    from highdicom.seg import Segmentation, SegmentationTypeValues
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    dataset = Segmentation(
+        source_images=images,
+        pixel_array=np.moveaxis(stack, 0, -1),
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[
+            _described(number, name, code, algorithm, version) for number, (name, code) in enumerate(named, 1)
+        ],
+        series_instance_uid=highdicom.UID(),
+        series_number=_series_number(images[0]),
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="boltzformer-monai",
+        manufacturer_model_name=algorithm[:_LO],
+        software_versions=version[:_LO],
+        device_serial_number=model[:_LO] or "unknown",
+        content_description=description[:_LO],
+        content_label="SEGMENTATION",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        series_description=description[:_LO],
+    )
+    dataset.SpecificCharacterSet = "ISO_IR 192"  # prompts come in any script, whatever the scan's texts are written in
+    return dataset
+
+
+def _series_number(image: Dataset) -> int:
+    """A number of its own, which shows where it comes from: 1004 for series 4."""
+    stated = image.get("SeriesNumber")
+    return 1000 + int(stated) if stated is not None and 0 <= int(stated) < 1_000_000 else 1000
+
+
+def _described(number: int, name: str, code: SegmentCode, algorithm: str, version: str) -> Any:
+    import highdicom
+    from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
+    from highdicom.sr import CodedConcept
+
+    def concept(value: str, meaning: str) -> Any:
+        return CodedConcept(value, "SCT", meaning)
+
+    text = " ".join(name.replace("\\", "/").split())  # a backslash separates values in DICOM
+    described = SegmentDescription(
+        segment_number=number,
+        segment_label=text[:_LO],
+        segmented_property_category=concept(*code.category),
+        segmented_property_type=concept(code.value, code.meaning),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=algorithm[:_LO],
+            family=CodedConcept("123109", "DCM", "Artificial Intelligence"),
+            version=version[:_LO],
+        ),
+        tracking_uid=highdicom.UID(),
+        tracking_id=text[:_LO],
+    )
+    if len(text) > _LO:
+        described.SegmentDescription = text[:1024]
+    if code.side is not None:
+        kind = described.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [concept(*_SIDES[code.side])]
+    return described
+
+
+def _check(path: Path, target: Path, source: Volume, stack: np.ndarray, order: Sequence[int]) -> None:
+    """Read the file as any other SEG and compare it with what was to be written.
+
+    Raises:
+        VolumeError: a voxel differs.
+    """
+    read = read_dicom_seg(path, source)
+    for number, written in enumerate(stack, 1):
+        values = [int(value) for value in read.segments.get(str(number), "0").split("+")]
+        for index, frame in enumerate(order):
+            if not np.array_equal(np.isin(read.array[:, :, index].T, values), written[frame] != 0):
+                msg = f"{target}: segment {number} did not read back as written; nothing is kept, please report it"
+                raise VolumeError(msg, reason="write")

@@ -1,0 +1,92 @@
+"""`evaluate.json` on whole volumes, with a network that has a presence head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import create_workflow
+
+from boltzformer_monai.errors import ConfigError, user_error
+from boltzformer_monai.networks.presets import network_config
+from boltzformer_monai.networks.weights import Description
+from tests.engines.cases import write_dataset
+from tests.networks.cases import SMALL, small_network
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "boltzformer"
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("slices"))
+
+
+def _checkpoint(path: Path, presence: dict[str, float] | None, *, head: bool = True) -> Path:
+    network = small_network(presence=head)
+    data: dict[str, Any] = {"plane": "axial", "targets": []}
+    if presence is not None:
+        data["presence"] = presence
+    description = Description(network_config("tiny", **{**SMALL, "presence": head}), data)
+    torch.save({"model": network.state_dict(), "description": description.state_dict()}, path)
+    return path
+
+
+def _volumes(slices: Path, checkpoint: Path, output: Path, **overrides: Any) -> dict[str, Any]:
+    settings = {"dataset_dir": str(slices), "checkpoint": str(checkpoint), "output_dir": str(output), "device": "cpu"}
+    workflow = create_workflow(
+        workflow_type="infer",
+        config_file=str(BUNDLE / "configs" / "evaluate.json"),
+        logging_file=False,
+        bundle_root=str(BUNDLE),
+        threshold=0.01,  # the network knows nothing: let it answer
+        **settings,
+        **overrides,
+    )
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    return json.loads((output / "metrics.json").read_text())["volumes"]
+
+
+def test_the_presence_rule_of_the_checkpoint_is_applied_unless_switched_off(slices: Path, tmp_path: Path) -> None:
+    never = {"high": 1 - 1e-9, "low": 1 - 1e-9}
+    checkpoint = _checkpoint(tmp_path / "model.pt", never)
+    on = _volumes(slices, checkpoint, tmp_path / "on")
+    off = _volumes(slices, checkpoint, tmp_path / "off", presence=False)
+    assert (on["presence"], off["presence"]) == (never, None)
+    assert len(on["cases"]) == len(off["cases"]) == 4
+    assert all(case["predicted_ml"] == 0 for case in on["cases"])
+    assert any(case["predicted_ml"] > 0 for case in off["cases"])
+    assert all(0 < case["presence"] < 1 for case in [*on["cases"], *off["cases"]])
+    assert [case["presence"] for case in on["cases"]] == [case["presence"] for case in off["cases"]]
+
+
+def test_a_network_without_head_is_evaluated_as_it_is(slices: Path, tmp_path: Path) -> None:
+    volumes = _volumes(slices, _checkpoint(tmp_path / "model.pt", None, head=False), tmp_path, resamples=10, seed=4)
+    assert volumes["presence"] is None
+    assert {case["presence"] for case in volumes["cases"]} == {None}
+    assert volumes["bootstrap"] == {"resamples": 10, "seed": 4, "level": 0.95}
+    assert volumes["tolerance_mm"] == 2.0
+
+
+def test_the_batch_does_not_matter(slices: Path, tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "model.pt", {"high": 0.6, "low": 0.3})
+    one, many = (_volumes(slices, checkpoint, tmp_path / str(size), batch_size=size) for size in (1, 2))
+    for a, b in zip(one["cases"], many["cases"], strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [({"tolerance_mm": -1}, "tolerance"), ({"resamples": 0}, "resamples"), ({"presence": "maybe"}, "--presence")],
+)
+def test_mistakes_are_named(slices: Path, tmp_path: Path, overrides: dict[str, Any], said: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        _volumes(slices, _checkpoint(tmp_path / "model.pt", None), tmp_path, **overrides)
+    error = user_error(caught.value)
+    assert isinstance(error, ConfigError)
+    assert said in str(error)
+    assert "\n" not in str(error)

@@ -1,0 +1,122 @@
+"""The presence rule against sequences worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.evaluation.presence_rule import PresenceRule, calibrate
+
+RULE = PresenceRule(high=0.8, low=0.4)
+
+
+def _kept(*values: float) -> list[int]:
+    return np.flatnonzero(RULE.kept(np.array(values))).tolist()
+
+
+def test_runs_above_low_with_one_above_high_are_kept() -> None:
+    assert _kept(0.4, 0.9, 0.5, 0.1, 0.5, 0.6, 0.3, 0.8) == [0, 1, 2, 7]
+    assert _kept(0.9, 0.9) == [0, 1]
+    assert _kept(0.1, 0.5, 0.79, 0.5) == []
+    assert _kept(0.39, 0.8, 0.39) == [1]
+    assert _kept(0.5, 0.1, 0.9) == [2]  # what stands before the first run belongs to none
+    assert _kept() == []
+
+
+def test_kept_is_the_definition_on_random_sequences() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        values = rng.random(30)
+        expected = np.zeros(30, bool)
+        for start in range(30):
+            for end in range(start + 1, 31):
+                run = values[start:end]
+                if (run >= RULE.low).all() and (run >= RULE.high).any():
+                    expected[start:end] = True
+        assert (RULE.kept(values) == expected).all()
+
+
+def test_nan_is_not_kept_and_a_stack_is_refused() -> None:
+    assert _kept(float("nan"), 0.9) == [1]
+    with pytest.raises(ConfigError, match="one sequence"):
+        RULE.kept(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(("high", "low"), [(0.4, 0.5), (1.0, 0.5), (0.5, 0.0), (float("nan"), 0.5)])
+def test_impossible_thresholds_are_refused(high: float, low: float) -> None:
+    with pytest.raises(ConfigError, match="low <= high"):
+        PresenceRule(high=high, low=low)
+
+
+def test_from_and_to_a_description() -> None:
+    assert PresenceRule.of({"plane": "axial"}) is None
+    assert PresenceRule.of({"presence": RULE.as_dict()}) == RULE
+    for damaged in ({"high": 0.5}, {"high": "x", "low": 0.1}, {"high": 0.1, "low": 0.5}, 0.5):
+        with pytest.raises(CheckpointError, match="presence thresholds") as caught:
+            PresenceRule.of({"presence": damaged})
+        assert "\n" not in str(caught.value)
+
+
+def _sequence(values: list[float], shown: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(values), np.array([letter == "x" for letter in shown])
+
+
+def test_separable_volumes_are_separated_midway_in_log_odds() -> None:
+    rule = calibrate([_sequence([0.1, 0.2, 0.9], ".xx"), _sequence([0.1, 0.05], "..")])
+    assert rule.high == pytest.approx(0.5)  # between 0.1 and 0.9
+    assert rule.low == pytest.approx(0.2)
+
+
+def test_only_slices_that_show_the_object_count_as_present() -> None:
+    rule = calibrate([_sequence([0.99, 0.6], ".x"), _sequence([0.4], ".")])
+    assert rule.high == pytest.approx(0.5)
+
+
+def test_overlapping_volumes_have_the_fewest_errors_and_ties_find_more() -> None:
+    present = [_sequence([value], "x") for value in (0.3, 0.8, 0.9)]
+    one_error = calibrate([*present, _sequence([0.5], "."), _sequence([0.2], ".")])
+    assert 0.2 < one_error.high < 0.3  # finding 0.5 wrongly or losing 0.3: both one error
+    many = calibrate([*present, *(_sequence([value], ".") for value in (0.4, 0.5, 0.6))])
+    assert 0.6 < many.high < 0.8
+
+
+def test_all_ends_well_on_a_synthetic_split() -> None:
+    rng = np.random.default_rng(1)
+    sequences = []
+    for index in range(60):
+        truth = np.zeros(40, bool)
+        if index % 3:
+            truth[10:25] = True
+        odds = rng.normal(-4, 0.7, 40) + truth * rng.normal(7, 0.7, 40)
+        sequences.append((1 / (1 + np.exp(-odds)), truth))
+    rule = calibrate(sequences)
+    kept = [rule.kept(values) for values, _ in sequences]
+    absent = [keep.any() for keep, (_, truth) in zip(kept, sequences, strict=True) if not truth.any()]
+    shown = np.concatenate([keep[truth] for keep, (_, truth) in zip(kept, sequences, strict=True)])
+    assert len(absent) == 20
+    assert not any(absent)
+    assert shown.mean() >= 0.98
+
+
+@pytest.mark.parametrize("certain", [0.0, 1.0])
+def test_saturated_probabilities_still_give_a_rule(certain: float) -> None:
+    rule = calibrate([_sequence([certain, certain], "x."), _sequence([certain], ".")])
+    assert 0 < rule.low <= rule.high < 1
+
+
+def test_one_kind_of_volume_only() -> None:
+    present_only = calibrate([_sequence([0.3, 0.2], "xx")])
+    assert (present_only.high, present_only.low) == (0.3, 0.2)
+    absent_only = calibrate([_sequence([0.7], ".")])
+    assert absent_only.high > 0.7
+    assert not absent_only.kept(np.array([0.7])).any()
+
+
+def test_nothing_to_calibrate_on() -> None:
+    with pytest.raises(ConfigError, match="without any volume"):
+        calibrate([])
+    with pytest.raises(ConfigError, match="one length"):
+        calibrate([(np.zeros(2), np.zeros(3, bool))])
+    with pytest.raises(ConfigError, match="share"):
+        calibrate([_sequence([0.3], "x")], lost=2)

@@ -1,0 +1,142 @@
+"""Volume metrics against cubes whose distances are known, and every kind of empty mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.evaluation.volume_metrics import VolumeMeasures, measure_volume
+
+SHAPE = (20, 24, 28)
+
+
+def _cube(start: tuple[int, int, int], size: int = 6) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[tuple(slice(first, first + size) for first in start)] = True
+    return mask
+
+
+def _measured(predicted: np.ndarray, truth: np.ndarray, **changes: object) -> VolumeMeasures:
+    return measure_volume(predicted, truth, **{"spacing": (5.0, 1.0, 2.0), "tolerance": 2.0, **changes})
+
+
+def test_a_perfect_answer() -> None:
+    mask = _cube((4, 5, 6))
+    expected = VolumeMeasures(1.0, 1.0, 0.0, 216 * 10 / 1000, 216 * 10 / 1000, 1, 1, 0)
+    assert _measured(mask, mask) == expected
+
+
+@pytest.mark.parametrize(("axis", "mm"), [(0, 5.0), (1, 1.0), (2, 2.0)])
+def test_distances_are_in_mm_along_every_axis(axis: int, mm: float) -> None:
+    truth = _cube((4, 5, 6))
+    predicted = np.roll(truth, 1, axis)
+    found = _measured(predicted, truth)
+    assert found.dice == pytest.approx(5 / 6)
+    assert found.hausdorff95_mm == pytest.approx(mm)
+    assert found.surface_dice == 1.0 if mm <= 2 else found.surface_dice < 1
+
+
+def test_the_tolerance_decides_which_surface_counts() -> None:
+    truth = _cube((4, 5, 6), 2)  # every voxel of a cube of edge 2 is surface
+    predicted = np.roll(truth, 1, 0)
+    # Half of the prediction lies on the truth, and the other way round; the rest is 5 mm away.
+    assert _measured(predicted, truth, tolerance=4.9).surface_dice == pytest.approx(0.5)
+    assert _measured(predicted, truth, tolerance=5).surface_dice == 1.0
+
+
+def test_the_95th_percentile_ignores_a_stray_voxel_but_the_components_do_not() -> None:
+    truth = _cube((2, 2, 2), 14)
+    predicted = truth.copy()
+    predicted[19, 23, 27] = True
+    found = _measured(predicted, truth)
+    assert found.hausdorff95_mm == 0.0
+    assert found.false_components == 1
+    assert (found.lesions, found.lesions_found) == (1, 1)
+
+
+def test_objects_at_the_border_of_the_volume_have_a_surface_there() -> None:
+    corner = _cube((0, 0, 0))
+    inside = _cube((5, 5, 5))
+    moved = np.roll(inside, 1, 0)
+    assert _measured(np.roll(corner, 1, 0), corner) == _measured(moved, inside)
+
+
+def test_a_crop_that_holds_both_masks_changes_nothing() -> None:
+    truth, predicted = _cube((4, 5, 6)), _cube((7, 6, 4))
+    box = (slice(4, 13), slice(5, 12), slice(4, 12))
+    assert _measured(predicted[box], truth[box]) == _measured(predicted, truth)
+
+
+def test_absent_and_unanswered() -> None:
+    empty = np.zeros(SHAPE, bool)
+    found = _measured(empty, empty)
+    assert found == VolumeMeasures(None, None, None, 0.0, 0.0, 0, 0, 0)
+    assert (found.present, found.answered) == (False, False)
+
+
+def test_absent_and_answered() -> None:
+    found = _measured(_cube((4, 5, 6)), np.zeros(SHAPE, bool))
+    assert found == VolumeMeasures(None, None, None, 0.0, 2.16, 0, 0, 1)
+    assert (found.present, found.answered) == (False, True)
+
+
+def test_present_and_missed() -> None:
+    found = _measured(np.zeros(SHAPE, bool), _cube((4, 5, 6)))
+    assert found == VolumeMeasures(0.0, 0.0, None, 2.16, 0.0, 1, 0, 0)
+    assert (found.present, found.answered) == (True, False)
+
+
+def test_present_and_answered_elsewhere() -> None:
+    found = _measured(_cube((13, 5, 6)), _cube((4, 5, 6)))
+    assert (found.dice, found.lesions_found, found.false_components) == (0.0, 0, 1)
+    assert found.hausdorff95_mm > 5
+
+
+def test_lesions_are_counted_one_by_one() -> None:
+    truth = _cube((0, 0, 0), 3) | _cube((8, 8, 8), 3) | _cube((14, 14, 14), 3)
+    predicted = _cube((2, 2, 2), 1) | _cube((8, 8, 8), 1) | _cube((10, 10, 10), 1) | _cube((0, 20, 20), 2)
+    found = _measured(predicted, truth)
+    assert (found.lesions, found.lesions_found, found.false_components) == (3, 2, 1)
+
+
+def test_components_that_touch_at_a_corner_are_one() -> None:
+    truth = _cube((4, 4, 4), 2) | _cube((6, 6, 6), 2)
+    assert _measured(truth, truth).lesions == 1
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    mask = _cube((4, 5, 6))
+    with pytest.raises(DatasetError, match="one shape"):
+        _measured(mask[1:], mask)
+    with pytest.raises(DatasetError, match="one shape"):
+        _measured(mask.astype(np.uint8), mask)
+    for spacing in ((1.0, 1.0), (0.0, 1.0, 1.0), (float("nan"), 1.0, 1.0)):
+        with pytest.raises(DatasetError, match="spacing"):
+            _measured(mask, mask, spacing=spacing)
+    for tolerance in (0, -1.0, float("inf"), "2", True):
+        with pytest.raises(ConfigError, match="tolerance"):
+            _measured(mask, mask, tolerance=tolerance)
+
+
+def _surface(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Voxels with a neighbour by face outside of the mask, in mm."""
+    padded = np.pad(mask, 1)
+    inner = padded.copy()
+    for axis in range(3):
+        for step in (1, -1):
+            inner &= np.roll(padded, step, axis)
+    return np.argwhere(padded & ~inner) * spacing
+
+
+def test_surfaces_agree_with_all_pairs_of_distances() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        truth, predicted = np.kron(rng.random((2, 4, 5, 6)) < 0.4, np.ones((1, 3, 2, 3))).astype(bool)
+        spacing = rng.uniform(0.5, 5, 3)
+        pairs = _surface(predicted, spacing)[:, None] - _surface(truth, spacing)[None]
+        distances = np.sqrt((pairs**2).sum(-1))
+        ways = distances.min(0), distances.min(1)
+        found = measure_volume(predicted, truth, spacing=spacing.tolist(), tolerance=2)
+        assert found.surface_dice == pytest.approx((np.concatenate(ways) <= 2).mean(), abs=1e-5)
+        assert found.hausdorff95_mm == pytest.approx(max(np.quantile(way, 0.95) for way in ways), abs=1e-3)

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from boltzformer_monai.inferers.prompt_codes import segment_code
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning", "side"),
+    [
+        ("left kidney in abdominal CT", "Kidney", "left"),
+        ("Kidney_Right", "Kidney", "right"),
+        ("CT scan of the spleen", "Spleen", None),
+        ("pancreas", "Pancreas", None),
+        ("tumor in liver CT", "Neoplasm", None),
+        ("lung nodules", "Nodule", None),
+        ("lesion in the liver", "Lesion", None),
+        ("metastases", "Neoplasm", None),
+        ("liver with cysts", "Lesion", None),
+        ("vessel of the left kidney", "Tissue", None),  # not a kidney
+        ("portal vein and splenic vein", "Tissue", None),  # known, but without a code
+        ("printsipiaalselt midagi", "Tissue", None),
+    ],
+)
+def test_only_what_is_sure_gets_a_code_of_its_own(prompt: str, meaning: str, side: str | None) -> None:
+    code = segment_code(prompt)
+    assert (code.meaning, code.side) == (meaning, side)

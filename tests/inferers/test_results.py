@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+from boltzformer_monai.data.phantom import make_phantom
+from boltzformer_monai.data.phantom_files import write_phantom_dicom
+from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.inferers.results import Recipe, file_sha256, is_complete, write_results
+from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.io.segmentation import read_segmentation
+from boltzformer_monai.io.volume import Volume, read_label_map, read_volume
+from tests.inferers.volume_stub import StubResult
+
+PROMPTS = ("left kidney in CT", "Äther / лівая $x$ lesion", "flux capacitor")
+RECIPE = Recipe(prompts=PROMPTS, model="ab" * 32, seed=3, threshold=0.5, planes=("axial",))
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Scan:
+    image, _ = make_phantom("abdomen", seed=1, size=(36, 32, 5))
+    return Scan("series", write_phantom_dicom(image, tmp_path / "PATIENT^NAME", seed=1))
+
+
+def _result(scan: Scan, *, repeats: int = 1) -> Any:
+    grid = read_volume(scan.place)
+    masks = {prompt: np.zeros(grid.shape, bool) for prompt in PROMPTS}
+    masks[PROMPTS[0]][2:9, 3:8, 1:3] = True
+    masks[PROMPTS[1]][6:15, 5:12, 2:5] = True
+    return StubResult(grid, masks, repeats=repeats)
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+@pytest.mark.parametrize("arbitration", ["probability", "first"])
+def test_a_label_map_and_its_summary(scan: Scan, out: Path, ending: str, arbitration: str) -> None:
+    result = _result(scan)
+    recipe = replace(RECIPE, ending=ending, arbitration=arbitration)
+    summary = write_results(result, out / "a.b", recipe, scan=scan)
+    assert _files(out) == {f"a.b{ending}", "a.b.json"}
+    labels = read_label_map(out / f"a.b{ending}")
+    np.testing.assert_array_equal(labels.array, result.label_map(arbitration))
+    np.testing.assert_allclose(labels.affine, result.grid.affine, atol=1e-4)
+    assert json.loads((out / "a.b.json").read_text(encoding="utf-8")) == summary
+    one, two, three = summary["prompts"]
+    assert (one["prompt"], two["prompt"], three["prompt"]) == PROMPTS
+    assert (one["label"], two["label"], three["label"]) == (1, 2, 3)
+    assert (one["found"], three["found"], three["confidence"]) == (True, False, None)
+    assert one["voxels"] == 7 * 5 * 2
+    assert one["label_voxels"] == (one["voxels"] if arbitration == "first" else one["voxels"] - 3 * 3)
+    assert one["volume_ml"] == pytest.approx(70 * np.prod(result.grid.spacing) / 1000)
+    assert (summary["model"], summary["seed"], summary["threshold"], summary["planes"]) == (
+        "ab" * 32,
+        3,
+        0.5,
+        ["axial"],
+    )
+    assert summary["package"]
+
+
+def test_the_summary_names_no_path_and_no_patient(scan: Scan, out: Path) -> None:
+    write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    text = (out / "a.json").read_text(encoding="utf-8")
+    for private in ("PATIENT", "PHANTOM", str(out), "slice_0001", read_volume(scan.place).frame_of_reference):
+        assert private not in text
+
+
+def test_a_mask_for_each_prompt(scan: Scan, out: Path) -> None:
+    result = _result(scan, repeats=4)
+    summary = write_results(result, out / "a", replace(RECIPE, masks=True, repeats=4), scan=scan)
+    names = ["01_left_kidney_in_ct", "02_äther_лівая_x_lesion", "03_flux_capacitor"]
+    assert _files(out) == {"a.json"} | {f"a/{n}{tail}.nii.gz" for n in names for tail in ("", "-uncertainty")}
+    for index, name in enumerate(names):
+        np.testing.assert_array_equal(read_label_map(out / "a" / f"{name}.nii.gz").array, result.mask(index))
+        np.testing.assert_array_equal(
+            read_label_map(out / "a" / f"{name}-uncertainty.nii.gz").array, result.entropy(index)
+        )
+    assert [each["label"] for each in summary["prompts"]] == [1, 1, 1]
+
+
+def test_the_uncertainty_is_the_largest_of_all_prompts(scan: Scan, out: Path) -> None:
+    result = _result(scan, repeats=4)
+    write_results(result, out / "a", replace(RECIPE, repeats=4, ending=".nrrd"), scan=scan)
+    assert _files(out) == {"a.nrrd", "a.json", "a-uncertainty.nrrd"}
+    written = read_label_map(out / "a-uncertainty.nrrd").array
+    np.testing.assert_array_equal(written, np.maximum(result.entropy(0), result.entropy(1)))
+
+
+def test_dicom_seg_holds_what_was_found(scan: Scan, out: Path) -> None:
+    pytest.importorskip("highdicom")
+    result = _result(scan, repeats=2)
+    summary = write_results(result, out / "a", replace(RECIPE, ending=".dcm", repeats=2), scan=scan)
+    assert _files(out) == {"a.dcm", "a.json", "a-uncertainty.nii.gz"}
+    read = read_segmentation(out / "a.dcm", result.grid)
+    assert read.segments is not None
+    assert list(read.titles.values()) == list(PROMPTS[:2])
+    for index in range(2):
+        values = [int(value) for value in read.segments[str(index + 1)].split("+")]
+        np.testing.assert_array_equal(np.isin(read.volume.array, values), result.mask(index))
+    assert [each["label"] for each in summary["prompts"]] == [1, 2, None]
+
+
+def test_nothing_found_leaves_no_dicom_seg_and_a_summary_that_says_so(
+    scan: Scan, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = replace(RECIPE, ending=".dcm")
+    (out / "a.dcm").write_bytes(b"older")
+    grid = read_volume(scan.place)
+    empty: Any = StubResult(grid, {prompt: np.zeros(grid.shape, bool) for prompt in PROMPTS})
+    summary = write_results(empty, out / "a", recipe, scan=scan)
+    assert _files(out) == {"a.json"}
+    assert [each["found"] for each in summary["prompts"]] == [False] * 3
+    assert "nothing was found" in caplog.text
+    assert is_complete(out / "a", recipe, scan)
+
+
+def test_complete_means_these_files_of_this_scan_by_this_recipe(scan: Scan, out: Path) -> None:
+    recipe = replace(RECIPE, repeats=2)
+    assert not is_complete(out / "a", recipe, scan)
+    write_results(_result(scan, repeats=2), out / "a", recipe, scan=scan)
+    assert is_complete(out / "a", recipe, scan)
+    changes: list[dict[str, Any]] = [
+        {"seed": 4}, {"threshold": 0.4}, {"model": "cd" * 32}, {"prompts": PROMPTS[:2]}, {"preview": True},
+        {"presence": {"high": 0.5, "low": 0.2}}, {"planes": ("axial", "coronal")}, {"in_plane": "tiles"},
+    ]  # fmt: skip
+    for change in changes:
+        assert not is_complete(out / "a", replace(recipe, **change), scan), change
+    uncertainty = out / "a-uncertainty.nii.gz"
+    whole = uncertainty.read_bytes()
+    uncertainty.write_bytes(whole[:-9])
+    assert not is_complete(out / "a", recipe, scan)
+    uncertainty.write_bytes(whole)
+    assert is_complete(out / "a", recipe, scan)
+    first = min(scan.place.iterdir())
+    first.write_bytes(first.read_bytes())  # another time
+    assert not is_complete(out / "a", recipe, scan)
+    (out / "a.json").write_text("{", encoding="utf-8")
+    assert not is_complete(out / "a", recipe, scan)
+
+
+def test_files_of_an_earlier_run_go_and_others_stay(scan: Scan, out: Path) -> None:
+    masks = replace(RECIPE, masks=True)
+    write_results(_result(scan, repeats=2), out / "a", replace(masks, repeats=2), scan=scan)
+    (out / "a" / "mine.nii.gz").touch()
+    write_results(_result(scan), out / "a", masks, scan=scan)
+    names = {f"a/{n}.nii.gz" for n in ("01_left_kidney_in_ct", "02_äther_лівая_x_lesion", "03_flux_capacitor", "mine")}
+    assert _files(out) == {"a.json", *names}
+    write_results(_result(scan), out / "a", replace(RECIPE, ending=".nrrd"), scan=scan)  # another output
+    assert _files(out) == {"a.json", "a.nrrd", *names}
+    summary = json.loads((out / "a.json").read_text(encoding="utf-8"))
+    summary["files"].append({"name": "/../../precious.nii.gz", "bytes": 0})
+    (out / "a.json").write_text(json.dumps(summary), encoding="utf-8")
+    precious = out.parent / "precious.nii.gz"
+    precious.touch()
+    write_results(_result(scan), out / "a", replace(RECIPE, ending=".nrrd"), scan=scan)
+    assert precious.exists()
+
+
+def test_a_failed_write_leaves_no_summary(scan: Scan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    result = _result(scan, repeats=2)
+    full = VolumeError("the disk is full", reason="write")
+    monkeypatch.setattr(result, "entropy", MagicMock(side_effect=full))
+    with pytest.raises(VolumeError):
+        write_results(result, out / "a", replace(RECIPE, repeats=2), scan=scan)
+    assert not (out / "a.json").exists()
+
+
+def test_settings_and_hash(tmp_path: Path) -> None:
+    for change in ({"arbitration": "best"}, {"ending": ".png"}, {"ending": ".dcm", "masks": True}):
+        with pytest.raises(ConfigError):
+            replace(RECIPE, **change)  # type: ignore[arg-type]
+    (tmp_path / "x").write_bytes(b"abc" * 10**6)
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 10**6).hexdigest()
+
+
+def test_a_scan_without_dicom_cannot_become_dicom_seg(tmp_path: Path, out: Path) -> None:
+    pytest.importorskip("highdicom")
+    (tmp_path / "scan.nii.gz").touch()
+    grid = Volume(np.zeros((24, 20, 5), np.float32), np.eye(4))
+    masks = {PROMPTS[0]: np.ones(grid.shape, bool)}
+    result: Any = StubResult(grid, masks)
+    with pytest.raises(VolumeError, match="DICOM"):
+        write_results(
+            result,
+            out / "a",
+            replace(RECIPE, prompts=PROMPTS[:1], ending=".dcm"),
+            scan=Scan("s", tmp_path / "scan.nii.gz"),
+        )
+    assert _files(out) == set()

@@ -1,0 +1,74 @@
+"""A result of the volume inferer made by hand, with the same interface."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.io.volume import Volume
+
+
+@dataclasses.dataclass(frozen=True)
+class StubFinding:
+    prompt: str
+    found: bool
+    presence: float | None
+    confidence: float | None
+    slices: int
+    voxels: int
+    volume_ml: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class StubResult:
+    """Masks by prompt; the first wins wherever two overlap by ``"first"``, the last by ``"probability"``."""
+
+    def __init__(self, grid: Volume, masks: dict[str, np.ndarray], *, repeats: int = 1) -> None:
+        self.grid, self.repeats = grid, repeats
+        self.prompts = tuple(masks)
+        self._masks = list(masks.values())
+
+    def mask(self, index: int) -> np.ndarray:
+        return self._masks[index]
+
+    def entropy(self, index: int) -> np.ndarray | None:
+        return None if self.repeats == 1 else (self._masks[index] * (40 * (index + 1))).astype(np.uint8)
+
+    def label_map(self, arbitration: str = "probability") -> np.ndarray:
+        labels = np.zeros(self.grid.shape, np.uint8)
+        order = list(enumerate(self._masks, 1))
+        for value, mask in order if arbitration == "probability" else reversed(order):
+            labels[mask] = value
+        return labels
+
+    @property
+    def findings(self) -> list[StubFinding]:
+        ml = abs(np.linalg.det(self.grid.affine[:3, :3])) / 1000
+        return [
+            StubFinding(
+                prompt,
+                bool(m.any()),
+                0.9,
+                0.8 if m.any() else None,
+                int(m.any((0, 1)).sum()),
+                int(m.sum()),
+                m.sum() * ml,
+            )
+            for prompt, m in zip(self.prompts, self._masks, strict=True)
+        ]
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> StubResult:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
