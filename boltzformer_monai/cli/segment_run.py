@@ -18,7 +18,6 @@ from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.results import Recipe, file_sha256, is_complete, result_path, write_results
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
-from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.scan_list import Scan, list_scans
 from boltzformer_monai.io.volume import read_volume
 
@@ -107,25 +106,19 @@ def _recipe(arguments: argparse.Namespace, segmenter: VolumeSegmenter) -> Recipe
 
 
 def _inferer(arguments: argparse.Namespace, segmenter: VolumeSegmenter, recipe: Recipe) -> SlidingVolumeInferer:
-    network, data = segmenter.description.network, segmenter.description.data
     window = recipe.window
-    shown = None if window is None else parse_window(window[0] if len(window) == 1 else window)
-    return SlidingVolumeInferer(
-        prompts=recipe.prompts,
-        tokenizer=segmenter.tokenizer,
-        image_size=network.image_size,
-        windows=PromptWindows(data, window=shown),
+    return segmenter.inferer(
+        recipe.prompts,
+        window=None if window is None else parse_window(window[0] if len(window) == 1 else window),
         planes=recipe.planes,
-        neighbours=network.neighbours,
+        presence=recipe.presence is not None,
         modality=recipe.modality,
         batch_size=arguments.batch_size,
         threshold=recipe.threshold,
         seed=recipe.seed,
         repeats=recipe.repeats,
-        presence=None if recipe.presence is None else PresenceRule(**recipe.presence),
         in_plane=recipe.in_plane,
         progress=sys.stderr.isatty(),
-        trained=segmenter.trained,
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.data.phantom import PhantomKind, labels_of, make_phantom
+from boltzformer_monai.data.phantom import ALL_PHANTOM_LABELS, PhantomKind, make_phantom
 from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import ConfigError, DatasetError
@@ -29,12 +29,13 @@ __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_
 _log = logging.getLogger(__name__)
 
 VOLUMES_FORMAT, SLICES_FORMAT = "boltzformer-demo-volumes", "boltzformer-demo-slices"
-VERSION = 3  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
+VERSION = 4  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
 VOLUMES_FILE, MARKER_FILE = "volumes.json", "demo.json"
 DEFAULT_SIZE = (192, 192, 24)
-# 30 + 10 training volumes of 24 slices (960), 6 + 2 for validation, 6 + 2 held out for testing.
-DEFAULT_ABDOMEN, DEFAULT_CHEST = 42, 14
+# 68 + 22 training volumes of 24 slices (2,160), 14 + 5 for validation, 14 + 5 held out for testing.
+DEFAULT_ABDOMEN, DEFAULT_CHEST = 96, 32
 _DICOM_EVERY = 4
+_HEALTHY_EVERY = 4  # without lesions or nodules, so that there are patients in whom there is nothing to find
 _HELD_OUT_FRACTION = 0.15  # each of validation and test
 _SEEDS_PER_SET = 10_000
 
@@ -73,6 +74,9 @@ def make_demo_volumes(
     size: tuple[int, int, int] = DEFAULT_SIZE,
 ) -> list[DemoVolume]:
     """Write phantoms under `root`/volumes, every fourth one as a DICOM series with a NIfTI label, the rest as NIfTI.
+
+    Every fourth one is healthy. What a phantom lacks (lesions, and all that the other kind shows) is among its
+    targets, and absent.
 
     Of each kind the last 15 % (at least one, given enough) are marked "test", the 15 % before them "val"; the very
     last is a DICOM series. A complete folder made with the same settings is read instead of written again; an
@@ -196,7 +200,7 @@ def _write_volume(
     folder: Path, site: PhantomKind, index: int, split: str, dicom: bool, *, seed: int, size: tuple[int, int, int]
 ) -> dict[str, Any]:
     name = f"{site}_{index:03d}"
-    image, label = make_phantom(site, seed=seed, size=size)
+    image, label = make_phantom(site, seed=seed, size=size, lesion=index % _HEALTHY_EVERY != 2)
     if dicom:
         image_path, label_path = write_phantom_dicom(image, folder / name, seed=seed), folder / f"{name}_label.nii.gz"
         write_label_map(label.array, label, label_path)
@@ -206,7 +210,7 @@ def _write_volume(
         "id": name,
         "image": image_path.name,
         "label": label_path.name,
-        "labels": {str(value): target for value, target in labels_of(site).items()},
+        "labels": {str(value): target for value, target in ALL_PHANTOM_LABELS.items()},
         "modality": "CT",
         "site": site,
         "patient": f"PHANTOM-{site}-{seed}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -19,6 +19,7 @@ from boltzformer_monai.errors import PromptError
 
 __all__ = [
     "TargetEntry",
+    "checked_prompts",
     "composite_targets",
     "find_target",
     "normalise_prompt",
@@ -66,6 +67,26 @@ def normalise_prompt(text: str) -> str:
         msg = 'the prompt is empty; write what to look for, for example "right kidney in abdominal CT"'
         raise PromptError(msg)
     return prompt
+
+
+def checked_prompts(prompts: Sequence[str]) -> list[str]:
+    """The prompts as given, if they can be asked.
+
+    Raises:
+        PromptError: there are none, one is empty or no valid text, or two say the same.
+    """
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        msg = "give at least one prompt, as a list of texts, e.g. ['left kidney', 'lung nodule']"
+        raise PromptError(msg)
+    for prompt in prompts:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            msg = f"prompt {prompt[:60]!a} holds bytes that are no letters; write it in UTF-8"
+            raise PromptError(msg)
+    texts = [normalise_prompt(prompt) for prompt in prompts]
+    if repeated := [text for index, text in enumerate(texts) if text in texts[:index]]:
+        msg = f"prompt {repeated[0]!r} is given twice; leave one out"
+        raise PromptError(msg)
+    return list(prompts)
 
 
 def normalise_target(name: str) -> str:

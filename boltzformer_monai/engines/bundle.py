@@ -39,6 +39,9 @@ _NUMBERS: dict[str, tuple[type, float]] = {
     "batch_size": (int, 1),
     "workers": (int, 0),
     "threshold": (float, 0),
+    "tolerance_mm": (float, 0),
+    "resamples": (int, 1),
+    "repeats": (int, 1),
 }
 _USER_ERROR_IN_WORKER = re.compile(r"boltzformer_monai\.errors\.\w+: (.+)")
 

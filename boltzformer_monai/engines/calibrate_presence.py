@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from boltzformer_monai.data.slices import SliceReader
 from boltzformer_monai.engines.data import Item, collate_slices
-from boltzformer_monai.engines.evaluator import evaluation_items, evaluation_transform
-from boltzformer_monai.evaluation.presence_rule import PresenceRule, calibrate
+from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform
+from boltzformer_monai.evaluation.presence_rule import PresenceEvidence, PresenceRule, calibrate
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.transforms import PromptTokenizer
 
@@ -56,24 +56,27 @@ def calibrate_presence(
         batch_size=batch_size,
         collate_fn=lambda items: collate_slices([transform(item) for item in items]),
     )
-    said: dict[tuple[str, str], dict[int, tuple[float, bool]]] = defaultdict(dict)
+    scorer = ScoreSlices(root=reader.root, size=size)
+    said: dict[tuple[str, str], dict[int, tuple[float, bool, bool]]] = defaultdict(dict)
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
             for batch in loader:
-                presence = network(batch["image"].to(device), batch["tokens"].to(device), with_presence=True).presence
-                for logits, rows in zip(presence.sigmoid().cpu(), batch["rows"], strict=True):
-                    for probability, row in zip(logits[: len(rows)].tolist(), rows, strict=True):
-                        said[row.volume, row.target][row.slice_index] = (probability, row.present)
+                decoded = network(batch["image"].to(device), batch["tokens"].to(device), with_presence=True)
+                for index, rows in enumerate(batch["rows"]):
+                    probabilities = decoded.presence[index].sigmoid().tolist()
+                    scores = scorer.score(decoded.logits[index, : len(rows)], rows)
+                    for row, probability, score in zip(rows, probabilities, scores, strict=False):
+                        met = (probability, score.truth > 0, score.intersection > 0)
+                        said[row.volume, row.target][row.slice_index] = met
     finally:
         network.train(training)
-    rule = calibrate(_sequence(slices) for slices in said.values())
+    rule = calibrate(_in_order(slices) for slices in said.values())
     _log.info("presence thresholds from %d volumes × targets: high %.3f, low %.3f", len(said), rule.high, rule.low)
     return rule
 
 
-def _sequence(slices: dict[int, tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and truth in the order of the slices."""
-    values = [slices[index] for index in sorted(slices)]
-    return np.array([value for value, _ in values]), np.array([shown for _, shown in values])
+def _in_order(slices: dict[int, tuple[float, bool, bool]]) -> PresenceEvidence:
+    probabilities, shown, hit = zip(*(slices[index] for index in sorted(slices)), strict=True)
+    return PresenceEvidence(np.array(probabilities), np.array(shown), np.array(hit))

@@ -183,14 +183,21 @@ def collate_slices(items: Sequence[Item]) -> Item:
 
 
 def describe_data(reader: SliceReader) -> dict[str, Any]:
-    """What inference must know of the slices: plane, modality, and every combination of target, site and window."""
-    targets: list[dict[str, Any]] = []
-    for volume in reader.volumes.values():
+    """What inference must know of the slices: plane, modality, and every combination of target, site and window.
+
+    Combinations in which the target was never seen come last: they decide nothing where another one can.
+    """
+    targets: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    seen = {(row.volume, row.target) for row in reader.rows if row.present}
+    for volume_id, volume in reader.volumes.items():
         for name in volume["targets"]:
             entry = {"target": name, **{key: volume[key] for key in ("modality", "site", "window")}}
-            if entry not in targets:
-                targets.append(entry)
+            if entry not in (kind := targets[(volume_id, name) in seen]):
+                kind.append(entry)
     planes = Counter(volume["plane"] for volume in reader.volumes.values()).most_common()
     if len(planes) > 1:
         _log.warning("the data set mixes planes (%s); inference will use %s", ", ".join(dict(planes)), planes[0][0])
-    return {"plane": planes[0][0], "targets": targets}
+    return {
+        "plane": planes[0][0],
+        "targets": targets[True] + [entry for entry in targets[False] if entry not in targets[True]],
+    }

@@ -6,16 +6,17 @@ hysteresis along the volume do neither: an object must be certain somewhere, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from boltzformer_monai.errors import CheckpointError, ConfigError
 
-__all__ = ["PresenceRule", "calibrate"]
+__all__ = ["PresenceEvidence", "PresenceRule", "calibrate"]
 
+_MARGIN = 0.05  # in log-odds
 _EDGE = 1e-4  # probabilities are kept this far from 0 and 1, where log-odds end
 
 
@@ -75,57 +76,79 @@ class PresenceRule:
             raise CheckpointError(msg) from None
 
 
-def calibrate(sequences: Iterable[tuple[np.ndarray, np.ndarray]], *, lost: float = 0.005) -> PresenceRule:
-    """Choose both thresholds so that present objects lose almost nothing and absent ones are not found.
+class PresenceEvidence(NamedTuple):
+    """What is known of one target in the slices of one volume, in their order."""
 
-    `high` lies midway (in log-odds) between the largest probability in volumes without the object and the smallest
-    of the largest probabilities in volumes with it; where these overlap, it is the value with the fewest wrong
-    volumes, the lowest of several. `low` is the quantile `lost` of the slices that show their object.
+    probabilities: np.ndarray
+    """``(K,)`` what the head said."""
+    shown: np.ndarray
+    """``(K,)`` bool: the slice shows the target."""
+    hit: np.ndarray
+    """``(K,)`` bool: and the mask overlaps it; what no mask meets, the head cannot lose."""
+
+
+def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> PresenceRule:
+    """Choose both thresholds so that objects are kept where a mask meets them, and absent ones are not found.
+
+    A volume speaks for its object by its most certain slice that a mask meets, and for the object's absence by its
+    most certain slice that is no neighbour of one that shows it. `high` keeps all but the share `lost` of the objects,
+    and as few of the absences as that allows; it lies midway, in log-odds, between the largest absence below and the
+    least object that is kept. `low` lets all but the share `lost` of the objects keep every slice that a mask meets.
 
     Args:
-        sequences: for every volume and target the probabilities ``(K,)`` of its slices in their order, and whether
-            each shows the target ``(K,)`` bool.
-        lost: share of the slices with the object that may fall below `low`, 0 to 1.
+        evidence: one for every volume and target.
+        lost: share of objects that may be given up, 0 to 1.
 
     Raises:
-        ConfigError: there is no sequence, one has two lengths, or `lost` is no share.
+        ConfigError: there is no evidence, one has several lengths, or `lost` is no share.
     """
     if not 0 <= lost <= 1:
-        msg = f"the share of slices that may be lost must be 0 to 1, got {lost}"
+        msg = f"the share of objects that may be lost must be 0 to 1, got {lost}"
         raise ConfigError(msg)
-    shown: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
     absent: list[float] = []
-    for probabilities, truth in sequences:
-        if probabilities.shape != truth.shape or probabilities.ndim != 1 or not len(truth):
-            msg = f"presence is calibrated on sequences of one length, got {probabilities.shape} and {truth.shape}"
+    for each in evidence:
+        shapes = {array.shape for array in each}
+        if len(shapes) > 1 or each.shown.ndim != 1 or not len(each.shown):
+            msg = f"presence is calibrated on sequences of one length, got {sorted(shapes)}"
             raise ConfigError(msg)
-        clipped = np.clip(probabilities.astype(np.float64), _EDGE, 1 - _EDGE)
-        if truth.any():
-            shown.append(clipped[truth.astype(bool)])
-        else:
-            absent.append(float(clipped.max()))
-    if not shown and not absent:
-        msg = "presence cannot be calibrated without any volume; give a split that has labelled slices"
+        clipped = np.clip(each.probabilities.astype(np.float64), _EDGE, 1 - _EDGE)
+        if (met := each.shown & each.hit).any():
+            kept.append(clipped[met])
+        if (away := ~np.convolve(each.shown, np.ones(3, int))[1:-1].astype(bool)).any():
+            absent.append(float(clipped[away].max()))
+    if not kept and not absent:
+        msg = "presence cannot be calibrated: no object is met by a mask, and none is absent; train longer"
         raise ConfigError(msg)
-    high = _between(np.array(absent), np.array([values.max() for values in shown]))
-    low = float(np.quantile(np.concatenate(shown), lost, method="lower")) if shown else high
-    return PresenceRule(high=high, low=min(low, high))
+    # A little below: the same slice may come out a rounding lower on another device.
+    high = _between(np.array(absent), np.array([values.max() for values in kept]), lost)
+    low = _least([values.min() for values in kept], lost) if kept else high
+    high, low = (_shifted(value, -_MARGIN) for value in (high, min(low, high)))
+    return PresenceRule(high=high, low=low)
 
 
-def _between(absent: np.ndarray, present: np.ndarray) -> float:
-    """The threshold between the largest probabilities of volumes without and with the object."""
-    if not len(absent):
-        return min(0.5, float(present.min()))
+def _least(values: Sequence[float] | np.ndarray, lost: float) -> float:
+    """The smallest value that is left when the share ``lost`` is given up."""
+    return float(np.sort(values)[min(int(lost * len(values)), len(values) - 1)])
+
+
+def _between(absent: np.ndarray, present: np.ndarray, lost: float) -> float:
+    """The threshold between absences and objects, both by their largest probability."""
     if not len(present):
         return max(0.5, _middle(float(absent.max()), 1 - _EDGE))
-    # Between neighbouring values, and below them all: there a volume is found whatever it holds.
-    values = np.unique(np.concatenate([absent, present]))
-    candidates = [float(values[0]), *(_middle(a, b) for a, b in zip(values[:-1], values[1:], strict=True))]
-    wrong = [int((absent >= value).sum() + (present < value).sum()) for value in candidates]
-    return candidates[int(np.argmin(wrong))]  # the first of several is the lowest: towards sensitivity
+    least = _least(present, lost)
+    below = absent[absent < least]
+    if len(below):
+        return _middle(float(below.max()), least)
+    return least if len(absent) else min(0.5, least)
 
 
 def _middle(a: float, b: float) -> float:
     """Midway between two probabilities in log-odds."""
     odds = (np.log(a / (1 - a)) + np.log(b / (1 - b))) / 2
     return float(1 / (1 + np.exp(-odds)))
+
+
+def _shifted(probability: float, by: float) -> float:
+    """A probability moved in log-odds."""
+    return float(1 / (1 + np.exp(-(np.log(probability / (1 - probability)) + by))))

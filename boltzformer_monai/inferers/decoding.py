@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.in_plane import SliceView
+from boltzformer_monai.inferers.in_plane import Encode, SliceView
 from boltzformer_monai.inferers.prompt_groups import PromptGroup
 from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, ImageFeatures, TextFeatures
+from boltzformer_monai.networks.semantic_map import SemanticMap
 
 _log = logging.getLogger(__name__)
 _SEED_STEP = 7919  # between the draws of one volume, so that neighbouring seeds share none
@@ -41,10 +42,20 @@ class SliceDecoder:
         groups: the prompts.
         seed: of the first draw.
         repeats: draws to average.
+        encode: instead of the network's ``encode_image``, e.g. one that remembers.
     """
 
-    def __init__(self, network: BoltzFormer, groups: Sequence[PromptGroup], *, seed: int, repeats: int) -> None:
+    def __init__(
+        self,
+        network: BoltzFormer,
+        groups: Sequence[PromptGroup],
+        *,
+        seed: int,
+        repeats: int,
+        encode: Encode | None = None,
+    ) -> None:
         self.network = network
+        self.encode = encode or network.encode_image
         self.groups = groups
         self.device = network.mean.device
         self.noises = [CounterNoise(seed + _SEED_STEP * repeat) for repeat in range(repeats)]
@@ -52,7 +63,7 @@ class SliceDecoder:
 
     def decode(self, images: Tensor, view: SliceView, *, batch: int) -> Iterator[PromptSlices]:
         """Decode slices ``(B, C, H, W)`` float 0–1, prompt after prompt."""
-        encoded = view.encode(images.to(self.device), self.network.encode_image, batch=batch)
+        encoded = view.encode(images.to(self.device), self.encode, batch=batch)
         for group, text in zip(self.groups, self.texts, strict=True):
             sums: list[Tensor] = []
             presence: list[Tensor] = []
@@ -75,15 +86,36 @@ class SliceDecoder:
         return self.network.decode(features, repeated, generator=noise)
 
 
+def one_by_one(encode: Encode) -> Encode:
+    """The same, but every picture is encoded alone, so that no bit of its features depends on the others."""
+
+    def encode_each(images: Tensor) -> ImageFeatures:
+        parts = [encode(image[None]) for image in images]
+        if len(parts) == 1:
+            return parts[0]
+        maps = [part.semantic_map for part in parts]
+        return ImageFeatures(
+            tuple(torch.cat(level) for level in zip(*(part.levels for part in parts), strict=True)),
+            SemanticMap(torch.cat([each.fine for each in maps]), maps[0].weight, maps[0].bias),
+            torch.cat([part.image for part in parts]),
+        )
+
+    return encode_each
+
+
 class BatchSize:
     """Pictures per pass, halved whenever the device's memory does not hold them.
 
     Args:
         size: to begin with.
+
+    Attributes:
+        release: gives back memory that can be spared, before the next try.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.release: Callable[[], None] | None = None
 
     def attempt(self, work: Callable[[int], _Result]) -> _Result:
         """Return ``work(size)``; out of memory, try again with half the size, from now on.
@@ -99,6 +131,8 @@ class BatchSize:
                     msg = "the device's memory does not hold a single slice; free it, or use another --device, e.g. cpu"
                     raise ConfigError(msg) from error
             # Outside of the handler, whose traceback keeps tensors alive.
+            if self.release is not None:
+                self.release()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             _log.warning("out of memory with a batch of %d; going on with %d", self.size, self.size // 2)

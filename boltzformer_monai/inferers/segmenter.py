@@ -16,9 +16,10 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Transform
 
+from boltzformer_monai.engines.evaluate_volumes import presence_rule
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
 from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
-from boltzformer_monai.inferers.windows import PromptWindows
+from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
 from boltzformer_monai.io.volume import Volume, read_volume, write_label_map
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import create_boltzformer, network_config
@@ -138,28 +139,44 @@ class VolumeSegmenter:
         self,
         prompts: Sequence[str],
         *,
-        window: str | Sequence[float] | Mapping[str, Any] | None = None,
-        plane: str | None = None,
-        modality: str | None = None,
-        batch_size: int = 4,
-        threshold: float = 0.5,
-        seed: int = 0,
-        progress: bool = False,
+        window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None,
+        planes: str | Sequence[str] | None = None,
+        presence: bool = True,
+        **settings: Any,
     ) -> SlidingVolumeInferer:
-        """The inferer for these prompts; window and plane are those of the training unless given."""
+        """The inferer for these prompts; windows, plane and presence rule are those of the training unless given.
+
+        Args:
+            prompts: what to look for.
+            window: for all prompts: a name, or level and width in HU.
+            planes: the one or the ones to slice along.
+            presence: ``False`` shows masks also where the network says that the object is not there.
+            settings: others of :class:`~boltzformer_monai.inferers.sliding_volume.SlidingVolumeInferer`.
+
+        Raises:
+            PromptError: a prompt cannot be used.
+            ConfigError: a setting is out of range.
+            CheckpointError: the checkpoint's presence thresholds cannot be used.
+        """
+        data = self.description.data
+        trained = str(data.get("plane", "axial"))
+        planes = (planes or trained,) if isinstance(planes or trained, str) else tuple(planes or ())
+        if others := [plane for plane in planes if plane != trained]:
+            _log.warning("the network was trained on %s slices; %s ones are new to it", trained, " and ".join(others))
+        rule = presence_rule(data, use=presence)
+        if rule is None and presence and self.network.presence is not None and self.trained:
+            _log.warning("the checkpoint has a presence head but no thresholds for it, so every mask is kept")
         return SlidingVolumeInferer(
             prompts=prompts,
             tokenizer=self.tokenizer,
             image_size=self.description.network.image_size,
-            windows=PromptWindows(self.description.data, window=window),
-            plane=plane or str(self.description.data.get("plane", "axial")),
+            windows=PromptWindows(data, window=window),
+            planes=planes,
+            presence=rule,
+            presence_plane=trained,
             neighbours=self.description.network.neighbours,
-            modality=modality,
-            batch_size=batch_size,
-            threshold=threshold,
-            seed=seed,
-            progress=progress,
             trained=self.trained,
+            **settings,
         )
 
     def segment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,9 +18,10 @@ from tqdm.auto import tqdm
 from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing
 from boltzformer_monai.errors import CancelledError, CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder
+from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder, one_by_one
+from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.in_plane import SliceView, slice_view
-from boltzformer_monai.inferers.prompt_groups import checked_prompts, prompt_groups
+from boltzformer_monai.inferers.prompt_groups import TOGETHER, checked_prompts, prompt_groups
 from boltzformer_monai.inferers.spool import SliceSpool
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.inferers.windows import PromptWindows
@@ -27,6 +29,8 @@ from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import BoltzFormer
 from boltzformer_monai.transforms import PromptTokenizer
 from boltzformer_monai.transforms.load import image_tensor
+
+_log = logging.getLogger(__name__)
 
 UNTRAINED = "there is no checkpoint, and untrained weights are not used; train one, or give --checkpoint PATH"
 IN_PLANE = ("fit", "tiles")
@@ -56,8 +60,15 @@ class SlidingVolumeInferer(Inferer):
         seed: of the attention sampling.
         repeats: draws of the attention sampling, whose probabilities are averaged; with several there is an entropy.
         presence: drops slices that the network's presence head says the object is not in; without that head, nothing.
+        presence_plane: the plane that this rule was calibrated in. Where it is among the planes, only its slices are
+            judged; the others' probabilities count as they are.
         in_plane: ``"fit"`` scales whole slices into the square; ``"tiles"`` covers slices that are larger than it by
             overlapping squares of their own resolution.
+        together: prompts decoded together. The bytes of a result depend on it in the last digit, as they do on the
+            device; fewer make a single prompt cheaper, and many prompts dearer.
+        slices_together: on a CPU, slices decoded together (they are encoded one by one); with few prompts this is
+            several times as fast as one by one. A volume is always parted alike, so its bytes stay the same.
+        features: keeps the image features, so that the same volume is not encoded again for other prompts.
         progress: show a progress bar on standard error.
         should_stop: asked before every pass; ``True`` stops the work with a ``CancelledError``.
         trained: ``False`` for an untrained network, which is refused: a random mask is worse than none.
@@ -83,7 +94,11 @@ class SlidingVolumeInferer(Inferer):
         seed: int = 0,
         repeats: int = 1,
         presence: PresenceRule | None = None,
+        presence_plane: str | None = None,
         in_plane: str = "fit",
+        together: int = TOGETHER,
+        slices_together: int = 1,
+        features: FeatureCache | None = None,
         progress: bool = False,
         should_stop: Callable[[], bool] | None = None,
         trained: bool = True,
@@ -93,7 +108,12 @@ class SlidingVolumeInferer(Inferer):
         self.tokenizer = tokenizer
         self.tokens = tokenizer(self.prompts)
         self.planes = _checked_planes(plane, planes)
-        for name, value in (("batch size", batch_size), ("number of repeats", repeats)):
+        for name, value in (
+            ("batch size", batch_size),
+            ("number of repeats", repeats),
+            ("number of prompts together", together),
+            ("number of slices together", slices_together),
+        ):
             if value < 1:
                 msg = f"the {name} must be at least 1, got {value}"
                 raise ConfigError(msg)
@@ -112,7 +132,11 @@ class SlidingVolumeInferer(Inferer):
         self.seed = seed
         self.repeats = repeats
         self.presence = presence
+        self.presence_planes = tuple(each for each in self.planes if each == presence_plane) or self.planes
         self.in_plane = in_plane
+        self.together = together
+        self.slices_together = slices_together
+        self.features = features
         self.progress = progress
         self.should_stop = should_stop
         self.trained = trained
@@ -147,7 +171,11 @@ class SlidingVolumeInferer(Inferer):
             As :meth:`segment`.
         """
         with self.segment(volume, network) as result:
-            return result.label_map()
+            labels = result.label_map()
+        there = set(np.unique(labels).tolist())
+        if missing := [prompt for value, prompt in enumerate(self.prompts, 1) if value not in there]:
+            _log.info("not found: %s", "; ".join(missing))
+        return labels
 
     @torch.inference_mode()
     def segment(self, volume: Volume, network: BoltzFormer) -> VolumeResult:
@@ -164,7 +192,13 @@ class SlidingVolumeInferer(Inferer):
         stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
         groups = self.windows.group(self.prompts, self.windows.modality(stated))
         shapes = [_stack_shape(volume, plane) for plane in self.planes]
-        batch = BatchSize(1 if network.mean.device.type == "cpu" else self.batch_size)
+        on_cpu = network.mean.device.type == "cpu"
+        encode = network.encode_image if self.features is None else self.features.encoder(network)
+        if on_cpu and self.slices_together > 1:
+            encode = one_by_one(encode)
+        batch = BatchSize(self.slices_together if on_cpu else self.batch_size)
+        if self.features is not None:
+            batch.release = self.features.clear
         total = len(groups) * sum(shape[0] for shape in shapes)
         with contextlib.ExitStack() as stack:
             bar = stack.enter_context(
@@ -175,8 +209,8 @@ class SlidingVolumeInferer(Inferer):
             unfinished.callback(spool.close)
             for window, members in groups:
                 shown = dataclasses.replace(volume, array=window.apply(volume.array))
-                alike = prompt_groups(self.tokens, members, context=self.tokenizer.context)
-                decoder = SliceDecoder(network, alike, seed=self.seed, repeats=self.repeats)
+                alike = prompt_groups(self.tokens, members, context=self.tokenizer.context, together=self.together)
+                decoder = SliceDecoder(network, alike, seed=self.seed, repeats=self.repeats, encode=encode)
                 for plane in range(len(self.planes)):
                     self._run_plane(shown, plane, decoder, spool, batch, bar)
             unfinished.pop_all()
@@ -187,6 +221,7 @@ class SlidingVolumeInferer(Inferer):
             spool=spool,
             threshold=self.threshold,
             rule=self.presence,
+            rule_planes=self.presence_planes,
             repeats=self.repeats,
         )
 

@@ -60,6 +60,7 @@ class VolumeResult:
         spool: probabilities and presence of every slice; taken over.
         threshold: probability from which a voxel belongs to an object.
         rule: drops slices by their presence; ``None`` drops none.
+        rule_planes: the planes in which it does; all of them where omitted.
         repeats: draws that the probabilities are means of.
     """
 
@@ -72,38 +73,37 @@ class VolumeResult:
         spool: SliceSpool,
         threshold: float,
         rule: PresenceRule | None = None,
+        rule_planes: Sequence[str] | None = None,
         repeats: int = 1,
     ) -> None:
         self.prompts = tuple(prompts)
         self.grid = grid
         self.planes = tuple(planes)
         self.rule = rule
+        self.rule_planes = self.planes if rule_planes is None else tuple(rule_planes)
         self.repeats = repeats
         self.level = min(255, math.ceil(256 * threshold))
         self._spool = spool
 
     def probability(self, index: int) -> np.ndarray:
-        """``(I, J, K)`` uint8, 0–255 for 0–1, mean of the planes; 0 where the presence rule dropped the slice."""
-        if len(self.planes) == 1:
-            return self._of_plane(index, 0)
-        total = np.zeros(self.grid.shape, np.uint16)
-        for plane in range(len(self.planes)):
-            total += self._of_plane(index, plane)
-        total //= len(self.planes)
-        return total.astype(np.uint8)
+        """``(I, J, K)`` uint8, 0–255 for 0–1, mean of the planes; what the presence rule dropped counts as 0."""
+        return self._mean(index, self.rule)
 
     def mask(self, index: int) -> np.ndarray:
         """``(I, J, K)`` boolean: where the probability reaches the threshold."""
         return self.probability(index) >= self.level
 
     def entropy(self, index: int) -> np.ndarray | None:
-        """Binary entropy of :meth:`probability`, ``(I, J, K)`` uint8, 0–255 for 0–1 bit; ``None`` without repeats."""
+        """Binary entropy of the mean probability, ``(I, J, K)`` uint8, 0–255 for 0–1 bit; ``None`` without repeats.
+
+        The presence rule has no part in it: what it dropped is not certain for that.
+        """
         if self.repeats == 1:
             return None
         p = np.arange(1, 255) / 255
         bits = np.zeros(256)  # certain is certain: 0 bit at both ends
         bits[1:255] = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-        return np.rint(255 * bits).astype(np.uint8)[self.probability(index)]
+        return np.rint(255 * bits).astype(np.uint8)[self._mean(index, None)]
 
     def label_map(self, arbitration: str = "probability") -> np.ndarray:
         """``(I, J, K)``, i + 1 where prompt i was found, 0 for none; uint8, or uint16 for more than 255 prompts.
@@ -153,7 +153,9 @@ class VolumeResult:
         across = max(range(3), key=lambda axis: (spacing[axis], axis))  # of equal ones the last: files stack along it
         others = tuple(axis for axis in range(3) if axis != across)
         presence = [
-            found for plane in range(len(self.planes)) if (found := self._spool.presence(index, plane)) is not None
+            found
+            for plane in range(len(self.planes))
+            if self.planes[plane] in self.rule_planes and (found := self._spool.presence(index, plane)) is not None
         ]
         return PromptFinding(
             prompt=self.prompts[index],
@@ -165,24 +167,34 @@ class VolumeResult:
             volume_ml=voxels * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000,
         )
 
-    def _kept(self, index: int, plane: int) -> np.ndarray:
+    def _mean(self, index: int, rule: PresenceRule | None) -> np.ndarray:
+        """Mean probability of the planes ``(I, J, K)`` uint8."""
+        if len(self.planes) == 1:
+            return self._of_plane(index, 0, rule)
+        total = np.zeros(self.grid.shape, np.uint16)
+        for plane in range(len(self.planes)):
+            total += self._of_plane(index, plane, rule)
+        total //= len(self.planes)
+        return total.astype(np.uint8)
+
+    def _kept(self, index: int, plane: int, rule: PresenceRule | None) -> np.ndarray:
         """Numbers of the slices that hold anything and that the presence rule did not drop."""
         kept = self._spool.filled(index, plane)
         presence = self._spool.presence(index, plane)
-        if self.rule is not None and presence is not None:
-            kept = kept & self.rule.kept(presence)
+        if rule is not None and presence is not None and self.planes[plane] in self.rule_planes:
+            kept = kept & rule.kept(presence)
         return np.flatnonzero(kept)
 
-    def _of_plane(self, index: int, plane: int) -> np.ndarray:
+    def _of_plane(self, index: int, plane: int, rule: PresenceRule | None) -> np.ndarray:
         stack = np.zeros(self._spool.shapes[plane], np.uint8)
-        for number in self._kept(index, plane):
+        for number in self._kept(index, plane, rule):
             stack[number] = self._spool.get(index, plane, number)
         return slices_to_volume(stack, self.grid, self.planes[plane])
 
     def _slices(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """Slices of the first plane and their numbers, leaving out empty ones."""
         if len(self.planes) == 1:
-            for number in self._kept(index, 0):
+            for number in self._kept(index, 0, self.rule):
                 yield int(number), self._spool.get(index, 0, number)
             return
         mean = dataclasses.replace(self.grid, array=self.probability(index))

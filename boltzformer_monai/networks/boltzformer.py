@@ -57,7 +57,8 @@ class BoltzFormer(nn.Module):
         aggregation: mask logits of m queries and the image → ``(B, P, H/2, W/2)``.
         mean: mean of the image's channels on the 0–1 scale, kept as a buffer.
         std: their standard deviation.
-        presence: queries after the last layer ``(B, P, m, d)`` → presence logits ``(B, P)``; ``None`` (paper) has none.
+        presence: queries after the last layer ``(B, P, m, d)``, mask logits and the finest visual features → presence
+            logits ``(B, P)``; ``None`` (paper) has none.
         default_tokens: ``(N_T,)`` the prompt used when none is given; empty = there is none.
         seed: seed of the sampling in evaluation mode, where the same input always gives the same mask.
 
@@ -183,5 +184,7 @@ class BoltzFormer(nn.Module):
         with autocast(self.precision, image.image.device):
             masks = self.decoder.masks(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
             logits = self.aggregation(masks, image.image)
-            presence = None if self.presence is None else self.presence(masks.queries).float()
+            presence = None
+            if self.presence is not None:
+                presence = self.presence(masks.queries, logits, image.levels[-1]).float()
         return Decoded(logits.float(), presence)

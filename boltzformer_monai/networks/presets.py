@@ -115,6 +115,7 @@ PRESETS: dict[str, NetworkConfig] = {
         text_layers=2,
         text_heads=4,
         mask_bias=-3.0,
+        presence=True,
     ),
 }
 

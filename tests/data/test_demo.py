@@ -189,10 +189,10 @@ def test_bad_numbers_are_refused(tmp_path: Path, settings: dict) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_default_numbers_give_960_training_slices() -> None:
+def test_default_numbers_give_2160_training_slices() -> None:
     plan = list(demo._plan(demo.DEFAULT_ABDOMEN, demo.DEFAULT_CHEST))
-    assert sum(split == "train" for _, _, split, _ in plan) * demo.DEFAULT_SIZE[2] == 960
-    for split, counts in {"val": (6, 2), "test": (6, 2)}.items():
+    assert sum(split == "train" for _, _, split, _ in plan) * demo.DEFAULT_SIZE[2] == 2160
+    for split, counts in {"val": (14, 5), "test": (14, 5)}.items():
         kinds = [kind for kind, _, each, _ in plan if each == split]
         assert (kinds.count("abdomen"), kinds.count("chest")) == counts
     assert {kind for kind, _, split, dicom in plan if split == "test" and dicom} == {"abdomen", "chest"}

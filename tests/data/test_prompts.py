@@ -7,6 +7,7 @@ from importlib import resources
 import pytest
 
 from boltzformer_monai.data.prompts import (
+    checked_prompts,
     find_target,
     normalise_prompt,
     normalise_site,
@@ -178,3 +179,10 @@ def test_normalise_prompt():
     assert normalise_prompt("  Right\tKidney \n in  CT ") == "right kidney in ct"
     with pytest.raises(PromptError, match="empty"):
         normalise_prompt(" \n")
+
+
+def test_prompts_are_checked_and_stay_as_they_are() -> None:
+    assert checked_prompts([" Left  kidney", "liver"]) == [" Left  kidney", "liver"]
+    for wrong in ([], "liver", ["liver", " LIVER "], [" "], ["liv\udcffer"], [3]):
+        with pytest.raises(PromptError):
+            checked_prompts(wrong)  # type: ignore[arg-type]

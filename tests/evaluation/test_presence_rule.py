@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import CheckpointError, ConfigError
-from boltzformer_monai.evaluation.presence_rule import PresenceRule, calibrate
+from boltzformer_monai.evaluation.presence_rule import PresenceEvidence, PresenceRule, calibrate
 
 RULE = PresenceRule(high=0.8, low=0.4)
 
@@ -58,27 +58,41 @@ def test_from_and_to_a_description() -> None:
         assert "\n" not in str(caught.value)
 
 
-def _sequence(values: list[float], shown: str) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(values), np.array([letter == "x" for letter in shown])
+def _sequence(values: list[float], shown: str) -> PresenceEvidence:
+    """``x``: shown and met by a mask, ``o``: shown and missed, ``.``: not shown."""
+    return PresenceEvidence(
+        np.array(values),
+        np.array([letter in "xo" for letter in shown]),
+        np.array([letter == "x" for letter in shown]),
+    )
 
 
 def test_separable_volumes_are_separated_midway_in_log_odds() -> None:
-    rule = calibrate([_sequence([0.1, 0.2, 0.9], ".xx"), _sequence([0.1, 0.05], "..")])
-    assert rule.high == pytest.approx(0.5)  # between 0.1 and 0.9
-    assert rule.low == pytest.approx(0.2)
+    rule = calibrate([_sequence([0.05, 0.2, 0.9], ".xx"), _sequence([0.1, 0.05], "..")])
+    assert rule.high == pytest.approx(0.5, abs=0.02)  # between 0.1 and 0.9
+    assert rule.low == pytest.approx(0.2, abs=0.01)
+    assert rule.low < 0.2  # a slice of that probability is kept, even rounded
 
 
-def test_only_slices_that_show_the_object_count_as_present() -> None:
-    rule = calibrate([_sequence([0.99, 0.6], ".x"), _sequence([0.4], ".")])
-    assert rule.high == pytest.approx(0.5)
+def test_only_slices_that_a_mask_meets_count_as_present() -> None:
+    rule = calibrate([_sequence([0.99, 0.98, 0.6], ".ox"), _sequence([0.4], ".")])
+    assert rule.high == pytest.approx(0.5, abs=0.02)
+    assert rule.low == pytest.approx(0.5, abs=0.02)
+    assert calibrate([_sequence([0.01], "o"), _sequence([0.9], "x"), _sequence([0.1], ".")]).high == pytest.approx(0.5, abs=0.02)
 
 
-def test_overlapping_volumes_have_the_fewest_errors_and_ties_find_more() -> None:
+def test_slices_away_from_the_object_speak_for_its_absence_and_neighbours_do_not() -> None:
+    rule = calibrate([_sequence([0.1, 0.05, 0.7, 0.9], "...x")])
+    assert rule.high == pytest.approx(0.5, abs=0.02)  # 0.1 against 0.9; the slice with 0.7 touches the object
+
+
+def test_objects_are_worth_more_than_absences() -> None:
     present = [_sequence([value], "x") for value in (0.3, 0.8, 0.9)]
-    one_error = calibrate([*present, _sequence([0.5], "."), _sequence([0.2], ".")])
-    assert 0.2 < one_error.high < 0.3  # finding 0.5 wrongly or losing 0.3: both one error
-    many = calibrate([*present, *(_sequence([value], ".") for value in (0.4, 0.5, 0.6))])
-    assert 0.6 < many.high < 0.8
+    absent = [_sequence([value], ".") for value in (0.2, 0.4, 0.5, 0.6)]
+    rule = calibrate([*present, *absent])
+    assert 0.2 < rule.high < 0.3
+    third = calibrate([*present, *absent], lost=0.34)
+    assert 0.6 < third.high < 0.8
 
 
 def test_all_ends_well_on_a_synthetic_split() -> None:
@@ -89,11 +103,11 @@ def test_all_ends_well_on_a_synthetic_split() -> None:
         if index % 3:
             truth[10:25] = True
         odds = rng.normal(-4, 0.7, 40) + truth * rng.normal(7, 0.7, 40)
-        sequences.append((1 / (1 + np.exp(-odds)), truth))
+        sequences.append(PresenceEvidence(1 / (1 + np.exp(-odds)), truth, truth))
     rule = calibrate(sequences)
-    kept = [rule.kept(values) for values, _ in sequences]
-    absent = [keep.any() for keep, (_, truth) in zip(kept, sequences, strict=True) if not truth.any()]
-    shown = np.concatenate([keep[truth] for keep, (_, truth) in zip(kept, sequences, strict=True)])
+    kept = [rule.kept(values) for values, _, _ in sequences]
+    absent = [keep.any() for keep, (_, truth, _) in zip(kept, sequences, strict=True) if not truth.any()]
+    shown = np.concatenate([keep[truth] for keep, (_, truth, _) in zip(kept, sequences, strict=True)])
     assert len(absent) == 20
     assert not any(absent)
     assert shown.mean() >= 0.98
@@ -107,16 +121,17 @@ def test_saturated_probabilities_still_give_a_rule(certain: float) -> None:
 
 def test_one_kind_of_volume_only() -> None:
     present_only = calibrate([_sequence([0.3, 0.2], "xx")])
-    assert (present_only.high, present_only.low) == (0.3, 0.2)
+    assert (present_only.high, present_only.low) == pytest.approx((0.3, 0.2), abs=0.02)
     absent_only = calibrate([_sequence([0.7], ".")])
     assert absent_only.high > 0.7
     assert not absent_only.kept(np.array([0.7])).any()
 
 
 def test_nothing_to_calibrate_on() -> None:
-    with pytest.raises(ConfigError, match="without any volume"):
-        calibrate([])
+    for nothing in ([], [_sequence([0.9], "o")]):
+        with pytest.raises(ConfigError, match="cannot be calibrated"):
+            calibrate(nothing)
     with pytest.raises(ConfigError, match="one length"):
-        calibrate([(np.zeros(2), np.zeros(3, bool))])
+        calibrate([PresenceEvidence(np.zeros(2), np.zeros(3, bool), np.zeros(3, bool))])
     with pytest.raises(ConfigError, match="share"):
         calibrate([_sequence([0.3], "x")], lost=2)

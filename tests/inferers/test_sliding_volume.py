@@ -124,7 +124,7 @@ def test_the_planes_are_averaged(network: BoltzFormer, scan: Volume, tokenizer: 
 def test_a_rule_drops_slices_of_a_network_with_a_head(
     network: BoltzFormer, scan: Volume, tokenizer: PromptTokenizer
 ) -> None:
-    with inferer(tokenizer, 96, presence=PresenceRule(high=1, low=1)).segment(scan, network) as result:
+    with inferer(tokenizer, 96, presence=PresenceRule(high=0.9999, low=0.9999)).segment(scan, network) as result:
         assert not result.findings[0].found
         assert 0 < result.findings[0].presence < 1
 

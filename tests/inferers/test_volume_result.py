@@ -104,13 +104,32 @@ def test_slices_that_the_presence_rule_drops(tokenizer: PromptTokenizer) -> None
 
 def test_without_head_or_rule_nothing_is_dropped(tokenizer: PromptTokenizer) -> None:
     found = Stub(lambda image: torch.full_like(image, 9.0))
-    with inferer(tokenizer, 32, presence=PresenceRule(high=1, low=1)).segment(_steps(), found) as result:
+    with inferer(tokenizer, 32, presence=PresenceRule(high=0.99, low=0.99)).segment(_steps(), found) as result:
         assert result.mask(0).all()
         assert result.findings[0].presence is None
     asked = Stub(lambda image: torch.full_like(image, 9.0), presence=_bright)
     with inferer(tokenizer, 32).segment(_steps(), asked) as result:
         assert result.mask(0).all()
         assert result.findings[0].presence == pytest.approx(0.95, abs=0.01)
+
+
+def test_only_the_plane_that_the_rule_was_calibrated_in_is_judged(tokenizer: PromptTokenizer) -> None:
+    network = Stub(lambda image: torch.full_like(image, 9.0), presence=_bright)
+    # Coronal slices show all steps: their mean brightness is 0.53, which no rule with 0.8 lets pass.
+    both = {"planes": ("axial", "coronal"), "presence": PresenceRule(high=0.8, low=0.5)}
+    with inferer(tokenizer, 32, presence_plane="axial", **both).segment(_steps(), network) as result:
+        assert result.mask(0).all(axis=(0, 1)).tolist() == [True, True, False, False, False, False, False, True]
+        assert result.findings[0].presence == pytest.approx(0.95, abs=0.01)
+    with inferer(tokenizer, 32, **both).segment(_steps(), network) as result:
+        assert not result.mask(0).any()  # without knowing which, every plane is
+
+
+def test_what_the_rule_dropped_stays_uncertain(tokenizer: PromptTokenizer) -> None:
+    network = Stub(lambda image: torch.full_like(image, 0.5), presence=_bright)
+    dropped = {"presence": PresenceRule(high=0.99, low=0.5), "repeats": 2}
+    with inferer(tokenizer, 32, **dropped).segment(_steps(), network) as result:
+        assert not result.mask(0).any()
+        assert result.entropy(0).min() > 200  # p = 0.62
 
 
 def test_an_object_present_in_one_tile_is_present_in_the_slice(tokenizer: PromptTokenizer) -> None:

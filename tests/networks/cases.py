@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "text_width": 16,
     "text_layers": 1,
     "text_heads": 2,
+    "presence": False,
 }
 
 

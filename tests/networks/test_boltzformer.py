@@ -77,6 +77,7 @@ def test_the_presence_head_says_its_word_beside_the_masks():
     assert torch.equal(decoded.logits, network(image, tokens))
     decoded.presence.sum().backward()
     assert all(parameter.grad is not None for parameter in network.presence.parameters())
+    assert network.decoder.mask_bias.grad is None  # it judges the masks, and does not bend them
     without = small_network()
     assert without(image, tokens, with_presence=True).presence is None
     assert set(network.state_dict()) - set(without.state_dict()) == {

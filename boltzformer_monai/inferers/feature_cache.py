@@ -1,0 +1,147 @@
+"""Image features kept between calls: another prompt on a scan that was just seen costs its decoding only."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks import BoltzFormer, ImageFeatures
+
+
+@dataclass
+class _Entry:
+    features: ImageFeatures
+    bytes: int
+    volume: int
+
+
+class FeatureCache:
+    """Features of the pictures that a network was shown, the least lately used given up first.
+
+    The key is a hash of the picture itself, as the network is shown it: slice, neighbours, window, plane, spacing and
+    the fitting into the square are all in it. So what comes out is what encoding again would give, to the byte. The
+    network's part of the key is the object, its precision and how often its weights were changed.
+
+    A volume that does not fit as a whole keeps its first slices, instead of each pushing out the next one needed.
+    Several threads may use one cache.
+
+    Args:
+        limit: bytes to hold at most; 0 keeps nothing.
+
+    Attributes:
+        hits: pictures found so far.
+        misses: pictures encoded so far.
+
+    Raises:
+        ConfigError: a negative limit.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 0:
+            msg = f"the bytes of the feature cache must be 0 or more, got {limit}"
+            raise ConfigError(msg)
+        self.limit = limit
+        self.hits = 0
+        self.misses = 0
+        self._entries: OrderedDict[tuple[Any, ...], _Entry] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._volumes = itertools.count(1)
+        self._networks: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+        self._names = itertools.count(1)
+
+    @property
+    def bytes(self) -> int:
+        """Held now."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
+    def encoder(self, network: BoltzFormer) -> Callable[[Tensor], ImageFeatures]:
+        """``network.encode_image`` that remembers; to be made anew for every volume."""
+        volume = next(self._volumes)
+        identity = self._identity(network)
+
+        def encode(images: Tensor) -> ImageFeatures:
+            key = (*identity, *_fingerprint(images))
+            with self._lock:
+                entry = self._entries.get(key)
+                if entry is not None:
+                    self.hits += len(images)
+                    self._entries.move_to_end(key)
+                    entry.volume = volume
+                    return entry.features
+                self.misses += len(images)
+            features = network.encode_image(images)
+            self._keep(key, _Entry(features, _size(features), volume))
+            return features
+
+        return encode
+
+    def _keep(self, key: tuple[Any, ...], entry: _Entry) -> None:
+        with self._lock:
+            if key in self._entries or entry.bytes > self.limit:
+                return
+            while self._bytes + entry.bytes > self.limit:
+                oldest = next(iter(self._entries))
+                if self._entries[oldest].volume == entry.volume:
+                    return  # all that is left is of this very volume
+                self._bytes -= self._entries.pop(oldest).bytes
+            self._entries[key] = entry
+            self._bytes += entry.bytes
+
+    def _identity(self, network: BoltzFormer) -> tuple[Any, ...]:
+        with self._lock:
+            if network not in self._networks:
+                self._networks[network] = next(self._names)
+            name = self._networks[network]
+        # Every change of a tensor in place (a step of training, loading weights) raises its version.
+        weights = itertools.chain(network.parameters(), network.buffers())
+        changes = sum(tensor._version for tensor in weights if not tensor.is_inference())
+        return name, network.precision, network.training, changes
+
+
+def _fingerprint(images: Tensor) -> tuple[Any, ...]:
+    array = np.ascontiguousarray(images.detach().cpu().numpy())
+    digest = hashlib.blake2b(array.tobytes(), digest_size=20).digest()
+    return digest, tuple(images.shape), str(images.dtype), str(images.device)
+
+
+def _size(value: Any) -> int:
+    """Bytes of all tensors in a value; a storage that several share counts once."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, nn.Parameter):
+            continue  # of the network, which holds it anyway
+        if isinstance(each, torch.Tensor):
+            storage = each.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(each, tuple | list):
+            waiting.extend(each)
+        elif hasattr(each, "__dict__"):
+            waiting.extend(vars(each).values())
+    return sum(storages.values())
