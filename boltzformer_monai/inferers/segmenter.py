@@ -160,7 +160,8 @@ class VolumeSegmenter:
         """
         data = self.description.data
         trained = str(data.get("plane", "axial"))
-        planes = (planes or trained,) if isinstance(planes or trained, str) else tuple(planes or ())
+        chosen = planes or trained
+        planes = (chosen,) if isinstance(chosen, str) else tuple(chosen)
         if others := [plane for plane in planes if plane != trained]:
             _log.warning("the network was trained on %s slices; %s ones are new to it", trained, " and ".join(others))
         rule = presence_rule(data, use=presence)

@@ -78,7 +78,8 @@ def test_only_slices_that_a_mask_meets_count_as_present() -> None:
     rule = calibrate([_sequence([0.99, 0.98, 0.6], ".ox"), _sequence([0.4], ".")])
     assert rule.high == pytest.approx(0.5, abs=0.02)
     assert rule.low == pytest.approx(0.5, abs=0.02)
-    assert calibrate([_sequence([0.01], "o"), _sequence([0.9], "x"), _sequence([0.1], ".")]).high == pytest.approx(0.5, abs=0.02)
+    found = calibrate([_sequence([0.01], "o"), _sequence([0.9], "x"), _sequence([0.1], ".")])
+    assert found.high == pytest.approx(0.5, abs=0.02)
 
 
 def test_slices_away_from_the_object_speak_for_its_absence_and_neighbours_do_not() -> None:
