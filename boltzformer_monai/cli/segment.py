@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from boltzformer_monai.errors import ConfigError, PromptError, VolumeError
 
 _PLANES = ("axial", "coronal", "sagittal")
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm")
+# A folder of such a name is a mistyped ending more often than a folder.
+_A_FILE = re.compile(r"(?i)\.(nii(\.\w*)?|n?rrd|nhdr|mh[ad]|hdr|img|dcm\w*|dicom|json|png|jpe?g|tiff?|gz|zip|txt|pt)$")
 _EPILOG = """\
 The label map holds 1 for the first prompt, 2 for the second, …; OUT.json says what was found of each, and what was
 not. IMAGE may be a folder of many scans; OUT is then a folder, what is complete in it is skipped, and a scan that
@@ -65,7 +68,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check what can be checked at once, then segment; see :mod:`boltzformer_monai.cli.segment_run`."""
-    arguments.prompts = checked_prompts([*arguments.prompts, *prompts_in(arguments.prompts_file)])
+    arguments.prompts = _checked([*arguments.prompts, *prompts_in(arguments.prompts_file)])
     _check_numbers(arguments)
     _check_inputs(arguments)
     _check_output(arguments)
@@ -98,25 +101,13 @@ def prompts_in(path: Path | None) -> list[str]:
     return prompts
 
 
-def checked_prompts(prompts: Sequence[str]) -> list[str]:
-    """Return the prompts.
-
-    Raises:
-        PromptError: there is none, one is empty, or one is given twice.
-    """
-    from boltzformer_monai.data.prompts import normalise_prompt
+def _checked(prompts: Sequence[str]) -> list[str]:
+    from boltzformer_monai.data.prompts import checked_prompts
 
     if not prompts:
         msg = 'no prompt given; say what to look for, e.g. --prompts "left kidney", or give --prompts-file FILE'
         raise PromptError(msg)
-    seen: set[str] = set()
-    for prompt in prompts:
-        text = normalise_prompt(prompt)
-        if text in seen:
-            msg = f"prompt {text!r} is given twice; leave one out"
-            raise PromptError(msg)
-        seen.add(text)
-    return list(prompts)
+    return checked_prompts(prompts)
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
@@ -154,7 +145,7 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
 def _check_output(arguments: argparse.Namespace) -> None:
     """Refuse an output that cannot be written or would overwrite an input; tell files from folders."""
     output: Path = arguments.output
-    ending = next((ending for ending in _ENDINGS if output.name.lower().endswith(ending)), None)
+    ending = next((each for each in _ENDINGS if output.name.lower().endswith(each) and output.name[: -len(each)]), None)
     arguments.ending = ending or f".{arguments.format or 'nii.gz'}"
     many = ending is None and arguments.image.is_dir() and arguments.series is None
     inputs = [arguments.image, arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
@@ -164,9 +155,17 @@ def _check_output(arguments: argparse.Namespace) -> None:
         if not many and arguments.preview.suffix.lower() != ".png":
             msg = f"cannot write {arguments.preview}: the preview must end in .png"
             raise ConfigError(msg)
+        if many and _inside(arguments.preview, arguments.image):
+            msg = f"cannot write {arguments.preview}: it lies in the folder of the scans; choose another place"
+            raise ConfigError(msg)
+        if many and _mistyped(arguments.preview) and arguments.preview.suffix.lower() != ".png":
+            msg = f"cannot write {arguments.preview}: for many scans it is a folder, which this is no name of"
+            raise ConfigError(msg)
     problem = ""
     if ending is None and not arguments.masks and not many:
         problem = f"the output must end in {', '.join(_ENDINGS)}; or give --masks for a folder with one mask a prompt"
+    elif ending is None and _mistyped(output):
+        problem = f"this is no name of a folder; files end in {', '.join(_ENDINGS)}"
     elif ending is not None and arguments.masks:
         problem = "--masks writes a folder; leave the ending out"
     elif ending is not None and arguments.format:
@@ -202,8 +201,12 @@ def _refuse_inputs(output: Path, inputs: Sequence[Path]) -> None:
         raise ConfigError(msg)
 
 
+def _mistyped(folder: Path) -> bool:
+    return _A_FILE.search(folder.name) is not None and not folder.is_dir()
+
+
 def _inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-__all__ = ["add_parser", "checked_prompts", "prompts_in", "run"]
+__all__ = ["add_parser", "prompts_in", "run"]

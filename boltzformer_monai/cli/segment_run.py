@@ -7,18 +7,26 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.engines.bundle import device_by_name
-from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.results import Recipe, file_sha256, is_complete, result_path, write_results
+from boltzformer_monai.inferers.results import (
+    Recipe,
+    file_sha256,
+    is_complete,
+    result_path,
+    source_digest,
+    write_results,
+)
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
-from boltzformer_monai.io.scan_list import Scan, list_scans
+from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 from boltzformer_monai.io.volume import read_volume
 
 __all__ = ["SOME_FAILED", "segment_scans"]
@@ -28,15 +36,6 @@ _log = logging.getLogger(__name__)
 SOME_FAILED = 3
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A scan and where its files go: ``stem`` is their path without ending."""
-
-    scan: Scan
-    stem: Path
-    preview: Path | None = None
-
-
 def segment_scans(arguments: argparse.Namespace) -> int:
     """Segment what IMAGE is; returns the exit code.
 
@@ -44,12 +43,14 @@ def segment_scans(arguments: argparse.Namespace) -> int:
         BoltzFormerError: the checkpoint, the prompts or the only scan cannot be used, or a result cannot be written.
     """
     jobs, many = _jobs(arguments)
-    for job in jobs:
-        job.stem.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    draft = _draft(arguments)
+    more = [arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
+    check_targets(jobs, draft, image=arguments.image, inputs=more)
+    prepare_folders(jobs, draft)
     segmenter = VolumeSegmenter.from_checkpoint(
         arguments.checkpoint, device=device_by_name(arguments.device), precision=arguments.precision
     )
-    recipe = _recipe(arguments, segmenter)
+    recipe = _recipe(draft, arguments, segmenter)
     inferer = _inferer(arguments, segmenter, recipe)
     if many:
         return _segment_many(jobs, inferer, segmenter, recipe)
@@ -60,12 +61,15 @@ def segment_scans(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _jobs(arguments: argparse.Namespace) -> tuple[list[_Job], bool]:
+def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], bool]:
     """Return what is to be done, and whether these are the scans of a folder."""
     image, output, preview = arguments.image, arguments.output, arguments.preview
     named_file = output.name.lower().endswith(arguments.ending) and not arguments.masks
     stem = Path(str(output)[: -len(arguments.ending)]) if named_file else output
-    single = [_Job(Scan(stem.name, image, arguments.series), stem, preview)]
+    single = [Job(Scan(stem.name, image, arguments.series), stem, preview)]
+    if named_file and image.is_dir() and arguments.series is None and holds_only_image_files(image):
+        msg = f"{image} is a folder of scans, each with a result of its own; give a folder instead of {output}"
+        raise ConfigError(msg)
     if named_file or image.is_file() or arguments.series is not None:
         return single, False
     scans = list_scans(image)
@@ -76,24 +80,22 @@ def _jobs(arguments: argparse.Namespace) -> tuple[list[_Job], bool]:
     if a_picture:
         msg = f"{image} is a folder of scans, each with a preview of its own; give a folder instead of {preview}"
         raise ConfigError(msg)
-    return [_Job(scan, output / scan.name, _preview_of(preview, scan)) for scan in scans], True
+    return [Job(scan, output / scan.name, _preview_of(preview, scan)) for scan in scans], True
 
 
 def _preview_of(folder: Path | None, scan: Scan) -> Path | None:
     return None if folder is None else folder / f"{scan.name}.png"
 
 
-def _recipe(arguments: argparse.Namespace, segmenter: VolumeSegmenter) -> Recipe:
-    data = segmenter.description.data
-    rule = PresenceRule.of(data) if arguments.presence == "auto" else None
+def _draft(arguments: argparse.Namespace) -> Recipe:
+    """The recipe as far as the arguments tell it; it decides already what is written where."""
     return Recipe(
         prompts=tuple(arguments.prompts),
-        model=file_sha256(arguments.checkpoint),
+        model="",
         seed=arguments.seed,
         threshold=arguments.threshold,
-        planes=tuple(arguments.planes or [str(data.get("plane", "axial"))]),
+        planes=tuple(arguments.planes or ()),
         in_plane=arguments.in_plane,
-        presence=None if rule is None else asdict(rule),
         repeats=arguments.uncertainty or 1,
         arbitration=arguments.arbitration,
         masks=arguments.masks,
@@ -102,6 +104,17 @@ def _recipe(arguments: argparse.Namespace, segmenter: VolumeSegmenter) -> Recipe
         window=None if arguments.window is None else tuple(arguments.window),
         modality=arguments.modality,
         precision=arguments.precision,
+    )
+
+
+def _recipe(draft: Recipe, arguments: argparse.Namespace, segmenter: VolumeSegmenter) -> Recipe:
+    data = segmenter.description.data
+    rule = PresenceRule.of(data) if arguments.presence == "auto" else None
+    return replace(
+        draft,
+        model=file_sha256(arguments.checkpoint),
+        planes=draft.planes or (str(data.get("plane", "axial")),),
+        presence=None if rule is None else asdict(rule),
     )
 
 
@@ -122,20 +135,25 @@ def _inferer(arguments: argparse.Namespace, segmenter: VolumeSegmenter, recipe: 
     )
 
 
-def _segment_one(
-    job: _Job, inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe
-) -> dict[str, Any]:
+def _segment_one(job: Job, inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe) -> dict[str, Any]:
     scan = job.scan
-    # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
-    volume = read_volume(scan.place, series=scan.series, files=scan.files, modality=recipe.modality, tilt="keep")
-    with inferer.segment(volume, segmenter.network) as result:
-        if job.preview is not None:
-            job.preview.parent.mkdir(parents=True, exist_ok=True)
-        return write_results(result, job.stem, recipe, scan=scan, preview=job.preview)
+    if scan.problem:
+        raise VolumeError(scan.problem, reason="missing")
+    try:
+        source = source_digest(scan)  # before it is read: what changes meanwhile is another scan
+        # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
+        volume = read_volume(scan.place, series=scan.series, files=scan.files, modality=recipe.modality, tilt="keep")
+        # What inference takes the scan for is what the contact sheet shows.
+        volume = replace(volume, modality=inferer.windows.modality(volume.modality))
+        with inferer.segment(volume, segmenter.network) as result:
+            return write_results(result, job.stem, recipe, scan=scan, preview=job.preview, source=source)
+    except MemoryError as error:
+        msg = f"{scan.place}: does not fit into memory ({error or 'no more is left'}); crop it, or close other programs"
+        raise ConfigError(msg) from error
 
 
 def _segment_many(
-    jobs: Sequence[_Job], inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe
+    jobs: Sequence[Job], inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe
 ) -> int:
     failed: list[str] = []
     done = skipped = 0
@@ -143,15 +161,19 @@ def _segment_many(
         for number, job in enumerate(jobs, 1):
             where = f"[{number}/{len(jobs)}] {job.scan.name}"
             try:
-                if is_complete(job.stem, recipe, job.scan) and (job.preview is None or job.preview.is_file()):
+                if (
+                    not job.scan.problem
+                    and is_complete(job.stem, recipe, job.scan)
+                    and (job.preview is None or job.preview.is_file())
+                ):
                     skipped += 1
                     continue
                 summary = _segment_one(job, inferer, segmenter, recipe)
-            except (BoltzFormerError, OSError, MemoryError) as error:
+            except (BoltzFormerError, OSError) as error:
                 if getattr(error, "reason", "") == "write":
                     raise  # a full disk is no scan's fault, and the next would meet it too
-                failed.append(f"{job.scan.name}: {error or 'not enough memory'}")
-                _log.warning("%s: failed: %s", where, error or "not enough memory")
+                failed.append(f"{job.scan.name}: {error}")
+                _log.warning("%s: failed: %s", where, error)
                 continue
             done += 1
             _log.info("%s: %d of %d prompts found", where, len(_found(summary)), len(recipe.prompts))

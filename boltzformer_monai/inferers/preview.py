@@ -33,7 +33,12 @@ _COLOURS = (
 
 
 def contact_sheet(
-    result: VolumeResult, *, plane: str = "axial", window: Sequence[str] | None = None, slices: int = 12
+    result: VolumeResult,
+    *,
+    plane: str = "axial",
+    window: Sequence[str] | None = None,
+    slices: int = 12,
+    modality: str | None = None,
 ) -> bytes:
     """Draw slices of a result as one PNG.
 
@@ -46,6 +51,7 @@ def contact_sheet(
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``; pixels are drawn in millimetres.
         window: name, or level and width; default: soft tissue for CT, percentiles for the rest.
         slices: at most so many pictures.
+        modality: of a scan that does not state its own.
 
     Raises:
         ConfigError: an unknown plane or window, or no slices.
@@ -55,17 +61,18 @@ def contact_sheet(
         raise ConfigError(msg)
     grid = result.grid
     labels = extract_slices(Volume(result.label_map("probability"), grid.affine), plane)
-    pictures = extract_slices(Volume(_grey(grid, window), grid.affine), plane)
+    pictures = extract_slices(Volume(_grey(grid, window, modality), grid.affine), plane)
     row_mm, column_mm, _ = slice_spacing(grid, plane)
     chosen = _chosen(labels, len(result.prompts), slices)
     ratio = pictures.shape[1] * row_mm / (pictures.shape[2] * column_mm)
     return _draw(pictures, labels, chosen, _legend(result), ratio=ratio, aspect=row_mm / column_mm, plane=plane)
 
 
-def _grey(grid: Volume, window: Sequence[str] | None) -> np.ndarray:
+def _grey(grid: Volume, window: Sequence[str] | None, modality: str | None) -> np.ndarray:
     if window is not None:
         return parse_window(window[0] if len(window) == 1 else window).apply(grid.array)
-    scale = MRPercentiles() if grid.modality == "unknown" else default_window(grid.modality, "")
+    known = (modality or "unknown") if grid.modality == "unknown" else grid.modality
+    scale = MRPercentiles() if known == "unknown" else default_window(known, "")
     return scale.apply(grid.array)
 
 
@@ -87,11 +94,21 @@ def _legend(result: VolumeResult) -> list[tuple[str, str | None]]:
     entries: list[tuple[str, str | None]] = []
     for index, finding in enumerate(result.findings):
         prompt = " ".join(finding.prompt.split())
+        if not _has_glyphs(prompt):
+            prompt = f"label {index + 1} (see the summary)"
         short = prompt if len(prompt) <= _LEGEND_LETTERS else prompt[: _LEGEND_LETTERS - 1] + "…"
         volume = f"{finding.volume_ml:.0f}" if finding.volume_ml >= 100 else f"{finding.volume_ml:.3g}"
         said = f"{volume} ml" if finding.found else "not found"
         entries.append((f"{short}: {said}", _colour(index) if finding.found else None))
     return entries
+
+
+def _has_glyphs(text: str) -> bool:
+    """Tell whether the font of the legend has all letters; boxes in their place would say nothing."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    letters = get_font(findfont(FontProperties())).get_charmap()
+    return all(ord(letter) in letters for letter in text)
 
 
 def _colour(index: int) -> str:

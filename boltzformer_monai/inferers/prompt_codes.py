@@ -12,6 +12,10 @@ __all__ = ["segment_code"]
 # What stands around the target in the prompts of data/prompts.py: "CT scan of the …", "… in abdominal CT".
 _BEFORE = re.compile(r"^(ct|mri?) scan of (the )?")
 _AFTER = re.compile(r" (in|on)( the)?( [\w-]+){0,4}$")
+# A side after the target: "kidney on the left in CT", "kidney, left side"; not "vessel of the left kidney".
+_SIDE = re.compile(
+    r"^(?P<what>.+?),? (?:(?:on|at|in|to) (?:the )?)?(?P<side>left|right)(?:[ -]hand)?(?: side)?(?=,? in |,? on |$)"
+)
 _ABNORMAL = {
     **dict.fromkeys(
         ("tumor", "tumour", "neoplasm", "cancer", "carcinoma", "sarcoma", "glioma", "metastasis"), NEOPLASM
@@ -30,7 +34,7 @@ def segment_code(prompt: str) -> SegmentCode:
     that of tissue; the segment's label is the prompt in any case.
     """
     text = normalise_prompt(prompt)
-    bare = _BEFORE.sub("", text)
+    bare = _SIDE.sub(r"\g<side> \g<what>", _BEFORE.sub("", text))
     for candidate in dict.fromkeys((text, bare, _AFTER.sub("", bare))):
         known = find_target(candidate)
         if known is not None:

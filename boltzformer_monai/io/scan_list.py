@@ -13,13 +13,17 @@ from boltzformer_monai.io.dicom_files import broken_dicom, read_header
 from boltzformer_monai.io.dicom_kinds import other_kind
 from boltzformer_monai.io.formats import is_image_file
 
-__all__ = ["Scan", "list_scans", "split_ending"]
+__all__ = ["Scan", "holds_only_image_files", "list_scans", "split_ending"]
 
 logger = logging.getLogger(__name__)
 
 _ENDING = re.compile(r"(?i)(\.nii(\.gz)?|\.nrrd|\.nhdr|\.mha|\.mhd|\.hdr(\.gz)?|\.img(\.gz)?|\.dcm)$")
 # Names that are given to annotations; a label map as an input would be segmented as if it were a scan.
 _ANNOTATION = re.compile(r"(?i)(^|[-_.])(labels?|masks?|seg|segmentation|uncertainty)$")
+_ANNOTATION_FOLDER = re.compile(
+    r"(?i)(^|[-_. ])(labels?|masks?|segs?|segmentations?|annotations?|ground[-_ ]?truths?)"
+    r"([-_]?(tr|ts|va|val|train|training|test|final))?$"
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class Scan:
         place: the file, or the folder that holds the series.
         series: SeriesInstanceUID of a DICOM series, None for an image file.
         files: the files of the series, () for an image file.
+        problem: why it cannot be read, in one line; empty as far as is known.
     """
 
     name: str
     place: Path
     series: str | None = None
     files: tuple[Path, ...] = ()
+    problem: str = ""
 
 
 def split_ending(name: str) -> tuple[str, str]:
@@ -48,15 +54,30 @@ def split_ending(name: str) -> tuple[str, str]:
 def list_scans(folder: Path) -> list[Scan]:
     """List the scans in a folder and its subfolders, sorted by name; hidden files and links to folders are left out.
 
+    So are files and folders that are named as annotations (``labelsTr``, ``masks``), with a message. A subfolder that
+    cannot be opened is listed with its ``problem``: nobody knows which scans lie in it.
+
     A file that cannot be read as DICOM although it claims to be is listed with the series of its folder (or alone),
     so that reading it fails and says why: a scan without its last slice looks whole.
 
     Raises:
-        VolumeError: there is no scan, or two scans have one name.
+        VolumeError: there is no scan, two scans have one name, or the folder itself cannot be opened.
     """
     scans: list[Scan] = []
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+
+    def closed(error: OSError) -> None:
+        place = Path(error.filename)
+        msg = f"{place}: cannot be opened ({error.strerror}); allow it, or move it elsewhere"
+        if place == folder:
+            raise VolumeError(msg, reason="missing") from error
+        scans.append(Scan(str(place.relative_to(folder)), place, problem=msg))
+
+    for directory, subfolders, names in os.walk(folder, onerror=closed):
+        visible = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = [name for name in visible if not _ANNOTATION_FOLDER.search(name)]
+        for name in visible:
+            if name not in subfolders:
+                logger.info("%s: is left out, it is named as a folder of annotations", Path(directory, name))
         files = [Path(directory, name) for name in sorted(names) if not name.startswith(".")]
         scans += _in_folder(folder, Path(directory), files)
     if not scans:
@@ -69,6 +90,23 @@ def list_scans(folder: Path) -> list[Scan]:
             msg = f"{other.place} and {scan.place} would both become {scan.name}; rename one of them"
             raise VolumeError(msg, reason="several series")
     return list(named.values())
+
+
+def holds_only_image_files(folder: Path) -> bool:
+    """Tell whether a folder holds NIfTI, NRRD or MetaImage files, and nothing that could be a DICOM series."""
+    found = False
+    unreadable: tuple[type[Exception], ...] = (VolumeError, *broken_dicom())
+    for directory, _, names in os.walk(folder):
+        for path in (Path(directory, name) for name in names if not name.startswith(".")):
+            if is_image_file(path):
+                found = True
+                continue
+            try:
+                if read_header(path, ("SOPClassUID",)) is not None:
+                    return False
+            except unreadable:
+                return False
+    return found
 
 
 def _in_folder(top: Path, place: Path, files: list[Path]) -> list[Scan]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.preview import _chosen, _colour, _legend, contact_sheet
+from boltzformer_monai.inferers.preview import _chosen, _colour, _grey, _legend, contact_sheet
 from boltzformer_monai.io.volume import Volume
 from tests.inferers.volume_stub import StubResult
 
@@ -65,3 +66,16 @@ def test_wrong_settings() -> None:
     for change in ({"slices": 0}, {"plane": "oblique"}, {"window": ("lunge",)}):
         with pytest.raises(ConfigError):
             contact_sheet(result, **change)  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_the_font_cannot_write_is_named_by_its_label() -> None:
+    box = (slice(0, 10),) * 3
+    legend = _legend(_result(**{"ліва нирка": box, "左腎": box}))
+    assert [text for text, _ in legend] == ["ліва нирка: 3 ml", "label 2 (see the summary): 3 ml"]
+
+
+def test_grey_values_follow_the_modality() -> None:
+    grid = Volume(np.linspace(-1000, 1000, 1000, dtype=np.float32).reshape(10, 10, 10), np.eye(4))
+    as_ct = _grey(dataclasses.replace(grid, modality="CT"), None, None)
+    np.testing.assert_array_equal(_grey(grid, None, "CT"), as_ct)
+    assert not np.array_equal(_grey(grid, None, None), as_ct)

@@ -12,6 +12,12 @@ from boltzformer_monai.inferers.prompt_codes import segment_code
         ("Kidney_Right", "Kidney", "right"),
         ("CT scan of the spleen", "Spleen", None),
         ("pancreas", "Pancreas", None),
+        ("kidney on the left", "Kidney", "left"),
+        ("CT scan of the kidney on the right side", "Kidney", "right"),
+        ("kidney, left side, in abdominal CT", "Kidney", "left"),
+        ("kidney in the left in CT", "Kidney", "left"),
+        ("nodule in the left lung", "Nodule", None),
+        ("left kidney on the right", "Tissue", None),  # both cannot be
         ("tumor in liver CT", "Neoplasm", None),
         ("lung nodules", "Nodule", None),
         ("lesion in the liver", "Lesion", None),

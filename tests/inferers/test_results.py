@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,14 @@ import pytest
 from boltzformer_monai.data.phantom import make_phantom
 from boltzformer_monai.data.phantom_files import write_phantom_dicom
 from boltzformer_monai.errors import ConfigError, VolumeError
-from boltzformer_monai.inferers.results import Recipe, file_sha256, is_complete, write_results
+from boltzformer_monai.inferers.results import (
+    Recipe,
+    file_sha256,
+    is_complete,
+    source_digest,
+    write_results,
+    written_paths,
+)
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume, read_label_map, read_volume
@@ -204,3 +213,46 @@ def test_a_scan_without_dicom_cannot_become_dicom_seg(tmp_path: Path, out: Path)
             scan=Scan("s", tmp_path / "scan.nii.gz"),
         )
     assert _files(out) == set()
+
+
+def test_the_paths_are_told_before_they_are_written(scan: Scan, out: Path) -> None:
+    for recipe in (
+        replace(RECIPE, repeats=2, preview=True),
+        replace(RECIPE, repeats=2, masks=True),
+        replace(RECIPE, ending=".nrrd"),
+    ):
+        shutil.rmtree(out)
+        out.mkdir()
+        write_results(_result(scan, repeats=recipe.repeats), out / "a", recipe, scan=scan)
+        assert {path.relative_to(out).as_posix() for path in written_paths(out / "a", recipe)} == _files(out)
+    assert written_paths(out / "a", replace(RECIPE, preview=True), out / "p.png")[1] == out / "p.png"
+
+
+def test_a_json_of_somebody_else_stays(scan: Scan, out: Path) -> None:
+    (out / "a.json").write_text('{"RepetitionTime": 2}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="a.json: exists"):
+        write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    assert _files(out) == {"a.json"}
+    assert not is_complete(out / "a", RECIPE, scan)
+
+
+def test_the_voxels_beside_a_header_belong_to_the_source(tmp_path: Path) -> None:
+    header, voxels = tmp_path / "s.mhd", tmp_path / "s.raw"
+    header.write_text("NDims = 3\nElementDataFile = s.raw\n", encoding="ascii")
+    voxels.write_bytes(b"12")
+    before = source_digest(Scan("s", header))
+    voxels.write_bytes(b"1234")
+    assert source_digest(Scan("s", header)) != before
+
+
+def test_what_cannot_be_written_is_named_as_the_user_named_it(
+    scan: Scan, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, target: Any) -> None:
+        raise OSError(28, "No space left on device", str(source))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(VolumeError) as caught:
+        write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    assert str(caught.value).startswith(f"{out / 'a.nii.gz'}: cannot be written (No space left on device)")
+    assert "-a.nii.gz" not in str(caught.value)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.scan_list import list_scans, split_ending
+from boltzformer_monai.io.scan_files import scan_files
+from boltzformer_monai.io.scan_list import holds_only_image_files, list_scans, split_ending
 from tests.io.conftest import SeriesWriter
 
 
@@ -54,3 +58,66 @@ def test_nothing_and_two_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "A.nrrd").touch()
     with pytest.raises(VolumeError, match="would both become"):
         list_scans(tmp_path)
+
+
+def test_folders_of_annotations_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("imagesTr", "labelsTr", "labels", "masks", "seg", "segmentations", "labels-test", "maskulinum"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.nii.gz").touch()
+    with caplog.at_level(logging.INFO):
+        assert [scan.name for scan in list_scans(tmp_path)] == ["imagesTr/a", "maskulinum/a"]
+    assert str(tmp_path / "labelsTr") in caplog.text
+    assert [scan.name for scan in list_scans(tmp_path / "labelsTr")] == ["a"]  # asked for by name
+
+
+def test_a_folder_that_cannot_be_opened_is_listed_with_its_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "sub" / "closed").mkdir(parents=True)
+    real = os.scandir
+    shut = {str(tmp_path / "sub" / "closed")}
+
+    def scandir(path: Any) -> Any:
+        if str(path) in shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = {scan.name: scan.problem for scan in list_scans(tmp_path)}
+    assert list(found) == ["a", "sub/closed"]
+    assert found["a"] == ""
+    assert "Permission denied" in found["sub/closed"]
+    shut.add(str(tmp_path))
+    with pytest.raises(VolumeError, match="cannot be opened"):
+        list_scans(tmp_path)
+
+
+def test_a_folder_of_image_files_is_told_from_a_series(tmp_path: Path, write_series: SeriesWriter) -> None:
+    write_series(np.ones((3, 4, 5)), folder=tmp_path / "dicom")
+    (tmp_path / "dicom" / "result.nii.gz").touch()
+    (tmp_path / "files").mkdir()
+    assert not holds_only_image_files(tmp_path / "files")
+    for name in ("a.nii.gz", "a.json"):
+        (tmp_path / "files" / name).touch()
+    assert holds_only_image_files(tmp_path / "files")
+    assert not holds_only_image_files(tmp_path / "dicom")
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "data"),
+    [
+        ("a.mhd", "NDims = 3\nElementDataFile = a.raw\n", "a.raw"),
+        ("a.nhdr", "NRRD0004\ntype: short\ndata file: ./a.raw\n", "a.raw"),
+        ("a.hdr", "", "a.img"),
+        ("A.HDR", "", "A.IMG"),
+        ("a.mha", "NDims = 3\nElementDataFile = LOCAL\n", None),
+        ("a.nrrd", "NRRD0004\ntype: short\n\ndata file: a.raw\n", None),
+        ("a.mhd", "NDims = 3\nElementDataFile = LIST\na.raw\n", None),
+    ],
+)
+def test_a_header_and_the_file_of_its_voxels(tmp_path: Path, header: str, text: str, data: str | None) -> None:
+    (tmp_path / header).write_text(text, encoding="latin-1")
+    for name in ("a.raw", data or "other.raw"):
+        (tmp_path / name).touch()
+    assert scan_files(tmp_path / header) == [tmp_path / header, *([tmp_path / data] if data else [])]

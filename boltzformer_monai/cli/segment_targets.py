@@ -1,0 +1,106 @@
+"""What ``boltzformer segment`` is going to write, judged before the work: nothing of the user's may be lost by it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from boltzformer_monai.errors import ConfigError, StorageError
+from boltzformer_monai.inferers.recipe import Recipe, written_paths
+from boltzformer_monai.inferers.summary import leftovers
+from boltzformer_monai.io.scan_files import scan_files
+from boltzformer_monai.io.scan_list import Scan
+
+__all__ = ["Job", "check_targets", "prepare_folders"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan and where its files go: ``stem`` is their path without ending."""
+
+    scan: Scan
+    stem: Path
+    preview: Path | None = None
+
+
+def check_targets(jobs: Sequence[Job], recipe: Recipe, *, image: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write over a scan, another input, a file among the scans that is none of ours, or a file twice.
+
+    Args:
+        jobs: all scans.
+        recipe: of all of them; what does not decide the names of files may be missing yet.
+        image: file or folder that was given.
+        inputs: other files that are read.
+
+    Raises:
+        ConfigError: one line that names the file.
+    """
+    protected: dict[str, list[Path]] = {}
+    for path in (*inputs, *(path for job in jobs for path in _files(job.scan))):
+        protected.setdefault(path.resolve().name.casefold(), []).append(path.resolve())
+    folder = image.resolve() if image.is_dir() else None
+    written: dict[Path, Path] = {}
+    for job in jobs:
+        if recipe.masks and job.stem.is_file():
+            raise _refused(job.stem, "it is a file, and a folder is needed")
+        paths = written_paths(job.stem, recipe, job.preview)
+        for path in paths:
+            _refuse_input(path, protected)
+            if path.is_dir():
+                raise _refused(path, "it is a folder")
+            if written.setdefault(path.resolve(), path) is not path:
+                raise _refused(path, "two results would have this name; give another name")
+        earlier = leftovers(job.stem, recipe)
+        for path in earlier:
+            _refuse_input(path, protected)
+        ours = {path.resolve() for path in (*earlier, paths[-1])}  # the summary is one of ours, or leftovers() raises
+        for path in paths:
+            inside = folder is not None and path.resolve().is_relative_to(folder)
+            if inside and path.exists() and path.resolve() not in ours:
+                raise _refused(path, f"it is there already, among the scans in {image}, and no result of this command")
+    folders = {parent for place in written for parent in place.parents}
+    for place, path in written.items():
+        if place in folders:
+            raise _refused(path, "another result needs a folder of this name; give another name")
+
+
+def prepare_folders(jobs: Sequence[Job], recipe: Recipe) -> None:
+    """Make the folders of the outputs, and try each with a file that is gone at once: before the work, not after it.
+
+    Raises:
+        StorageError: a folder cannot be made, or takes no file.
+    """
+    places = [job.preview.parent for job in jobs if job.preview is not None]
+    for job in jobs:
+        places.append(job.stem if recipe.masks and job.stem.is_dir() else job.stem.parent)
+    for folder in dict.fromkeys(places):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            msg = f"cannot write into {folder} ({error.strerror or error}); choose another place, or allow it"
+            raise StorageError(msg) from error
+
+
+def _files(scan: Scan) -> Sequence[Path]:
+    if scan.files or scan.place.is_dir():
+        return scan.files  # a folder may hold results of ours as well; what lies in it is judged one by one
+    try:
+        return scan_files(scan.place)
+    except OSError:
+        return (scan.place,)  # reading it says why
+
+
+def _refuse_input(path: Path, protected: Mapping[str, Sequence[Path]]) -> None:
+    place = path.resolve()
+    for other in protected.get(place.name.casefold(), ()):
+        # Where capitals make no difference, two spellings are one file.
+        if other == place or (place.exists() and other.exists() and other.samefile(place)):
+            raise _refused(path, "it is an input, which would be lost; give another name")
+
+
+def _refused(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"cannot write {path}: {why}")
