@@ -16,7 +16,7 @@ from boltzformer_monai.errors import CheckpointError, ConfigError
 
 __all__ = ["PresenceEvidence", "PresenceRule", "calibrate"]
 
-_MARGIN = 0.05  # in log-odds
+_ABOVE, _BELOW = 0.2, 0.05  # margins in log-odds
 _EDGE = 1e-4  # probabilities are kept this far from 0 and 1, where log-odds end
 
 
@@ -91,13 +91,13 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
     """Choose both thresholds so that objects are kept where a mask meets them, and absent ones are not found.
 
     A volume speaks for its object by its most certain slice that a mask meets, and for the object's absence by its
-    most certain slice that is no neighbour of one that shows it. `high` keeps all but the share `lost` of the objects,
-    and as few of the absences as that allows; it lies midway, in log-odds, between the largest absence below and the
-    least object that is kept. `low` lets all but the share `lost` of the objects keep every slice that a mask meets.
+    most certain slice that is no neighbour of one that shows it. `high` lies a little above all but the share `lost`
+    of the absences, and never above what all but that share of the objects reach: rather one answer too many than an
+    object lost. `low` lets all but that share of the objects keep every slice that a mask meets.
 
     Args:
         evidence: one for every volume and target.
-        lost: share of objects that may be given up, 0 to 1.
+        lost: share of objects that may be given up, and of absences, 0 to 1.
 
     Raises:
         ConfigError: there is no evidence, one has several lengths, or `lost` is no share.
@@ -120,33 +120,17 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
     if not kept and not absent:
         msg = "presence cannot be calibrated: no object is met by a mask, and none is absent; train longer"
         raise ConfigError(msg)
-    # A little below: the same slice may come out a rounding lower on another device.
-    high = _between(np.array(absent), np.array([values.max() for values in kept]), lost)
+    least = _least([values.max() for values in kept], lost) if kept else 1 - _EDGE
+    highest = 1 - _least([1 - value for value in absent], lost) if absent else 0.5
+    # Objects a little below what was seen: the same slice may come out a rounding lower on another device.
+    high = min(_shifted(highest, _ABOVE), _shifted(least, -_BELOW))
     low = _least([values.min() for values in kept], lost) if kept else high
-    high, low = (_shifted(value, -_MARGIN) for value in (high, min(low, high)))
-    return PresenceRule(high=high, low=low)
+    return PresenceRule(high=high, low=min(_shifted(low, -_BELOW), high))
 
 
 def _least(values: Sequence[float] | np.ndarray, lost: float) -> float:
     """The smallest value that is left when the share ``lost`` is given up."""
     return float(np.sort(values)[min(int(lost * len(values)), len(values) - 1)])
-
-
-def _between(absent: np.ndarray, present: np.ndarray, lost: float) -> float:
-    """The threshold between absences and objects, both by their largest probability."""
-    if not len(present):
-        return max(0.5, _middle(float(absent.max()), 1 - _EDGE))
-    least = _least(present, lost)
-    below = absent[absent < least]
-    if len(below):
-        return _middle(float(below.max()), least)
-    return least if len(absent) else min(0.5, least)
-
-
-def _middle(a: float, b: float) -> float:
-    """Midway between two probabilities in log-odds."""
-    odds = (np.log(a / (1 - a)) + np.log(b / (1 - b))) / 2
-    return float(1 / (1 + np.exp(-odds)))
 
 
 def _shifted(probability: float, by: float) -> float:
