@@ -82,7 +82,7 @@ def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_pa
     assert set(metrics["dice_by_target"]) == {"liver", "spleen", "right kidney", "left kidney", "aorta", "liver lesion"}
     assert metrics["mean_dice"] == pytest.approx(np.mean(list(metrics["dice_by_target"].values())))
     assert metrics["mean_dice_3d"] is not None
-    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 6 * 6  # slices × targets of one volume
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 6 * 10  # slices × targets of one volume
     volumes = metrics["volumes"]
     assert len(volumes["cases"]) == 6
     assert set(volumes["by_target"]) == set(metrics["dice_by_target"])
