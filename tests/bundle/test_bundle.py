@@ -84,8 +84,8 @@ def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_pa
     assert metrics["mean_dice_3d"] is not None
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 6 * 10  # slices × targets of one volume
     volumes = metrics["volumes"]
-    assert len(volumes["cases"]) == 6
-    assert set(volumes["by_target"]) == set(metrics["dice_by_target"])
+    assert len(volumes["cases"]) == 10
+    assert set(volumes["by_target"]) == {*metrics["dice_by_target"], "heart", "left lung", "right lung", "lung nodule"}
     assert volumes["overall"]["dice"]["low"] is None  # a single patient
 
 
