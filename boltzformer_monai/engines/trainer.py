@@ -16,7 +16,7 @@ from ignite.handlers import EarlyStopping, TerminateOnNan
 from ignite.handlers.tqdm_logger import ProgressBar
 from ignite.metrics import Loss
 from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import MeanDice, TensorBoardStatsHandler, from_engine
+from monai.handlers import MeanDice, TensorBoardStatsHandler
 from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,8 +60,11 @@ def make_scheduler(
 
 
 def val_metrics(loss: nn.Module) -> dict[str, Any]:
-    """Key metric of the evaluator: the validation loss (lower is better)."""
-    return {VAL_LOSS: Loss(loss, output_transform=from_engine(["pred", "label"]))}
+    """Key metric of the evaluator: the validation loss of the masks (lower is better).
+
+    The presence head takes no part: it gives nothing back to the masks, and would only blur which ones are best.
+    """
+    return {VAL_LOSS: Loss(loss, output_transform=_masks_and_labels)}
 
 
 def val_dice() -> dict[str, Any]:
@@ -74,9 +77,13 @@ def lower_is_better(current: float, previous: float) -> bool:
     return current < previous
 
 
-def _binarised(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _masks_and_labels(output: Mapping[str, Tensor | Decoded]) -> tuple[Tensor, Tensor]:
     pred, label = output["pred"], output["label"]
-    pred = (pred.logits if isinstance(pred, Decoded) else pred).float()
+    return (pred.logits if isinstance(pred, Decoded) else pred).float(), label  # type: ignore[return-value]
+
+
+def _binarised(output: Mapping[str, Tensor | Decoded]) -> tuple[Tensor, Tensor]:
+    pred, label = _masks_and_labels(output)
     if pred.shape[-2:] != label.shape[-2:]:
         pred = F.interpolate(pred, size=label.shape[-2:], mode="bilinear", align_corners=False)
     return (pred > 0).float(), (label >= 0.5).float()

@@ -12,8 +12,17 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from boltzformer_monai.engines import SETTINGS, lower_is_better, make_optimizer, make_scheduler, val_dice
+from boltzformer_monai.engines import (
+    SETTINGS,
+    BoltzFormerLoss,
+    lower_is_better,
+    make_optimizer,
+    make_scheduler,
+    val_dice,
+    val_metrics,
+)
 from boltzformer_monai.engines.trainer import VAL_DICE, VAL_LOSS, Checkpoints, History
+from boltzformer_monai.networks.boltzformer import Decoded
 
 
 def test_all_weights_decay_as_in_the_paper():
@@ -89,6 +98,18 @@ def test_curves_are_written_after_every_epoch(tmp_path: Path):
         {"epoch": 1.0, "train_loss": 3.0},
         {"epoch": 2.0, "train_loss": 1.0, VAL_LOSS: 0.5, VAL_DICE: 0.75},
     ]
+
+
+def test_the_presence_head_does_not_decide_which_masks_are_best():
+    loss = BoltzFormerLoss(presence_weight=1.0)
+    metric = val_metrics(loss)[VAL_LOSS]
+    engine = Engine(lambda _, batch: batch)
+    metric.attach(engine, VAL_LOSS)
+    logits, label = torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8).round()
+    wrong = Decoded(logits, torch.full((2, 3), -9.0))
+    engine.run([{"pred": wrong, "label": label}])
+    assert engine.state.metrics[VAL_LOSS] == pytest.approx(float(loss(logits, label)))
+    assert float(loss(wrong, label)) > engine.state.metrics[VAL_LOSS] + 1
 
 
 def test_validation_dice_is_that_of_present_targets_at_mask_size():
