@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo page test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -17,6 +17,9 @@ install: $(STAMP) ## make the environment and install the package with its devel
 
 demo: $(STAMP) ## phantoms, slices, training, evaluation and a segmented volume, in runs/demo
 	$(BIN)/boltzformer demo --output runs/demo
+
+page: ## fetch the viewer of the label server's page (needs npm)
+	$(PYTHON) viewer/vendor.py
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest

@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
-    from boltzformer_monai.cli import demo, segment
+    from boltzformer_monai.cli import demo, segment, serve
 
     parser = _Parser(
         prog="boltzformer", description="Text-prompted segmentation of small objects in CT and MR. Research use only."
@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     segment.add_parser(commands)
     demo.add_parser(commands)
+    serve.add_parser(commands)
     return parser
 
 

@@ -1,0 +1,139 @@
+"""``boltzformer serve``: a MONAI Label server for a folder of scans or a DICOMweb server."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, StorageError
+
+_log = logging.getLogger(__name__)
+
+_MAIN = '''"""What MONAI Label loads; logs lie beside it."""
+
+from boltzformer_monai.label.app import BoltzFormerApp
+
+__all__ = ["BoltzFormerApp"]
+'''
+
+
+class MissingExtraError(BoltzFormerError):
+    """A part of the package is not installed."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve scans to 3D Slicer, OHIF and the browser",
+        description="Start a MONAI Label server; the page is at http://HOST:PORT/boltzformer/.",
+        epilog="What it learns from corrected labels is kept in FOLDER/.boltzformer and used at the next start.",
+    )
+    parser.add_argument(
+        "studies", metavar="FOLDER", help="folder of NIfTI or NRRD scans, or address of a DICOMweb server"
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="model.pt of a training")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
+    parser.add_argument(
+        "--workspace", type=Path, metavar="DIR", help="where it keeps what it learns (FOLDER/.boltzformer)"
+    )
+    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default prompts (the checkpoint's targets)")
+    parser.add_argument("--modality", choices=("CT", "MR"), help="of scans that do not say it")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
+    parser.add_argument("--cache-mb", type=int, default=2048, help="memory for scans and image features (2048)")
+    parser.add_argument(
+        "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check what can be checked at once, then hand over to MONAI Label; returns when the server is stopped.
+
+    Raises:
+        BoltzFormerError: something is missing or cannot be used.
+    """
+    if importlib.util.find_spec("monailabel") is None:
+        msg = "serve needs MONAI Label, which is not installed; pip install 'boltzformer-monai[label]'"
+        raise MissingExtraError(msg)
+    remote = arguments.studies.startswith(("http://", "https://"))
+    if not remote and not Path(arguments.studies).is_dir():
+        msg = f"no folder {arguments.studies}; give the folder of the scans, or the address of a DICOMweb server"
+        raise ConfigError(msg)
+    _check_checkpoint(arguments.checkpoint)
+    _check_port(arguments.host, arguments.port)
+    studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
+    settings = _conf(arguments, studies)
+    app = _app_folder(Path(settings["workspace"]) / "app")
+    _start(app, studies, settings, arguments.host, arguments.port)
+    return 0
+
+
+def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
+    from boltzformer_monai.label.server_settings import ServerSettings, default_workspace
+
+    conf = dict(arguments.conf)
+    conf["checkpoint"] = str(arguments.checkpoint.resolve())
+    conf["workspace"] = str((arguments.workspace or Path(default_workspace(studies))).resolve())
+    conf["device"] = arguments.device
+    conf["cache_mb"] = str(arguments.cache_mb)
+    if arguments.prompts:
+        conf["prompts"] = "; ".join(arguments.prompts)
+    if arguments.modality:
+        conf["modality"] = arguments.modality
+    ServerSettings.from_conf(conf, studies=studies)  # refuses unknown keys now, in one line
+    return conf
+
+
+def _check_checkpoint(path: Path) -> None:
+    from boltzformer_monai.networks.weights import load_checkpoint
+
+    if not path.is_file():
+        msg = f"no checkpoint at {path}; give the model.pt of a training"
+        raise CheckpointError(msg)
+    load_checkpoint(path)
+
+
+def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 65536:
+        msg = f"--port must be from 1 to 65535, got {port}"
+        raise ConfigError(msg)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        msg = f"cannot listen on {host}:{port} ({error.strerror or error}); give another --port or --host"
+        raise ConfigError(msg) from error
+
+
+def _app_folder(folder: Path) -> Path:
+    """MONAI Label writes logs into its app's folder, so that must not be the installed package."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "main.py").write_text(_MAIN, encoding="utf-8")
+    except OSError as error:
+        msg = f"{folder}: cannot be written ({error.strerror or error}); give another --workspace"
+        raise StorageError(msg) from error
+    return folder
+
+
+def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) -> None:
+    from monailabel.main import Main
+
+    pairs = [word for key, value in conf.items() for word in ("--conf", key, value)]
+    command = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port), *pairs]
+    main = Main(actions=("start_server",))
+    os.environ.setdefault("PYTHONPATH", "")  # MONAI Label hands it on to its processes
+    _log.info("starting; the page will be at http://%s:%d/boltzformer/", host, port)
+    main.action_start_server(main.args_parser().parse_args(command))
+
+
+__all__ = ["add_parser", "run"]

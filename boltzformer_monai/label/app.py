@@ -1,0 +1,148 @@
+"""The app: MONAI Label's interface, with tasks that share one service and with checked routes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
+
+from boltzformer_monai import __version__
+from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.label.infer_task import BoltzFormerInferTask
+from boltzformer_monai.label.safety import image_path
+from boltzformer_monai.label.scoring import UncertaintyScoring
+from boltzformer_monai.label.server_settings import ServerSettings
+from boltzformer_monai.label.service import SegmentService
+from boltzformer_monai.label.strategy import MostUncertain
+from boltzformer_monai.label.train_task import BoltzFormerTrainTask
+
+_log = logging.getLogger(__name__)
+
+MODEL = "boltzformer"
+
+
+class BoltzFormerApp(MONAILabelApp):
+    """BoltzFormer on a MONAI Label server.
+
+    Args:
+        app_dir: folder that MONAI Label was started with.
+        studies: folder of scans, or address of a DICOMweb server.
+        conf: pairs of ``--conf``; see :class:`~boltzformer_monai.label.server_settings.ServerSettings`.
+
+    Raises:
+        BoltzFormerError: a setting or the checkpoint cannot be used.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self.settings = ServerSettings.from_conf(conf, studies=studies)
+        self.service = SegmentService(self.settings)
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="BoltzFormer",
+            description="Segmentation by free-text prompts. Research use only",
+            version=__version__,
+        )
+        self._auto_update_scoring: bool = settings.MONAI_LABEL_AUTO_UPDATE_SCORING and self.settings.auto_scoring
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """The one model."""
+        return {MODEL: BoltzFormerInferTask(self.service)}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Fine-tuning on the saved labels."""
+        return {MODEL: BoltzFormerTrainTask(self.service)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Which scan to label next."""
+        return {"uncertainty": MostUncertain(self.service), "random": Random(), "first": First()}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """How uncertain the model is about each scan."""
+        return {"uncertainty": UncertaintyScoring(self.service)}
+
+    def init_batch_infer(self) -> Callable[..., Any]:
+        """As MONAI Label's, but a scan that cannot be used does not stop the others."""
+        task = BatchInferTask()
+
+        def run(request: dict[str, Any], datastore: Datastore, infer: Callable[..., Any]) -> dict[str, Any]:
+            def careful(each: dict[str, Any], store: Datastore) -> dict[str, Any]:
+                try:
+                    return dict(infer(each, store))
+                except BoltzFormerError as error:
+                    _log.warning("%s: not segmented: %s", each.get("image"), error)
+                    return {"error": error.reason}
+
+            return dict(task(request, datastore, careful))
+
+        return run
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Segment an image of the datastore, or an uploaded one; as MONAI Label's, but no other path is followed.
+
+        Raises:
+            BoltzFormerError: the request or the scan cannot be used.
+        """
+        store = datastore or self.datastore()
+        task = self._infers.get(request.get("model", MODEL))
+        if task is None:
+            msg = f"there is no model {str(request.get('model'))[:60]!a}; there is {MODEL}"
+            raise ConfigError(msg)
+        image_id = str(request["image"])
+        uploaded = self._uploaded(image_id)
+        path = uploaded or image_path(store, image_id)
+        file, params = task({**copy.deepcopy(request), "image": str(path)})
+        label_id = file
+        tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
+        if file and request.get("save_label") and uploaded is None:
+            info = {"model": MODEL, "params": params, "label_info": _label_info(params)}
+            label_id = store.save_label(image_id, file, tag, info)
+        return {"label": label_id, "tag": tag, "file": file, "params": params}
+
+    def server_mode(self, mode: bool) -> None:
+        """MONAI Label calls this when its web server starts: the routes are added here."""
+        super().server_mode(mode)
+        if mode:
+            from monailabel.app import app
+
+            from boltzformer_monai.label.routes import add_routes
+
+            add_routes(app, self)
+
+    def model_info(self, model: str) -> dict[str, Any] | None:
+        """Checksum and time of the checkpoint in use."""
+        info: dict[str, Any] | None = super().model_info(model)
+        return info
+
+    def _download_dcmqi_tools(self) -> None:
+        """Nothing is downloaded: this package writes DICOM SEG itself."""
+
+    def _uploaded(self, image: str) -> Path | None:
+        """An absolute path that MONAI Label made for an upload or a session; ids are no such paths."""
+        if not os.path.isabs(image):
+            return None
+        path = Path(image).resolve()
+        sessions = self.sessions()
+        roots = [Path(tempfile.gettempdir())] + ([Path(sessions.store_path)] if sessions is not None else [])
+        return path if any(path.is_relative_to(root.resolve()) for root in roots) and path.exists() else None
+
+
+def _label_info(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Names as 3D Slicer saves them."""
+    return [{"name": name, "idx": value} for name, value in params.get("label_names", {}).items()]

@@ -1,0 +1,280 @@
+"""What each of MONAI Label's routes may be asked; the keys of the table are the names of its functions.
+
+A name that several modules use stands there with its module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import DefaultLabelTag
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.label.infer_request import HARMLESS, KEYS, parse_request
+from boltzformer_monai.label.safety import (
+    UPLOADS,
+    check_id,
+    check_json,
+    check_tag,
+    image_path,
+    label_path,
+    parse_json,
+)
+from boltzformer_monai.label.service import SegmentService
+
+_SESSION = re.compile(r"[0-9a-fA-F-]{8,64}")
+_TRAIN_KEYS = ("epochs", "learning_rate")
+_Check = Callable[["Checks", dict[str, Any]], None]
+
+
+class Checks:
+    """Checks of arguments against the app's models, methods and datastore.
+
+    Args:
+        app: the running app.
+        service: knows the default prompts.
+    """
+
+    def __init__(self, app: MONAILabelApp, service: SegmentService) -> None:
+        self.app = app
+        self.service = service
+
+    def infer(self, arguments: dict[str, Any]) -> None:
+        _known(arguments["model"], self.app._infers, "model")
+        params = parse_json(arguments.get("params") or "{}", "params")
+        parse_request(params, default_prompts=self.service.default_prompts())
+        self._label_tag(params)
+        if arguments.get("session_id"):
+            self.session(arguments)
+            if self.app.sessions() is None or self.app.sessions().get_session(arguments["session_id"]) is None:
+                raise HTTPException(404, "there is no such session")
+        _upload(arguments.get("file"))
+        arguments["label"] = None  # no input of this model
+        if arguments.get("file") or arguments.get("session_id"):
+            arguments["image"] = ""
+        elif arguments.get("image"):
+            image_path(self.app.datastore(), arguments["image"])
+
+    def batch(self, arguments: dict[str, Any]) -> None:
+        _known(arguments["model"], self.app._infers, "model")
+        params = check_json(arguments.get("params") or {}, "params")
+        parse_request(params, default_prompts=self.service.default_prompts())
+        _whole_numbers(params, ("max_workers", "max_batch_size"))
+        self._label_tag(params)
+        arguments["params"] = {
+            "label_tag": DefaultLabelTag.ORIGINAL.value,
+            **params,
+            # The service chooses its device; MONAI Label divides by the number of GPUs where it chooses.
+            "device": "cpu",
+            "multi_gpu": False,
+            "max_workers": 1,
+        }
+
+    def train(self, arguments: dict[str, Any]) -> None:
+        params = check_json(arguments.get("params") or {}, "params")
+        if "model" in arguments:
+            _known(arguments["model"], self.app._trainers, "trainer")
+            _only(params, _TRAIN_KEYS)
+            self._trainer_numbers(params)
+            return
+        _only(params, tuple(self.app._trainers))
+        for each in params.values():
+            _only(check_json(each, "params"), _TRAIN_KEYS)
+            self._trainer_numbers(each)
+
+    def strategy(self, arguments: dict[str, Any]) -> None:
+        _known(arguments["strategy"], self.app._strategies, "strategy")
+        params = check_json(arguments.get("params") or {}, "params")
+        _only(params, ("labels",))
+        if "labels" in params and not isinstance(params["labels"], list):
+            msg = "labels must be a list of names"
+            raise ConfigError(msg)
+        self._label_tag(params)
+
+    def scoring(self, arguments: dict[str, Any]) -> None:
+        params = check_json(arguments.get("params") or {}, "params")
+        if "method" in arguments:
+            _known(arguments["method"], self.app._scoring_methods, "scoring method")
+            _only(params, ("prompts", "uncertainty"))
+            parse_request(params, default_prompts=self.service.default_prompts())
+        else:
+            _only(params, tuple(self.app._scoring_methods))
+
+    def new_image(self, arguments: dict[str, Any]) -> None:
+        parse_into(arguments, "params")
+        suffix = _upload(arguments["file"])
+        name = arguments.get("image") or str(arguments["file"].filename)[: -len(suffix)]
+        arguments["image"] = check_id(name)
+        arguments["file"].filename = f"upload{suffix}"
+
+    def image(self, arguments: dict[str, Any]) -> None:
+        parse_into(arguments, "info")
+        image_path(self.app.datastore(), arguments["image"])
+        if arguments.get("check_sum") and not re.fullmatch(
+            r"(?i)((md5|sha256|sha512):)?[0-9a-f]+", arguments["check_sum"]
+        ):
+            msg = "check_sum must be ALGORITHM:HEX with MD5, SHA256 or SHA512"
+            raise ConfigError(msg)
+
+    def image_by_id(self, arguments: dict[str, Any]) -> None:
+        image_path(self.app.datastore(), arguments["id"])
+
+    def new_label(self, arguments: dict[str, Any]) -> None:
+        parse_into(arguments, "params")
+        image_path(self.app.datastore(), arguments["image"])
+        arguments["tag"] = check_tag(arguments.get("tag") or DefaultLabelTag.FINAL.value)
+        _upload(arguments["label"])
+
+    def label(self, arguments: dict[str, Any]) -> None:
+        parse_into(arguments, "info")
+        parse_into(arguments, "params")
+        name = arguments.get("label") or arguments.get("id") or arguments.get("image") or ""
+        label_path(self.app.datastore(), name, arguments["tag"])
+
+    def archive(self, arguments: dict[str, Any]) -> None:
+        store = self.app.datastore()
+        labelled = store.get_labeled_images()
+        if not labelled:
+            raise HTTPException(404, "no image has a final label yet")
+        for name in labelled:
+            image_path(store, name)
+
+    def session(self, arguments: dict[str, Any]) -> None:
+        if not _SESSION.fullmatch(arguments["session_id"]):
+            raise HTTPException(404, "there is no such session")
+
+    def new_session(self, arguments: dict[str, Any]) -> None:
+        for number, file in enumerate(arguments["files"]):
+            file.filename = f"upload{number}{_upload(file)}"
+        if not 0 <= arguments.get("expiry", 0) <= 7 * 24 * 3600:
+            msg = "expiry must be from 0 to 604800 seconds"
+            raise ConfigError(msg)
+        # Archives are unpacked by no one: they could fill the disk or lead elsewhere.
+        if arguments.get("uncompress"):
+            msg = "archives are not unpacked here; send the files themselves"
+            raise ConfigError(msg)
+
+    def model_name(self, arguments: dict[str, Any]) -> None:
+        _known(arguments["model"], self.app._infers, "model")
+
+    def refused(self, arguments: dict[str, Any]) -> None:
+        raise HTTPException(405, "this server's model changes by training only")
+
+    def no_slides(self, arguments: dict[str, Any]) -> None:
+        raise HTTPException(404, "there is no model for whole-slide images here")
+
+    def proxy(self, arguments: dict[str, Any]) -> None:
+        path = str(arguments.get("path", ""))
+        if not str(self.app.studies).startswith(("http://", "https://")):
+            raise HTTPException(404, "the studies are no DICOMweb server, so there is nothing to pass on")
+        if ".." in path.split("/") or "\\" in path or "://" in path or any(ord(letter) < 32 for letter in path):
+            raise HTTPException(404, "no such path on the DICOMweb server")
+
+    def log(self, arguments: dict[str, Any]) -> None:
+        for name, most in (("lines", 100_000), ("refresh", 86_400)):
+            if not 0 <= (arguments.get(name) or 0) <= most:
+                msg = f"{name} must be from 0 to {most}"
+                raise ConfigError(msg)
+
+    def static(self, arguments: dict[str, Any]) -> None:
+        path = str(arguments.get("path", ""))
+        if ".." in path or "\\" in path or "\0" in path or path.startswith("/"):
+            raise HTTPException(404, "no such file")
+
+    def _label_tag(self, params: Mapping[str, Any]) -> None:
+        if params.get("label_tag"):
+            check_tag(str(params["label_tag"]))
+
+    def _trainer_numbers(self, params: Mapping[str, Any]) -> None:
+        _whole_numbers(params, ("epochs",), low=1, high=1000)
+        rate = params.get("learning_rate")
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1):
+            msg = f"learning_rate must lie between 0 and 1, got {str(rate)[:40]!a}"
+            raise ConfigError(msg)
+
+
+def parse_into(arguments: dict[str, Any], name: str) -> None:
+    """Check a JSON form field, where the route has it."""
+    if name in arguments:
+        parse_json(arguments[name] or "{}", name)
+        arguments[name] = arguments[name] or "{}"
+
+
+def _known(name: str, things: Mapping[str, Any], what: str) -> None:
+    if name not in things:
+        raise HTTPException(404, f"there is no {what} {name[:60]!a}; there is {', '.join(things)}")
+
+
+def _only(params: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in params:
+        if key not in keys and key not in HARMLESS and key not in KEYS:
+            msg = f"unknown parameter {str(key)[:60]!a}; known are {', '.join(keys)}"
+            raise ConfigError(msg)
+
+
+def _whole_numbers(params: Mapping[str, Any], keys: Sequence[str], *, low: int = 0, high: int = 100_000) -> None:
+    for key in keys:
+        value = params.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+            msg = f"{key} must be a whole number from {low} to {high}, got {str(value)[:40]!a}"
+            raise ConfigError(msg)
+
+
+def _upload(file: UploadFile | None) -> str:
+    """The ending of an uploaded file, which is all that remains of its name."""
+    if file is None:
+        return ""
+    name = str(file.filename or "upload.nii.gz")
+    suffix = next((ending for ending in UPLOADS if name.lower().endswith(ending)), None)
+    if suffix is None:
+        msg = f"a file named {name[-40:]!a} is not taken; its name must end in {', '.join(UPLOADS)}"
+        raise ConfigError(msg)
+    if file.size == 0:
+        msg = "the uploaded file is empty"
+        raise ConfigError(msg)
+    return suffix
+
+
+CHECKS: dict[str, _Check] = {
+    "api_run_inference": Checks.infer,
+    "api_sample": Checks.strategy,
+    "api_run_method": Checks.scoring,
+    "api_run_model": Checks.train,
+    "batch_infer.api_run": Checks.batch,
+    "train.api_run": Checks.train,
+    "scoring.api_run": Checks.scoring,
+    "api_add_image": Checks.new_image,
+    "api_remove_image": Checks.image_by_id,
+    "api_check_image": Checks.image,
+    "api_download_image": Checks.image,
+    "api_get_image_info": Checks.image,
+    "api_put_image_info": Checks.image,
+    "api_save_label": Checks.new_label,
+    "api_remove_label": Checks.label,
+    "api_check_label": Checks.label,
+    "api_download_label": Checks.label,
+    "api_get_label_info": Checks.label,
+    "api_put_label_info": Checks.label,
+    "api_update_label_info": Checks.label,
+    "api_download_dataset": Checks.archive,
+    "api_get_session": Checks.session,
+    "api_remove_session": Checks.session,
+    "api_create_session": Checks.new_session,
+    "api_download_model": Checks.model_name,
+    "api_model_info": Checks.model_name,
+    "api_update_model": Checks.refused,
+    "api_delete_model": Checks.refused,
+    "api_run_wsi_inference": Checks.no_slides,
+    "api_run_wsi_v2_inference": Checks.no_slides,
+    "proxy_wado": Checks.proxy,
+    "proxy_qido": Checks.proxy,
+    "proxy_stow": Checks.proxy,
+    "proxy": Checks.proxy,
+    "api_get_logs": Checks.log,
+    "api_get_ohif": Checks.static,
+}

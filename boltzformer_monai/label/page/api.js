@@ -1,0 +1,66 @@
+// The server's own routes. Every failure becomes an Error whose message is one line for the status line.
+
+const BASE = new URL("api/", document.baseURI);
+const LONGEST = 300;
+let token = "";
+
+/** Sent with every request from now on; kept in memory only. */
+export function signIn(value) {
+  token = value.trim();
+}
+
+export class ApiError extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** What the server calls the reason, in one line; FastAPI gives a list of them for a malformed request. */
+async function reason(response) {
+  let detail;
+  try {
+    detail = (await response.json()).detail;
+  } catch {
+    detail = "";
+  }
+  if (Array.isArray(detail)) {
+    detail = detail.map((part) => part?.msg ?? "").filter(Boolean).join("; ");
+  }
+  const line = String(detail || `the server answered ${response.status} ${response.statusText}`);
+  return line.replace(/\s+/g, " ").trim().slice(0, LONGEST);
+}
+
+async function request(path, options = {}) {
+  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  let response;
+  try {
+    response = await fetch(new URL(path, BASE), { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The server does not answer; is it still running?");
+  }
+  if (!response.ok) throw new ApiError(await reason(response), response.status);
+  return response;
+}
+
+/** What the server offers: scans, default prompts, known names. */
+export async function config() {
+  return (await request("config")).json();
+}
+
+/** The scan as NIfTI, an ArrayBuffer. */
+export async function scan(id, signal) {
+  return (await request(`images/${encodeURIComponent(id)}/scan.nii.gz`, { signal })).arrayBuffer();
+}
+
+/** Runs the model; resolves to the reply with `result` and `findings`. */
+export async function segment(order) {
+  const body = JSON.stringify(order);
+  return (await request("segment", { method: "POST", headers: { "Content-Type": "application/json" }, body })).json();
+}
+
+/** One file of a result, as a Blob. */
+export async function file(result, name) {
+  return (await request(`results/${encodeURIComponent(result)}/${name}`)).blob();
+}

@@ -1,0 +1,33 @@
+// Buttons that save the files of a result.
+
+import { file } from "./api.js";
+
+/** Saves a Blob under a name. */
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** What this reply offers: [text of the button, the server's name of the file]. */
+function offered(reply) {
+  return [
+    ["Masks (NIfTI)", "labels.nii.gz"],
+    ...(reply.uncertainty ? [["Uncertainty (NIfTI)", "uncertainty.nii.gz"]] : []),
+    ...(reply.dicom_seg ? [["DICOM SEG", "segmentation.dcm"]] : []),
+    ["Summary (JSON)", "summary.json"],
+  ];
+}
+
+/** Fills the group with a button for every file; `guard` runs what may fail and reports it. */
+export function showDownloads(group, reply, image, guard) {
+  const stem = image.replace(/[^\p{L}\p{N}._-]+/gu, "_");
+  const buttons = offered(reply).map(([text, name]) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    button.addEventListener("click", () => guard(async () => save(await file(reply.result, name), `${stem}-${name}`)));
+    return button;
+  });
+  group.replaceChildren(...buttons);
+}

@@ -1,0 +1,179 @@
+// The page: choose a scan, type what to look for, see and save what was found.
+
+import * as api from "./api.js";
+import { showDownloads } from "./downloads.js";
+import { showFindings } from "./findings.js";
+import { PositionControls } from "./positions.js";
+import { parsePrompts, startsRun, withPrompt } from "./prompts.js";
+import { busy, done, failed, guard } from "./status.js";
+import { WindowControls } from "./windows.js";
+
+const $ = (id) => document.getElementById(id);
+const share = (id) => Number($(id).value) / 100;
+
+let viewer = null;
+let images = new Map();
+let loading = null; // the AbortController of the scan that is being fetched
+let running = false;
+
+const windows = new WindowControls((low, high) => viewer.setWindow(low, high));
+const positions = new PositionControls((voxel) => viewer.moveTo(voxel));
+
+async function startViewer() {
+  let module;
+  try {
+    module = await import("./viewer.js");
+  } catch {
+    throw new Error("the viewer was not built into this installation; run `make page` in the repository and reload");
+  }
+  if (!document.createElement("canvas").getContext("webgl2")) {
+    throw new Error("this browser has no WebGL 2, which the viewer needs; try another one or switch it on");
+  }
+  viewer = await module.Viewer.attach($("canvas"), {
+    onPlace: (place) => positions.show(place),
+    onWindow: (low, high) => windows.follow(low, high),
+  });
+}
+
+function fill(config) {
+  $("version").textContent = `version ${config.version}`;
+  images = new Map(config.images.map((image) => [image.id, image]));
+  $("scan").replaceChildren(...config.images.map(({ id }) => new Option(id, id)));
+  $("scan").disabled = images.size === 0;
+  $("prompts").value ||= config.prompts.join("\n");
+  $("presence-line").hidden = !config.presence;
+  const [fewest, most] = [Math.min(...config.uncertainty), Math.max(...config.uncertainty)];
+  Object.assign($("repeats"), { min: fewest, max: most, value: Math.min(most, Math.max(fewest, 8)) });
+  $("known").hidden = config.targets.length === 0;
+  $("targets").replaceChildren(
+    ...config.targets.map((target) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: target });
+      button.addEventListener("click", () => ($("prompts").value = withPrompt($("prompts").value, target)));
+      return button;
+    }),
+  );
+}
+
+async function loadScan() {
+  const id = $("scan").value;
+  loading?.abort();
+  loading = new AbortController();
+  $("run").disabled = true;
+  $("results").hidden = true;
+  $("uncertainty-opacity").disabled = true;
+  viewer.clear();
+  busy(`Loading ${id}…`);
+  const { signal } = loading;
+  const bytes = await api.scan(id, signal);
+  const scan = await viewer.showScan(bytes);
+  if (signal.aborted) return;
+  positions.reset(scan.size);
+  windows.reset({ ...scan, modality: images.get(id).modality });
+  viewer.moveTo(scan.size.map((count) => Math.floor(count / 2)));
+  $("run").disabled = false;
+  done(`${id}: ${scan.size.join(" × ")} voxels. Type what to look for.`);
+}
+
+function order() {
+  const prompts = parsePrompts($("prompts").value);
+  if (prompts.length === 0) throw new Error("no prompt; type what to look for, one a line");
+  if ($("uncertain").checked && !$("repeats").checkValidity()) {
+    throw new Error(`the number of decodings must be ${$("repeats").min} to ${$("repeats").max}`);
+  }
+  if (!$("threshold").checkValidity()) throw new Error("the probability must be between 0.01 and 0.99");
+  return {
+    image: $("scan").value,
+    prompts,
+    uncertainty: $("uncertain").checked ? Number($("repeats").value) : 0,
+    ...($("threshold").value && { threshold: Number($("threshold").value) }),
+    ...(!$("presence-line").hidden && { presence: $("presence").checked }),
+  };
+}
+
+async function run() {
+  const asked = order();
+  busy(`Looking for ${asked.prompts.length === 1 ? asked.prompts[0] : `${asked.prompts.length} prompts`}…`);
+  const reply = await api.segment(asked);
+  if ($("scan").value !== asked.image) return; // another scan was chosen meanwhile
+  await show(reply, asked.image);
+}
+
+async function show(reply, image) {
+  const bytes = async (name) => (await api.file(reply.result, name)).arrayBuffer();
+  const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
+  viewer.clear();
+  const places = await viewer.showLabels(await bytes("labels.nii.gz"), names, share("opacity"));
+  $("uncertainty-opacity").disabled = !reply.uncertainty;
+  if (reply.uncertainty) await viewer.showUncertainty(await bytes("uncertainty.nii.gz"), share("uncertainty-opacity"));
+  showFindings($("findings"), reply.findings, places, {
+    onToggle: (label, shown) => viewer.setShown(label, shown),
+    onGo: (voxel) => viewer.goTo(voxel),
+  });
+  showDownloads($("downloads"), reply, image, guard);
+  $("results").hidden = false;
+  const first = reply.findings.find(({ label, found }) => found && places.has(label));
+  if (first) viewer.goTo(places.get(first.label));
+  const how = `${reply.seconds.toFixed(1)} s${reply.cached ? ", with image features kept from before" : ""}`;
+  const missing = reply.findings.filter(({ found }) => !found).map(({ prompt }) => prompt);
+  const rest = missing.length ? ` Not found: ${missing.join(", ")}.` : "";
+  done(`${names.size} of ${reply.findings.length} found in ${how}.${rest}`);
+}
+
+async function submit() {
+  if (running || $("run").disabled) return;
+  running = true;
+  $("run").setAttribute("aria-disabled", "true");
+  await guard(run);
+  $("run").removeAttribute("aria-disabled");
+  running = false;
+}
+
+function slide(id, apply) {
+  const tell = () => {
+    $(`${id}-value`).value = `${$(id).value} %`;
+    viewer?.[apply](share(id));
+  };
+  $(id).addEventListener("input", tell);
+  tell();
+}
+
+async function start() {
+  busy("Loading…");
+  try {
+    fill(await api.config());
+    $("sign-in").hidden = true;
+  } catch (error) {
+    $("sign-in").hidden = error.status !== 401;
+    throw error;
+  }
+  if (!viewer) await startViewer();
+  if (images.size === 0) throw new Error("the server has no scan; put one into its studies folder and reload");
+  await loadScan();
+}
+
+function signIn() {
+  api.signIn($("token").value);
+  guard(start);
+}
+
+slide("opacity", "setLabelOpacity");
+slide("uncertainty-opacity", "setUncertaintyOpacity");
+$("radiological").addEventListener("change", () => viewer?.setRadiological($("radiological").checked));
+$("scan").addEventListener("change", () => guard(loadScan));
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+$("prompts").addEventListener("keydown", (event) => {
+  if (!startsRun(event)) return;
+  event.preventDefault();
+  submit();
+});
+$("use-token").addEventListener("click", signIn);
+$("token").addEventListener("keydown", (event) => {
+  if (!startsRun(event)) return;
+  event.preventDefault();
+  signIn();
+});
+window.addEventListener("unhandledrejection", (event) => failed(event.reason));
+guard(start);

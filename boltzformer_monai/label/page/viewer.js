@@ -1,0 +1,191 @@
+// The picture: NiiVue with a scan, and on its grid a label map and an uncertainty map.
+
+import { DRAG_MODE, MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER } from "./vendor/niivue.js";
+import { labelColormap } from "./colours.js";
+import { placesOf } from "./places.js";
+
+const OPTIONS = {
+  backColor: [0, 0, 0, 1],
+  crosshairColor: [0.35, 0.75, 1, 1],
+  crosshairGap: 8,
+  crosshairWidth: 0.3,
+  crosshairWidthUnit: "percent",
+  dragAndDropEnabled: false,
+  dragMode: DRAG_MODE.pan,
+  fontColor: [0.95, 0.95, 0.95, 1],
+  fontMinPx: 15,
+  isRadiologicalConvention: true,
+  loadingText: "",
+  logLevel: "error",
+  multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+  multiplanarPadPixels: 20,
+  multiplanarShowRender: SHOW_RENDER.ALWAYS,
+  show3Dcrosshair: true,
+  showAllOrientationMarkers: true,
+};
+// Transparent where certain, then from violet to yellow.
+const UNCERTAINTY = { R: [0, 150, 255, 255], G: [0, 40, 110, 255], B: [0, 170, 60, 90], A: [0, 110, 200, 255], I: [0, 60, 150, 255] };
+const MOVES = {
+  ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0],
+  PageUp: [0, 0, 1], PageDown: [0, 0, -1],
+};
+const TURN_DEGREES = 5;
+const FRONT = [160, 15]; // degrees: the patient from the front, a little from the side and from above
+
+/** Lowest and highest value; NiiVue's own leave the air out. */
+function extremes({ img, hdr }) {
+  let [lowest, highest] = [Infinity, -Infinity];
+  for (const stored of img) {
+    if (stored < lowest) lowest = stored;
+    if (stored > highest) highest = stored;
+  }
+  if (lowest > highest) return [0, 1]; // not a number anywhere
+  const ends = [lowest, highest].map((stored) => stored * (hdr.scl_slope || 1) + (hdr.scl_inter || 0));
+  return ends.sort((a, b) => a - b);
+}
+
+export class Viewer {
+  #nv;
+  #labels = null;
+  #uncertainty = null;
+  #names = new Map();
+  #hidden = new Set();
+
+  /** `onPlace` hears where the crosshair is, `onWindow(low, high)` when the grey window is changed in the picture. */
+  static async attach(canvas, { onPlace, onWindow }) {
+    const viewer = new Viewer();
+    viewer.#nv = new Niivue(OPTIONS);
+    viewer.#nv.addColormap("uncertainty", UNCERTAINTY);
+    viewer.#nv.onLocationChange = (place) => onPlace(viewer.#describe(place));
+    viewer.#nv.onIntensityChange = (volume) => onWindow(volume.cal_min, volume.cal_max);
+    // Before NiiVue sees them: its own keys are single letters that nobody would expect, and one of them is an alert.
+    canvas.parentElement.addEventListener("keydown", (event) => viewer.#key(event), { capture: true });
+    canvas.parentElement.addEventListener("keyup", (event) => event.stopPropagation(), { capture: true });
+    await viewer.#nv.attachToCanvas(canvas);
+    viewer.#nv.setRenderAzimuthElevation(...FRONT);
+    return viewer;
+  }
+
+  /** Shows a scan (bytes of a NIfTI file) and nothing over it; resolves to its size (RAS) and its grey values. */
+  async showScan(bytes) {
+    const volume = await NVImage.new(bytes, "scan.nii.gz", "gray", 1);
+    this.clear();
+    while (this.#nv.volumes.length) this.#nv.removeVolume(this.#nv.volumes.at(-1));
+    this.#nv.addVolume(volume);
+    this.#nv.scene.crosshairPos = [0.5, 0.5, 0.5];
+    this.#nv.createOnLocationChange();
+    const [lowest, highest] = extremes(volume);
+    return {
+      size: volume.dimsRAS.slice(1, 4),
+      lowest,
+      highest,
+      low: volume.cal_min,
+      high: volume.cal_max,
+    };
+  }
+
+  /** Lays a label map over the scan; `names` maps values to prompts. Resolves to a voxel [i, j, k] for each value. */
+  async showLabels(bytes, names, opacity) {
+    const volume = await NVImage.new(bytes, "labels.nii.gz", "gray", opacity);
+    this.#remove(this.#labels);
+    this.#labels = volume;
+    this.#names = names;
+    this.#hidden.clear();
+    volume.setColormapLabel(labelColormap(names, this.#hidden));
+    this.#nv.addVolume(volume);
+    return placesOf(volume.img, volume.hdr.dims.slice(1, 4));
+  }
+
+  /** Lays an uncertainty map (0–255 for 0–1 bit) over the scan. */
+  async showUncertainty(bytes, opacity) {
+    const volume = await NVImage.new(bytes, "uncertainty.nii.gz", "uncertainty", opacity, null, 0, 255);
+    this.#remove(this.#uncertainty);
+    this.#uncertainty = volume;
+    this.#nv.addVolume(volume);
+  }
+
+  /** Only the scan stays. */
+  clear() {
+    this.#remove(this.#uncertainty);
+    this.#remove(this.#labels);
+    [this.#labels, this.#uncertainty] = [null, null];
+  }
+
+  /** Shows or hides one label. */
+  setShown(value, shown) {
+    if (shown) this.#hidden.delete(value);
+    else this.#hidden.add(value);
+    this.#labels?.setColormapLabel(labelColormap(this.#names, this.#hidden));
+    this.#nv.updateGLVolume();
+  }
+
+  setWindow(low, high) {
+    const [scan] = this.#nv.volumes;
+    if (!scan) return;
+    [scan.cal_min, scan.cal_max] = [low, high];
+    this.#nv.updateGLVolume();
+  }
+
+  setLabelOpacity(share) {
+    this.#setOpacity(this.#labels, share);
+  }
+
+  setUncertaintyOpacity(share) {
+    this.#setOpacity(this.#uncertainty, share);
+  }
+
+  /** Is the patient's right on the left of the picture? */
+  setRadiological(yes) {
+    this.#nv.setRadiologicalConvention(yes);
+  }
+
+  /** Puts the crosshair on a voxel in RAS order, as the sliders count. */
+  moveTo(voxel) {
+    this.#look(this.#nv.vox2frac(voxel));
+  }
+
+  /** Puts the crosshair on a voxel [i, j, k] of the file. */
+  goTo([i, j, k]) {
+    const rows = this.#nv.volumes[0].hdr.affine;
+    const mm = [0, 1, 2].map((axis) => rows[axis][0] * i + rows[axis][1] * j + rows[axis][2] * k + rows[axis][3]);
+    this.#look(this.#nv.mm2frac(mm, 0, true));
+  }
+
+  #look(fraction) {
+    this.#nv.scene.crosshairPos = fraction;
+    this.#nv.createOnLocationChange();
+    this.#nv.drawScene();
+  }
+
+  #remove(volume) {
+    if (volume) this.#nv.removeVolume(volume);
+  }
+
+  #setOpacity(volume, share) {
+    if (volume) this.#nv.setOpacity(this.#nv.volumes.indexOf(volume), share);
+  }
+
+  #describe({ mm, values }) {
+    const at = (volume) => values[this.#nv.volumes.indexOf(volume)]?.value ?? 0;
+    const label = this.#labels ? (this.#names.get(Math.round(at(this.#labels))) ?? "") : "";
+    const voxel = Array.from(this.#nv.frac2vox(this.#nv.scene.crosshairPos)).slice(0, 3);
+    return { voxel, mm: Array.from(mm).slice(0, 3), value: at(this.#nv.volumes[0]), label };
+  }
+
+  #key(event) {
+    event.stopPropagation();
+    const move = MOVES[event.key];
+    if (!move || !this.#nv.volumes.length || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    if (!event.shiftKey) this.#nv.moveCrosshairInVox(...this.#onScreen(move));
+    else {
+      const { renderAzimuth, renderElevation } = this.#nv.scene;
+      this.#nv.setRenderAzimuthElevation(renderAzimuth - TURN_DEGREES * move[0], renderElevation + TURN_DEGREES * move[1]);
+    }
+  }
+
+  /** The arrow to the right moves to the right of the picture, whichever side of the patient that is. */
+  #onScreen([x, y, z]) {
+    return [this.#nv.opts.isRadiologicalConvention ? -x : x, y, z];
+  }
+}

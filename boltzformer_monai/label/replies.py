@@ -1,0 +1,91 @@
+"""Errors as a client may see them: a status, one line, and no path of the server in it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from monailabel.interfaces.exception import (
+    ImageNotFoundException,
+    LabelNotFoundException,
+    MONAILabelError,
+    MONAILabelException,
+)
+from starlette.exceptions import HTTPException
+
+from boltzformer_monai.errors import (
+    BoltzFormerError,
+    CancelledError,
+    CheckpointError,
+    DatasetError,
+    StorageError,
+    VolumeError,
+    user_error,
+)
+from boltzformer_monai.label.safety import UnknownIdError
+
+_log = logging.getLogger(__name__)
+
+_STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
+    (UnknownIdError, 404),
+    (VolumeError, 422),
+    (StorageError, 503),
+    (DatasetError, 409),
+    (CheckpointError, 503),
+    (CancelledError, 503),
+    (BoltzFormerError, 400),
+)
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/:;,'\"()]+/)+")
+_LONGEST = 400
+
+
+def problem(error: BaseException) -> tuple[int, str] | None:
+    """Status and line for what a request can cause; ``None`` for a bug."""
+    if isinstance(error, HTTPException):
+        # MONAI Label answers 500 where it means a mistake of the client.
+        return (400 if error.status_code == 500 else error.status_code), one_line(str(error.detail))
+    if (known := user_error(error)) is not None:
+        if getattr(known, "reason", "") == "write":
+            return 503, one_line(str(known))
+        return next(status for kind, status in _STATUS if isinstance(known, kind)), one_line(str(known))
+    if isinstance(error, ImageNotFoundException | LabelNotFoundException):
+        return 404, one_line(str(error.msg))
+    if isinstance(error, MONAILabelException):
+        bad = error.error in (MONAILabelError.INVALID_INPUT, MONAILabelError.APP_INIT_ERROR)
+        return (404 if bad else 400), one_line(str(error.msg))
+    return None
+
+
+def one_line(text: str) -> str:
+    """The text on one line, without the folders of absolute paths."""
+    for folder in (tempfile.gettempdir(), str(Path.home())):
+        text = text.replace(folder + "/", "")
+    return " ".join(_FOLDERS.sub("", text).split())[:_LONGEST]
+
+
+def add_error_replies(app: FastAPI) -> None:
+    """Answer every error of every route as ``{"detail": "one line"}``."""
+
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        status, detail = problem(error) or (500, "internal error; the server's log says more")
+        headers = getattr(error, "headers", None)
+        return JSONResponse({"detail": detail}, status, headers=headers)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert_errors = error.errors() if isinstance(error, RequestValidationError) else []
+        parts = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in assert_errors[:3]]
+        return JSONResponse({"detail": one_line("; ".join(parts).encode("ascii", "replace").decode())}, 422)
+
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": "internal error; the server's log says more"}, 500)
+
+    app.add_exception_handler(BoltzFormerError, known)
+    app.add_exception_handler(MONAILabelException, known)
+    app.add_exception_handler(HTTPException, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, bug)

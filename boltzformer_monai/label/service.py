@@ -1,0 +1,252 @@
+"""The one way from a request to a result: both MONAI Label's infer route and ours come through here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
+from boltzformer_monai.engines.bundle import device_by_name
+from boltzformer_monai.errors import BoltzFormerError
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.feature_cache import FeatureCache
+from boltzformer_monai.inferers.results import Recipe, file_sha256, source_digest
+from boltzformer_monai.inferers.segmenter import VolumeSegmenter
+from boltzformer_monai.inferers.volume_result import VolumeResult
+from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.label.infer_request import SegmentRequest
+from boltzformer_monai.label.server_settings import ServerSettings
+from boltzformer_monai.label.vocabulary import Vocabulary
+
+_log = logging.getLogger(__name__)
+
+_SHARE_OF_SCANS = 4  # of the memory, one part in so many is for scans, the rest for their features
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint in memory."""
+
+    segmenter: VolumeSegmenter
+    sha256: str
+    stamp: tuple[str, int, int]
+    """Path, time and size of its file."""
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A result, open as long as the ``with`` block that it came from."""
+
+    result: VolumeResult
+    recipe: Recipe
+    scan: Scan
+    seconds: float
+    cached: bool
+    """No slice had to be encoded."""
+
+
+class SegmentService:
+    """Network, caches and the lock around them.
+
+    Requests are served one after the other, so parallel ones get what serial ones get. A new checkpoint of the
+    server's own training is taken up by the next request.
+
+    Args:
+        settings: of the server.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.vocabulary = Vocabulary(settings.workspace / "labels.json")
+        memory = settings.cache_mb * 2**20
+        self.features = FeatureCache(memory - memory // _SHARE_OF_SCANS)
+        self._scans = _ScanCache(memory // _SHARE_OF_SCANS)
+        self._lock = threading.Lock()
+        self._model: Model | None = None
+        self.vocabulary.declare(self.default_prompts())
+
+    def model(self) -> Model:
+        """The newest checkpoint, loaded when first needed.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            ConfigError: there is no such device.
+        """
+        with self._lock:
+            return self._current()
+
+    def reload(self) -> None:
+        """Forget network and caches; the next request loads anew."""
+        with self._lock:
+            self._model = None
+            self.features.clear()
+            self._scans.clear()
+
+    def targets(self) -> list[str]:
+        """Names that the checkpoint was trained on, in order; a learned one as its author wrote it."""
+        data = self.model().segmenter.description.data
+        written = {normalise_target(name): name for name in self.learned().get("names", [])}
+        names = dict.fromkeys(str(entry["target"]) for entry in data.get("targets", []))
+        return [_as_written(written.get(name, name)) for name in names]
+
+    def default_prompts(self) -> list[str]:
+        """The configured ones, else the checkpoint's targets; then what was learned from saved labels."""
+        learned = [_as_written(name) for name in self.learned().get("names", [])]
+        prompts: dict[str, str] = {}
+        for prompt in [*(self.settings.prompts or self.targets()), *learned]:
+            prompts.setdefault(normalise_prompt(prompt), prompt)
+        return list(prompts.values())
+
+    def learned(self) -> dict[str, Any]:
+        """``{"names", "labels"}``: what the checkpoint in use has learned from labels saved on this server."""
+        found = self.model().segmenter.description.data.get("learned", {})
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    def declared(self) -> dict[str, int]:
+        """Names and their numbers, as /info shows them: default prompts first, then what was asked."""
+        self.vocabulary.declare(self.default_prompts())
+        return self.vocabulary.names()
+
+    @contextlib.contextmanager
+    def segmented(self, image: Path, request: SegmentRequest, *, ending: str = ".nii.gz") -> Iterator[Segmented]:
+        """Segment a scan.
+
+        Args:
+            image: file or DICOM folder; trusted: checked by the caller.
+            request: what to do.
+            ending: of the files to be written.
+
+        Raises:
+            BoltzFormerError: the scan or the checkpoint cannot be used.
+        """
+        with self._lock:
+            started = time.monotonic()
+            model = self._current()
+            scan = Scan(image.name, image)
+            modality = request.modality or self.settings.modality
+            volume = self._scans.read(scan, modality)
+            if volume.modality == "unknown" and modality is None:
+                modality = self._only_modality(model)
+            rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
+            inferer = model.segmenter.inferer(
+                request.prompts,
+                window=request.shown,
+                planes=request.planes,
+                presence=request.presence,
+                modality=modality,
+                batch_size=self.settings.batch_size,
+                threshold=request.threshold,
+                seed=request.seed,
+                repeats=request.repeats,
+                together=self.settings.together,
+                slices_together=self.settings.slices_together,
+                features=self.features,
+            )
+            before = self.features.misses
+            result = inferer.segment(volume, model.segmenter.network)
+            cached = self.features.misses == before
+        recipe = Recipe(
+            prompts=request.prompts,
+            model=model.sha256,
+            seed=request.seed,
+            threshold=request.threshold,
+            planes=tuple(inferer.planes),
+            presence=None if rule is None else asdict(rule),
+            repeats=request.repeats,
+            arbitration=request.arbitration,
+            ending=ending,
+            window=None if request.window is None else _words(request.window),
+            modality=modality,
+            precision=self.settings.precision,
+        )
+        with result:
+            yield Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached)
+
+    def volume(self, image: Path) -> Volume:
+        """Read a scan, or take it from memory.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        with self._lock:
+            return self._scans.read(Scan(image.name, image), self.settings.modality)
+
+    def _current(self) -> Model:
+        path = self.settings.current_checkpoint
+        stamp = _stamp(path)
+        if self._model is not None and self._model.stamp == stamp:
+            return self._model
+        try:
+            loaded = self._load(path, stamp)
+        except BoltzFormerError:
+            if path == self.settings.checkpoint:
+                raise
+            # The server's own training must never be able to stop it.
+            _log.exception("the trained checkpoint cannot be used; going on with the one given")
+            loaded = self._load(self.settings.checkpoint, stamp)
+        self.features.clear()
+        self._model = loaded
+        return loaded
+
+    def _load(self, path: Path, stamp: tuple[str, int, int]) -> Model:
+        device = device_by_name(self.settings.device)
+        segmenter = VolumeSegmenter.from_checkpoint(path, device=device, precision=self.settings.precision)
+        segmenter.require_trained()
+        return Model(segmenter, file_sha256(path), stamp)
+
+    def _only_modality(self, model: Model) -> str | None:
+        known = {str(entry["modality"]) for entry in model.segmenter.description.data.get("targets", [])}
+        return known.pop() if len(known) == 1 else None
+
+
+class _ScanCache:
+    """The last scans read, up to so many bytes; a file that changed is read again."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._volumes: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
+
+    def clear(self) -> None:
+        self._volumes.clear()
+
+    def read(self, scan: Scan, modality: str | None) -> Volume:
+        digest = source_digest(scan) if scan.place.exists() else ""
+        key = (str(scan.place), modality)
+        known = self._volumes.get(key)
+        if known is not None and known[0] == digest:
+            self._volumes.move_to_end(key)
+            return known[1]
+        # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
+        volume = read_volume(scan.place, tilt="keep")
+        if volume.modality == "unknown" and modality is not None:
+            volume = read_volume(scan.place, modality=modality, tilt="keep")
+        self._volumes[key] = (digest, volume)
+        while self._volumes and sum(each.array.nbytes for _, each in self._volumes.values()) > self.limit:
+            self._volumes.popitem(last=False)
+        return volume
+
+
+def _as_written(name: str) -> str:
+    """A segment's name as a prompt: as it was written, or in the words it was trained by where these are others."""
+    target = normalise_target(name)
+    return name if normalise_prompt(name) == target else target
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
+def _words(window: str | tuple[float, float]) -> tuple[str, ...]:
+    return (window,) if isinstance(window, str) else tuple(str(number) for number in window)

@@ -1,0 +1,50 @@
+"""Requests that are too large are refused before they fill the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+_JSON_LIMIT = 2**20
+
+
+class UploadLimit:
+    """ASGI middleware: 413 for a body above the limit, told by its header or counted as it comes.
+
+    Args:
+        app: the next application.
+        limit: bytes of an upload; a body of JSON may have 1 MiB.
+    """
+
+    def __init__(self, app: Any, *, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        multipart = headers.get(b"content-type", b"").startswith(b"multipart/")
+        limit = self.limit if multipart else min(self.limit, _JSON_LIMIT)
+        if "/proxy/" in scope["path"]:
+            limit = self.limit
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > limit:
+            reply = JSONResponse({"detail": f"the request is larger than the {limit} bytes that are taken"}, 413)
+            await reply(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                # The client is told nothing but that it was cut off: a reply may be under way already.
+                return {"type": "http.disconnect"}
+            return message
+
+        await self.app(scope, counted, send)

@@ -1,0 +1,78 @@
+"""Which number a name has in this server's label maps: the same in every reply, so that viewers may rely on /info."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from boltzformer_monai.data.prompts import normalise_prompt
+from boltzformer_monai.errors import StorageError
+from boltzformer_monai.io.atomic import atomic_path
+
+_log = logging.getLogger(__name__)
+
+MOST = 255
+DECLARED = 200
+"""Names that are remembered; the numbers above are for prompts that come later."""
+
+
+class Vocabulary:
+    """Name → number from 1 on; a number that was given stays, also over restarts.
+
+    OHIF shows only numbers that /info declares, and 3D Slicer names segments in the order of their numbers.
+
+    Args:
+        file: JSON, kept up to date.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._numbers: dict[str, int] = {}
+        self._read()
+
+    def names(self) -> dict[str, int]:
+        """All names declared so far, by number."""
+        with self._lock:
+            return dict(sorted(self._numbers.items(), key=lambda item: item[1]))
+
+    def declare(self, names: Iterable[str]) -> None:
+        """Give numbers to names that have none, as long as there is room."""
+        with self._lock:
+            known = {normalise_prompt(name) for name in self._numbers}
+            fresh = [name for name in dict.fromkeys(names) if normalise_prompt(name) not in known]
+            for name in fresh[: max(0, DECLARED - len(self._numbers))]:
+                self._numbers[name] = len(self._numbers) + 1
+            if fresh:
+                self._write()
+
+    def values(self, prompts: Sequence[str]) -> list[int]:
+        """A number for each of up to 255 different prompts; what is new is declared from now on."""
+        self.declare(prompts)
+        with self._lock:
+            known = {normalise_prompt(name): number for name, number in self._numbers.items()}
+        found = [known.get(normalise_prompt(prompt)) for prompt in prompts]
+        free = iter(sorted(set(range(1, MOST + 1)) - set(found), key=lambda n: (n <= len(known), n)))
+        return [next(free) if number is None else number for number in found]
+
+    def _read(self) -> None:
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+            self._numbers = {str(name): index for index, name in enumerate(content["names"][:DECLARED], 1)}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError):
+            _log.warning("%s: cannot be read and is made anew", self.file)
+
+    def _write(self) -> None:
+        ordered = sorted(self._numbers, key=lambda name: self._numbers[name])
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.file) as temporary:
+                temporary.write_text(json.dumps({"names": ordered}, ensure_ascii=False, indent=1), encoding="utf-8")
+        except OSError as error:
+            msg = f"{self.file}: cannot be written ({error.strerror or error}); give another --conf workspace PATH"
+            raise StorageError(msg) from error

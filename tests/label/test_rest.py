@@ -1,0 +1,220 @@
+"""The stock routes and ours, over HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from boltzformer_monai.io.formats import write_image_file
+from tests.label.conftest import AFFINE, SHAPE
+
+
+def infer(client: Any, image: str, /, output: str = "json", **params: Any) -> Any:
+    return client.post(f"/infer/boltzformer?image={image}&output={output}", data={"params": json.dumps(params)})
+
+
+def label_map(content: bytes) -> np.ndarray:
+    return np.asarray(nibabel.Nifti1Image.from_stream(io.BytesIO(content)).dataobj)
+
+
+def test_info_declares_prompts_and_labels(client: Any) -> None:
+    info = client.get("/info/").json()
+    model = info["models"]["boltzformer"]
+    assert model["config"]["prompts"].startswith("liver; left kidney")
+    assert model["labels"]["liver"] == 1
+    assert model["labels"]["left kidney"] == 2
+
+
+def test_names_are_the_prompts_and_values_those_of_info(client: Any) -> None:
+    reply = infer(client, "scan_0", prompts="left kidney;A new Thing", threshold=0.3, presence=False).json()
+    labels = client.get("/info/").json()["models"]["boltzformer"]["labels"]
+    assert reply["label_names"]
+    for name, value in reply["label_names"].items():
+        assert labels[name] == value
+    assert [each["prompt"] for each in reply["findings"]] == ["left kidney", "A new Thing"]
+
+
+def test_label_map_holds_what_the_reply_says(client: Any) -> None:
+    import gzip
+
+    settings = {"prompts": ["left kidney", "liver"], "threshold": 0.3, "presence": False}
+    reply = infer(client, "scan_0", **settings).json()
+    labels = label_map(gzip.decompress(infer(client, "scan_0", output="image", **settings).content))
+    assert labels.dtype == np.uint8
+    assert labels.shape == SHAPE
+    for finding in reply["findings"]:
+        assert int((labels == finding["label"]).sum()) == finding["label_voxels"]
+    assert set(np.unique(labels)) - {0} == set(reply["label_names"].values())
+
+
+@pytest.mark.parametrize(
+    ("params", "word"),
+    [
+        ({"image": "/etc/passwd"}, "image"),
+        ({"model": "other"}, "model"),
+        ({"promts": ["liver"]}, "prompts"),
+        ({"prompts": [" "]}, "empty"),
+        ({"prompts": [1]}, "prompts"),
+        ({"prompts": "a;A"}, "twice"),
+        ({"threshold": 0}, "threshold"),
+        ({"threshold": "x"}, "threshold"),
+        ({"uncertainty": 1}, "uncertainty"),
+        ({"uncertainty": 1000}, "uncertainty"),
+        ({"planes": ["diagonal"]}, "planes"),
+        ({"window": {"a": 1}}, "window"),
+        ({"result_extension": ".exe"}, "result_extension"),
+        ({"label_tag": "../x"}, "tag"),
+    ],
+)
+def test_bad_parameters_have_a_reason(client: Any, params: dict[str, Any], word: str) -> None:
+    reply = infer(client, "scan_0", **params)
+    assert reply.status_code == 400
+    assert word in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"threshold": NaN}', '{"seed": 1e999}', '{"prompts": ["\\ud800"]}'])
+def test_bad_json_is_refused(client: Any, text: str) -> None:
+    reply = client.post("/infer/boltzformer?image=scan_0&output=json", data={"params": text})
+    assert reply.status_code == 400, reply.text
+
+
+@pytest.mark.parametrize(
+    ("image", "status"), [("nope", 404), ("linked", 404), ("../x", 400), ("/etc/passwd", 400), ("labels", 404)]
+)
+def test_only_images_of_the_datastore(client: Any, image: str, status: int) -> None:
+    for reply in (
+        infer(client, image),
+        client.get(f"/datastore/image?image={image}"),
+        client.get(f"/datastore/image/info?image={image}"),
+        client.post("/boltzformer/api/segment", json={"image": image, "prompts": ["liver"]}),
+        client.put(f"/datastore/label?image={image}", files={"label": ("a.nii.gz", b"1")}),
+    ):
+        assert reply.status_code == status, reply.text
+        assert "/etc" not in reply.json()["detail"]
+
+
+def test_tags_and_new_ids_stay_inside(client: Any, studies: Path) -> None:
+    upload = {"label": ("a.nii.gz", b"123")}
+    assert client.put("/datastore/label?image=scan_0&tag=../../x", files=upload).status_code == 400
+    assert client.put("/datastore/image?image=../evil", files={"file": ("a.nii.gz", b"1")}).status_code == 400
+    assert client.put("/datastore/image?image=evil", files={"file": ("a.sh", b"1")}).status_code == 400
+    assert not list(studies.parent.glob("**/evil*"))
+
+
+def test_a_damaged_upload_is_the_clients_mistake(client: Any) -> None:
+    reply = client.post("/infer/boltzformer?output=json", files={"file": ("a.nii.gz", b"no scan")})
+    assert reply.status_code == 422
+    assert "/tmp" not in reply.text
+
+
+def test_too_large_an_upload_is_refused(client: Any) -> None:
+    reply = client.post("/infer/boltzformer", files={"file": ("a.nii.gz", b"0" * 2_000_000)})
+    assert reply.status_code == 413
+
+
+def test_model_cannot_be_replaced_or_deleted(client: Any, checkpoint: Path) -> None:
+    assert client.put("/model/boltzformer", files={"file": ("a.pt", b"1")}).status_code == 405
+    assert client.delete("/model/boltzformer").status_code == 405
+    assert checkpoint.is_file()
+
+
+@pytest.mark.parametrize(
+    "path", ["/infer/other?image=scan_0", "/train/other", "/scoring/other", "/activelearning/other"]
+)
+def test_unknown_models_and_methods(client: Any, path: str) -> None:
+    assert client.post(path).status_code == 404
+
+
+def test_own_interface(client: Any) -> None:
+    config = client.get("/boltzformer/api/config").json()
+    assert {"id": "scan_0", "modality": None} in config["images"]
+    body = {
+        "image": "scan_0",
+        "prompts": ["liver", "left kidney"],
+        "uncertainty": 2,
+        "threshold": 0.3,
+        "presence": False,
+    }
+    reply = client.post("/boltzformer/api/segment", json=body).json()
+    assert reply["label_names"] == {"liver": 1, "left kidney": 2}
+    assert reply["uncertainty"] is True
+    results = f"/boltzformer/api/results/{reply['result']}"
+    for name in ("labels.nii.gz", "uncertainty.nii.gz", "summary.json"):
+        assert client.get(f"{results}/{name}").status_code == 200, name
+    assert client.get(f"{results}/segmentation.dcm").status_code == 404
+    assert client.get(f"{results}/..%2f..%2fx").status_code == 404
+    assert client.get("/boltzformer/api/results/x/labels.nii.gz").status_code == 404
+    assert client.get("/boltzformer/api/images/scan_0/scan.nii.gz").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["..%2fapp.py", "x.py", "%00.html", "a/../../main.py", "none.js"])
+def test_page_serves_its_folder_only(client: Any, path: str) -> None:
+    assert client.get(f"/boltzformer/{path}").status_code == 404
+
+
+def test_parallel_requests_equal_serial_ones(client: Any) -> None:
+    jobs = [
+        (f"scan_{n % 3}", prompt) for n, prompt in enumerate(["liver", "left kidney", "aorta", "a b", "c d", "e f"])
+    ]
+
+    def one(job: tuple[str, str]) -> bytes:
+        return infer(client, job[0], output="image", prompts=[job[1]], threshold=0.3, presence=False).content
+
+    serial = [one(job) for job in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(one, jobs)) == serial
+
+
+def test_the_second_prompt_is_not_encoded_again(client: Any) -> None:
+    client.post("/reload")
+    assert infer(client, "scan_2", prompts=["liver"]).json()["cached"] is False
+    assert infer(client, "scan_2", prompts=["left kidney"]).json()["cached"] is True
+
+
+def test_scoring_then_active_learning(client: Any) -> None:
+    scores = client.post("/scoring/uncertainty?run_sync=true", json={"prompts": ["liver"], "uncertainty": 2})
+    assert scores.status_code == 200, scores.text
+    assert set(scores.json()) == {"scan_0", "scan_1", "scan_2"}
+    sample = client.post("/activelearning/uncertainty", json={}).json()
+    assert sample["id"] in ("linked", "scan_0", "scan_1", "scan_2")
+
+
+def test_batch_inference_saves_labels(client: Any) -> None:
+    params = {"prompts": ["liver"], "label_tag": "original"}
+    reply = client.post("/batch/infer/boltzformer?images=unlabeled&run_sync=true", json=params)
+    assert reply.status_code == 200, reply.text
+    assert client.get("/datastore/label?label=scan_1&tag=original").status_code == 200
+
+
+def test_learns_a_new_name_once(client: Any, tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[8:20, 10:24, 1:5] = 3
+    write_image_file(labels, AFFINE, tmp_path / "label.nii.gz")
+    info = {"label_info": [{"name": "Bright Block", "idx": 3}]}
+    with (tmp_path / "label.nii.gz").open("rb") as file:
+        saved = client.put(
+            "/datastore/label?image=scan_0", data={"params": json.dumps(info)}, files={"label": ("l.nii.gz", file)}
+        )
+    assert saved.status_code == 200, saved.text
+    before = client.get("/model/info/boltzformer").json()["checksum"]
+    trained = client.post("/train/boltzformer?run_sync=true", json={"epochs": 1}).json()
+    assert trained["trained"] is True
+    assert trained["names"] == ["Bright Block"]
+    after = client.get("/model/info/boltzformer").json()["checksum"]
+    assert after != before
+    model = client.get("/info/").json()["models"]["boltzformer"]
+    assert "Bright Block" in model["labels"]
+    assert "Bright Block" in model["config"]["prompts"]
+    again = client.post("/train/boltzformer?run_sync=true", json={"epochs": 1}).json()
+    assert again["trained"] is False
+    assert client.get("/model/info/boltzformer").json()["checksum"] == after
+    assert infer(client, "scan_0").status_code == 200  # the default prompts, the new one among them
