@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
+from boltzformer_monai.inferers.volume_result import PromptFinding
 from boltzformer_monai.io.volume import Volume
-
-
-@dataclasses.dataclass(frozen=True)
-class StubFinding:
-    prompt: str
-    found: bool
-    presence: float | None
-    confidence: float | None
-    slices: int
-    voxels: int
-    volume_ml: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 class StubResult:
@@ -47,17 +32,17 @@ class StubResult:
         return labels
 
     @property
-    def findings(self) -> list[StubFinding]:
+    def findings(self) -> list[PromptFinding]:
         ml = abs(np.linalg.det(self.grid.affine[:3, :3])) / 1000
         return [
-            StubFinding(
+            PromptFinding(
                 prompt,
                 bool(m.any()),
                 0.9,
                 0.8 if m.any() else None,
                 int(m.any((0, 1)).sum()),
                 int(m.sum()),
-                m.sum() * ml,
+                float(m.sum() * ml),
             )
             for prompt, m in zip(self.prompts, self._masks, strict=True)
         ]
