@@ -114,6 +114,8 @@ def _recipe(draft: Recipe, arguments: argparse.Namespace, segmenter: VolumeSegme
         draft,
         model=file_sha256(arguments.checkpoint),
         planes=draft.planes or (str(data.get("plane", "axial")),),
+        precision=segmenter.network.precision,
+        device=segmenter.network.mean.device.type,
         presence=None if rule is None else asdict(rule),
     )
 

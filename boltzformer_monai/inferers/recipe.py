@@ -38,7 +38,8 @@ class Recipe:
         preview: a contact sheet is wanted as well.
         window: that was given for all prompts, None for the training's.
         modality: that was given, None for the scan's own.
-        precision: of the network's arithmetic.
+        precision: of the network's arithmetic, ``"fp32"`` or ``"bf16"`` once the network is there.
+        device: kind of device that it ran on; devices round differently.
 
     Raises:
         ConfigError: an unknown arbitration or ending, or masks as DICOM SEG (which holds all of them anyway).
@@ -59,6 +60,7 @@ class Recipe:
     window: tuple[str, ...] | None = None
     modality: str | None = None
     precision: str = "auto"
+    device: str = ""
 
     def __post_init__(self) -> None:
         if self.arbitration not in ARBITRATIONS:

@@ -165,7 +165,8 @@ class SegmentService:
             ending=ending,
             window=None if request.window is None else _words(request.window),
             modality=modality,
-            precision=self.settings.precision,
+            precision=model.segmenter.network.precision,
+            device=model.segmenter.network.mean.device.type,
         )
         with result:
             yield Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached)

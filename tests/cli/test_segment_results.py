@@ -18,6 +18,7 @@ from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phan
 from boltzformer_monai.errors import PromptError
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import read_label_map, read_volume
+from boltzformer_monai.precision import resolve_precision
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ def test_everything_at_once(scans: Path, checkpoint: Path, tmp_path: Path, capsy
     summary = json.loads((tmp_path / "new" / "out.json").read_text(encoding="utf-8"))
     assert [each["prompt"] for each in summary["prompts"]] == ["left kidney", "lung nodule"]
     assert (summary["planes"], summary["seed"], summary["repeats"]) == (["axial", "coronal"], 5, 2)
+    assert (summary["precision"], summary["device"]) == (resolve_precision("auto", "cpu"), "cpu")
     volume = read_volume(scans / "series")
     assert read_label_map(tmp_path / "new" / "out-uncertainty.nii.gz").array.shape == volume.shape
     assert (tmp_path / "p" / "s.png").read_bytes()[1:4] == b"PNG"
