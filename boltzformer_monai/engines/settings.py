@@ -99,6 +99,7 @@ SETTINGS: dict[str, TrainingSettings] = {
         warm_up=0.05,
         clip=1.0,
         balance=50.0,
+        empty_weight=0.2,  # masks learn little from absent targets: to say that they are is the presence head's work
         augmentation="light",
         cache=True,
         workers=0,

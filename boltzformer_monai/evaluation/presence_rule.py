@@ -1,7 +1,8 @@
 """From the presence probabilities of a volume's slices to the slices that keep their mask (not in the paper).
 
 A single threshold would either lose the faint ends of an object or answer where there is none. Two thresholds with
-hysteresis along the volume do neither: an object must be certain somewhere, and reaches as far as it stays plausible.
+hysteresis along the volume do neither: an object must be certain in one slice, and then has every slice in which it
+is plausible. These need not be neighbours: the second lesion need not be as certain as the first.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from boltzformer_monai.errors import CheckpointError, ConfigError
 
 __all__ = ["PresenceEvidence", "PresenceRule", "calibrate"]
 
-_ABOVE, _BELOW = 0.2, 0.05  # margins in log-odds
+_BELOW = 0.05  # in log-odds: the same slice may come out a rounding lower on another device
+_AWAY = 1 / 3  # of the way from absences to objects: losing an object is the worse mistake
 _EDGE = 1e-4  # probabilities are kept this far from 0 and 1, where log-odds end
 
 
 @dataclass(frozen=True, kw_only=True)
 class PresenceRule:
-    """Keep runs of neighbouring slices with probability ≥ `low` that contain one ≥ `high`.
+    """Keep the slices with probability ≥ `low` of a volume that has one ≥ `high`, else none.
 
     Attributes:
         high: probability that one slice of an object must reach.
@@ -49,11 +51,8 @@ class PresenceRule:
         if probabilities.ndim != 1:
             msg = f"presence probabilities must be one sequence (K,), got {probabilities.shape}"
             raise ConfigError(msg)
-        plausible = probabilities >= self.low
-        starts = np.diff(plausible, prepend=False) & plausible
-        run = np.cumsum(starts)  # number of the run, from 1; slices between runs carry the number before them
-        certain = np.unique(run[probabilities >= self.high])
-        return plausible & np.isin(run, certain)
+        certain = bool((probabilities >= self.high).any())
+        return (probabilities >= self.low) & certain
 
     def as_dict(self) -> dict[str, float]:
         """What :meth:`of` reads under ``"presence"``."""
@@ -91,9 +90,9 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
     """Choose both thresholds so that objects are kept where a mask meets them, and absent ones are not found.
 
     A volume speaks for its object by its most certain slice that a mask meets, and for the object's absence by its
-    most certain slice that is no neighbour of one that shows it. `high` lies a little above all but the share `lost`
-    of the absences, and never above what all but that share of the objects reach: rather one answer too many than an
-    object lost. `low` lets all but that share of the objects keep every slice that a mask meets.
+    most certain slice that is no neighbour of one that shows it. `high` lies between what all but the share `lost` of
+    the absences stay below and what all but that share of the objects reach; where these overlap, it spares the
+    objects. `low` lets all but that share of the objects keep every slice that a mask meets.
 
     Args:
         evidence: one for every volume and target.
@@ -122,8 +121,7 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
         raise ConfigError(msg)
     least = _least([values.max() for values in kept], lost) if kept else 1 - _EDGE
     highest = 1 - _least([1 - value for value in absent], lost) if absent else 0.5
-    # Objects a little below what was seen: the same slice may come out a rounding lower on another device.
-    high = min(_shifted(highest, _ABOVE), _shifted(least, -_BELOW))
+    high = min(_shifted(highest, _AWAY * max(0.0, _log_odds(least) - _log_odds(highest))), _shifted(least, -_BELOW))
     low = _least([values.min() for values in kept], lost) if kept else high
     return PresenceRule(high=high, low=min(_shifted(low, -_BELOW), high))
 
@@ -133,6 +131,10 @@ def _least(values: Sequence[float] | np.ndarray, lost: float) -> float:
     return float(np.sort(values)[min(int(lost * len(values)), len(values) - 1)])
 
 
+def _log_odds(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
 def _shifted(probability: float, by: float) -> float:
     """A probability moved in log-odds."""
-    return float(1 / (1 + np.exp(-(np.log(probability / (1 - probability)) + by))))
+    return float(1 / (1 + np.exp(-(_log_odds(probability) + by))))

@@ -136,7 +136,7 @@ def _volume_sections(volumes: Mapping[str, Any] | None) -> list[str]:
     dropped = (
         "Masks are those of every slice, without a presence rule."
         if rule is None
-        else f"Slices are kept in runs of presence from {rule['low']:.2f} that reach {rule['high']:.2f}."
+        else f"Where one slice reaches presence {rule['high']:.2f}, those from {rule['low']:.2f} keep their masks."
     )
     return [
         "<h2>Whole volumes</h2>",

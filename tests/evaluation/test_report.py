@@ -132,7 +132,7 @@ def test_whole_volumes_are_shown_with_intervals(tmp_path: Path) -> None:
     assert "75.0 % (75.0–75.0)" in shown  # nine of twelve lesions
     assert "100.0 %1.50" in shown  # one case, no interval
     assert "within 2 mm" in shown
-    assert "from 0.40 that reach 0.80" in shown
+    assert "reaches presence 0.80, those from 0.40" in shown
     assert EVIL in shown
     without = write_report(tmp_path / "report.html", title="Volumes", metrics=_with_volumes(None))
     assert "without a presence rule" in "".join(_parse(without).text)
