@@ -1,11 +1,14 @@
 # On a machine with Python 3.10 or newer and make, `make demo` and `make test` need nothing else:
 # each makes the environment in $(VENV) first. Another interpreter: make test PYTHON=python3.12
+# Up to Python 3.12 it has MONAI Label, which holds back NumPy and pydicom; make test EXTRAS=dev takes the newest instead.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+EXTRAS ?= $(shell $(PYTHON) -c 'import sys; print("dev,label" if sys.version_info < (3, 13) else "dev")')
+PACKAGE = -e '.[$(EXTRAS)]' $(if $(findstring label,$(EXTRAS)),-c constraints/label.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo page test lint format clean
@@ -43,6 +46,6 @@ $(STAMP): pyproject.toml
 		{ echo "error: $(PYTHON) is missing or older than 3.10; name another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV)"
-	@{ $(PIP) install --quiet uv && $(BIN)/python -m uv pip install --python $(BIN)/python -e '.[dev]'; } || \
-		{ echo "uv cannot install here; pip does it, more slowly"; $(PIP) install -e '.[dev]'; }
+	@{ $(PIP) install --quiet uv && $(BIN)/python -m uv pip install --python $(BIN)/python $(PACKAGE); } || \
+		{ echo "uv cannot install here; pip does it, more slowly"; $(PIP) install $(PACKAGE); }
 	@touch $@

@@ -8,8 +8,6 @@ import pytest
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.volume_metrics import VolumeMeasures, measure_volume
 
-pytest.importorskip("monai", reason="the distances are MONAI's metrics")
-
 SHAPE = (20, 24, 28)
 
 
