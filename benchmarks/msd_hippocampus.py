@@ -29,7 +29,7 @@ TRAINING = {
     "image_size": "128",
     "batch_size": "16",
     "prompts_per_image": "2",
-    "epochs": "10",
+    "epochs": "14",
     "val_interval": "2",
     "settings_overrides": "{'balance': 0.0, 'empty_weight': 0.5, 'negatives': None, 'target_weights': {}}",
 }
