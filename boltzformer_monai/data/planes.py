@@ -37,24 +37,36 @@ def extract_slices(volume: Volume, plane: str) -> np.ndarray:
     return np.ascontiguousarray(_to_plane(volume, plane).apply(volume.array))
 
 
-def slices_to_volume(slices: np.ndarray, like: Volume, plane: str) -> np.ndarray:
+def stack_shape(volume: Volume, plane: str) -> tuple[int, int, int]:
+    """Return the (N, H, W) of :func:`extract_slices`, which this spares.
+
+    Raises:
+        ConfigError: the plane is not axial, coronal or sagittal.
+    """
+    across, row, column = (volume.shape[axis] for axis in _to_plane(volume, plane).order)
+    return across, row, column
+
+
+def slices_to_volume(slices: np.ndarray, like: Volume, plane: str, *, view: bool = False) -> np.ndarray:
     """Undo :func:`extract_slices`: return the array (I, J, K) on the original grid of ``like``.
 
     Args:
         slices: (N, H, W), any dtype, in the order and display of ``extract_slices(like, plane)``.
         like: the volume that the slices were taken from.
         plane: the plane they were taken in.
+        view: of the slices, which costs nothing, instead of a contiguous copy.
 
     Raises:
         ConfigError: the plane is not axial, coronal or sagittal.
         VolumeError: the slices do not fit the grid of ``like``.
     """
     axes = _to_plane(like, plane)
-    expected = tuple(like.shape[axis] for axis in axes.order)
+    expected = stack_shape(like, plane)
     if slices.shape != expected:
         msg = f"{plane} slices of shape {slices.shape} do not fit {like.source or 'their volume'}: it has {expected}"
         raise VolumeError(msg)
-    return np.ascontiguousarray(axes.inverse().apply(slices))
+    volume = axes.inverse().apply(slices)
+    return volume if view else np.ascontiguousarray(volume)
 
 
 def slice_spacing(volume: Volume, plane: str) -> tuple[float, float, float]:

@@ -26,6 +26,7 @@ __all__ = [
     "normalise_site",
     "normalise_target",
     "prompts_for",
+    "split_prompts",
 ]
 
 MAX_PROMPTS = 8
@@ -230,3 +231,10 @@ def composite_targets(targets: Mapping[str, str]) -> dict[str, str]:
             values = {int(value) for part in parts for value in targets[part].split("+")}
             found[name] = "+".join(map(str, sorted(values)))
     return found
+
+
+def split_prompts(prompts: str | Sequence[str]) -> Sequence[str]:
+    """``"liver; left kidney"``, as it is typed into one field → its prompts; a list stays as it is."""
+    if not isinstance(prompts, str):
+        return prompts
+    return tuple(part.strip() for part in prompts.split(";") if part.strip())

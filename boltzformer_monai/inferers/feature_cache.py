@@ -75,8 +75,11 @@ class FeatureCache:
             self._entries.clear()
             self._bytes = 0
 
-    def encoder(self, network: BoltzFormer) -> Callable[[Tensor], ImageFeatures]:
-        """``network.encode_image`` that remembers; to be made anew for every volume."""
+    def encoder(
+        self, network: BoltzFormer, encode_image: Callable[[Tensor], ImageFeatures] | None = None
+    ) -> Callable[[Tensor], ImageFeatures]:
+        """``network.encode_image``, or a way of its own, that remembers; to be made anew for every volume."""
+        encode_image = encode_image or network.encode_image
         volume = next(self._volumes)
         identity = self._identity(network)
 
@@ -90,7 +93,7 @@ class FeatureCache:
                     entry.volume = volume
                     return entry.features
                 self.misses += len(images)
-            features = network.encode_image(images)
+            features = encode_image(images)
             self._keep(key, _Entry(features, _size(features), volume))
             return features
 

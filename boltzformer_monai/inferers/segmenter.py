@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Transform
+from monai.transforms import SaveImaged, Transform
 
 from boltzformer_monai.engines.evaluate_volumes import presence_rule
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
@@ -54,8 +54,10 @@ class LoadVolumed(Transform):
         return {**data, "image": MetaTensor(array, affine=torch.from_numpy(volume.affine.copy()), meta=meta)}
 
 
-class SaveLabelMapd(Transform):
+class SaveLabelMapd(SaveImaged):
     """Writes ``pred`` ``(1, I, J, K)`` on the grid of ``image``, NIfTI or NRRD by suffix, and passes the item on.
+
+    Of MONAI's kind, so that MONAI Label leaves it out of a bundle's postprocessing: it sends the map itself.
 
     Args:
         output: the file to write.
@@ -63,6 +65,7 @@ class SaveLabelMapd(Transform):
 
     def __init__(self, *, output: str | Path) -> None:
         self.output = Path(output)
+        super().__init__(keys="pred", output_dir=self.output.parent)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data["image"]

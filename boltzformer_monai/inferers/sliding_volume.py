@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing
+from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing, stack_shape
 from boltzformer_monai.errors import CancelledError, CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder, one_by_one
@@ -162,7 +162,7 @@ class SlidingVolumeInferer(Inferer):
             affine=np.asarray(affine.reshape(4, 4), dtype=np.float64),
             modality=str(modality[0] if isinstance(modality, list | tuple) else modality),
         )
-        return torch.from_numpy(self.label_map(volume, network))[None, None]
+        return torch.from_numpy(np.ascontiguousarray(self.label_map(volume, network)))[None, None]
 
     def label_map(self, volume: Volume, network: BoltzFormer) -> np.ndarray:
         """Label map ``(I, J, K)``: value i for the i-th prompt (from 1), 0 for none; the most probable wins.
@@ -191,11 +191,11 @@ class SlidingVolumeInferer(Inferer):
             raise CheckpointError(UNTRAINED)
         stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
         groups = self.windows.group(self.prompts, self.windows.modality(stated))
-        shapes = [_stack_shape(volume, plane) for plane in self.planes]
+        shapes = [stack_shape(volume, plane) for plane in self.planes]
         on_cpu = network.mean.device.type == "cpu"
-        encode = network.encode_image if self.features is None else self.features.encoder(network)
-        if on_cpu and self.slices_together > 1:
-            encode = one_by_one(encode)
+        encode = one_by_one(network.encode_image) if on_cpu and self.slices_together > 1 else network.encode_image
+        if self.features is not None:
+            encode = self.features.encoder(network, encode)
         batch = BatchSize(self.slices_together if on_cpu else self.batch_size)
         if self.features is not None:
             batch.release = self.features.clear
@@ -283,9 +283,3 @@ def _checked_planes(plane: str | None, planes: Sequence[str] | None) -> tuple[st
         )
         raise ConfigError(msg)
     return chosen
-
-
-def _stack_shape(volume: Volume, plane: str) -> tuple[int, int, int]:
-    """``(N, H, W)`` of a plane's slices."""
-    depth, height, width = extract_slices(dataclasses.replace(volume, array=np.zeros(volume.shape, bool)), plane).shape
-    return depth, height, width

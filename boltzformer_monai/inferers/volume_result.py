@@ -126,7 +126,7 @@ class VolumeResult:
                 wins = values > highest[number]
                 labels[number][wins] = index + 1
                 highest[number][wins] = values[wins] if arbitration == "probability" else 255
-        return slices_to_volume(labels, self.grid, self.planes[0])
+        return slices_to_volume(labels, self.grid, self.planes[0], view=True)
 
     @functools.cached_property
     def findings(self) -> list[PromptFinding]:
@@ -146,12 +146,12 @@ class VolumeResult:
         self.close()
 
     def _finding(self, index: int) -> PromptFinding:
-        values = self.probability(index)
+        values, order = in_memory_order(self.probability(index))
         mask = values >= self.level
         voxels = int(np.count_nonzero(mask))
         spacing = [round(mm, 3) for mm in self.grid.spacing]
         across = max(range(3), key=lambda axis: (spacing[axis], axis))  # of equal ones the last: files stack along it
-        others = tuple(axis for axis in range(3) if axis != across)
+        others = tuple(axis for axis in range(3) if order[axis] != across)
         presence = [
             found
             for plane in range(len(self.planes))
@@ -189,7 +189,7 @@ class VolumeResult:
         stack = np.zeros(self._spool.shapes[plane], np.uint8)
         for number in self._kept(index, plane, rule):
             stack[number] = self._spool.get(index, plane, number)
-        return slices_to_volume(stack, self.grid, self.planes[plane])
+        return slices_to_volume(stack, self.grid, self.planes[plane], view=True)
 
     def _slices(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """Slices of the first plane and their numbers, leaving out empty ones."""
@@ -201,3 +201,9 @@ class VolumeResult:
         for number, values in enumerate(extract_slices(mean, self.planes[0])):
             if values.any():
                 yield number, values
+
+
+def in_memory_order(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The array as it lies in memory, a view that is several times as fast to run over, and its axes' old places."""
+    order = tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
+    return array.transpose(order), order

@@ -72,8 +72,14 @@ def read_layers(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     return array.reshape((*array.shape[:3], -1)), affine, fields
 
 
-def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast: bool = False) -> None:
     """Write an integer array (I, J, K) with its RAS+ affine to .nii, .nii.gz or .nrrd, atomically.
+
+    Args:
+        array: the voxels.
+        affine: voxel → RAS+ mm (4, 4).
+        path: of the file.
+        fast: compress an NRRD no more than is quick, as .nii.gz always is; for files that are read once.
 
     Raises:
         VolumeError: another suffix, a missing folder, or a file system that refuses.
@@ -83,7 +89,10 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
         raise VolumeError(msg, reason="unsupported format")
     try:
         with atomic_path(path) as temporary:
-            (_write_nrrd if path.name.lower().endswith(".nrrd") else _write_nifti)(array, affine, temporary)
+            if path.name.lower().endswith(".nrrd"):
+                _write_nrrd(array, affine, temporary, level=1 if fast else -1)
+            else:
+                _write_nifti(array, affine, temporary)
     except (OSError, RuntimeError) as error:  # SimpleITK reports everything as RuntimeError
         msg = f"{path}: cannot be written ({one_line(error)}); does its folder exist and have room?"
         raise VolumeError(msg, reason="write") from error
@@ -145,7 +154,7 @@ def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     nibabel.save(image, path)
 
 
-def _write_nrrd(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+def _write_nrrd(array: np.ndarray, affine: np.ndarray, path: Path, *, level: int) -> None:
     import SimpleITK
 
     lps = LPS_TO_RAS_AFFINE @ affine
@@ -154,4 +163,4 @@ def _write_nrrd(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.SetSpacing([float(value) for value in spacing])
     image.SetDirection([float(value) for value in (lps[:3, :3] / spacing).ravel()])
     image.SetOrigin([float(value) for value in lps[:3, 3]])
-    SimpleITK.WriteImage(image, str(path), True)
+    SimpleITK.WriteImage(image, str(path), useCompression=True, compressionLevel=level)
