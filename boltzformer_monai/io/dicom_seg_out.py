@@ -81,6 +81,7 @@ def write_dicom_seg(
     model: str = "",
     series: str | None = None,
     description: str = "Segmentation by text prompts",
+    made: str = "AUTOMATIC",
 ) -> int:
     """Write a binary DICOM SEG that refers to the scan's instances; atomically, and only if it reads back the same.
 
@@ -97,6 +98,7 @@ def write_dicom_seg(
         model: identifies the weights, e.g. the start of their hash.
         series: the SeriesInstanceUID, where the folder holds several.
         description: SeriesDescription of the new series.
+        made: ``"AUTOMATIC"``, or ``"SEMIAUTOMATIC"`` where a person has checked or corrected the masks.
 
     Returns:
         The number of segments written.
@@ -116,7 +118,7 @@ def write_dicom_seg(
         columns, rows, depth = source.shape
         stack = np.memmap(spool, np.uint8, "r", shape=(len(named), depth, rows, columns))
         try:
-            dataset = _segmentation(images, stack, named, algorithm, version, model, description)
+            dataset = _segmentation(images, stack, named, algorithm, version, model, description, made)
         except broken_dicom() as error:
             msg = f"{target}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
             raise VolumeError(msg, reason="unsupported format") from error
@@ -163,6 +165,7 @@ def _segmentation(
     version: str,
     model: str,
     description: str,
+    made: str,
 ) -> Any:
     import highdicom
     from highdicom.seg import Segmentation, SegmentationTypeValues
@@ -173,7 +176,7 @@ def _segmentation(
         pixel_array=np.moveaxis(stack, 0, -1),
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            _described(number, name, code, algorithm, version) for number, (name, code) in enumerate(named, 1)
+            _described(number, name, code, algorithm, version, made) for number, (name, code) in enumerate(named, 1)
         ],
         series_instance_uid=highdicom.UID(),
         series_number=_series_number(images[0]),
@@ -198,7 +201,7 @@ def _series_number(image: Dataset) -> int:
     return 1000 + int(stated) if stated is not None and 0 <= int(stated) < 1_000_000 else 1000
 
 
-def _described(number: int, name: str, code: SegmentCode, algorithm: str, version: str) -> Any:
+def _described(number: int, name: str, code: SegmentCode, algorithm: str, version: str, made: str) -> Any:
     import highdicom
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from highdicom.sr import CodedConcept
@@ -212,7 +215,7 @@ def _described(number: int, name: str, code: SegmentCode, algorithm: str, versio
         segment_label=text[:_LO],
         segmented_property_category=concept(*code.category),
         segmented_property_type=concept(code.value, code.meaning),
-        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=SegmentAlgorithmTypeValues(made),
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             name=algorithm[:_LO],
             family=CodedConcept("123109", "DCM", "Artificial Intelligence"),

@@ -1,0 +1,191 @@
+"""Files of a DICOMweb server's datastore: series that were fetched, labels, and what is noted about both.
+
+``images/UID/*.dcm``, ``images/UID.nii.gz``, ``images/UID.json``, ``labels/TAG/UID.nii.gz``, ``labels/TAG/UID.json``.
+Each file and each series appears in one step, so several processes (the server, a training) can use the folder at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from boltzformer_monai.errors import StorageError
+from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.io.formats import write_image_file
+from boltzformer_monai.io.volume import Volume, write_label_map
+
+__all__ = ["Cache", "compact"]
+
+
+class Cache:
+    """The folder; only its owner may look into it, since patients' scans lie there.
+
+    Args:
+        root: made if needed.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            for folder in ("images", "labels", "locks"):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+            root.chmod(0o700)
+        except OSError as error:
+            msg = f"{root}: cannot be written ({error.strerror}); set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"
+            raise StorageError(msg) from error
+
+    def lock(self, name: str) -> FileLock:
+        """A lock of this name, for all threads and processes."""
+        return FileLock(self.root / "locks" / name)
+
+    # Images.
+
+    def series(self, image: str, instances: int | None, download: Callable[[Path], None]) -> Path:
+        """Folder of a series; downloaded if it is not here, or was when it had another number of files.
+
+        Args:
+            image: its UID.
+            instances: files that it should have now; ``None`` if that is unknown.
+            download: writes all of them into a folder.
+
+        Raises:
+            StorageError: the folder cannot be written; also what ``download`` raises.
+        """
+        folder = self.root / "images" / image
+        with self.lock(image):
+            if folder.is_dir() and instances in (None, self.notes(image).get("instances")):
+                return folder
+            try:
+                with tempfile.TemporaryDirectory(dir=self.root, prefix=".fetch-") as temporary:
+                    fetched = Path(temporary) / "series"
+                    fetched.mkdir()
+                    download(fetched)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self.nifti(image).unlink(missing_ok=True)
+                    self.note(image, problem=None, instances=instances)
+                    fetched.replace(folder)
+            except OSError as error:
+                raise _cannot(folder, error) from error
+        return folder
+
+    def nifti(self, image: str) -> Path:
+        """Where a series lies as NIfTI, once it was written."""
+        return self.root / "images" / f"{image}.nii.gz"
+
+    def write_nifti(self, image: str, volume: Volume) -> None:
+        """Write a series as NIfTI."""
+        write_image_file(compact(volume), volume.affine, self.nifti(image))
+
+    def notes(self, image: str) -> dict[str, Any]:
+        """What was noted about an image."""
+        return _read(self.root / "images" / f"{image}.json")
+
+    def note(self, image: str, **info: Any) -> None:
+        """Note something; ``None`` takes a note away."""
+        known = self.notes(image)
+        merged = {key: value for key, value in {**known, **info}.items() if value is not None}
+        if merged != known:
+            _write(self.root / "images" / f"{image}.json", merged)
+
+    # Labels.
+
+    def tags(self, image: str) -> list[str]:
+        """Tags of the labels of an image."""
+        return sorted(folder.name for folder in self._tagged() if (folder / f"{image}.json").is_file())
+
+    def counts(self) -> dict[str, int]:
+        """Tag → number of labels."""
+        return {folder.name: len(list(folder.glob("*.json"))) for folder in self._tagged()}
+
+    def label(self, image: str, tag: str) -> tuple[Path, dict[str, Any]] | None:
+        """File and information of a label."""
+        info = _read(self.root / "labels" / tag / f"{image}.json")
+        path = self.root / "labels" / tag / str(info.get("name", ""))
+        return (path, info) if info and path.is_file() else None
+
+    def keep_label(
+        self, image: str, tag: str, labels: np.ndarray, grid: Volume, info: Mapping[str, Any]
+    ) -> tuple[Path, dict[str, Any]]:
+        """Write a label map and its information; returns both, as :meth:`label` does.
+
+        Args:
+            image: its image.
+            tag: e.g. ``"final"``.
+            labels: ``(I, J, K)`` on the grid.
+            grid: the scan.
+            info: what to remember.
+        """
+        path = self._folder(tag) / f"{image}.nii.gz"
+        write_label_map(labels, grid, path)
+        known = {**info, "name": path.name}
+        self.note_label(image, tag, known)
+        return path, known
+
+    def copy_label(self, image: str, tag: str, source: Path, ending: str, info: Mapping[str, Any]) -> None:
+        """Keep a label's file as it is.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        name = f"{image}{ending}"
+        try:
+            with atomic_path(self._folder(tag) / name) as temporary:
+                shutil.copyfile(source, temporary)
+        except OSError as error:
+            raise _cannot(self._folder(tag) / name, error) from error
+        self.note_label(image, tag, {**info, "name": name})
+
+    def note_label(self, image: str, tag: str, info: Mapping[str, Any]) -> None:
+        """Replace the information of a label."""
+        _write(self._folder(tag) / f"{image}.json", info)
+
+    def drop_label(self, image: str, tag: str) -> None:
+        """Remove a label."""
+        if (known := self.label(image, tag)) is not None:
+            known[0].unlink(missing_ok=True)
+        (self.root / "labels" / tag / f"{image}.json").unlink(missing_ok=True)
+
+    def _folder(self, tag: str) -> Path:
+        folder = self.root / "labels" / tag
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _tagged(self) -> list[Path]:
+        return [folder for folder in (self.root / "labels").iterdir() if folder.is_dir()]
+
+
+def compact(volume: Volume) -> np.ndarray:
+    """Whole numbers as int16, which viewers read faster."""
+    array = volume.array
+    whole = bool(np.all(array == np.rint(array))) and array.min() >= -32768 and array.max() <= 32767
+    return array.astype(np.int16) if whole else array
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
+    except OSError as error:
+        raise _cannot(file, error) from error
+
+
+def _cannot(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?")

@@ -1,0 +1,216 @@
+"""Labels of a DICOMweb server's scans: sent as DICOM SEG, read back with their names; against a real Orthanc."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+pytest.importorskip("monailabel")
+pytest.importorskip("highdicom")
+
+
+from monailabel.interfaces.datastore import DefaultLabelTag  # noqa: E402
+
+from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
+from boltzformer_monai.data.phantom_files import write_phantom_dicom  # noqa: E402
+from boltzformer_monai.errors import VolumeError  # noqa: E402
+from boltzformer_monai.io.dicom_seg_out import write_dicom_seg  # noqa: E402
+from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map  # noqa: E402
+from boltzformer_monai.label import dicomweb_lists  # noqa: E402
+from boltzformer_monai.label.corrected_labels import corrected_labels  # noqa: E402
+from boltzformer_monai.label.dicomweb import open_dicomweb  # noqa: E402
+from boltzformer_monai.label.safety import UnknownIdError, label_path  # noqa: E402
+from boltzformer_monai.label.seg_labels import read_label  # noqa: E402
+from tests.label.dicom_series import NAMES, add_phantom, drawn, masks_by_highdicom, stored  # noqa: E402
+from tests.label.orthanc import Orthanc, orthanc  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
+
+
+@pytest.fixture
+def archive(running: Orthanc) -> Orthanc:
+    """Empty: the last test's scans are gone."""
+    running.empty()
+    return running
+
+
+@pytest.fixture(autouse=True)
+def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicomweb_lists, "LIST_S", 0.0)
+
+
+def test_a_final_label_goes_to_the_archive_as_seg(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    file, labels = drawn(store, uid, tmp_path / "label.nii.gz")
+    assert store.save_label(uid, str(file), "final", dict(NAMES)) == uid
+    volume = read_volume(tmp_path / "a")
+    (seg,) = stored(archive, modality="SEG")
+    assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+    source = pydicom.dcmread(next((tmp_path / "a").iterdir()), stop_before_pixels=True)
+    assert (seg.StudyInstanceUID, seg.PatientID) == (source.StudyInstanceUID, source.PatientID)
+    assert seg.FrameOfReferenceUID == source.FrameOfReferenceUID
+    first, second = seg.SegmentSequence
+    assert first.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Kidney"
+    modifier = first.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0]
+    assert modifier.CodeMeaning == "Left"
+    assert {first.SegmentAlgorithmType, second.SegmentAlgorithmType} == {"SEMIAUTOMATIC"}
+    masks = masks_by_highdicom(seg, tmp_path / "a", volume.affine, volume.shape)
+    assert list(masks) == ["left kidney", "Böser Fleck"]
+    np.testing.assert_array_equal(masks["left kidney"], labels == 3)
+    np.testing.assert_array_equal(masks["Böser Fleck"], labels == 7)
+    # Here it stays as it was saved, numbers included.
+    assert store.get_labeled_images() == [uid]
+    assert store.get_labels_by_image_id(uid) == {"final": uid}
+    np.testing.assert_array_equal(read_label_map(label_path(store, uid, "final")).array, labels)
+    assert store.get_label_info(uid, "final")["label_info"] == NAMES["label_info"]
+
+
+def test_another_server_reads_it_back_with_names(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    file, labels = drawn(store, uid, tmp_path / "label.nii.gz")
+    store.save_label(uid, str(file), "final", dict(NAMES))
+    other = open_dicomweb(archive.url, tmp_path / "other")
+    (found,) = corrected_labels(other)
+    assert (found.image_id, found.names) == (uid, {1: "left kidney", 2: "Böser Fleck"})
+    read = read_label_map(found.label).array
+    np.testing.assert_array_equal(read == 1, labels == 3)
+    np.testing.assert_array_equal(read == 2, labels == 7)
+    (again,) = corrected_labels(other)
+    assert again.digest == found.digest
+
+
+def test_the_newest_label_counts_and_a_deleted_one_does_not(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store, other = (open_dicomweb(archive.url, tmp_path / name) for name in ("work", "other"))
+    file, labels = drawn(store, uid, tmp_path / "label.nii.gz")
+    store.save_label(uid, str(file), "final", dict(NAMES))
+    assert int((read_label_map(other.get_label_uri(uid, "final")).array > 0).sum()) == int((labels > 0).sum())
+    time.sleep(1.1)  # what DICOM's dates tell apart on every server
+    volume = read_volume(tmp_path / "a")
+    write_label_map(np.where(labels == 3, 1, 0), volume, tmp_path / "second.nii.gz")
+    store.save_label(uid, str(tmp_path / "second.nii.gz"), "final", {"label_info": [{"name": "cyst", "idx": 1}]})
+    assert other.get_label_info(uid, "final")["label_info"] == [{"name": "cyst", "idx": 1}]
+    np.testing.assert_array_equal(read_label_map(other.get_label_uri(uid, "final")).array == 1, labels == 3)
+    for series in archive.ask("/series"):
+        if archive.ask(f"/series/{series}")["MainDicomTags"]["Modality"] == "SEG":
+            archive.ask(f"/series/{series}", method="DELETE")
+    assert store.get_labeled_images() == []
+    assert store.get_labels_by_image_id(uid) == {}
+    with pytest.raises(UnknownIdError):
+        store.get_label_uri(uid, "final")
+
+
+def test_labels_that_cannot_be_sent_are_not_kept(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    volume = read_volume(tmp_path / "a")
+    write_label_map(np.zeros(volume.shape, np.uint8), volume, tmp_path / "empty.nii.gz")
+    with pytest.raises(VolumeError, match="no mask has a voxel"):
+        store.save_label(uid, str(tmp_path / "empty.nii.gz"), "final", dict(NAMES))
+    smaller = type(volume)(np.ones((volume.shape[0] - 1, *volume.shape[1:]), np.uint8), volume.affine)
+    write_label_map(smaller.array, smaller, tmp_path / "other.nii.gz")
+    with pytest.raises(VolumeError, match="grid"):
+        store.save_label(uid, str(tmp_path / "other.nii.gz"), "final", dict(NAMES))
+    assert store.get_labels_by_image_id(uid) == {}
+    assert stored(archive, modality="SEG") == []
+
+
+def test_drafts_stay_here(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    file, labels = drawn(store, uid, tmp_path / "label.nii.gz")
+    store.save_label(uid, str(file), DefaultLabelTag.ORIGINAL, dict(NAMES))
+    assert store.get_labels_by_image_id(uid) == {"original": uid}
+    assert store.get_labeled_images() == []
+    assert label_path(store, uid, "original").read_bytes() == file.read_bytes()
+    store.remove_label(uid, "original")
+    assert store.get_labels_by_image_id(uid) == {}
+
+
+def test_bytes_of_ohif_are_a_label(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    _, labels = drawn(store, uid, tmp_path / "label.nii.gz")
+    labels[labels == 3] = 1
+    labels[labels == 7] = 2
+    (tmp_path / "label.bin").write_bytes(labels.tobytes(order="F"))
+    store.save_label(uid, str(tmp_path / "label.bin"), "final", {"label_info": [{"name": "liver"}, {"name": "cyst"}]})
+    np.testing.assert_array_equal(read_label_map(store.get_label_uri(uid, "final")).array, labels)
+    assert store.get_label_info(uid, "final")["label_info"] == [{"name": "liver", "idx": 1}, {"name": "cyst", "idx": 2}]
+    (tmp_path / "short.bin").write_bytes(b"1")
+    with pytest.raises(VolumeError, match="voxels"):
+        store.save_label(uid, str(tmp_path / "short.bin"), "final", {})
+
+
+def test_results_nobody_has_seen_say_so(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    file, _ = drawn(store, uid, tmp_path / "label.nii.gz")
+    store.save_label(uid, str(file), "final", {"model": "boltzformer", "params": {}, **NAMES})
+    (seg,) = stored(archive, modality="SEG")
+    assert {each.SegmentAlgorithmType for each in seg.SegmentSequence} == {"AUTOMATIC"}
+
+
+def test_all_labelled_scans_as_an_archive(archive: Orthanc, tmp_path: Path) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    add_phantom(archive, tmp_path / "b", "chest", seed=2)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    file, _ = drawn(store, uid, tmp_path / "label.nii.gz")
+    store.save_label(uid, str(file), "final", dict(NAMES))
+    with zipfile.ZipFile(store.get_dataset_archive(None)) as content:
+        assert set(content.namelist()) == {f"image/{uid}.nii.gz", f"label/{uid}.nii.gz", "metadata.json"}
+
+
+def test_a_compressed_series_of_a_scanner(archive: Orthanc, tmp_path: Path) -> None:
+    shared = Path(os.environ.get("BOLTZFORMER_SHARED_DATA", "../shared/data")) / "ts_ct_dicom" / "dicom"
+    if not shared.is_dir():
+        pytest.skip("no real scans here")
+    (tmp_path / "real").mkdir()
+    for file in sorted(shared.iterdir()):  # anonymised so well that no archive takes it without these
+        dataset = pydicom.dcmread(file)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.PatientID = "1.2.3.1", "1.2.3.02", "anonymous"
+        dataset.save_as(tmp_path / "real" / f"{dataset.InstanceNumber}.dcm")
+    archive.add(tmp_path / "real")
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    (uid,) = store.list_images()
+    volume = read_volume(store.image_folder(uid))
+    np.testing.assert_array_equal(volume.array, read_volume(shared).array)
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[100:180, 200:300, 5:9] = 1
+    write_label_map(labels, volume, tmp_path / "label.nii.gz")
+    store.save_label(uid, str(tmp_path / "label.nii.gz"), "final", {"label_info": [{"name": "liver", "idx": 1}]})
+    (seg,) = stored(archive, modality="SEG")
+    folder = Path(store.image_folder(uid))
+    np.testing.assert_array_equal(
+        masks_by_highdicom(seg, folder, volume.affine, volume.shape)["liver"], labels.astype(bool)
+    )
+
+
+def test_of_overlapping_segments_the_smaller_is_seen(tmp_path: Path) -> None:
+    image, _ = make_phantom("abdomen", seed=1, size=(48, 40, 8))
+    folder = write_phantom_dicom(image, tmp_path / "scan", seed=1)
+    volume = read_volume(folder)
+    kidney, cyst = np.zeros(volume.shape, bool), np.zeros(volume.shape, bool)
+    kidney[4:20, 6:18, 2:5] = True
+    cyst[8:11, 8:24, 3] = True
+    masks = [("cyst", None, cyst), ("kidney", None, kidney)]
+    write_dicom_seg(tmp_path / "seg.dcm", scan=folder, masks=masks, grid=volume, algorithm="by hand", version="1")
+    labels, names = read_label(tmp_path / "seg.dcm", volume, {})
+    assert names == {1: "cyst", 2: "kidney"}
+    np.testing.assert_array_equal(labels == 1, cyst)
+    np.testing.assert_array_equal(labels == 2, kidney & ~cyst)
