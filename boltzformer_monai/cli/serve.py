@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import logging
 import os
 import socket
@@ -46,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default prompts (the checkpoint's targets)")
     parser.add_argument("--modality", choices=("CT", "MR"), help="of scans that do not say it")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
-    parser.add_argument("--cache-mb", type=int, default=2048, help="memory for scans and image features (2048)")
+    parser.add_argument("--cache-mb", type=int, help="memory for scans and image features (a quarter of the machine's)")
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
     )
@@ -54,10 +55,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check what can be checked at once, then hand over to MONAI Label; returns when the server is stopped.
+    """Check what can be checked at once, then hand over to MONAI Label until the server is stopped.
 
     Raises:
         BoltzFormerError: something is missing or cannot be used.
+        KeyboardInterrupt: the server was stopped by Ctrl-C.
     """
     if importlib.util.find_spec("monailabel") is None:
         msg = "serve needs MONAI Label, which is not installed; pip install 'boltzformer-monai[label]'"
@@ -82,7 +84,8 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
     conf["checkpoint"] = str(arguments.checkpoint.resolve())
     conf["workspace"] = str((arguments.workspace or Path(default_workspace(studies))).resolve())
     conf["device"] = arguments.device
-    conf["cache_mb"] = str(arguments.cache_mb)
+    if arguments.cache_mb is not None:
+        conf["cache_mb"] = str(arguments.cache_mb)
     if arguments.prompts:
         conf["prompts"] = "; ".join(arguments.prompts)
     if arguments.modality:
@@ -126,14 +129,33 @@ def _app_folder(folder: Path) -> Path:
 
 
 def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) -> None:
+    from monailabel.config import settings
+    from monailabel.interfaces.utils.app import app_instance
     from monailabel.main import Main
 
     pairs = [word for key, value in conf.items() for word in ("--conf", key, value)]
     command = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port), *pairs]
     main = Main(actions=("start_server",))
     os.environ.setdefault("PYTHONPATH", "")  # MONAI Label hands it on to its processes
-    _log.info("starting; the page will be at http://%s:%d/boltzformer/", host, port)
-    main.action_start_server(main.args_parser().parse_args(command))
+    _log.info("starting; the page will be at http://%s:%d/boltzformer/", f"[{host}]" if ":" in host else host, port)
+    if not settings.MONAI_LABEL_AUTH_ENABLE and not _loopback(host):
+        _log.warning(
+            "it listens on %s without a sign-in: whoever reaches this address can read and change all scans "
+            "and labels; leave --host out, or set MONAI_LABEL_AUTH_ENABLE",
+            host,
+        )
+    options = main.args_parser().parse_args(command)
+    main.start_server_init_settings(options)
+    app_instance()  # what cannot be used is said in one line here; inside the web server it would be a traceback
+    main.action_start_server(options)
+    raise KeyboardInterrupt  # the web server keeps it for itself
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 __all__ = ["add_parser", "run"]

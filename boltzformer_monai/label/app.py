@@ -22,7 +22,8 @@ from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
 from boltzformer_monai import __version__
-from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
+from boltzformer_monai.label.dicomweb import open_dicomweb
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
 from boltzformer_monai.label.safety import image_path
 from boltzformer_monai.label.scoring import UncertaintyScoring
@@ -60,6 +61,10 @@ class BoltzFormerApp(MONAILabelApp):
             version=__version__,
         )
         self._auto_update_scoring: bool = settings.MONAI_LABEL_AUTO_UPDATE_SCORING and self.settings.auto_scoring
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        """Ours: labels go back as DICOM SEG without tools that would have to be downloaded."""
+        return open_dicomweb(self.studies, self.settings.workspace)
 
     def init_infers(self) -> dict[str, InferTask]:
         """The one model."""
@@ -115,6 +120,15 @@ class BoltzFormerApp(MONAILabelApp):
             label_id = store.save_label(image_id, file, tag, info)
         return {"label": label_id, "tag": tag, "file": file, "params": params}
 
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As MONAI Label's; series of a DICOMweb server that turn out to be no scans (localizers) are passed over."""
+        for _ in self.datastore().get_unlabeled_images():
+            try:
+                return dict(super().next_sample(request))
+            except VolumeError as error:
+                _log.warning("not offered: %s", error)
+        return dict(super().next_sample(request))
+
     def server_mode(self, mode: bool) -> None:
         """MONAI Label calls this when its web server starts: the routes are added here."""
         super().server_mode(mode)
@@ -129,9 +143,6 @@ class BoltzFormerApp(MONAILabelApp):
         """Checksum and time of the checkpoint in use."""
         info: dict[str, Any] | None = super().model_info(model)
         return info
-
-    def _download_dcmqi_tools(self) -> None:
-        """Nothing is downloaded: this package writes DICOM SEG itself."""
 
     def _uploaded(self, image: str) -> Path | None:
         """An absolute path that MONAI Label made for an upload or a session; ids are no such paths."""

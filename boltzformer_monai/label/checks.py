@@ -6,8 +6,10 @@ A name that several modules use stands there with its module.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -15,17 +17,19 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.label.infer_request import HARMLESS, KEYS, parse_request
+from boltzformer_monai.io.volume import read_label_map, read_volume
+from boltzformer_monai.label.check_parts import only_keys, parse_into, plain_values, require_known, whole_numbers
+from boltzformer_monai.label.infer_request import parse_request
 from boltzformer_monai.label.safety import (
-    UPLOADS,
-    check_id,
     check_json,
     check_tag,
+    check_target,
     image_path,
     label_path,
     parse_json,
 )
 from boltzformer_monai.label.service import SegmentService
+from boltzformer_monai.label.uploads import check_new_id, saved, upload_suffix
 
 _SESSION = re.compile(r"[0-9a-fA-F-]{8,64}")
 _TRAIN_KEYS = ("epochs", "learning_rate")
@@ -45,7 +49,7 @@ class Checks:
         self.service = service
 
     def infer(self, arguments: dict[str, Any]) -> None:
-        _known(arguments["model"], self.app._infers, "model")
+        require_known(arguments["model"], self.app._infers, "model")
         params = parse_json(arguments.get("params") or "{}", "params")
         parse_request(params, default_prompts=self.service.default_prompts())
         self._label_tag(params)
@@ -53,7 +57,7 @@ class Checks:
             self.session(arguments)
             if self.app.sessions() is None or self.app.sessions().get_session(arguments["session_id"]) is None:
                 raise HTTPException(404, "there is no such session")
-        _upload(arguments.get("file"))
+        self._suffix(arguments.get("file"))
         arguments["label"] = None  # no input of this model
         if arguments.get("file") or arguments.get("session_id"):
             arguments["image"] = ""
@@ -61,10 +65,11 @@ class Checks:
             image_path(self.app.datastore(), arguments["image"])
 
     def batch(self, arguments: dict[str, Any]) -> None:
-        _known(arguments["model"], self.app._infers, "model")
+        require_known(arguments["model"], self.app._infers, "model")
         params = check_json(arguments.get("params") or {}, "params")
         parse_request(params, default_prompts=self.service.default_prompts())
-        _whole_numbers(params, ("max_workers", "max_batch_size"))
+        whole_numbers(params, ("max_workers", "max_batch_size"))
+        plain_values(params)
         self._label_tag(params)
         arguments["params"] = {
             "label_tag": DefaultLabelTag.ORIGINAL.value,
@@ -72,25 +77,28 @@ class Checks:
             # The service chooses its device; MONAI Label divides by the number of GPUs where it chooses.
             "device": "cpu",
             "multi_gpu": False,
+            "gpus": "all",
             "max_workers": 1,
         }
 
     def train(self, arguments: dict[str, Any]) -> None:
         params = check_json(arguments.get("params") or {}, "params")
         if "model" in arguments:
-            _known(arguments["model"], self.app._trainers, "trainer")
-            _only(params, _TRAIN_KEYS)
+            require_known(arguments["model"], self.app._trainers, "trainer")
+            only_keys(params, _TRAIN_KEYS)
+            plain_values(params)
             self._trainer_numbers(params)
             return
-        _only(params, tuple(self.app._trainers))
+        only_keys(params, tuple(self.app._trainers))
         for each in params.values():
-            _only(check_json(each, "params"), _TRAIN_KEYS)
+            only_keys(check_json(each, "params"), _TRAIN_KEYS)
+            plain_values(each)
             self._trainer_numbers(each)
 
     def strategy(self, arguments: dict[str, Any]) -> None:
-        _known(arguments["strategy"], self.app._strategies, "strategy")
+        require_known(arguments["strategy"], self.app._strategies, "strategy")
         params = check_json(arguments.get("params") or {}, "params")
-        _only(params, ("labels",))
+        only_keys(params, ("labels",))
         if "labels" in params and not isinstance(params["labels"], list):
             msg = "labels must be a list of names"
             raise ConfigError(msg)
@@ -99,36 +107,53 @@ class Checks:
     def scoring(self, arguments: dict[str, Any]) -> None:
         params = check_json(arguments.get("params") or {}, "params")
         if "method" in arguments:
-            _known(arguments["method"], self.app._scoring_methods, "scoring method")
-            _only(params, ("prompts", "uncertainty"))
+            require_known(arguments["method"], self.app._scoring_methods, "scoring method")
+            only_keys(params, ("prompts", "uncertainty"))
+            plain_values(params)
             parse_request(params, default_prompts=self.service.default_prompts())
         else:
-            _only(params, tuple(self.app._scoring_methods))
+            only_keys(params, tuple(self.app._scoring_methods))
+            for each in params.values():
+                parse_request(check_json(each, "params"), default_prompts=self.service.default_prompts())
 
     def new_image(self, arguments: dict[str, Any]) -> None:
-        parse_into(arguments, "params")
-        suffix = _upload(arguments["file"])
-        name = arguments.get("image") or str(arguments["file"].filename)[: -len(suffix)]
-        arguments["image"] = check_id(name)
-        arguments["file"].filename = f"upload{suffix}"
+        self._image_info(parse_into(arguments, "params"))
+        suffix = self._suffix(arguments["file"])
+        name = check_new_id(arguments.get("image") or str(arguments["file"].filename)[: -len(suffix)])
+        if name in self.app.datastore().list_images():
+            image_path(self.app.datastore(), name)
+        check_target(self.app.datastore(), f"{name}{suffix}")
+        with saved(arguments["file"].file, suffix) as file:
+            read_volume(file, tilt="keep")
+        arguments["image"], arguments["file"].filename = name, f"upload{suffix}"
 
     def image(self, arguments: dict[str, Any]) -> None:
-        parse_into(arguments, "info")
+        self._image_info(parse_into(arguments, "info"))
         image_path(self.app.datastore(), arguments["image"])
-        if arguments.get("check_sum") and not re.fullmatch(
-            r"(?i)((md5|sha256|sha512):)?[0-9a-f]+", arguments["check_sum"]
-        ):
+        if not (check_sum := arguments.get("check_sum")):
+            return
+        parts = re.fullmatch(r"(?:(MD5|SHA256|SHA512):)?([0-9A-F]+)", check_sum.upper())
+        if parts is None:
             msg = "check_sum must be ALGORITHM:HEX with MD5, SHA256 or SHA512"
             raise ConfigError(msg)
+        arguments["check_sum"] = f"{parts[1] or 'SHA256'}:{parts[2].lower()}"
 
     def image_by_id(self, arguments: dict[str, Any]) -> None:
-        image_path(self.app.datastore(), arguments["id"])
+        store, name = self.app.datastore(), arguments["id"]
+        image_path(store, name)
+        for tag in store.get_labels_by_image_id(name):  # they go with it
+            label_path(store, name, tag)
 
     def new_label(self, arguments: dict[str, Any]) -> None:
         parse_into(arguments, "params")
         image_path(self.app.datastore(), arguments["image"])
         arguments["tag"] = check_tag(arguments.get("tag") or DefaultLabelTag.FINAL.value)
-        _upload(arguments["label"])
+        suffix = self._suffix(arguments["label"])
+        check_target(self.app.datastore(), "labels", arguments["tag"], f"{arguments['image']}{suffix}")
+        if self._remote():
+            return  # the datastore reads it, on the grid of its series
+        with saved(arguments["label"].file, suffix) as file:
+            read_label_map(file)
 
     def label(self, arguments: dict[str, Any]) -> None:
         parse_into(arguments, "info")
@@ -143,14 +168,19 @@ class Checks:
             raise HTTPException(404, "no image has a final label yet")
         for name in labelled:
             image_path(store, name)
+            label_path(store, name, DefaultLabelTag.FINAL.value)
 
     def session(self, arguments: dict[str, Any]) -> None:
         if not _SESSION.fullmatch(arguments["session_id"]):
             raise HTTPException(404, "there is no such session")
+        sessions = self.app.sessions() if arguments.get("image") is True else None
+        session = sessions.get_session(arguments["session_id"]) if sessions is not None else None
+        if session is not None and not Path(session.image).is_file():
+            raise HTTPException(404, "this session has several files, not one image")
 
     def new_session(self, arguments: dict[str, Any]) -> None:
         for number, file in enumerate(arguments["files"]):
-            file.filename = f"upload{number}{_upload(file)}"
+            file.filename = f"upload{number}{self._suffix(file)}"
         if not 0 <= arguments.get("expiry", 0) <= 7 * 24 * 3600:
             msg = "expiry must be from 0 to 604800 seconds"
             raise ConfigError(msg)
@@ -160,7 +190,7 @@ class Checks:
             raise ConfigError(msg)
 
     def model_name(self, arguments: dict[str, Any]) -> None:
-        _known(arguments["model"], self.app._infers, "model")
+        require_known(arguments["model"], self.app._infers, "model")
 
     def refused(self, arguments: dict[str, Any]) -> None:
         raise HTTPException(405, "this server's model changes by training only")
@@ -170,7 +200,9 @@ class Checks:
 
     def proxy(self, arguments: dict[str, Any]) -> None:
         path = str(arguments.get("path", ""))
-        if not str(self.app.studies).startswith(("http://", "https://")):
+        while path != unquote(path):  # what the DICOMweb server makes of it
+            path = unquote(path)
+        if not self._remote():
             raise HTTPException(404, "the studies are no DICOMweb server, so there is nothing to pass on")
         if ".." in path.split("/") or "\\" in path or "://" in path or any(ord(letter) < 32 for letter in path):
             raise HTTPException(404, "no such path on the DICOMweb server")
@@ -180,64 +212,36 @@ class Checks:
             if not 0 <= (arguments.get(name) or 0) <= most:
                 msg = f"{name} must be from 0 to {most}"
                 raise ConfigError(msg)
+        arguments["lines"] = arguments.get("lines") or 0
+        arguments["html"] = False  # that page runs scripts of other servers, here where the scans are
 
     def static(self, arguments: dict[str, Any]) -> None:
         path = str(arguments.get("path", ""))
-        if ".." in path or "\\" in path or "\0" in path or path.startswith("/"):
+        if ".." in path or "\\" in path or "\0" in path or path.startswith(("/", ".")):
             raise HTTPException(404, "no such file")
+
+    def _remote(self) -> bool:
+        return str(self.app.studies).startswith(("http://", "https://"))
+
+    def _suffix(self, upload: UploadFile | None) -> str:
+        return upload_suffix(upload, limit=self.service.settings.upload_mb * 2**20)
+
+    def _image_info(self, info: Mapping[str, Any]) -> None:
+        for key in ("strategy", "name", "path", "ts"):
+            if key in info:
+                msg = f"{key!r} is what the server itself notes about an image"
+                raise ConfigError(msg)
 
     def _label_tag(self, params: Mapping[str, Any]) -> None:
         if params.get("label_tag"):
             check_tag(str(params["label_tag"]))
 
     def _trainer_numbers(self, params: Mapping[str, Any]) -> None:
-        _whole_numbers(params, ("epochs",), low=1, high=1000)
+        whole_numbers(params, ("epochs",), low=1, high=1000)
         rate = params.get("learning_rate")
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1):
             msg = f"learning_rate must lie between 0 and 1, got {str(rate)[:40]!a}"
             raise ConfigError(msg)
-
-
-def parse_into(arguments: dict[str, Any], name: str) -> None:
-    """Check a JSON form field, where the route has it."""
-    if name in arguments:
-        parse_json(arguments[name] or "{}", name)
-        arguments[name] = arguments[name] or "{}"
-
-
-def _known(name: str, things: Mapping[str, Any], what: str) -> None:
-    if name not in things:
-        raise HTTPException(404, f"there is no {what} {name[:60]!a}; there is {', '.join(things)}")
-
-
-def _only(params: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in params:
-        if key not in keys and key not in HARMLESS and key not in KEYS:
-            msg = f"unknown parameter {str(key)[:60]!a}; known are {', '.join(keys)}"
-            raise ConfigError(msg)
-
-
-def _whole_numbers(params: Mapping[str, Any], keys: Sequence[str], *, low: int = 0, high: int = 100_000) -> None:
-    for key in keys:
-        value = params.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
-            msg = f"{key} must be a whole number from {low} to {high}, got {str(value)[:40]!a}"
-            raise ConfigError(msg)
-
-
-def _upload(file: UploadFile | None) -> str:
-    """The ending of an uploaded file, which is all that remains of its name."""
-    if file is None:
-        return ""
-    name = str(file.filename or "upload.nii.gz")
-    suffix = next((ending for ending in UPLOADS if name.lower().endswith(ending)), None)
-    if suffix is None:
-        msg = f"a file named {name[-40:]!a} is not taken; its name must end in {', '.join(UPLOADS)}"
-        raise ConfigError(msg)
-    if file.size == 0:
-        msg = "the uploaded file is empty"
-        raise ConfigError(msg)
-    return suffix
 
 
 CHECKS: dict[str, _Check] = {

@@ -23,6 +23,8 @@ from monai.handlers import ValidationHandler
 from boltzformer_monai import engines
 from boltzformer_monai.data.slices import SliceReader
 from boltzformer_monai.engines.trainer import VAL_LOSS
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import PRESETS
@@ -30,6 +32,8 @@ from boltzformer_monai.networks.weights import Description, load_checkpoint, loa
 from boltzformer_monai.transforms import PromptTokenizer
 
 _log = logging.getLogger(__name__)
+
+_EVEN = 0.5  # there or not, equally likely
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -107,6 +111,7 @@ def fine_tune(
     if progress.epochs < epochs:
         network.to(memory_format=torch.channels_last).set_precision(precision)
         _train(network, description, reader, folder, progress, epochs, learning_rate, device, seed)
+    _spare_the_labels(folder / "best.pt", network, description, reader, device)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(output) as temporary:
         shutil.copyfile(folder / "best.pt", temporary)
@@ -115,12 +120,48 @@ def fine_tune(
 
 
 def described(old: Mapping[str, Any], new: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:
-    """The old description with the new targets; its presence thresholds stay."""
+    """The old description with the new targets."""
     data = copy.deepcopy(dict(old))
     targets = list(data.get("targets", []))
     data["targets"] = targets + [entry for entry in new["targets"] if entry not in targets]
     data["learned"] = dict(learned)
     return data
+
+
+def _spare_the_labels(
+    best: Path, network: BoltzFormer, description: Description, reader: SliceReader, device: torch.device
+) -> None:
+    """Lower the presence thresholds where they would hide what was drawn.
+
+    They never rise: they were chosen on many volumes and absences, while the corrected labels are few, were trained on
+    and name little that is absent. Nor does the upper one fall below a half, whatever a new name is like: it judges
+    the other objects, too.
+    """
+    rule = PresenceRule.of(description.data)
+    if rule is None or network.presence is None:
+        return
+    content = read_weights(best)
+    load_strictly(network, content["model"], source="best.pt")
+    config = description.network
+    try:
+        found = engines.calibrate_presence(
+            network,
+            reader,
+            tokenizer=PromptTokenizer(path=config.text_model),
+            size=config.image_size,
+            neighbours=config.neighbours,
+            split="train",
+            device=device,
+        )
+    except ConfigError:
+        _log.info("no mask meets a corrected label yet; the presence thresholds stay")
+        return
+    if found is None:
+        return
+    lowered = PresenceRule(high=min(rule.high, max(found.high, _EVEN)), low=min(rule.low, found.low))
+    description.data["presence"] = lowered.as_dict()
+    with atomic_path(best) as temporary:
+        torch.save({**content, "description": description.state_dict()}, temporary)
 
 
 def _train(

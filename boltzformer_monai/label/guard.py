@@ -15,12 +15,14 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from monailabel.config import settings
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
     datastore,
     infer,
     info,
+    login,
     logs,
     model,
     ohif,
@@ -46,7 +48,7 @@ _MODULES = (
 def guard_stock_routes(app: FastAPI, checks: Checks) -> None:
     """Put a checked twin in front of every stock route."""
     router = APIRouter()
-    for module in _MODULES:
+    for module in (*_MODULES, login) if settings.MONAI_LABEL_AUTH_ENABLE else _MODULES:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
                 router.add_api_route(
@@ -61,8 +63,6 @@ def guard_stock_routes(app: FastAPI, checks: Checks) -> None:
 
 def put_in_front(app: FastAPI, router: APIRouter) -> None:
     """Include a router so that its routes are tried first."""
-    from monailabel.config import settings
-
     before = len(app.router.routes)
     app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
     new = app.router.routes[before:]
@@ -88,6 +88,8 @@ def _twin(endpoint: Callable[..., Any], checks: Checks) -> Callable[..., Any]:
             known = problem(error)
             if known is None and isinstance(error, FileNotFoundError):
                 known = 404, "there is no such file here"
+            if known is None and isinstance(error, NotImplementedError):
+                known = 405, "not with scans from where this server has them"
             if known is None:
                 _log.exception("%s failed", name)
                 raise

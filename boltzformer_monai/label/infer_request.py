@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from boltzformer_monai.data.planes import PLANE_AXES
-from boltzformer_monai.data.prompts import normalise_prompt
+from boltzformer_monai.data.prompts import normalise_prompt, split_prompts
 from boltzformer_monai.data.windows import GreyScale, parse_window
 from boltzformer_monai.errors import ConfigError, PromptError
 from boltzformer_monai.inferers.prompt_groups import checked_prompts
 from boltzformer_monai.inferers.results import ARBITRATIONS
-from boltzformer_monai.label.server_settings import split_prompts
 
 MOST_PROMPTS = 255
 LONGEST_PROMPT = 500

@@ -10,6 +10,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from scipy import ndimage
 
+from boltzformer_monai.inferers.volume_result import in_memory_order
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.label.infer_request import EXTENSIONS, UNCERTAINTY, SegmentRequest, parse_request
 from boltzformer_monai.label.service import Segmented, SegmentService
@@ -97,7 +98,7 @@ class BoltzFormerInferTask(InferTask):
         extension = next(ending for ending in EXTENSIONS if ending == wanted.result_extension)
         with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as file:
             path = Path(file.name)
-        write_image_file(labels.astype(wanted.result_dtype, copy=False), result.grid.affine, path)
+        write_image_file(labels.astype(wanted.result_dtype, copy=False), result.grid.affine, path, fast=True)
         params: dict[str, Any] = {
             "label_names": names,
             "findings": findings,
@@ -132,13 +133,13 @@ def uncertainty(segmented: Segmented) -> dict[str, Any]:
 
 def _places(labels: np.ndarray) -> dict[int, tuple[int, list[int]]]:
     """Voxels and about the centre ``[i, j, k]`` of each value that occurs."""
-    counts = np.zeros(256, np.int64)
-    for plane in labels:  # plane by plane: bincount makes eight bytes of every label
-        counts += np.bincount(plane.ravel(), minlength=256)
     found: dict[int, tuple[int, list[int]]] = {}
-    for value, box in enumerate(ndimage.find_objects(labels), 1):
-        if box is None:
+    laid, order = in_memory_order(labels)
+    for value, turned in enumerate(ndimage.find_objects(laid), 1):
+        if turned is None:
             continue
+        box = tuple(turned[order.index(axis)] for axis in range(3))
+        voxels = int(np.count_nonzero(laid[turned] == value))
         # A viewer only jumps there: of a large object every n-th voxel tells its centre well enough.
         steps = [max(1, (axis.stop - axis.start) // _CENTRE_GRID) for axis in box]
         inside = labels[tuple(slice(axis.start, axis.stop, step) for axis, step in zip(box, steps, strict=True))]
@@ -147,5 +148,5 @@ def _places(labels: np.ndarray) -> dict[int, tuple[int, list[int]]]:
             float(index.mean()) if len(index) else (n - 1) / 2 for index, n in zip(where, inside.shape, strict=True)
         ]
         centre = [round(axis.start + m * step) for axis, m, step in zip(box, middle, steps, strict=True)]
-        found[value] = (int(counts[value]), centre)
+        found[value] = (voxels, centre)
     return found

@@ -7,6 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import requests
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -53,6 +54,10 @@ def problem(error: BaseException) -> tuple[int, str] | None:
         if getattr(known, "reason", "") == "write":
             return 503, one_line(str(known))
         return next(status for kind, status in _STATUS if isinstance(known, kind)), one_line(str(known))
+    if isinstance(error, requests.HTTPError) and 400 <= error.response.status_code < 500:
+        return error.response.status_code, f"the server behind this one refuses it: {error.response.reason}"
+    if isinstance(error, requests.RequestException):
+        return 503, "the server behind this one does not answer; this one's log says more"
     if isinstance(error, ImageNotFoundException | LabelNotFoundException):
         return 404, one_line(str(error.msg))
     if isinstance(error, MONAILabelException):
@@ -65,6 +70,7 @@ def one_line(text: str) -> str:
     """The text on one line, without the folders of absolute paths."""
     for folder in (tempfile.gettempdir(), str(Path.home())):
         text = text.replace(folder + "/", "")
+    text = text.encode("utf-8", "replace").decode()  # broken Unicode cannot be sent
     return " ".join(_FOLDERS.sub("", text).split())[:_LONGEST]
 
 
@@ -77,9 +83,9 @@ def add_error_replies(app: FastAPI) -> None:
         return JSONResponse({"detail": detail}, status, headers=headers)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert_errors = error.errors() if isinstance(error, RequestValidationError) else []
-        parts = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in assert_errors[:3]]
-        return JSONResponse({"detail": one_line("; ".join(parts).encode("ascii", "replace").decode())}, 422)
+        errors = error.errors() if isinstance(error, RequestValidationError) else []
+        parts = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors[:3]]
+        return JSONResponse({"detail": one_line("; ".join(parts))}, 422)
 
     async def bug(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": "internal error; the server's log says more"}, 500)

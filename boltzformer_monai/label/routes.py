@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from fastapi import APIRouter, Body, Depends, FastAPI
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi import APIRouter, Body, FastAPI, Header
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from monailabel.config import settings as stock
-from monailabel.endpoints.user.auth import RBAC
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai import __version__
+from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.inferers.results import write_results
-from boltzformer_monai.io.formats import write_image_file
-from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.io.dicom_files import is_dicom_file
+from boltzformer_monai.io.dicom_seg_out import require_highdicom
+from boltzformer_monai.io.formats import is_image_file, write_image_file
 from boltzformer_monai.label.checks import Checks
+from boltzformer_monai.label.dicomweb import DicomWebDatastore
+from boltzformer_monai.label.dicomweb_cache import compact
+from boltzformer_monai.label.gate import Gate
 from boltzformer_monai.label.guard import guard_stock_routes, put_in_front
 from boltzformer_monai.label.infer_request import UNCERTAINTY, parse_request
+from boltzformer_monai.label.page_files import page_file
 from boltzformer_monai.label.replies import add_error_replies
 from boltzformer_monai.label.result_store import ResultStore
 from boltzformer_monai.label.safety import check_json, image_path
 from boltzformer_monai.label.service import Segmented
+from boltzformer_monai.label.sign_in import access, use_sign_in
 from boltzformer_monai.label.upload_limit import UploadLimit
 
 if TYPE_CHECKING:
@@ -32,20 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parent / "page"
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".ico": "image/x-icon",
-    ".woff2": "font/woff2",
-    ".wasm": "application/wasm",
-    ".txt": "text/plain; charset=utf-8",
-}
 RESULTS = {
     "labels.nii.gz": ("result.nii.gz", "application/gzip"),
     "uncertainty.nii.gz": ("result-uncertainty.nii.gz", "application/gzip"),
@@ -55,11 +48,12 @@ RESULTS = {
 
 
 def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
-    """Add error replies, checks, the upload limit and own routes to MONAI Label's running web server."""
+    """Add error replies, checks, limits, own routes and the gate to MONAI Label's running web server."""
     if getattr(app.state, "boltzformer", None) is server:
         return
     app.state.boltzformer = server
     add_error_replies(app)
+    use_sign_in(app)
 
     def reload() -> dict[str, Any]:
         # MONAI Label would make a second app, with a second network in memory.
@@ -68,11 +62,19 @@ def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
 
     guard_stock_routes(app, Checks(server, server.service))
     put_in_front(app, _Routes(server).router)
-    app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=[_access()])
+    only_admin = [access(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
+    app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=only_admin)
     app.router.routes.insert(0, app.router.routes.pop())
     # The server's stack of handlers was built before it told us that it starts; the next request builds it anew.
     app.middleware_stack = None
     app.add_middleware(UploadLimit, limit=server.settings.upload_mb * 2**20)
+    origins = [origin.rstrip("/") for origin in server.settings.origins]
+    for each in app.user_middleware:
+        if each.cls is CORSMiddleware:  # MONAI Label's lets any page ask; its own setting ends start_server
+            each.kwargs["allow_origins"] = origins
+    app.add_middleware(
+        Gate, origins=origins, hosts=server.settings.hosts, open_to_all=not stock.MONAI_LABEL_AUTH_ENABLE
+    )
 
 
 class _Routes:
@@ -85,15 +87,15 @@ class _Routes:
     def __init__(self, server: BoltzFormerApp) -> None:
         self.server = server
         self.results = ResultStore()
-        self.router = APIRouter(prefix="/boltzformer", tags=["BoltzFormer"], dependencies=[_access()])
-        api = "/api"
-        self.router.add_api_route(f"{api}/config", self.config, methods=["GET"])
-        self.router.add_api_route(f"{api}/images/{{image_id}}/scan.nii.gz", self.scan, methods=["GET"])
-        self.router.add_api_route(f"{api}/segment", self.segment, methods=["POST"])
-        self.router.add_api_route(f"{api}/results/{{rid}}/{{name}}", self.result, methods=["GET"])
-        self.router.add_api_route(
-            f"{api}/{{path:path}}", self.nothing, methods=["GET", "POST"], include_in_schema=False
-        )
+        # The same role as for MONAI Label's infer and its images; the page's own files hold no data.
+        api = APIRouter(prefix="/api", dependencies=[access(stock.MONAI_LABEL_AUTH_ROLE_USER)])
+        api.add_api_route("/config", self.config, methods=["GET"])
+        api.add_api_route("/images/{image_id}/scan.nii.gz", self.scan, methods=["GET"])
+        api.add_api_route("/segment", self.segment, methods=["POST"])
+        api.add_api_route("/results/{rid}/{name}", self.result, methods=["GET"])
+        api.add_api_route("/{path:path}", self.nothing, methods=["GET", "POST"], include_in_schema=False)
+        self.router = APIRouter(prefix="/boltzformer", tags=["BoltzFormer"])
+        self.router.include_router(api)
         self.router.add_api_route("", self.to_page, methods=["GET"], include_in_schema=False)
         self.router.add_api_route("/{path:path}", self.page, methods=["GET"], include_in_schema=False)
 
@@ -114,17 +116,20 @@ class _Routes:
             "uncertainty": list(range(UNCERTAINTY[0], UNCERTAINTY[1] + 1)),
             "presence": bool(network.presence),
             "images": images,
-            "dicom_seg": _remote(self.server),
+            "dicom_seg": _can_write_seg(self.server, [each["id"] for each in images]),
         }
 
     def scan(self, image_id: str) -> FileResponse:
         """The scan as NIfTI."""
-        path = image_path(self.server.datastore(), image_id)
+        store = self.server.datastore()
+        path = image_path(store, image_id)
+        if isinstance(store, DicomWebDatastore):
+            path = Path(store.get_image_uri(image_id))
         if path.name.endswith(".nii.gz"):
             return FileResponse(path, media_type="application/gzip", filename="scan.nii.gz")
         _, folder = self.results.new()
         volume = self.server.service.volume(path)
-        write_image_file(_compact(volume), volume.affine, folder / "scan.nii.gz")
+        write_image_file(compact(volume), volume.affine, folder / "scan.nii.gz")
         return FileResponse(folder / "scan.nii.gz", media_type="application/gzip", filename="scan.nii.gz")
 
     def segment(self, body: Annotated[Any, Body()]) -> dict[str, Any]:
@@ -172,33 +177,40 @@ class _Routes:
         """The page's address ends in a slash."""
         return RedirectResponse(f"{stock.MONAI_LABEL_API_STR}/boltzformer/")
 
-    def page(self, path: str) -> FileResponse:
+    def page(self, path: str, if_none_match: Annotated[str, Header()] = "") -> Response:
         """The page and its assets."""
-        name = path or "index.html"
-        kind = TYPES.get(Path(name).suffix.lower())
-        if kind is None or "\0" in name or not re.fullmatch(r"[\w./@-]+", name) or ".." in name:
-            raise HTTPException(404, "the page has no such file")
-        file = (PAGE / name).resolve()
-        if not file.is_relative_to(PAGE.resolve()) or not file.is_file():
-            raise HTTPException(404, "the page has no such file" if path else "the page is not installed")
-        return FileResponse(file, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
+        return page_file(path, known=if_none_match)
 
     def _dicom_seg(self, image_id: str, segmented: Segmented, path: Path) -> bool:
-        """Write the SEG where the scan is DICOM."""
+        """Write the SEG where the scan is DICOM and something was found; True if it is there."""
+        if not _is_series(segmented.scan.place):
+            return False
+        recipe = dataclasses.replace(segmented.recipe, ending=".dcm", repeats=1)  # the uncertainty is written already
+        stem = path.with_name("seg")
+        try:
+            write_results(segmented.result, stem, recipe, scan=segmented.scan)
+        except VolumeError as error:
+            if error.reason == "write":
+                raise
+            _log.warning("%s: no DICOM SEG: %s", image_id, error)  # the result itself is good
+            return False
+        made = stem.with_name("seg.dcm")
+        if made.is_file():
+            made.replace(path)
+        return path.is_file()
+
+
+def _is_series(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and not is_image_file(path) and is_dicom_file(path))
+
+
+def _can_write_seg(server: BoltzFormerApp, images: Sequence[str]) -> bool:
+    """Whether a result may come as DICOM SEG: the scans are DICOM, and highdicom is installed."""
+    try:
+        require_highdicom()
+    except VolumeError:
         return False
-
-
-def _access() -> Any:
-    """MONAI Label's own check, the same that guards its routes."""
-    return Depends(RBAC(stock.MONAI_LABEL_AUTH_ROLE_USER))
-
-
-def _remote(server: BoltzFormerApp) -> bool:
-    return str(server.studies).startswith(("http://", "https://"))
-
-
-def _compact(volume: Volume) -> np.ndarray:
-    """Whole numbers as int16, which viewers read faster."""
-    array = volume.array
-    whole = bool(np.all(array == np.rint(array))) and array.min() >= -32768 and array.max() <= 32767
-    return array.astype(np.int16) if whole else array
+    store = server.datastore()
+    if isinstance(store, DicomWebDatastore):
+        return True
+    return any(_is_series(Path(store.get_image_uri(image))) for image in images)

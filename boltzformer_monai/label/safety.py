@@ -12,7 +12,7 @@ from monailabel.interfaces.datastore import Datastore
 
 from boltzformer_monai.errors import ConfigError, VolumeError
 
-UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".dcm", ".seg.nrrd")
+UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".dcm", ".seg.nrrd", ".bin")
 _ID = re.compile(r"[\w][\w .,+=@()-]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DEEPEST = 12
@@ -64,7 +64,9 @@ def image_path(datastore: Datastore, image_id: str) -> Path:
     if image_id not in datastore.list_images():
         msg = f"no image {image_id!a} in the datastore; GET /datastore/?output=all lists them"
         raise UnknownIdError(msg, reason="missing")
-    return _inside(datastore, datastore.get_image_uri(image_id), image_id)
+    # Of a DICOMweb server the series itself: get_image_uri makes a NIfTI file of it for clients to load.
+    place = getattr(datastore, "image_folder", datastore.get_image_uri)
+    return _inside(datastore, place(image_id), image_id)
 
 
 def label_path(datastore: Datastore, label_id: str, tag: str) -> Path:
@@ -76,6 +78,18 @@ def label_path(datastore: Datastore, label_id: str, tag: str) -> Path:
         msg = f"no label {label_id!a} with the tag {tag!a} in the datastore"
         raise UnknownIdError(msg, reason="missing")
     return _inside(datastore, uri, label_id)
+
+
+def check_target(datastore: Datastore, *parts: str) -> None:
+    """Refuse a file to be written that a link takes out of the studies folder.
+
+    Raises:
+        UnknownIdError: it would lie elsewhere.
+    """
+    root = root_of(datastore)
+    if not root.joinpath(*parts).resolve().is_relative_to(root):
+        msg = f"{parts[-1]!a} would be written outside the studies folder"
+        raise UnknownIdError(msg, reason="missing")
 
 
 def _inside(datastore: Datastore, uri: str, name: str) -> Path:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.data.prompts import split_prompts
 from boltzformer_monai.errors import ConfigError
 
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+_ORIGIN = re.compile(rf"https?://{_NAME.pattern}(:\d+)?/?")
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -26,13 +31,16 @@ class ServerSettings:
         device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, …
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
         modality: ``"CT"`` or ``"MR"`` of scans that do not state theirs.
-        cache_mb: image features and scans kept between requests, in megabytes; 0 keeps none.
+        cache_mb: image features and scans kept between requests, in megabytes; 0 keeps none; default: a quarter of
+            the machine's memory, as a scan's features can be gigabytes.
         together: prompts decoded together on a CPU; one by one, a single prompt is cheapest.
-        slices_together: slices decoded together on a CPU.
+        slices_together: slices decoded together on a CPU; 0: the more, the smaller the network's pictures are.
         batch_size: slices per pass on a GPU.
         upload_mb: largest upload.
         epochs: of one training.
         learning_rate: of one training.
+        origins: web pages of other servers that may ask, ``https://viewer.example.org``, ``;`` between them.
+        hosts: names with a dot that this server goes by in a browser, ``;`` between them; addresses need no naming.
         auto_scoring: score the scans without being asked, when the server starts and after every training.
 
     Raises:
@@ -45,13 +53,15 @@ class ServerSettings:
     device: str = "auto"
     precision: str = "auto"
     modality: str | None = None
-    cache_mb: int = 2048
+    cache_mb: int = field(default_factory=lambda: default_cache_mb())
     together: int = 1
-    slices_together: int = 8
+    slices_together: int = 0
     batch_size: int = 4
     upload_mb: int = 2048
     epochs: int = 10
     learning_rate: float = 1e-4
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     auto_scoring: bool = False
 
     @classmethod
@@ -79,7 +89,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         for name in ("cache_mb", "together", "slices_together", "batch_size", "upload_mb", "epochs"):
-            low = 0 if name == "cache_mb" else 1
+            low = 0 if name in ("cache_mb", "slices_together") else 1
             if getattr(self, name) < low:
                 msg = f"{name} must be at least {low}, got {getattr(self, name)}"
                 raise ConfigError(msg)
@@ -88,6 +98,13 @@ class ServerSettings:
             raise ConfigError(msg)
         if self.modality not in (None, "CT", "MR"):
             msg = f"modality must be CT or MR, got {self.modality!r}"
+            raise ConfigError(msg)
+
+        if odd := next((each for each in self.origins if not _ORIGIN.fullmatch(each)), None):
+            msg = f"origins must look like https://viewer.example.org, got {odd!r}"
+            raise ConfigError(msg)
+        if odd := next((each for each in self.hosts if not _NAME.fullmatch(each)), None):
+            msg = f"hosts must be names like label.example.org, got {odd!r}"
             raise ConfigError(msg)
 
     @property
@@ -109,9 +126,13 @@ def default_workspace(studies: str) -> str:
     return str(Path(studies) / ".boltzformer")
 
 
-def split_prompts(text: str) -> tuple[str, ...]:
-    """``"liver; left kidney"`` → its prompts."""
-    return tuple(part.strip() for part in text.split(";") if part.strip())
+def default_cache_mb() -> int:
+    """A quarter of the machine's memory, where the system tells it, and 2 GiB at least."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        memory = 0
+    return max(2048, memory // 4 // 2**20)
 
 
 def _parsed(key: str, kind: str, value: Any) -> Any:
@@ -123,6 +144,6 @@ def _parsed(key: str, kind: str, value: Any) -> Any:
     except (KeyError, ValueError):
         msg = f"--conf {key} takes {'true or false' if kind == 'bool' else 'a number'}, got {value!r}"
         raise ConfigError(msg) from None
-    if key == "prompts":
-        return split_prompts(str(value)) if isinstance(value, str) else tuple(value)
+    if key in ("prompts", "origins", "hosts"):
+        return tuple(split_prompts(value))
     return Path(str(value)).expanduser().absolute() if kind == "Path" else str(value)

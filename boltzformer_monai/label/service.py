@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
 from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError
@@ -67,7 +69,7 @@ class SegmentService:
         self.settings = settings
         self.vocabulary = Vocabulary(settings.workspace / "labels.json")
         memory = settings.cache_mb * 2**20
-        self.features = FeatureCache(memory - memory // _SHARE_OF_SCANS)
+        self.features = FeatureCache(_on_device(memory - memory // _SHARE_OF_SCANS, settings.device))
         self._scans = _ScanCache(memory // _SHARE_OF_SCANS)
         self._lock = threading.Lock()
         self._model: Model | None = None
@@ -147,7 +149,7 @@ class SegmentService:
                 seed=request.seed,
                 repeats=request.repeats,
                 together=self.settings.together,
-                slices_together=self.settings.slices_together,
+                slices_together=self.settings.slices_together or _slices_together(model.segmenter),
                 features=self.features,
             )
             before = self.features.misses
@@ -233,6 +235,20 @@ class _ScanCache:
         while self._volumes and sum(each.array.nbytes for _, each in self._volumes.values()) > self.limit:
             self._volumes.popitem(last=False)
         return volume
+
+
+def _on_device(limit: int, name: str) -> int:
+    """Bytes for features, which lie on the device: half of a GPU's memory at most."""
+    device = device_by_name(name)
+    if device.type != "cuda":
+        return limit
+    return min(limit, torch.cuda.get_device_properties(device).total_memory // 2)
+
+
+def _slices_together(segmenter: VolumeSegmenter) -> int:
+    """As many slices as have the pixels of eight of 512², so that small pictures do not cost a call each."""
+    size = segmenter.description.network.image_size
+    return max(8, min(64, 8 * 512**2 // size**2))
 
 
 def _as_written(name: str) -> str:

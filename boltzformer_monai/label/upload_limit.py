@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 _JSON_LIMIT = 2**20
+_DIGITS = 18
 
 
 class UploadLimit:
@@ -32,9 +34,9 @@ class UploadLimit:
         if "/proxy/" in scope["path"]:
             limit = self.limit
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > limit:
-            reply = JSONResponse({"detail": f"the request is larger than the {limit} bytes that are taken"}, 413)
-            await reply(scope, receive, send)
+        too_large = f"the request is larger than the {limit} bytes that are taken"
+        if not length.isdigit() or len(length) > _DIGITS or int(length) > limit:
+            await JSONResponse({"detail": too_large}, 413)(scope, receive, send)
             return
         received = 0
 
@@ -43,8 +45,7 @@ class UploadLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                # The client is told nothing but that it was cut off: a reply may be under way already.
-                return {"type": "http.disconnect"}
+                raise HTTPException(413, too_large)  # the route that was reading answers it
             return message
 
         await self.app(scope, counted, send)

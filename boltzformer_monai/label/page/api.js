@@ -3,10 +3,16 @@
 const BASE = new URL("api/", document.baseURI);
 const LONGEST = 300;
 let token = "";
+let refused = () => {};
 
 /** Sent with every request from now on; kept in memory only. */
 export function signIn(value) {
-  token = value.trim();
+  token = value.trim().replace(/^Bearer\s+/i, "");
+}
+
+/** What to do when the server wants a token, or another one. */
+export function onRefused(action) {
+  refused = action;
 }
 
 export class ApiError extends Error {
@@ -40,6 +46,7 @@ async function request(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The server does not answer; is it still running?");
   }
+  if (response.status === 401) refused();
   if (!response.ok) throw new ApiError(await reason(response), response.status);
   return response;
 }

@@ -139,13 +139,9 @@ function slide(id, apply) {
 
 async function start() {
   busy("Loading…");
-  try {
-    fill(await api.config());
-    $("sign-in").hidden = true;
-  } catch (error) {
-    $("sign-in").hidden = error.status !== 401;
-    throw error;
-  }
+  fill(await api.config());
+  $("sign-in").hidden = true;
+  $("token").value = "";
   if (!viewer) await startViewer();
   if (images.size === 0) throw new Error("the server has no scan; put one into its studies folder and reload");
   await loadScan();
@@ -156,6 +152,7 @@ function signIn() {
   guard(start);
 }
 
+api.onRefused(() => ($("sign-in").hidden = false));
 slide("opacity", "setLabelOpacity");
 slide("uncertainty-opacity", "setUncertaintyOpacity");
 $("radiological").addEventListener("change", () => viewer?.setRadiological($("radiological").checked));

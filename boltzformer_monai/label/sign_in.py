@@ -1,0 +1,81 @@
+"""Who asks, where MONAI Label's sign-in is switched on (``MONAI_LABEL_AUTH_ENABLE``).
+
+MONAI Label names no algorithm when it checks a token, which PyJWT 2 refuses: every token would be turned down. This
+stands in for that one function; roles, realm and the routes' own checks are MONAI Label's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import jwt
+import requests
+from fastapi import Depends, FastAPI
+from monailabel.config import settings
+from monailabel.endpoints.user import auth
+from starlette.exceptions import HTTPException
+
+_log = logging.getLogger(__name__)
+
+ALGORITHMS = ("RS256", "RS384", "RS512")
+"""A realm publishes an RSA key; a token that names another kind of signature is forged."""
+
+
+def use_sign_in(app: FastAPI) -> None:
+    """Check tokens by :func:`current_user` on every route, MONAI Label's included."""
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        app.dependency_overrides[auth.get_current_user] = current_user
+
+
+def access(role: str) -> Any:
+    """The check that guards MONAI Label's own routes: the token's owner must have the role.
+
+    Args:
+        role: one of the settings ``MONAI_LABEL_AUTH_ROLE_…``.
+    """
+    return Depends(auth.RBAC(role))
+
+
+def current_user(token: Annotated[str, Depends(auth.oauth2_scheme)]) -> auth.User:
+    """The owner of a token that the realm signed and that is still valid.
+
+    Raises:
+        HTTPException: 401 for any other token, 503 where the realm does not answer.
+    """
+    try:
+        key = auth.get_public_key(settings.MONAI_LABEL_AUTH_REALM_URI)
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        _log.error("no public key from %s: %s", settings.MONAI_LABEL_AUTH_REALM_URI, error)
+        raise HTTPException(503, "the sign-in server does not answer; try again later") from error
+    try:
+        # As in MONAI Label, a token for any client of the realm will do.
+        claims = jwt.decode(token, key, algorithms=ALGORITHMS, options={"verify_aud": False, "require": ["exp"]})
+    except jwt.ExpiredSignatureError as error:
+        raise _refused("the token has expired") from error
+    except (jwt.PyJWTError, ValueError, TypeError) as error:
+        _log.warning("a token was refused: %s", error)
+        raise _refused("the token is not valid") from error
+    name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME) or claims.get("sub") or "unknown"
+    return auth.User(
+        username=str(name),
+        email=_text(claims.get(settings.MONAI_LABEL_AUTH_TOKEN_EMAIL)),
+        name=_text(claims.get(settings.MONAI_LABEL_AUTH_TOKEN_NAME)),
+        roles=_roles(claims),
+    )
+
+
+def _roles(claims: Mapping[str, Any]) -> list[str]:
+    found: Any = claims
+    for key in settings.MONAI_LABEL_AUTH_TOKEN_ROLES.split("#"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return [role for role in found if isinstance(role, str)] if isinstance(found, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _refused(reason: str) -> HTTPException:
+    return HTTPException(401, f"{reason}; sign in again", headers={"WWW-Authenticate": "Bearer"})

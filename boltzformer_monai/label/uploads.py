@@ -1,0 +1,108 @@
+"""Files that clients send: named anew, complete in themselves, and read before they are kept."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.label.safety import UPLOADS, check_id
+
+_LONGEST_HEADER = 1 << 24  # bytes, as the readers have it
+_CHUNK = 1 << 20
+_DEFLATED = (b"\x1f\x8b", b"\x78")  # gzip, zlib
+# An NRRD header ends with an empty line; the last field of a MetaImage's says where the voxels are.
+_HEADER = {
+    ".nrrd": re.compile(rb"\A.*?\n\r?\n", re.DOTALL),
+    ".mha": re.compile(rb"\A.*?ElementDataFile\s*=[^\n]*\n", re.DOTALL),
+}
+_ELSEWHERE = {
+    ".nrrd": re.compile(rb"^\s*data\s*file\s*:", re.IGNORECASE | re.MULTILINE),
+    ".mha": re.compile(rb"(?i:ElementDataFile)\s*=(?!\s*(?:LOCAL|Local|local)\s*\Z)"),
+}
+
+
+def check_new_id(image_id: str) -> str:
+    """An id for a new image, from which MONAI Label finds the file's name again.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    if ending := next((each for each in UPLOADS if each in image_id.lower()), None):
+        msg = f"{image_id[:60]!a} cannot be an id; leave out {ending}"
+        raise ConfigError(msg)
+    return check_id(image_id)
+
+
+def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
+    """The ending of an uploaded file, which is all that remains of its name.
+
+    Args:
+        upload: as it came; "" for none.
+        limit: bytes that it may have once it is inflated: a small file may unfold into more than the memory holds.
+
+    Raises:
+        ConfigError: a file of this name is not taken, or it is empty.
+        VolumeError: its header names another file for its voxels: it would be one of the server's.
+        HTTPException: 413, it is too large.
+    """
+    if upload is None:
+        return ""
+    name = str(upload.filename or "upload.nii.gz")
+    suffix = next((ending for ending in UPLOADS if name.lower().endswith(ending)), None)
+    if suffix is None:
+        msg = f"a file named {name[-40:]!a} is not taken; its name must end in {', '.join(UPLOADS)}"
+        raise ConfigError(msg)
+    if upload.size == 0:
+        msg = "the uploaded file is empty"
+        raise ConfigError(msg)
+    upload.file.seek(0)
+    start = 0
+    if suffix in _HEADER:
+        found = _HEADER[suffix].search(upload.file.read(_LONGEST_HEADER))
+        if found is None or _ELSEWHERE[suffix].search(found[0]):
+            msg = f"the uploaded {suffix} file has no voxels after its header; save it as one file, say by 3D Slicer"
+            raise VolumeError(msg, reason="unsupported format")
+        start = found.end()
+    _check_inflated(upload.file, start, limit)
+    upload.file.seek(0)
+    return suffix
+
+
+@contextmanager
+def saved(file: BinaryIO, suffix: str) -> Iterator[Path]:
+    """A copy with a name, for reading; gone when the block is left."""
+    with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+        file.seek(0)
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        file.seek(0)
+        yield Path(copy.name)
+
+
+def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
+    file.seek(start)
+    data = file.read(_CHUNK)
+    if not data.startswith(_DEFLATED):
+        return
+    stream, total = zlib.decompressobj(47), 0  # 47: gzip or zlib, whichever its first bytes say
+    try:
+        while data and total <= limit:
+            total += len(stream.decompress(data, _CHUNK))
+            data = stream.unconsumed_tail
+            if stream.eof:  # gzip files may be strung together
+                data, stream = stream.unused_data, zlib.decompressobj(47)
+            data = data or file.read(_CHUNK)
+    except zlib.error:
+        return  # the reader says what is wrong with it
+    if total > limit:
+        raise HTTPException(413, f"the file unfolds into more than the {limit} bytes that are taken")

@@ -1,0 +1,208 @@
+"""``boltzformer serve``: every mistake is one line, and a start and a stop are as one expects."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from boltzformer_monai.cli import main
+from boltzformer_monai.io.formats import write_image_file
+
+_PATIENCE_S = 300
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """A folder with one small scan."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    write_image_file(np.zeros((8, 8, 3), np.int16), np.eye(4), folder / "scan.nii.gz")
+    return folder
+
+
+def _one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert "Traceback" not in stderr
+    return stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _serve(studies: Path, checkpoint: Path, *more: str) -> int:
+    return main(["serve", str(studies), "--checkpoint", str(checkpoint), *more])
+
+
+def test_help_names_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for word in ("FOLDER", "--checkpoint", "--host", "127.0.0.1", "--port", "--conf", "/boltzformer/", "DICOMweb"):
+        assert word in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["x"], ["x", "--checkpoint"], ["x", "--checkpoint", "m", "--port", "many"]])
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", *arguments])
+    assert stopped.value.code == 2
+    _one_line(capsys)
+
+
+def test_without_the_extra(
+    studies: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    assert _serve(studies, checkpoint) == 2
+    assert "boltzformer-monai[label]" in _one_line(capsys)
+
+
+class TestWithTheExtra:
+    """What is checked once MONAI Label is there."""
+
+    @pytest.fixture(autouse=True)
+    def _extra(self) -> None:
+        pytest.importorskip("monailabel")
+
+    def test_no_such_folder(self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert _serve(tmp_path / "nowhere", checkpoint) == 2
+        assert "no folder" in _one_line(capsys)
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_no_such_checkpoint(self, studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert _serve(studies, studies / "model.pt") == 2
+        assert "no checkpoint" in _one_line(capsys)
+
+    @pytest.mark.parametrize("damage", ["text", "cut off", "empty"])
+    def test_broken_checkpoint(
+        self, damage: str, studies: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole = checkpoint.read_bytes()
+        broken = tmp_path / "model.pt"
+        broken.write_bytes({"text": b"hello", "cut off": whole[: len(whole) // 2], "empty": b""}[damage])
+        assert _serve(studies, broken) == 2
+        assert "model.pt" in _one_line(capsys)
+
+    def test_checkpoint_of_something_else(
+        self, studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = tmp_path / "other.pt"
+        torch.save({"weights": torch.zeros(3)}, other)
+        assert _serve(studies, other) == 2
+        assert "other.pt" in _one_line(capsys)
+
+    def test_port_in_use(self, studies: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            assert _serve(studies, checkpoint, "--port", str(port)) == 2
+        assert f"cannot listen on 127.0.0.1:{port}" in _one_line(capsys)
+
+    @pytest.mark.parametrize("more", [["--port", "0"], ["--port", "70000"], ["--host", "no.such.host.invalid"]])
+    def test_nowhere_to_listen(
+        self, more: list[str], studies: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert _serve(studies, checkpoint, *more) == 2
+        assert more[0] in _one_line(capsys)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "word"),
+        [
+            ("cashe_mb", "1", "did you mean cache_mb"),
+            ("epochs", "many", "epochs"),
+            ("upload_mb", "0", "upload_mb"),
+            ("origins", "viewer", "https://"),
+            ("hosts", "http://x", "names"),
+        ],
+    )
+    def test_wrong_settings(
+        self, key: str, value: str, word: str, studies: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert _serve(studies, checkpoint, "--port", str(_free_port()), "--conf", key, value) == 2
+        assert word in _one_line(capsys)
+
+    def test_no_room_for_what_it_learns(
+        self, studies: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        more = ["--port", str(_free_port()), "--workspace", str(tmp_path / "file")]
+        assert _serve(studies, checkpoint, *more) == 2
+        assert "--workspace" in _one_line(capsys)
+
+
+def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("monailabel")
+    port, log = _free_port(), tmp_path / "log.txt"
+    command = [sys.executable, "-m", "boltzformer_monai", "serve", str(studies), "--checkpoint", str(checkpoint)]
+    with log.open("wb") as sink:
+        server = subprocess.Popen(
+            [*command, "--port", str(port)], cwd=tmp_path, stdout=sink, stderr=sink, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + _PATIENCE_S
+        while server.poll() is None and time.monotonic() < end:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/boltzformer/api/config", timeout=60) as reply:
+                    assert reply.status == 200
+                break
+            except OSError:
+                time.sleep(0.3)
+        assert server.poll() is None, log.read_text()
+        assert _listens_on(port) == {"0100007F"}  # 127.0.0.1
+        os.kill(server.pid, signal.SIGINT)
+        assert server.wait(_PATIENCE_S) == 130, log.read_text()
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert f"http://127.0.0.1:{port}/boltzformer/" in text
+    assert "without a sign-in" not in text
+    assert text.rstrip().endswith("interrupted")
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"), [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True)]
+)
+def test_listening_elsewhere_is_told(
+    host: str, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("monailabel")
+    from boltzformer_monai.cli import serve
+
+    asked = {}
+    monkeypatch.setattr("monailabel.main.Main.start_server_init_settings", lambda self, options: None)
+    monkeypatch.setattr("monailabel.interfaces.utils.app.app_instance", lambda: None)
+    monkeypatch.setattr("monailabel.main.Main.action_start_server", lambda self, options: asked.update(vars(options)))
+    with pytest.raises(KeyboardInterrupt):
+        serve._start(tmp_path, str(tmp_path), {"checkpoint": "model.pt"}, host, 8000)
+    assert asked["host"] == host
+    told = [record for record in caplog.records if "without a sign-in" in record.getMessage()]
+    assert bool(told) is warned
+
+
+def _listens_on(port: int) -> set[str]:
+    """Local addresses, in the kernel's notation, that listen on a port."""
+    table = Path("/proc/net/tcp")
+    if not table.is_file():
+        pytest.skip("the kernel does not tell who listens")
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and re.search(f":{port:04X}$", row[1])}

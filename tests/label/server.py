@@ -1,0 +1,160 @@
+"""A real server in a process of its own, on a free port of this machine, and a little client for its interface."""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import email.policy
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+APP = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label"
+_START_S = 600
+_REPLY_S = 600
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Status, headers and body of a reply."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> Any:
+        """The body as JSON; the reply must be a good one."""
+        assert self.status == 200, (self.status, self.content[:500])
+        return json.loads(self.content)
+
+    def parts(self) -> dict[str, bytes]:
+        """The parts of a multipart body by name, as ``output=all`` sends them."""
+        assert self.status == 200, (self.status, self.content[:500])
+        head = f"Content-Type: {self.headers['content-type']}\r\n\r\n".encode()
+        message = email.message_from_bytes(head + self.content, policy=email.policy.HTTP)
+        found = {}
+        for part in message.iter_parts():
+            name = part.get_param("name", header="content-disposition")
+            found[str(name)] = part.get_payload(decode=True)
+        return found
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: its address, without a slash at the end.
+        process: it.
+        log: file of what it prints.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ask(self, method: str, path: str, *, data: bytes | None = None, kind: str = "") -> Reply:
+        """Send a request; a refusal is a reply, too."""
+        headers = {"Content-Type": kind} if kind else {}
+        request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=_REPLY_S) as reply:
+                return Reply(reply.status, reply.headers, reply.read())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, error.headers, error.read())
+
+    def get(self, path: str, **query: Any) -> Reply:
+        """GET."""
+        return self.ask("GET", path + ("?" + urllib.parse.urlencode(query) if query else ""))
+
+    def post(self, path: str, body: Any = None) -> Reply:
+        """POST of JSON."""
+        return self.ask("POST", path, data=json.dumps(body or {}).encode(), kind="application/json")
+
+    def form(self, method: str, path: str, fields: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> Reply:
+        """Fields, as JSON, and files as a multipart form, as 3D Slicer sends them."""
+        mark = secrets.token_hex(16)
+        body = b""
+        for name, value in fields.items():
+            body += f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+            body += json.dumps(value).encode() + b"\r\n"
+        for name, file in (files or {}).items():
+            line = f'form-data; name="{name}"; filename="{file.name}"'
+            body += f"--{mark}\r\nContent-Disposition: {line}\r\n\r\n".encode() + file.read_bytes() + b"\r\n"
+        body += f"--{mark}--\r\n".encode()
+        return self.ask(method, path, data=body, kind=f"multipart/form-data; boundary={mark}")
+
+    def infer(self, image: str, /, output: str = "json", model: str = "boltzformer", **params: Any) -> Reply:
+        """MONAI Label's infer route."""
+        query = urllib.parse.urlencode({"image": image, "output": output})
+        return self.form("POST", f"/infer/{model}?{query}", {"params": params})
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Stop it and what it started; a second time does nothing."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, how)
+        try:
+            self.process.wait(120)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(120)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(
+    studies: Path | str, folder: Path, conf: Mapping[str, Any], *, app: Path = APP, environment: Any = None
+) -> Iterator[Server]:
+    """Start MONAI Label with an app and wait until it answers; at the end it is stopped.
+
+    Args:
+        studies: folder or address.
+        folder: where it is started, and where its log goes.
+        conf: pairs of ``--conf``.
+        app: ours by default.
+        environment: more variables.
+    """
+    port, log = free_port(), folder / f"server-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += [word for key, value in conf.items() for word in ("--conf", key, str(value))]
+    variables = {**os.environ, **(environment or {})}
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True, env=variables)
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        _wait_for(server)
+        yield server
+    finally:
+        server.stop()
+
+
+def _wait_for(server: Server) -> None:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and server.process.poll() is None:
+        try:
+            if server.get("/info/").status == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.3)
+    msg = "the server did not start:\n" + server.log.read_text(errors="replace")[-3000:]
+    raise RuntimeError(msg)

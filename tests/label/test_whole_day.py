@@ -1,0 +1,226 @@
+"""A day of use over REST, against the real server in its own process; the tests follow one another, as a day does."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from boltzformer_monai.io.volume import read_volume  # noqa: E402
+from tests.label.day import write_block, write_studies  # noqa: E402
+from tests.label.server import Server, running  # noqa: E402
+
+FIFTEEN = (
+    "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
+    "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate",
+)  # fmt: skip
+SURE = {"threshold": 0.3, "presence": False}
+"""So that the random network finds something."""
+_TRAINED_S = 600
+
+
+class Day:
+    """The server, which may be started again, and what the tests hand on to each other."""
+
+    def __init__(self, studies: Path, folder: Path, checkpoint: Path) -> None:
+        self.studies, self.folder = studies, folder
+        self.images = write_studies(studies)
+        self.conf = {"checkpoint": checkpoint, "modality": "CT", "epochs": 2}
+        self.stack = ExitStack()
+        self.server: Server = self.start()
+
+    @property
+    def workspace(self) -> Path:
+        return self.studies / ".boltzformer"
+
+    def start(self) -> Server:
+        self.stack.close()
+        self.server = self.stack.enter_context(running(self.studies, self.folder, self.conf))
+        return self.server
+
+    def labels(self) -> dict[str, int]:
+        """Names and numbers, as /info declares them."""
+        return dict(self.server.get("/info/").json()["models"]["boltzformer"]["labels"])
+
+    def checksum(self) -> str:
+        return str(self.server.get("/model/info/boltzformer").json()["checksum"])
+
+    def save(self, image: str, name: str, value: int) -> None:
+        """PUT a corrected label with the name of its segment, as 3D Slicer does."""
+        file = write_block(self.folder / "label.nii.gz", value)
+        params = {"label_info": [{"name": name, "idx": value}]}
+        self.server.form("PUT", f"/datastore/label?image={image}", {"params": params}, {"label": file}).json()
+
+    def trained(self) -> list[str]:
+        """Wait until no training runs; the states of all of them."""
+        end = time.monotonic() + _TRAINED_S
+        while time.monotonic() < end:
+            states = [task["status"] for task in self.server.get("/train/", all="true").json()]
+            if not {"SUBMITTED", "RUNNING"} & set(states):
+                return states
+            time.sleep(0.2)
+        pytest.fail(f"the training did not end: {self.server.log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def day(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
+    """From morning to evening."""
+    day = Day(tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("day"), checkpoint)
+    with day.stack:
+        yield day
+
+
+def voxels(image: bytes) -> np.ndarray:
+    return np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(image)).dataobj)
+
+
+def test_the_server_says_what_it_offers(day: Day) -> None:
+    info = day.server.get("/info/").json()
+    model = info["models"]["boltzformer"]
+    assert model["config"]["prompts"] == "liver; left kidney"
+    assert model["labels"] == {"liver": 1, "left kidney": 2}
+    assert "uncertainty" in info["strategies"]
+    assert "uncertainty" in info["scoring"]
+    assert "boltzformer" in info["trainers"]
+    config = day.server.get("/boltzformer/api/config").json()
+    assert [each["id"] for each in config["images"]] == day.images
+
+
+def test_the_second_prompt_is_not_encoded_again(day: Day) -> None:
+    """On every scan, by either interface; another scan in between does not matter."""
+    for image in day.images:
+        assert day.server.infer(image, prompts="liver").json()["cached"] is False
+    for image in day.images:
+        assert day.server.infer(image, prompts="left kidney").json()["cached"] is True
+        body = {"image": image, "prompts": ["spleen"], "window": "abdomen"}
+        assert day.server.post("/boltzformer/api/segment", body).json()["cached"] is True
+
+
+@pytest.mark.parametrize("count", [1, 3, 15])
+def test_many_prompts_in_one_request(day: Day, count: int) -> None:
+    """Map and reply say the same, and the map lies on the scan's grid."""
+    prompts = list(FIFTEEN[:count])
+    for image in day.images[:2]:
+        parts = day.server.infer(image, output="all", prompts=prompts, **SURE).parts()
+        labels, params = voxels(parts["image"]), json.loads(parts["params"])
+        assert [each["prompt"] for each in params["findings"]] == prompts
+        assert labels.shape == read_volume(day.studies / f"{image}.nii.gz", modality="CT").shape
+        assert labels.dtype == np.uint8
+        assert set(np.unique(labels)) - {0} == set(params["label_names"].values())
+        declared = day.labels()
+        assert all(declared[name] == value for name, value in params["label_names"].items())
+        assert len({each["label"] for each in params["findings"]}) == count
+        assert set(params["not_found"]) == {each["prompt"] for each in params["findings"] if not each["found"]}
+
+
+def test_parallel_requests_get_what_serial_ones_get(day: Day) -> None:
+    """32 at once, each with prompts of its own, on different scans; byte for byte."""
+    words = (*FIFTEEN, "a bright block")
+    asked = [
+        (day.images[number % len(day.images)], [words[number % 16], words[(number * 5 + 3) % 16] + f" {number}"])
+        for number in range(32)
+    ]
+
+    def ask(each: tuple[str, list[str]]) -> bytes:
+        reply = day.server.infer(each[0], output="image", prompts=each[1], **SURE)
+        assert reply.status == 200, reply.content
+        return reply.content
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        parallel = list(pool.map(ask, asked))
+    assert parallel == [ask(each) for each in asked]
+    assert len(set(parallel)) > 16
+
+
+def test_a_session_is_segmented_and_removed(day: Day) -> None:
+    file = day.studies / "first.nii.gz"
+    session = day.server.form("PUT", "/session/", {}, {"files": file}).json()["session_id"]
+    path = f"/infer/boltzformer?session_id={session}&output=image"
+    params = {"prompts": ["liver"], **SURE}
+    of_session = day.server.form("POST", path, {"params": params})
+    assert of_session.status == 200, of_session.content
+    assert np.array_equal(voxels(of_session.content), voxels(day.server.infer("first", "image", **params).content))
+    assert day.server.ask("DELETE", f"/session/{session}").status == 200
+    assert day.server.form("POST", path, {"params": params}).status == 404
+
+
+def test_scores_choose_the_next_scan(day: Day) -> None:
+    body = {"prompts": ["liver", "left kidney"], "uncertainty": 3}
+    scores = day.server.post("/scoring/uncertainty?run_sync=true", body).json()
+    assert set(scores) == set(day.images)
+    assert all(0 <= score <= 1 for score in scores.values())
+    assert len(set(scores.values())) > 1
+    chosen = day.server.post("/activelearning/uncertainty").json()
+    assert chosen["id"] == max(scores, key=lambda image: scores[image])
+    assert chosen["weight"] == scores[chosen["id"]]
+    assert day.server.post("/activelearning/uncertainty").json()["id"] != chosen["id"]
+
+
+def test_all_scans_at_once(day: Day) -> None:
+    body = {"prompts": ["liver", "left kidney"], "save_label": True, **SURE}
+    day.server.post("/batch/infer/boltzformer?images=all&run_sync=true", body).json()
+    objects = day.server.get("/datastore/", output="all").json()["objects"]
+    assert all("original" in objects[image]["labels"] for image in day.images)
+    label = day.server.get("/datastore/label", label="first", tag="original").content
+    alone = day.server.infer("first", "image", prompts=["liver", "left kidney"], **SURE).content
+    assert np.array_equal(voxels(label), voxels(alone))
+
+
+def test_a_corrected_label_teaches_its_name_once(day: Day) -> None:
+    """Asked twice, it is trained once; numbers that were given before stay."""
+    numbers, before = day.labels(), day.checksum()
+    day.save("first", "Bright Block", 3)
+    answers = [day.server.post("/train/boltzformer", {"epochs": 1}).status for _ in range(2)]
+    assert answers[0] == 200
+    assert answers[1] in (200, 429)  # queued, where the first one is not running yet; else refused
+    assert set(day.trained()) == {"DONE"}
+    log = day.server.log.read_text(errors="replace")
+    assert log.count("learned Bright Block from 1 labels") == 1
+    assert day.checksum() != before
+    model = day.server.get("/info/").json()["models"]["boltzformer"]
+    assert model["config"]["prompts"] == "liver; left kidney; Bright Block"
+    assert {name: model["labels"][name] for name in numbers} == numbers
+    findings = day.server.infer("second", **SURE).json()["findings"]  # the default prompts
+    assert [each["prompt"] for each in findings] == ["liver", "left kidney", "Bright Block"]
+    assert day.server.post("/train/boltzformer?run_sync=true").json()["trained"] is False
+
+
+def test_a_training_that_was_killed_goes_on_and_the_rest_was_kept(day: Day) -> None:
+    day.save("second", "Other Block", 5)
+    kept = (day.labels(), day.checksum(), (day.workspace / "scores.json").read_bytes())
+    assert day.server.post("/train/boltzformer", {"epochs": 6}).status == 200
+    job, end = day.workspace / "training" / "job.json", time.monotonic() + _TRAINED_S
+    while not job.is_file() and time.monotonic() < end:
+        time.sleep(0.02)
+    day.server.stop(signal.SIGKILL)
+    done = json.loads(job.read_text())["epochs"]
+    assert 1 <= done < 6
+
+    day.start()
+    assert (day.labels(), day.checksum(), (day.workspace / "scores.json").read_bytes()) == kept
+    objects = day.server.get("/datastore/", output="all").json()["objects"]
+    assert {image for image in day.images if "final" in objects[image]["labels"]} == {"first", "second"}
+    saved = day.server.get("/datastore/label", label="second", tag="final").content
+    assert set(np.unique(voxels(saved))) == {0, 5}
+    scores = json.loads(kept[2])
+    chosen = day.server.post("/activelearning/uncertainty").json()["id"]
+    assert chosen in scores
+    assert chosen not in ("first", "second")
+
+    assert day.server.post("/train/boltzformer", {"epochs": 6}).status == 200
+    assert day.trained() == ["DONE"]
+    assert f"going on after {done} of 6 epochs" in day.server.log.read_text(errors="replace")
+    assert day.checksum() != kept[1]
+    prompts = day.server.get("/info/").json()["models"]["boltzformer"]["config"]["prompts"]
+    assert prompts == "liver; left kidney; Bright Block; Other Block"
