@@ -167,7 +167,7 @@ def _save(dataset: Dataset, path: Path) -> None:
 
     with atomic_path(path) as temporary:
         if int(pydicom.__version__.split(".")[0]) >= 3:
-            pydicom.dcmwrite(temporary, dataset, enforce_file_format=True)
+            pydicom.dcmwrite(temporary, dataset, enforce_file_format=True)  # type: ignore[call-arg, unused-ignore]
         else:  # pydicom 2 takes the encoding from the data set and knows no enforce_file_format
             dataset.is_little_endian = True
             dataset.is_implicit_VR = False

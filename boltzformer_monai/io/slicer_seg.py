@@ -95,9 +95,10 @@ def _read_slicer(
 def _slicer_layers(
     path: Path, array: np.ndarray, affine: np.ndarray, listed: list[_SlicerSegment], image: Volume
 ) -> Iterator[Layer]:
-    place = find_place(affine, array.shape[:3], image, what=str(path))
+    columns, rows, slices, layers = array.shape
+    place = find_place(affine, (columns, rows, slices), image, what=str(path))
     box, corner = voxels_inside(place, image)
-    for index in range(array.shape[3]):
+    for index in range(layers):
         whole = place.axes.apply(as_label_values(array[..., index], str(path)))
         values = whole[box]
         if np.count_nonzero(values) < np.count_nonzero(whole):

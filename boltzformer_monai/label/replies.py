@@ -54,9 +54,9 @@ def problem(error: BaseException) -> tuple[int, str] | None:
         if getattr(known, "reason", "") == "write":
             return 503, one_line(str(known))
         return next(status for kind, status in _STATUS if isinstance(known, kind)), one_line(str(known))
-    if isinstance(error, requests.HTTPError) and 400 <= error.response.status_code < 500:
-        return error.response.status_code, f"the server behind this one refuses it: {error.response.reason}"
     if isinstance(error, requests.RequestException):
+        if (reply := error.response) is not None and 400 <= reply.status_code < 500:
+            return reply.status_code, f"the server behind this one refuses it: {reply.reason}"
         return 503, "the server behind this one does not answer; this one's log says more"
     if isinstance(error, ImageNotFoundException | LabelNotFoundException):
         return 404, one_line(str(error.msg))
