@@ -22,7 +22,8 @@ from monailabel.config import settings  # noqa: E402
 
 from boltzformer_monai.errors import ConfigError, VolumeError  # noqa: E402
 from boltzformer_monai.io.volume import read_label_map, read_volume  # noqa: E402
-from boltzformer_monai.label import dicomweb_client, dicomweb_lists  # noqa: E402
+from boltzformer_monai.label import archive as archive_client
+from boltzformer_monai.label import dicomweb_lists  # noqa: E402
 from boltzformer_monai.label.archive import ArchiveError  # noqa: E402
 from boltzformer_monai.label.dicomweb import open_dicomweb  # noqa: E402
 from boltzformer_monai.label.safety import UnknownIdError, image_path, root_of  # noqa: E402
@@ -178,7 +179,7 @@ def test_a_server_that_is_down_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_server_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicomweb_client, "READ_S", 0.3)
+    monkeypatch.setattr(archive_client, "READ_S", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
