@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default prompts (the checkpoint's targets)")
     parser.add_argument("--modality", choices=("CT", "MR"), help="of scans that do not say it")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
     parser.add_argument("--cache-mb", type=int, help="memory for scans and image features (a quarter of the machine's)")
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
@@ -82,8 +82,9 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
 
     conf = dict(arguments.conf)
     conf["checkpoint"] = str(arguments.checkpoint.resolve())
-    conf["workspace"] = str((arguments.workspace or Path(default_workspace(studies))).resolve())
-    conf["device"] = arguments.device
+    conf["workspace"] = str(Path(arguments.workspace or conf.get("workspace") or default_workspace(studies)).resolve())
+    if arguments.device is not None:
+        conf["device"] = arguments.device
     if arguments.cache_mb is not None:
         conf["cache_mb"] = str(arguments.cache_mb)
     if arguments.prompts:

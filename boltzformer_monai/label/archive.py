@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 CONNECT_S, READ_S = 5.0, 60.0
 _AS_STORED = ("application/dicom", "*")  # not decompressed by the server: it may lack the codec
+_PASSING = (401, 403, 429, 502, 503, 504)  # statuses of the server, not of what was asked for
 _UID = re.compile(r"\d+(\.\d+)*")
 _FIELDS = (
     "NumberOfSeriesRelatedInstances", "Modality", "SeriesDescription", "StudyDate", "StudyTime", "PatientID",
@@ -194,6 +195,8 @@ class Archive:
             try:
                 headers = self._client.retrieve_series_metadata(series.study, series.uid)
             except requests.HTTPError as error:
+                if error.response is None or error.response.status_code in _PASSING:
+                    raise  # says nothing of this object, and must not be remembered of it
                 # One damaged object must not hide all the others.
                 _log.warning("DICOM SEG %s is left out: its header cannot be had (%s)", series.uid, _why(error))
                 return []

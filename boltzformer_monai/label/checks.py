@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.io.volume import read_label_map, read_volume
+from boltzformer_monai.io.volume import read_label_map, read_volume, reorient_label
 from boltzformer_monai.label.check_parts import only_keys, parse_into, plain_values, require_known, whole_numbers
 from boltzformer_monai.label.infer_request import parse_request
 from boltzformer_monai.label.safety import (
@@ -57,7 +57,8 @@ class Checks:
             self.session(arguments)
             if self.app.sessions() is None or self.app.sessions().get_session(arguments["session_id"]) is None:
                 raise HTTPException(404, "there is no such session")
-        self._suffix(arguments.get("file"))
+        if suffix := self._suffix(arguments.get("file")):
+            arguments["file"].filename = f"upload{suffix}"
         arguments["label"] = None  # no input of this model
         if arguments.get("file") or arguments.get("session_id"):
             arguments["image"] = ""
@@ -122,6 +123,8 @@ class Checks:
         name = check_new_id(arguments.get("image") or str(arguments["file"].filename)[: -len(suffix)])
         if name in self.app.datastore().list_images():
             image_path(self.app.datastore(), name)
+            if self.app.datastore().get_labels_by_image_id(name):
+                raise HTTPException(409, f"{name[:60]!a} has labels, which another scan would not fit; give another id")
         check_target(self.app.datastore(), f"{name}{suffix}")
         with saved(arguments["file"].file, suffix) as file:
             read_volume(file, tilt="keep")
@@ -150,10 +153,12 @@ class Checks:
         arguments["tag"] = check_tag(arguments.get("tag") or DefaultLabelTag.FINAL.value)
         suffix = self._suffix(arguments["label"])
         check_target(self.app.datastore(), "labels", arguments["tag"], f"{arguments['image']}{suffix}")
+        arguments["label"].filename = f"upload{suffix}"
         if self._remote():
             return  # the datastore reads it, on the grid of its series
+        image = read_volume(image_path(self.app.datastore(), arguments["image"]), tilt="keep")
         with saved(arguments["label"].file, suffix) as file:
-            read_label_map(file)
+            reorient_label(read_label_map(file), image)  # one that does not lie on the scan could never be learned
 
     def label(self, arguments: dict[str, Any]) -> None:
         parse_into(arguments, "info")

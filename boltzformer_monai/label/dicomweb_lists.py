@@ -79,7 +79,9 @@ class ArchiveLists:
 
 
 def _filters() -> list[dict[str, Any]]:
-    """The default of MONAI Label's setting would hide MR."""
-    if "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set:
-        return [settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER]
-    return [{"Modality": "CT"}, {"Modality": "MR"}]
+    """The default of MONAI Label's setting, CT, would hide MR.
+
+    Judged by its value: MONAI Label hands every setting on to its background processes as if somebody had made it.
+    """
+    chosen = settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
+    return [chosen] if chosen != {"Modality": "CT"} else [{"Modality": "CT"}, {"Modality": "MR"}]

@@ -25,6 +25,7 @@ from boltzformer_monai.data.slices import SliceReader
 from boltzformer_monai.engines.trainer import VAL_LOSS
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import PRESETS
@@ -100,7 +101,8 @@ def fine_tune(
         DatasetError: there is nothing to train on.
         ConfigError: a setting is out of range, or the loss became infinite.
     """
-    job = hashlib.sha256(json.dumps([dict(learned), epochs, learning_rate, seed]).encode()).hexdigest()
+    start = file_sha256(checkpoint)  # what was stopped on other weights cannot go on
+    job = hashlib.sha256(json.dumps([start, dict(learned), epochs, learning_rate, seed]).encode()).hexdigest()
     progress = Progress.read(folder, job)
     network, description = load_checkpoint(checkpoint, device=device)
     reader = SliceReader(dataset)

@@ -85,6 +85,8 @@ def _twin(endpoint: Callable[..., Any], checks: Checks) -> Callable[..., Any]:
                 check(checks, arguments)
             return asyncio.run(endpoint(**arguments))
         except Exception as error:  # noqa: BLE001 (a stock function may raise anything; all is logged)
+            if (after := arguments.get("background_tasks")) is not None:
+                asyncio.run(after())  # they remove uploads, and FastAPI forgets them after an error
             known = problem(error)
             if known is None and isinstance(error, FileNotFoundError):
                 known = 404, "there is no such file here"

@@ -87,6 +87,7 @@ class _Routes:
     def __init__(self, server: BoltzFormerApp) -> None:
         self.server = server
         self.results = ResultStore()
+        self.scans = ResultStore()
         # The same role as for MONAI Label's infer and its images; the page's own files hold no data.
         api = APIRouter(prefix="/api", dependencies=[access(stock.MONAI_LABEL_AUTH_ROLE_USER)])
         api.add_api_route("/config", self.config, methods=["GET"])
@@ -127,7 +128,7 @@ class _Routes:
             path = Path(store.get_image_uri(image_id))
         if path.name.endswith(".nii.gz"):
             return FileResponse(path, media_type="application/gzip", filename="scan.nii.gz")
-        _, folder = self.results.new()
+        _, folder = self.scans.new()
         volume = self.server.service.volume(path)
         write_image_file(compact(volume), volume.affine, folder / "scan.nii.gz")
         return FileResponse(folder / "scan.nii.gz", media_type="application/gzip", filename="scan.nii.gz")
@@ -141,8 +142,8 @@ class _Routes:
         path = image_path(self.server.datastore(), image)
         params = {key: value for key, value in content.items() if key != "image"}
         request = parse_request(params, default_prompts=self.server.service.default_prompts())
-        rid, folder = self.results.new()
         with self.server.service.segmented(path, request) as segmented:
+            rid, folder = self.results.new()  # not before: what waits for its turn must not push out what is done
             summary = write_results(segmented.result, folder / "result", segmented.recipe, scan=segmented.scan)
             has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
         findings = summary["prompts"]

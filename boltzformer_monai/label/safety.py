@@ -60,8 +60,8 @@ def image_path(datastore: Datastore, image_id: str) -> Path:
         ConfigError: the id cannot be one.
         UnknownIdError: there is none of that id, or it is a link that leads out of the studies folder.
     """
-    check_id(image_id)
     if image_id not in datastore.list_images():
+        check_id(image_id)
         msg = f"no image {image_id!a} in the datastore; GET /datastore/?output=all lists them"
         raise UnknownIdError(msg, reason="missing")
     # Of a DICOMweb server the series itself: get_image_uri makes a NIfTI file of it for clients to load.

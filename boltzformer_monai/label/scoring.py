@@ -22,6 +22,7 @@ from boltzformer_monai.label.service import Segmented, SegmentService
 _log = logging.getLogger(__name__)
 
 REPEATS = 4
+UNUSABLE = -1.0  # the score of a scan that cannot be segmented: it is handed out last
 
 
 class UncertaintyScoring(ScoringMethod):
@@ -63,6 +64,8 @@ class UncertaintyScoring(ScoringMethod):
                 raise
             except BoltzFormerError as error:
                 _log.warning("%s: not scored: %s", image_id, error)
+                scores[image_id] = {"score": UNUSABLE, "of": None}
+                write_scores(self.service, scores)
         return found
 
 

@@ -82,6 +82,9 @@ class SegmentService:
             CheckpointError: it cannot be loaded.
             ConfigError: there is no such device.
         """
+        known = self._model
+        if known is not None and known.stamp == _stamp(self.settings.current_checkpoint):
+            return known  # without waiting for a segmentation under way
         with self._lock:
             return self._current()
 

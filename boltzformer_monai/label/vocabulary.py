@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from boltzformer_monai.data.prompts import normalise_prompt
 from boltzformer_monai.errors import StorageError
 from boltzformer_monai.io.atomic import atomic_path
@@ -32,21 +34,26 @@ class Vocabulary:
         self.file = file
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
+        self._stamp: tuple[int, int] | None = None
         self._read()
 
     def names(self) -> dict[str, int]:
         """All names declared so far, by number."""
         with self._lock:
+            self._read()
             return dict(sorted(self._numbers.items(), key=lambda item: item[1]))
 
     def declare(self, names: Iterable[str]) -> None:
         """Give numbers to names that have none, as long as there is room."""
+        wanted = list(dict.fromkeys(names))
         with self._lock:
-            known = {normalise_prompt(name) for name in self._numbers}
-            fresh = [name for name in dict.fromkeys(names) if normalise_prompt(name) not in known]
-            for name in fresh[: max(0, DECLARED - len(self._numbers))]:
-                self._numbers[name] = len(self._numbers) + 1
-            if fresh:
+            self._read()
+            if not self._fresh(wanted) or len(self._numbers) >= DECLARED:
+                return
+            with self._across_processes():  # batches and trainings run in processes of their own
+                self._read()
+                for name in self._fresh(wanted)[: DECLARED - len(self._numbers)]:
+                    self._numbers[name] = len(self._numbers) + 1
                 self._write()
 
     def values(self, prompts: Sequence[str]) -> list[int]:
@@ -58,8 +65,24 @@ class Vocabulary:
         free = iter(sorted(set(range(1, MOST + 1)) - set(found), key=lambda n: (n <= len(known), n)))
         return [next(free) if number is None else number for number in found]
 
-    def _read(self) -> None:
+    def _fresh(self, names: Sequence[str]) -> list[str]:
+        known = {normalise_prompt(name) for name in self._numbers}
+        return [name for name in names if normalise_prompt(name) not in known]
+
+    def _across_processes(self) -> FileLock:
         try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return FileLock(self.file.with_suffix(".lock"))
+
+    def _read(self) -> None:
+        """Take up what the file says, if it has changed."""
+        try:
+            found = self.file.stat()
+            if (stamp := (found.st_mtime_ns, found.st_size)) == self._stamp:
+                return
+            self._stamp = stamp
             content = json.loads(self.file.read_text(encoding="utf-8"))
             self._numbers = {str(name): index for index, name in enumerate(content["names"][:DECLARED], 1)}
         except FileNotFoundError:
@@ -70,9 +93,14 @@ class Vocabulary:
     def _write(self) -> None:
         ordered = sorted(self._numbers, key=lambda name: self._numbers[name])
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.file) as temporary:
                 temporary.write_text(json.dumps({"names": ordered}, ensure_ascii=False, indent=1), encoding="utf-8")
+            found = self.file.stat()
+            self._stamp = found.st_mtime_ns, found.st_size
         except OSError as error:
-            msg = f"{self.file}: cannot be written ({error.strerror or error}); give another --conf workspace PATH"
-            raise StorageError(msg) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self.file}: cannot be written ({error.strerror or error}); give another --conf workspace PATH"
+        )

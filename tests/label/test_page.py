@@ -245,6 +245,25 @@ def test_another_scan_takes_the_masks_away(browser: Any, stub: tuple[str, Phanto
         assert seen.coloured(RED).sum() < 20
 
 
+def test_a_result_that_comes_too_late_is_not_laid_over_another_scan(browser: Any, stub: tuple[str, Phantoms]) -> None:
+    url, _ = stub
+    held: list[Any] = []
+    with visit(browser, url) as seen:
+        seen.open()
+        seen.page.route("**/labels.nii.gz", lambda route: held.append(route))
+        seen.page.fill("#prompts", "liver")
+        with seen.page.expect_request("**/labels.nii.gz"):
+            seen.page.press("#prompts", "Enter")
+        seen.page.select_option("#scan", "chest_2")
+        seen.wait_status(r"^chest_2.*voxels")
+        with seen.page.expect_response("**/labels.nii.gz"):
+            held[0].continue_()
+        seen.page.wait_for_timeout(500)
+        assert seen.coloured(RED).sum() < 20
+        assert not seen.page.locator("#results").is_visible()
+        assert seen.page.inner_text("#status").startswith("chest_2")
+
+
 def test_a_token_is_asked_for_and_sent(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, phantoms = stub
     phantoms.token = "secret"

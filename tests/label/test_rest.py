@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("monailabel")
 
 from boltzformer_monai.io.formats import write_image_file
+from boltzformer_monai.label.vocabulary import Vocabulary
 from tests.label.conftest import AFFINE, SHAPE
 
 
@@ -185,7 +187,29 @@ def test_scoring_then_active_learning(client: Any) -> None:
     assert scores.status_code == 200, scores.text
     assert set(scores.json()) == {"scan_0", "scan_1", "scan_2"}
     sample = client.post("/activelearning/uncertainty", json={}).json()
-    assert sample["id"] in ("linked", "scan_0", "scan_1", "scan_2")
+    assert sample["id"] == max(scores.json(), key=scores.json().get)  # not the link, which cannot be used
+
+
+def test_a_failed_upload_leaves_nothing_behind(client: Any) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("tmp*"))
+    assert client.post("/infer/boltzformer?output=json", files={"file": ("a.nii.gz", b"no scan")}).status_code == 422
+    left = set(Path(tempfile.gettempdir()).glob("tmp*")) - before
+    assert not [path for path in left if path.is_file() and path.read_bytes() == b"no scan"]
+
+
+def test_a_label_that_does_not_lie_on_its_scan_is_refused(client: Any, tmp_path: Path) -> None:
+    write_image_file(np.ones((4, 4, 4), np.uint8), AFFINE, tmp_path / "label.nii.gz")
+    with (tmp_path / "label.nii.gz").open("rb") as file:
+        reply = client.put("/datastore/label?image=scan_1", files={"label": ("l.nii.gz", file)})
+    assert reply.status_code == 422, reply.text
+
+
+def test_two_processes_give_a_name_one_number(tmp_path: Path) -> None:
+    server, batch = Vocabulary(tmp_path / "labels.json"), Vocabulary(tmp_path / "labels.json")
+    server.declare(["liver"])
+    batch.declare(["pancreas"])
+    server.declare(["cyst"])
+    assert server.names() == batch.names() == {"liver": 1, "pancreas": 2, "cyst": 3}
 
 
 def test_batch_inference_saves_labels(client: Any) -> None:

@@ -65,7 +65,7 @@ async function loadScan() {
   busy(`Loading ${id}…`);
   const { signal } = loading;
   const bytes = await api.scan(id, signal);
-  const scan = await viewer.showScan(bytes);
+  const scan = await viewer.showScan(bytes, signal);
   if (signal.aborted) return;
   positions.reset(scan.size);
   windows.reset({ ...scan, modality: images.get(id).modality });
@@ -93,18 +93,22 @@ function order() {
 async function run() {
   const asked = order();
   busy(`Looking for ${asked.prompts.length === 1 ? asked.prompts[0] : `${asked.prompts.length} prompts`}…`);
+  const { signal } = loading; // aborted when another scan is chosen, which may be at any moment
   const reply = await api.segment(asked);
-  if ($("scan").value !== asked.image) return; // another scan was chosen meanwhile
-  await show(reply, asked.image);
+  if (!signal.aborted) await show(reply, asked.image, signal);
 }
 
-async function show(reply, image) {
+async function show(reply, image, signal) {
   const bytes = async (name) => (await api.file(reply.result, name)).arrayBuffer();
   const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
+  const labels = await bytes("labels.nii.gz");
+  const uncertainty = reply.uncertainty ? await bytes("uncertainty.nii.gz") : null;
+  if (signal.aborted) return;
   viewer.clear();
-  const places = await viewer.showLabels(await bytes("labels.nii.gz"), names, share("opacity"));
-  $("uncertainty-opacity").disabled = !reply.uncertainty;
-  if (reply.uncertainty) await viewer.showUncertainty(await bytes("uncertainty.nii.gz"), share("uncertainty-opacity"));
+  const places = await viewer.showLabels(labels, names, share("opacity"), signal);
+  if (uncertainty) await viewer.showUncertainty(uncertainty, share("uncertainty-opacity"), signal);
+  if (signal.aborted) return;
+  $("uncertainty-opacity").disabled = !uncertainty;
   showFindings($("findings"), reply.findings, places, {
     onToggle: (label, shown) => viewer.setShown(label, shown),
     onGo: (voxel) => viewer.goTo(voxel),

@@ -66,9 +66,11 @@ export class Viewer {
     return viewer;
   }
 
-  /** Shows a scan (bytes of a NIfTI file) and nothing over it; resolves to its size (RAS) and its grey values. */
-  async showScan(bytes) {
+  /** Shows a scan (bytes of a NIfTI file) and nothing over it; resolves to its size (RAS) and its grey values.
+   *  Here and below, nothing is shown once `signal` is aborted: another scan was chosen while the bytes were unpacked. */
+  async showScan(bytes, signal) {
     const volume = await NVImage.new(bytes, "scan.nii.gz", "gray", 1);
+    if (signal.aborted) return null;
     this.clear();
     while (this.#nv.volumes.length) this.#nv.removeVolume(this.#nv.volumes.at(-1));
     this.#nv.addVolume(volume);
@@ -85,8 +87,9 @@ export class Viewer {
   }
 
   /** Lays a label map over the scan; `names` maps values to prompts. Resolves to a voxel [i, j, k] for each value. */
-  async showLabels(bytes, names, opacity) {
+  async showLabels(bytes, names, opacity, signal) {
     const volume = await NVImage.new(bytes, "labels.nii.gz", "gray", opacity);
+    if (signal.aborted) return null;
     this.#remove(this.#labels);
     this.#labels = volume;
     this.#names = names;
@@ -97,8 +100,9 @@ export class Viewer {
   }
 
   /** Lays an uncertainty map (0–255 for 0–1 bit) over the scan. */
-  async showUncertainty(bytes, opacity) {
+  async showUncertainty(bytes, opacity, signal) {
     const volume = await NVImage.new(bytes, "uncertainty.nii.gz", "uncertainty", opacity, null, 0, 255);
+    if (signal.aborted) return;
     this.#remove(this.#uncertainty);
     this.#uncertainty = volume;
     this.#nv.addVolume(volume);
