@@ -78,3 +78,21 @@ def client(checkpoint: Path, studies: Path, tmp_path_factory: pytest.TempPathFac
 
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from tests.label.browser import chromium
+
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def stub() -> Iterator[tuple[str, Any]]:
+    """Address of the page before a stand-in for the server, and the stand-in."""
+    from tests.label.page_stub import serve_phantoms
+
+    with serve_phantoms() as served:
+        yield served

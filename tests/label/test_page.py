@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,10 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 
-from tests.label.browser import chromium, visit  # noqa: E402
-from tests.label.page_stub import REFUSAL, Phantoms, serve_phantoms  # noqa: E402
+from tests.label.browser import visit  # noqa: E402
+from tests.label.page_stub import REFUSAL, Phantoms  # noqa: E402
 
 RED, BLUE = (230, 60, 60), (70, 180, 255)  # of the first two prompts
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def stub() -> Iterator[tuple[str, Phantoms]]:
-    with serve_phantoms() as served:
-        yield served
 
 
 def _coordinates(hits: np.ndarray) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,11 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 
-from tests.label.browser import chromium, visit  # noqa: E402
-from tests.label.page_stub import PAGE, Phantoms, serve_phantoms  # noqa: E402
+from tests.label.browser import visit  # noqa: E402
+from tests.label.page_stub import PAGE, Phantoms  # noqa: E402
 
 RED = (230, 60, 60)
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def stub() -> Iterator[tuple[str, Phantoms]]:
-    with serve_phantoms() as served:
-        yield served
 
 
 @pytest.mark.parametrize("options", [{"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 640}}])
