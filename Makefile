@@ -46,6 +46,6 @@ $(STAMP): pyproject.toml
 		{ echo "error: $(PYTHON) is missing or older than 3.10; name another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV)"
-	@{ $(PIP) install --quiet uv && $(BIN)/python -m uv pip install --python $(BIN)/python $(PACKAGE); } || \
+	@{ $(PIP) install --quiet uv && $(BIN)/python -m uv pip install --compile-bytecode --python $(BIN)/python $(PACKAGE); } || \
 		{ echo "uv cannot install here; pip does it, more slowly"; $(PIP) install $(PACKAGE); }
 	@touch $@

@@ -7,9 +7,10 @@ import importlib.util
 import ipaddress
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, StorageError
 
@@ -134,6 +135,8 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
     from monailabel.interfaces.utils.app import app_instance
     from monailabel.main import Main
 
+    from boltzformer_monai.label.background import stop_background_tasks
+
     pairs = [word for key, value in conf.items() for word in ("--conf", key, value)]
     command = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port), *pairs]
     main = Main(actions=("start_server",))
@@ -148,8 +151,19 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
     options = main.args_parser().parse_args(command)
     main.start_server_init_settings(options)
     app_instance()  # what cannot be used is said in one line here; inside the web server it would be a traceback
-    main.action_start_server(options)
+    # The web server, once it has stopped, sends itself the signal that stopped it; unheard, that would end the process
+    # before its temporary files are removed.
+    before = signal.signal(signal.SIGTERM, _stopped)
+    try:
+        main.action_start_server(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop_background_tasks()
     raise KeyboardInterrupt  # the web server keeps it for itself
+
+
+def _stopped(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _loopback(host: str) -> bool:

@@ -24,6 +24,7 @@ from monailabel.tasks.activelearning.random import Random
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.label.dicomweb import open_dicomweb
+from boltzformer_monai.label.folder import SCANS, FolderDatastore
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
 from boltzformer_monai.label.safety import image_path
 from boltzformer_monai.label.scoring import UncertaintyScoring
@@ -61,6 +62,20 @@ class BoltzFormerApp(MONAILabelApp):
             version=__version__,
         )
         self._auto_update_scoring: bool = settings.MONAI_LABEL_AUTO_UPDATE_SCORING and self.settings.auto_scoring
+
+    def init_datastore(self) -> Datastore:
+        """Ours for folders, which lists scans only unless MONAI Label's setting names other endings."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        # Judged by its value: MONAI Label hands every setting on to its background processes as if it had been made.
+        endings = settings.MONAI_LABEL_DATASTORE_FILE_EXT
+        stock = type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default
+        return FolderDatastore(
+            self.studies,
+            endings=SCANS if endings == stock else endings,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """Ours: labels go back as DICOM SEG without tools that would have to be downloaded."""
@@ -138,11 +153,6 @@ class BoltzFormerApp(MONAILabelApp):
             from boltzformer_monai.label.routes import add_routes
 
             add_routes(app, self)
-
-    def model_info(self, model: str) -> dict[str, Any] | None:
-        """Checksum and time of the checkpoint in use."""
-        info: dict[str, Any] | None = super().model_info(model)
-        return info
 
     def _uploaded(self, image: str) -> Path | None:
         """An absolute path that MONAI Label made for an upload or a session; ids are no such paths."""

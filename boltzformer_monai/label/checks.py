@@ -5,6 +5,7 @@ A name that several modules use stands there with its module.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from starlette.exceptions import HTTPException
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.volume import read_label_map, read_volume, reorient_label
 from boltzformer_monai.label.check_parts import only_keys, parse_into, plain_values, require_known, whole_numbers
-from boltzformer_monai.label.infer_request import parse_request
+from boltzformer_monai.label.infer_request import parse_request, with_ticked_labels
 from boltzformer_monai.label.safety import (
     check_json,
     check_tag,
@@ -51,6 +52,9 @@ class Checks:
     def infer(self, arguments: dict[str, Any]) -> None:
         require_known(arguments["model"], self.app._infers, "model")
         params = parse_json(arguments.get("params") or "{}", "params")
+        if "label_prompt" in params:
+            params = with_ticked_labels(params, self.service.declared())
+            arguments["params"] = json.dumps(params)
         parse_request(params, default_prompts=self.service.default_prompts())
         self._label_tag(params)
         if arguments.get("session_id"):
@@ -171,6 +175,8 @@ class Checks:
         labelled = store.get_labeled_images()
         if not labelled:
             raise HTTPException(404, "no image has a final label yet")
+        if self._remote():
+            return  # all of its files are in the cache, and what cannot be used is left out
         for name in labelled:
             image_path(store, name)
             label_path(store, name, DefaultLabelTag.FINAL.value)
@@ -211,6 +217,9 @@ class Checks:
             raise HTTPException(404, "the studies are no DICOMweb server, so there is nothing to pass on")
         if ".." in path.split("/") or "\\" in path or "://" in path or any(ord(letter) < 32 for letter in path):
             raise HTTPException(404, "no such path on the DICOMweb server")
+        query = arguments["request"].url.query
+        if query and not path.endswith("metadata"):  # MONAI Label drops it: every search would find all
+            arguments["path"] = f"{arguments['path']}?{query}"
 
     def log(self, arguments: dict[str, Any]) -> None:
         for name, most in (("lines", 100_000), ("refresh", 86_400)):

@@ -219,7 +219,8 @@ class DicomWebDatastore(Datastore):
                 write_label_as_seg(labels, names, image, seg, scan=folder, seen="model" not in info)
                 info["SeriesInstanceUID"], info["SOPInstanceUID"] = self.archive.store(seg)
             self.refresh()
-        self.cache.keep_label(image_id, tag, labels, image, {**info, "label_info": _listed(names)})
+        with self.cache.lock(f"{image_id}.label"):
+            self.cache.keep_label(image_id, tag, labels, image, {**info, "label_info": _listed(names)})
         return image_id
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:

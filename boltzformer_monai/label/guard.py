@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -32,11 +33,12 @@ from monailabel.endpoints import (
     train,
     wsi_infer,
 )
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.label.checks import CHECKS, Checks
-from boltzformer_monai.label.replies import problem
+from boltzformer_monai.label.replies import Replies
 
 _log = logging.getLogger(__name__)
 
@@ -45,15 +47,15 @@ _MODULES = (
 )  # fmt: skip
 
 
-def guard_stock_routes(app: FastAPI, checks: Checks) -> None:
-    """Put a checked twin in front of every stock route."""
+def guard_stock_routes(app: FastAPI, checks: Checks, replies: Replies) -> None:
+    """Put a checked twin in front of every stock route; errors are told as the replies say."""
     router = APIRouter()
     for module in (*_MODULES, login) if settings.MONAI_LABEL_AUTH_ENABLE else _MODULES:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
                 router.add_api_route(
                     route.path,
-                    _twin(route.endpoint, checks),
+                    _twin(route.endpoint, checks, replies),
                     methods=sorted(route.methods or ()),
                     include_in_schema=False,  # the stock route is in it
                     response_model=None,
@@ -70,7 +72,7 @@ def put_in_front(app: FastAPI, router: APIRouter) -> None:
     app.router.routes[:0] = new
 
 
-def _twin(endpoint: Callable[..., Any], checks: Checks) -> Callable[..., Any]:
+def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies) -> Callable[..., Any]:
     async def twin(**arguments: Any) -> Any:
         if (request := arguments.get("request")) is not None:
             await request.body()  # read here, since it belongs to this event loop; the stock function finds it read
@@ -83,11 +85,14 @@ def _twin(endpoint: Callable[..., Any], checks: Checks) -> Callable[..., Any]:
         try:
             if check is not None:
                 check(checks, arguments)
-            return asyncio.run(endpoint(**arguments))
+            reply = asyncio.run(endpoint(**arguments))
+            if name == "api_download_dataset":  # made for this reply, and MONAI Label would keep it
+                reply.background = BackgroundTask(Path(reply.path).unlink, missing_ok=True)
+            return reply
         except Exception as error:  # noqa: BLE001 (a stock function may raise anything; all is logged)
             if (after := arguments.get("background_tasks")) is not None:
                 asyncio.run(after())  # they remove uploads, and FastAPI forgets them after an error
-            known = problem(error)
+            known = replies.problem(error)
             if known is None and isinstance(error, FileNotFoundError):
                 known = 404, "there is no such file here"
             if known is None and isinstance(error, NotImplementedError):

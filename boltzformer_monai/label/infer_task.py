@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from boltzformer_monai.inferers.volume_result import in_memory_order
 from boltzformer_monai.io.formats import write_image_file
-from boltzformer_monai.label.infer_request import EXTENSIONS, UNCERTAINTY, SegmentRequest, parse_request
+from boltzformer_monai.label.infer_request import UNCERTAINTY, SegmentRequest, parse_request
 from boltzformer_monai.label.service import Segmented, SegmentService
 
 OF_THE_SERVER = ("model", "image", "description", "result_write_to_file", "_id", "_image_id", "images", "session")
@@ -95,8 +95,7 @@ class BoltzFormerInferTask(InferTask):
         # 3D Slicer names the segments in the map one after the other, so names that are not in it must be left out.
         shown = sorted((each for each in findings if each["label_voxels"]), key=lambda each: int(str(each["label"])))
         names = {str(each["prompt"]): each["label"] for each in shown}
-        extension = next(ending for ending in EXTENSIONS if ending == wanted.result_extension)
-        with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as file:
+        with tempfile.NamedTemporaryFile(suffix=wanted.result_extension, delete=False) as file:
             path = Path(file.name)
         write_image_file(labels.astype(wanted.result_dtype, copy=False), result.grid.affine, path, fast=True)
         params: dict[str, Any] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import requests
@@ -30,8 +30,6 @@ from boltzformer_monai.errors import (
 )
 from boltzformer_monai.label.safety import UnknownIdError
 
-_log = logging.getLogger(__name__)
-
 _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
     (UnknownIdError, 404),
     (VolumeError, 422),
@@ -41,57 +39,67 @@ _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
     (CancelledError, 503),
     (BoltzFormerError, 400),
 )
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/:;,'\"()]+/)+")
+_FOLDERS = re.compile(r"(?<![\w./])(?!(?<=:)//)/+(?:[^\s/:;,'\"()]+/+)+")  # but not the start of an address
 _LONGEST = 400
+_BUG = "internal error; the server's log says more"
 
 
-def problem(error: BaseException) -> tuple[int, str] | None:
-    """Status and line for what a request can cause; ``None`` for a bug."""
-    if isinstance(error, HTTPException):
-        # MONAI Label answers 500 where it means a mistake of the client.
-        return (400 if error.status_code == 500 else error.status_code), one_line(str(error.detail))
-    if (known := user_error(error)) is not None:
-        if getattr(known, "reason", "") == "write":
-            return 503, one_line(str(known))
-        return next(status for kind, status in _STATUS if isinstance(known, kind)), one_line(str(known))
-    if isinstance(error, requests.RequestException):
-        if (reply := error.response) is not None and 400 <= reply.status_code < 500:
-            return reply.status_code, f"the server behind this one refuses it: {reply.reason}"
-        return 503, "the server behind this one does not answer; this one's log says more"
-    if isinstance(error, ImageNotFoundException | LabelNotFoundException):
-        return 404, one_line(str(error.msg))
-    if isinstance(error, MONAILabelException):
-        bad = error.error in (MONAILabelError.INVALID_INPUT, MONAILabelError.APP_INIT_ERROR)
-        return (404 if bad else 400), one_line(str(error.msg))
-    return None
+class Replies:
+    """What clients are told of errors.
 
+    Args:
+        hidden: folders of the server that no message may show, whatever their names are like.
+    """
 
-def one_line(text: str) -> str:
-    """The text on one line, without the folders of absolute paths."""
-    for folder in (tempfile.gettempdir(), str(Path.home())):
-        text = text.replace(folder + "/", "")
-    text = text.encode("utf-8", "replace").decode()  # broken Unicode cannot be sent
-    return " ".join(_FOLDERS.sub("", text).split())[:_LONGEST]
+    def __init__(self, hidden: Iterable[Path | str] = ()) -> None:
+        places = {str(place) for place in (*hidden, tempfile.gettempdir(), Path.home())}
+        self._hidden = sorted(places, key=len, reverse=True)
 
+    def problem(self, error: BaseException) -> tuple[int, str] | None:
+        """Status and line for what a request can cause; ``None`` for a bug."""
+        if isinstance(error, HTTPException):
+            # MONAI Label answers 500 where it means a mistake of the client.
+            return (400 if error.status_code == 500 else error.status_code), self.one_line(str(error.detail))
+        if (known := user_error(error)) is not None:
+            if getattr(known, "reason", "") == "write":
+                return 503, self.one_line(str(known))
+            return next(status for kind, status in _STATUS if isinstance(known, kind)), self.one_line(str(known))
+        if isinstance(error, requests.RequestException):
+            if (reply := error.response) is not None and 400 <= reply.status_code < 500:
+                return reply.status_code, f"the server behind this one refuses it: {reply.reason}"
+            return 503, "the server behind this one does not answer; this one's log says more"
+        if isinstance(error, ImageNotFoundException | LabelNotFoundException):
+            return 404, self.one_line(str(error.msg))
+        if isinstance(error, MONAILabelException):
+            bad = error.error in (MONAILabelError.INVALID_INPUT, MONAILabelError.APP_INIT_ERROR)
+            return (404 if bad else 400), self.one_line(str(error.msg))
+        return None
 
-def add_error_replies(app: FastAPI) -> None:
-    """Answer every error of every route as ``{"detail": "one line"}``."""
+    def one_line(self, text: str) -> str:
+        """The text on one line, without the folders of absolute paths."""
+        for folder in self._hidden:
+            text = text.replace(folder + "/", "")
+        text = text.encode("utf-8", "replace").decode()  # broken Unicode cannot be sent
+        return " ".join(_FOLDERS.sub("", text).split())[:_LONGEST]
 
-    async def known(request: Request, error: Exception) -> JSONResponse:
-        status, detail = problem(error) or (500, "internal error; the server's log says more")
-        headers = getattr(error, "headers", None)
-        return JSONResponse({"detail": detail}, status, headers=headers)
+    def add_to(self, app: FastAPI) -> None:
+        """Answer every error of every route as ``{"detail": "one line"}``."""
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        errors = error.errors() if isinstance(error, RequestValidationError) else []
-        parts = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors[:3]]
-        return JSONResponse({"detail": one_line("; ".join(parts))}, 422)
+        async def known(request: Request, error: Exception) -> JSONResponse:
+            status, detail = self.problem(error) or (500, _BUG)
+            headers = getattr(error, "headers", None)
+            return JSONResponse({"detail": detail}, status, headers=headers)
 
-    async def bug(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": "internal error; the server's log says more"}, 500)
+        async def invalid(request: Request, error: Exception) -> JSONResponse:
+            errors = error.errors() if isinstance(error, RequestValidationError) else []
+            parts = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors[:3]]
+            return JSONResponse({"detail": self.one_line("; ".join(parts))}, 422)
 
-    app.add_exception_handler(BoltzFormerError, known)
-    app.add_exception_handler(MONAILabelException, known)
-    app.add_exception_handler(HTTPException, known)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, bug)
+        async def bug(request: Request, error: Exception) -> JSONResponse:
+            return JSONResponse({"detail": _BUG}, 500)
+
+        app.add_exception_handler(BoltzFormerError, known)
+        app.add_exception_handler(MONAILabelException, known)
+        app.add_exception_handler(HTTPException, known)
+        app.add_exception_handler(RequestValidationError, invalid)
+        app.add_exception_handler(Exception, bug)

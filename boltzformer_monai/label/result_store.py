@@ -41,7 +41,3 @@ class ResultStore:
         """The folder of an id, if it is still there."""
         with self._lock:
             return self._results.get(name)
-
-    def close(self) -> None:
-        """Remove all of them."""
-        self._folder.cleanup()

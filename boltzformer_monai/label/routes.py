@@ -27,7 +27,7 @@ from boltzformer_monai.label.gate import Gate
 from boltzformer_monai.label.guard import guard_stock_routes, put_in_front
 from boltzformer_monai.label.infer_request import UNCERTAINTY, parse_request
 from boltzformer_monai.label.page_files import page_file
-from boltzformer_monai.label.replies import add_error_replies
+from boltzformer_monai.label.replies import Replies
 from boltzformer_monai.label.result_store import ResultStore
 from boltzformer_monai.label.safety import check_json, image_path
 from boltzformer_monai.label.service import Segmented
@@ -52,7 +52,9 @@ def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
     if getattr(app.state, "boltzformer", None) is server:
         return
     app.state.boltzformer = server
-    add_error_replies(app)
+    places = server.settings
+    replies = Replies((server.studies, places.workspace, places.checkpoint.parent, Path(__file__).parents[1]))
+    replies.add_to(app)
     use_sign_in(app)
 
     def reload() -> dict[str, Any]:
@@ -60,7 +62,7 @@ def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
         server.service.reload()
         return {}
 
-    guard_stock_routes(app, Checks(server, server.service))
+    guard_stock_routes(app, Checks(server, server.service), replies)
     put_in_front(app, _Routes(server).router)
     only_admin = [access(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
     app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=only_admin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ class UncertaintyScoring(ScoringMethod):
         Raises:
             BoltzFormerError: the request or the checkpoint cannot be used.
         """
-        wanted: dict[str, Any] = {key: request[key] for key in ("prompts", "uncertainty") if key in request}
+        # POST /scoring/ leaves each method's parameters under its name.
+        own = request.get("uncertainty")
+        stated = own if isinstance(own, Mapping) else request
+        wanted: dict[str, Any] = {key: stated[key] for key in ("prompts", "uncertainty") if key in stated}
         defaults = self.service.default_prompts()
         params = parse_request({"uncertainty": REPEATS, **wanted}, default_prompts=defaults)
         model = self.service.model().sha256

@@ -177,13 +177,12 @@ class SegmentService:
             yield Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached)
 
     def volume(self, image: Path) -> Volume:
-        """Read a scan, or take it from memory.
+        """Read a scan, or take it from memory; does not wait for a segmentation.
 
         Raises:
             VolumeError: it cannot be read.
         """
-        with self._lock:
-            return self._scans.read(Scan(image.name, image), self.settings.modality)
+        return self._scans.read(Scan(image.name, image), self.settings.modality)
 
     def _current(self) -> Model:
         path = self.settings.current_checkpoint
@@ -198,6 +197,12 @@ class SegmentService:
             # The server's own training must never be able to stop it.
             _log.exception("the trained checkpoint cannot be used; going on with the one given")
             loaded = self._load(self.settings.checkpoint, stamp)
+        else:
+            if path != self.settings.checkpoint:
+                _log.warning(
+                    "using %s, which was trained here, and not the checkpoint given; to use that one, remove the file",
+                    path,
+                )
         self.features.clear()
         self._model = loaded
         return loaded
@@ -214,16 +219,22 @@ class SegmentService:
 
 
 class _ScanCache:
-    """The last scans read, up to so many bytes; a file that changed is read again."""
+    """The last scans read, up to so many bytes; a file that changed is read again. One is read at a time."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self._lock = threading.Lock()
         self._volumes: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
 
     def clear(self) -> None:
-        self._volumes.clear()
+        with self._lock:
+            self._volumes.clear()
 
     def read(self, scan: Scan, modality: str | None) -> Volume:
+        with self._lock:
+            return self._read(scan, modality)
+
+    def _read(self, scan: Scan, modality: str | None) -> Volume:
         digest = source_digest(scan) if scan.place.exists() else ""
         key = (str(scan.place), modality)
         known = self._volumes.get(key)

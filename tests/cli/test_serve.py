@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -150,33 +148,55 @@ class TestWithTheExtra:
 
 def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("monailabel")
-    port, log = _free_port(), tmp_path / "log.txt"
-    command = [sys.executable, "-m", "boltzformer_monai", "serve", str(studies), "--checkpoint", str(checkpoint)]
-    with log.open("wb") as sink:
-        server = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=tmp_path, stdout=sink, stderr=sink, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + _PATIENCE_S
-        while server.poll() is None and time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/boltzformer/api/config", timeout=60) as reply:
-                    assert reply.status == 200
-                break
-            except OSError:
-                time.sleep(0.3)
-        assert server.poll() is None, log.read_text()
+    from tests.label.server import running
+
+    with running(studies, tmp_path, {"checkpoint": checkpoint}, serve=True) as server:
+        port = int(server.url.rpartition(":")[2])
         assert _listens_on(port) == {"0100007F"}  # 127.0.0.1
-        os.kill(server.pid, signal.SIGINT)
-        assert server.wait(_PATIENCE_S) == 130, log.read_text()
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGKILL)
-    text = log.read_text()
+        os.kill(server.process.pid, signal.SIGINT)
+        assert server.process.wait(_PATIENCE_S) == 130, server.log.read_text()
+    text = server.log.read_text()
     assert "Traceback" not in text
     assert f"http://127.0.0.1:{port}/boltzformer/" in text
     assert "without a sign-in" not in text
     assert text.rstrip().endswith("interrupted")
+
+
+def test_a_server_that_is_told_to_stop_leaves_nothing_behind(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """As systemd and docker do it: SIGTERM to the server alone, while it keeps a result and scores."""
+    pytest.importorskip("monailabel")
+    from tests.label.server import running
+
+    (tmp_path / "temporary").mkdir()
+    environment = {"TMPDIR": str(tmp_path / "temporary")}
+    with running(studies, tmp_path, {"checkpoint": checkpoint}, serve=True, environment=environment) as server:
+        body = {"image": "scan", "prompts": ["liver"], "modality": "CT"}
+        assert server.post("/boltzformer/api/segment", body).status == 200
+        assert list((tmp_path / "temporary").glob("boltzformer-results-*/*/result.nii.gz"))
+        server.post("/scoring/uncertainty").json()
+        (scoring,) = _children(server.process.pid)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(_PATIENCE_S) == 128 + signal.SIGTERM, server.log.read_text()
+        assert not Path(f"/proc/{scoring}").exists()
+    assert not list((tmp_path / "temporary").glob("boltzformer-*"))
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
+    """An option beats the pair of the same name, and a pair is heard where no option is given."""
+    pytest.importorskip("monailabel")
+    from boltzformer_monai.cli import serve
+
+    parser = argparse.ArgumentParser()
+    serve.add_parser(parser.add_subparsers())
+    plain = ["serve", str(tmp_path), "--checkpoint", "model.pt"]
+    pairs = ["--conf", "device", "cuda:1", "--conf", "workspace", str(tmp_path / "work"), "--conf", "cache_mb", "7"]
+    conf = serve._conf(parser.parse_args([*plain, *pairs]), str(tmp_path))
+    assert (conf["device"], conf["workspace"], conf["cache_mb"]) == ("cuda:1", str(tmp_path / "work"), "7")
+    options = ["--device", "cpu", "--workspace", str(tmp_path / "other"), "--cache-mb", "9"]
+    conf = serve._conf(parser.parse_args([*plain, *pairs, *options]), str(tmp_path))
+    assert (conf["device"], conf["workspace"], conf["cache_mb"]) == ("cpu", str(tmp_path / "other"), "9")
+    assert "device" not in serve._conf(parser.parse_args(plain), str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -206,3 +226,13 @@ def _listens_on(port: int) -> set[str]:
         pytest.skip("the kernel does not tell who listens")
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
     return {row[1].split(":")[0] for row in rows if row[3] == "0A" and re.search(f":{port:04X}$", row[1])}
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that a process has started; waits until there is one."""
+    import psutil  # of MONAI Label
+
+    end = time.monotonic() + _PATIENCE_S
+    while not (found := psutil.Process(pid).children()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return [each.pid for each in found]

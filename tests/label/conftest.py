@@ -15,6 +15,7 @@ from boltzformer_monai.data.windows import NAMED_WINDOWS
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.networks import create_boltzformer, network_config
 from boltzformer_monai.networks.weights import Description
+from tests.label.orthanc import Orthanc, orthanc
 
 SHAPE = (40, 36, 6)
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -56,6 +57,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outside = tmp_path_factory.mktemp("outside") / "secret.nii.gz"
     write_image_file(scan(9), AFFINE, outside)
     (folder / "linked.nii.gz").symlink_to(outside)
+    (folder / "picture.png").write_bytes(b"no scan")  # MONAI Label would list it
     return folder
 
 
@@ -96,3 +98,23 @@ def stub() -> Iterator[tuple[str, Any]]:
 
     with serve_phantoms() as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def orthanc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A DICOMweb server."""
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
+
+
+@pytest.fixture
+def archive(orthanc_server: Orthanc) -> Orthanc:
+    """It, empty: the last test's scans are gone."""
+    orthanc_server.empty()
+    return orthanc_server
+
+
+@pytest.fixture
+def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of a DICOMweb server are never taken from memory."""
+    monkeypatch.setattr("boltzformer_monai.label.dicomweb_lists.LIST_S", 0.0)

@@ -121,9 +121,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    studies: Path | str, folder: Path, conf: Mapping[str, Any], *, app: Path = APP, environment: Any = None
+    studies: Path | str,
+    folder: Path,
+    conf: Mapping[str, Any],
+    *,
+    app: Path = APP,
+    environment: Mapping[str, str] | None = None,
+    serve: bool = False,
+    ready: str = "/info/",
 ) -> Iterator[Server]:
-    """Start MONAI Label with an app and wait until it answers; at the end it is stopped.
+    """Start a server and wait until it answers; at the end it is stopped.
 
     Args:
         studies: folder or address.
@@ -131,27 +138,34 @@ def running(
         conf: pairs of ``--conf``.
         app: ours by default.
         environment: more variables.
+        serve: by ``boltzformer serve`` instead of MONAI Label's command.
+        ready: path that it answers once it has started.
     """
     port, log = free_port(), folder / f"server-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += [word for key, value in conf.items() for word in ("--conf", key, str(value))]
+    pairs = dict(conf)
+    if serve:
+        command = ["-m", "boltzformer_monai", "serve", str(studies), "--checkpoint", str(pairs.pop("checkpoint"))]
+    else:
+        command = ["-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+        command += ["--host", "127.0.0.1"]
+    command = [sys.executable, *command, "--port", str(port)]
+    command += [word for key, value in pairs.items() for word in ("--conf", key, str(value))]
     variables = {**os.environ, **(environment or {})}
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True, env=variables)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait_for(server)
+        _wait_for(server, ready)
         yield server
     finally:
         server.stop()
 
 
-def _wait_for(server: Server) -> None:
+def _wait_for(server: Server, path: str) -> None:
     end = time.monotonic() + _START_S
     while time.monotonic() < end and server.process.poll() is None:
         try:
-            if server.get("/info/").status == 200:
+            if server.get(path).status == 200:
                 return
         except OSError:
             pass

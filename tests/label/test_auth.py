@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +17,9 @@ import httpx
 import jwt
 
 from tests.label.realm import PASSWORD, Realm, serve_realm
+from tests.label.server import APP, running
 
-_APP = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label"
-_START_S = 300
+_PATIENCE_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -34,52 +28,22 @@ def realm() -> Iterator[Realm]:
         yield served
 
 
-@contextmanager
-def _server(studies: Path, checkpoint: Path, folder: Path, **environment: str) -> Iterator[httpx.Client]:
-    """MONAI Label started by its own command, with this app."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = folder / "app"
-    app.mkdir()
-    (app / "main.py").write_text((_APP / "main.py").read_text())
-    command = [
-        sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies),
-        "--host", "127.0.0.1", "--port", str(port), "--conf", "checkpoint", str(checkpoint), "--conf", "modality", "CT",
-        "--conf", "origins", "https://viewer.example",
-    ]  # fmt: skip
-    settings = {**os.environ, "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), **environment}
-    log = folder / "log.txt"
-    with log.open("wb") as sink:
-        server = subprocess.Popen(command, cwd=folder, env=settings, stdout=sink, stderr=sink, start_new_session=True)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_START_S)
-    try:
-        end = time.monotonic() + _START_S
-        while server.poll() is None and time.monotonic() < end:
-            try:
-                client.get("/boltzformer/main.js")
-                break
-            except httpx.TransportError:
-                time.sleep(0.3)
-        assert server.poll() is None, log.read_text()[-2000:]
-        yield client
-    finally:
-        client.close()
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(60)
-
-
 @pytest.fixture(scope="module")
 def server(
     realm: Realm, studies: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
     """With the sign-in, and one web page of another origin that may ask."""
-    settings = {
+    folder = tmp_path_factory.mktemp("auth")
+    environment = {
         "MONAI_LABEL_AUTH_ENABLE": "true",
         "MONAI_LABEL_AUTH_REALM_URI": realm.address,
+        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
     }
-    with _server(studies, checkpoint, tmp_path_factory.mktemp("auth"), **settings) as client:
+    conf = {"checkpoint": checkpoint, "modality": "CT", "origins": "https://viewer.example"}
+    with (
+        running(studies, folder, conf, environment=environment, ready="/boltzformer/main.js") as started,
+        httpx.Client(base_url=started.url, timeout=_PATIENCE_S) as client,
+    ):
         yield client
 
 
@@ -190,7 +154,7 @@ def test_the_page_itself_needs_no_token_and_can_send_one(server: httpx.Client, r
         reply = server.get(f"/boltzformer/{path}")
         assert reply.status_code in ((200, 503) if not path else (200,)), path
         assert "scan_0" not in reply.text
-    assert 'id="token"' in (_APP / "page" / "index.html").read_text()
+    assert 'id="token"' in (APP / "page" / "index.html").read_text()
     assert "Bearer ${token}" in server.get("/boltzformer/api.js").text
     order = {"image": "scan_0", "prompts": ["liver"], "threshold": 0.3, "presence": False}
     signed_in = _bearer(realm.token("user"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import json
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,23 +30,7 @@ from boltzformer_monai.label.safety import UnknownIdError, image_path, root_of  
 from tests.label.dicom_series import NAMES, add_phantom, drawn, stored  # noqa: E402
 from tests.label.orthanc import Orthanc, free_port, orthanc  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
-        yield server
-
-
-@pytest.fixture
-def archive(running: Orthanc) -> Orthanc:
-    """Empty: the last test's scans are gone."""
-    running.empty()
-    return running
-
-
-@pytest.fixture(autouse=True)
-def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicomweb_lists, "LIST_S", 0.0)
+pytestmark = pytest.mark.usefixtures("always_asked")
 
 
 def test_series_are_the_images(archive: Orthanc, tmp_path: Path) -> None:
@@ -122,6 +106,14 @@ def test_ct_and_mr_unless_a_filter_is_set(archive: Orthanc, tmp_path: Path, monk
     assert store.list_images() == sorted([ct, "1.2.3.5"])
     monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", {"Modality": "US"})
     assert store.list_images() == ["1.2.3.6"]
+
+
+def test_background_processes_see_the_same_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI Label hands them its default, CT, as if somebody had chosen it."""
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", json.loads('{"Modality": "CT"}'))
+    assert dicomweb_lists._filters() == [{"Modality": "CT"}, {"Modality": "MR"}]
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", {"Modality": "CT", "PatientID": "7"})
+    assert dicomweb_lists._filters() == [{"Modality": "CT", "PatientID": "7"}]
 
 
 def test_a_series_that_does_not_come_whole_is_no_scan(

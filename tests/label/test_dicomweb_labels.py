@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+import requests
 
 pytest.importorskip("monailabel")
 pytest.importorskip("highdicom")
@@ -23,31 +26,16 @@ from boltzformer_monai.data.phantom_files import write_phantom_dicom  # noqa: E4
 from boltzformer_monai.errors import VolumeError  # noqa: E402
 from boltzformer_monai.io.dicom_seg_out import write_dicom_seg  # noqa: E402
 from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map  # noqa: E402
-from boltzformer_monai.label import dicomweb_lists  # noqa: E402
+from boltzformer_monai.label.archive import ArchiveError  # noqa: E402
+from boltzformer_monai.label.checks import Checks  # noqa: E402
 from boltzformer_monai.label.corrected_labels import corrected_labels  # noqa: E402
 from boltzformer_monai.label.dicomweb import open_dicomweb  # noqa: E402
 from boltzformer_monai.label.safety import UnknownIdError, label_path  # noqa: E402
 from boltzformer_monai.label.seg_labels import read_label  # noqa: E402
 from tests.label.dicom_series import NAMES, add_phantom, drawn, masks_by_highdicom, stored  # noqa: E402
-from tests.label.orthanc import Orthanc, orthanc  # noqa: E402
+from tests.label.orthanc import Orthanc  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
-        yield server
-
-
-@pytest.fixture
-def archive(running: Orthanc) -> Orthanc:
-    """Empty: the last test's scans are gone."""
-    running.empty()
-    return running
-
-
-@pytest.fixture(autouse=True)
-def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicomweb_lists, "LIST_S", 0.0)
+pytestmark = pytest.mark.usefixtures("always_asked")
 
 
 def test_a_final_label_goes_to_the_archive_as_seg(archive: Orthanc, tmp_path: Path) -> None:
@@ -173,6 +161,50 @@ def test_all_labelled_scans_as_an_archive(archive: Orthanc, tmp_path: Path) -> N
     store.save_label(uid, str(file), "final", dict(NAMES))
     with zipfile.ZipFile(store.get_dataset_archive(None)) as content:
         assert set(content.namelist()) == {f"image/{uid}.nii.gz", f"label/{uid}.nii.gz", "metadata.json"}
+
+
+def test_a_label_that_cannot_be_used_does_not_hide_the_others(archive: Orthanc, tmp_path: Path) -> None:
+    """A SEG whose series has lost a slice: left out of training and download."""
+    good = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    bad = add_phantom(archive, tmp_path / "b", "chest", seed=2)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    for uid in (good, bad):
+        store.save_label(uid, str(drawn(store, uid, tmp_path / "label.nii.gz")[0]), "final", dict(NAMES))
+    (found,) = archive.ask("/tools/lookup", bad.encode())
+    middle = archive.ask(f"/series/{found['ID']}")["Instances"][3]
+    archive.ask(f"/instances/{middle}", method="DELETE")
+    other = open_dicomweb(archive.url, tmp_path / "other")
+    assert len(other.get_labeled_images()) == 2
+    assert [each.image_id for each in corrected_labels(other)] == [good]
+    Checks(SimpleNamespace(datastore=lambda: other, studies=archive.url), None).archive({})  # type: ignore[arg-type]
+    with zipfile.ZipFile(other.get_dataset_archive(None)) as content:
+        assert set(content.namelist()) == {f"image/{good}.nii.gz", f"label/{good}.nii.gz", "metadata.json"}
+
+
+def test_a_passing_failure_of_the_archive_is_not_remembered(
+    archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    store.save_label(uid, str(drawn(store, uid, tmp_path / "label.nii.gz")[0]), "final", dict(NAMES))
+    busy, broken = requests.Response(), requests.Response()
+    busy.status_code, broken.status_code = 503, 500
+
+    def fails(response: requests.Response) -> Callable[..., Any]:
+        def ask(*_: Any, **__: Any) -> Any:
+            raise requests.HTTPError(response=response)
+
+        return ask
+
+    other = open_dicomweb(archive.url, tmp_path / "other")
+    with monkeypatch.context() as patched:
+        patched.setattr(other.archive._client, "retrieve_series_metadata", fails(busy))
+        with pytest.raises(ArchiveError, match="503"):
+            other.get_labeled_images()
+    assert other.get_labeled_images() == [uid]
+    third = open_dicomweb(archive.url, tmp_path / "third")
+    monkeypatch.setattr(third.archive._client, "retrieve_series_metadata", fails(broken))
+    assert third.get_labeled_images() == []  # one damaged object hides no other
 
 
 def test_a_compressed_series_of_a_scanner(archive: Orthanc, tmp_path: Path) -> None:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +21,9 @@ import requests  # noqa: E402
 
 from boltzformer_monai.io.volume import read_volume  # noqa: E402
 from tests.label.dicom_series import add_phantom, masks_by_highdicom, stored  # noqa: E402
-from tests.label.orthanc import Orthanc, free_port, orthanc  # noqa: E402
+from tests.label.orthanc import Orthanc, orthanc  # noqa: E402
+from tests.label.server import running  # noqa: E402
 
-APP = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label"
 ASKED: dict[str, Any] = {"threshold": 0.3, "presence": False}
 USER = ("reader", "s3cret")
 _PATIENCE_S = 300
@@ -60,37 +54,11 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "chest": add_phantom(archive, folder / "chest", "chest", seed=2),
             "torn": add_phantom(archive, folder / "torn", "abdomen", seed=3, without=4),
         }
-        port, log = free_port(), folder / "log.txt"
-        command = [
-            sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", archive.url,
-            "--host", "127.0.0.1", "--port", str(port), "--conf", "checkpoint", str(checkpoint),
-            "--conf", "workspace", str(folder / "work"),
-        ]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "NO_PROXY": "127.0.0.1"}
+        environment = {"NO_PROXY": "127.0.0.1"}
         environment["MONAI_LABEL_DICOMWEB_USERNAME"], environment["MONAI_LABEL_DICOMWEB_PASSWORD"] = USER
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                command, cwd=folder, stdout=sink, stderr=sink, env=environment, start_new_session=True
-            )
-        try:
-            started = Server(f"http://127.0.0.1:{port}", archive, folder, series)
-            _wait_for(f"{started.url}/info/", process, log)
-            yield started
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=60).close()
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.3)
-        else:
-            return
-    pytest.fail(f"the server did not start: {log.read_text(errors='replace')[-3000:]}")
+        conf = {"checkpoint": checkpoint, "workspace": folder / "work"}
+        with running(archive.url, folder, conf, environment=environment) as started:
+            yield Server(started.url, archive, folder, series)
 
 
 def opened(content: bytes) -> Any:

@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,18 +17,10 @@ pytest.importorskip("playwright.sync_api")
 from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.data.phantom_files import write_phantom_nifti  # noqa: E402
 from tests.inferers.conftest import checkpoint  # noqa: E402, F401
-from tests.label.browser import chromium, require_browser, visit  # noqa: E402
+from tests.label.browser import require_browser, visit  # noqa: E402
+from tests.label.server import running  # noqa: E402
 
-APP = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label"
 RED = (230, 60, 60)
-_START_S = 300
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -54,38 +38,8 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(studies: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
     """Of the page; the server runs until the tests of this file are over."""
     require_browser()
-    port, log = _free_port(), tmp_path_factory.mktemp("server") / "log.txt"
-    command = [
-        sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP),
-        "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "checkpoint", str(checkpoint),
-    ]  # fmt: skip
-    with log.open("wb") as sink:
-        server = subprocess.Popen(command, cwd=log.parent, stdout=sink, stderr=sink, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/boltzformer/"
-    try:
-        _wait_for(f"{url}api/config", server, log)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=30).close()
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.3)
-        else:
-            return
-    pytest.fail(f"the server did not start: {log.read_text(errors='replace')[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
+    with running(studies, tmp_path_factory.mktemp("server"), {"checkpoint": checkpoint}) as server:
+        yield f"{server.url}/boltzformer/"
 
 
 def test_a_visit(browser: Any, address: str, studies: Path, tmp_path: Path) -> None:
@@ -124,8 +78,8 @@ def test_what_is_not_found_and_what_is_refused(browser: Any, address: str) -> No
         seen.page.get_by_text("More settings").click()
         seen.page.fill("#threshold", "0.99")
         seen.segment("spleen")
-        if "0 of 1" in seen.page.inner_text("#status"):
-            assert "not found" in seen.page.locator("#findings li").inner_text()
+        assert "0 of 1" in seen.page.inner_text("#status")
+        assert "not found" in seen.page.locator("#findings li").inner_text()
         seen.page.fill("#prompts", "x" * 5000)
         seen.page.press("#prompts", "Enter")
         seen.page.locator("#status.error").wait_for()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def test_unknown_models_and_methods(client: Any, path: str) -> None:
 def test_own_interface(client: Any) -> None:
     config = client.get("/boltzformer/api/config").json()
     assert {"id": "scan_0", "modality": None} in config["images"]
+    assert "picture" not in [each["id"] for each in config["images"]]
     body = {
         "image": "scan_0",
         "prompts": ["liver", "left kidney"],
@@ -190,6 +192,34 @@ def test_scoring_then_active_learning(client: Any) -> None:
     assert sample["id"] == max(scores.json(), key=scores.json().get)  # not the link, which cannot be used
 
 
+def test_all_scoring_methods_at_once(client: Any) -> None:
+    """The parameters of each stand under its name."""
+    params = {"uncertainty": {"prompts": ["left kidney"], "uncertainty": 3}}
+    reply = client.post("/scoring/?run_sync=true", json=params)
+    assert reply.status_code == 200, reply.text
+    assert set(reply.json()["uncertainty"]["result"]) == {"scan_0", "scan_1", "scan_2"}
+    scores = json.loads((client.app.state.boltzformer.service.settings.workspace / "scores.json").read_text())
+    assert scores["scan_0"]["of"][2:] == [["left kidney"], 3]
+
+
+def test_a_scan_is_shown_while_another_is_segmented(client: Any, studies: Path) -> None:
+    service = client.app.state.boltzformer.service
+    with ThreadPoolExecutor(1) as pool, service._lock:  # as a segmentation holds it
+        assert pool.submit(service.volume, studies / "scan_1.nii.gz").result(60).shape == SHAPE
+
+
+def test_many_at_once_each_find_their_result(client: Any) -> None:
+    """More requests than results are kept: those that wait push out none that is asked for next."""
+
+    def one(number: int) -> int:
+        body = {"image": f"scan_{number % 3}", "prompts": [f"thing {number}"], "threshold": 0.3, "presence": False}
+        rid = client.post("/boltzformer/api/segment", json=body).json()["result"]
+        return int(client.get(f"/boltzformer/api/results/{rid}/labels.nii.gz").status_code)
+
+    with ThreadPoolExecutor(24) as pool:
+        assert set(pool.map(one, range(24))) == {200}
+
+
 def test_a_failed_upload_leaves_nothing_behind(client: Any) -> None:
     before = set(Path(tempfile.gettempdir()).glob("tmp*"))
     assert client.post("/infer/boltzformer?output=json", files={"file": ("a.nii.gz", b"no scan")}).status_code == 422
@@ -219,7 +249,7 @@ def test_batch_inference_saves_labels(client: Any) -> None:
     assert client.get("/datastore/label?label=scan_1&tag=original").status_code == 200
 
 
-def test_learns_a_new_name_once(client: Any, tmp_path: Path) -> None:
+def test_learns_a_new_name_once(client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = np.zeros(SHAPE, np.uint8)
     labels[8:20, 10:24, 1:5] = 3
     write_image_file(labels, AFFINE, tmp_path / "label.nii.gz")
@@ -242,3 +272,15 @@ def test_learns_a_new_name_once(client: Any, tmp_path: Path) -> None:
     assert again["trained"] is False
     assert client.get("/model/info/boltzformer").json()["checksum"] == after
     assert infer(client, "scan_0").status_code == 200  # the default prompts, the new one among them
+    told = [each.getMessage() for each in caplog.records if "not the checkpoint given" in each.getMessage()]
+    assert len(told) == 1
+
+
+def test_the_dataset_is_sent_and_not_kept(client: Any) -> None:
+    """Of the label that was learned before."""
+    before = set(Path(tempfile.gettempdir()).iterdir())
+    reply = client.get("/datastore/dataset")
+    assert reply.status_code == 200, reply.text
+    with zipfile.ZipFile(io.BytesIO(reply.content)) as content:
+        assert {"image/scan_0.nii.gz", "label/scan_0.nii.gz"} <= set(content.namelist())
+    assert not [each for each in set(Path(tempfile.gettempdir()).iterdir()) - before if zipfile.is_zipfile(each)]

@@ -1,0 +1,131 @@
+"""The folder's datastore where several processes write."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from boltzformer_monai.errors import DatasetError  # noqa: E402
+from boltzformer_monai.io.formats import write_image_file  # noqa: E402
+from boltzformer_monai.label import folder as module  # noqa: E402
+from boltzformer_monai.label.corrected_labels import corrected_labels  # noqa: E402
+from boltzformer_monai.label.folder import FolderDatastore  # noqa: E402
+from boltzformer_monai.label.safety import UnknownIdError  # noqa: E402
+
+NAMES = {"label_info": [{"name": "cyst", "idx": 1}]}
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Eight scans."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for number in range(8):
+        write_image_file(np.full((4, 4, 2), number, np.int16), np.eye(4), folder / f"s{number}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def label(tmp_path: Path) -> str:
+    """A label's file."""
+    write_image_file(np.ones((4, 4, 2), np.uint8), np.eye(4), tmp_path / "label.nii.gz")
+    return str(tmp_path / "label.nii.gz")
+
+
+def opened(folder: Path, *, reload: bool = False) -> FolderDatastore:
+    return FolderDatastore(str(folder), auto_reload=reload, read_only=False)
+
+
+def names(store: Any) -> dict[str, dict[int, str]]:
+    return {each.image_id: each.names for each in corrected_labels(store)}
+
+
+def test_a_batch_does_not_forget_what_was_saved_meanwhile(studies: Path, label: str) -> None:
+    server = opened(studies)
+    batch = opened(studies)  # knows of no label
+    server.save_label("s0", label, "final", dict(NAMES))
+    server.update_image_info("s1", {"seen": True})
+    batch.save_label("s1", label, "original", {"model": "boltzformer"})
+    assert names(opened(studies)) == {"s0": {1: "cyst"}}
+    assert opened(studies).get_image_info("s1")["seen"] is True
+    assert opened(studies).get_labels_by_image_id("s1") == {"original": "s1"}
+
+
+def test_many_at_once_lose_nothing(studies: Path, label: str) -> None:
+    stores = [opened(studies) for _ in range(4)]
+
+    def save(number: int) -> None:
+        stores[number % 4].save_label(f"s{number % 8}", label, f"tag{number}", dict(NAMES))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(32)))
+    objects = json.loads((studies / "datastore_v2.json").read_text())["objects"]
+    assert {tag for entry in objects.values() for tag in entry["labels"]} == {f"tag{number}" for number in range(32)}
+
+
+def test_the_server_sees_what_a_batch_saved(studies: Path, label: str) -> None:
+    server = opened(studies, reload=True)
+    opened(studies).save_label("s3", label, "final", dict(NAMES))
+    end = time.monotonic() + 30
+    while not names(server) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert names(server) == {"s3": {1: "cyst"}}
+
+
+def test_a_copy_that_fails_leaves_the_last_label(
+    studies: Path, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(studies)
+    store.save_label("s0", label, "final", dict(NAMES))
+    before = (studies / "labels" / "final" / "s0.nii.gz").read_bytes()
+
+    def full(source: str, target: Path) -> None:
+        target.write_bytes(b"the first bytes")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.shutil, "copyfile", full)
+    with pytest.raises(OSError, match="space"):
+        store.save_label("s0", label, "final", {"label_info": []})
+    assert (studies / "labels" / "final" / "s0.nii.gz").read_bytes() == before
+    assert names(opened(studies)) == {"s0": {1: "cyst"}}
+    assert [path.name for path in (studies / "labels" / "final").iterdir()] == ["s0.nii.gz"]
+
+
+def test_a_label_of_another_kind_replaces_the_last(studies: Path, label: str, tmp_path: Path) -> None:
+    store = opened(studies)
+    store.save_label("s0", label, "final", dict(NAMES))
+    write_image_file(np.ones((4, 4, 2), np.uint8), np.eye(4), tmp_path / "label.nrrd")
+    store.save_label("s0", str(tmp_path / "label.nrrd"), "final", dict(NAMES))
+    assert [path.name for path in (studies / "labels" / "final").iterdir()] == ["s0.nrrd"]
+    store.remove_label("s0", "final")
+    assert opened(studies).get_labeled_images() == []
+    with pytest.raises(UnknownIdError):
+        store.save_label("none", label, "final", {})
+
+
+def test_files_that_come_and_go_are_noticed(studies: Path, label: str) -> None:
+    store = opened(studies)
+    store.save_label("s0", label, "final", dict(NAMES))
+    (studies / "s7.nii.gz").unlink()
+    (studies / "labels" / "final" / "s0.nii.gz").unlink()
+    (studies / "s1.nii.gz").rename(studies / "other.nii.gz")
+    (studies / "picture.png").write_bytes(b"")
+    store.refresh()
+    assert sorted(store.list_images()) == ["other", "s0", "s2", "s3", "s4", "s5", "s6"]
+    assert store.get_labeled_images() == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[]", b'{"objects": 3}'])
+def test_a_damaged_list_is_one_line(studies: Path, content: bytes) -> None:
+    (studies / "datastore_v2.json").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"datastore_v2.json: damaged; put back"):
+        opened(studies)
+    assert (studies / "datastore_v2.json").read_bytes() == content

@@ -1,0 +1,47 @@
+"""What may be an id or a tag, and what a message may show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("monailabel")
+
+from boltzformer_monai.errors import ConfigError, VolumeError  # noqa: E402
+from boltzformer_monai.label.replies import Replies  # noqa: E402
+from boltzformer_monai.label.safety import check_id, check_tag  # noqa: E402
+
+
+@pytest.mark.parametrize("name", ["a", "scan_1", "Müller, A (2) v1.0+x=3@b", "1.2.840.1", "x" * 128, "患者 7"])
+def test_ordinary_names_are_ids(name: str) -> None:
+    assert check_id(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "a\\b", "/etc/passwd", "a..b", "-x", ".hidden", "a\nb", "a\0", "x" * 129, "a ", "$x"]
+)
+def test_what_could_lead_elsewhere_is_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be an id"):
+        check_id(name)
+
+
+@pytest.mark.parametrize("tag", ["", "../x", "a/b", "a b", ".x", "ä", "x" * 65])
+def test_tags(tag: str) -> None:
+    assert check_tag("final-2") == "final-2"
+    with pytest.raises(ConfigError):
+        check_tag(tag)
+
+
+def test_messages_show_no_folder_of_the_server() -> None:
+    replies = Replies([Path("/data/Ward 3/new scans"), Path("/data/Ward 3/new scans/.boltzformer")])
+    shown = {
+        "/data/Ward 3/new scans/a.nii.gz: damaged\n at byte 3": "a.nii.gz: damaged at byte 3",
+        "/data/Ward 3/new scans/.boltzformer/model/model.pt: no": "model/model.pt: no",
+        "cannot read /etc/hosts and /var/lib/x y": "cannot read hosts and x y",
+        "no:/etc/x //a//b (/c/d)": "no:x b (d)",
+        "a ratio of 1/2, see https://example.org/a": "a ratio of 1/2, see https://example.org/a",
+    }
+    for message, told in shown.items():
+        assert replies.problem(VolumeError(message)) == (422, told)
+    assert replies.problem(RuntimeError("a bug")) is None
