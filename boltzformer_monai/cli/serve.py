@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
     settings = _conf(arguments, studies)
     app = _app_folder(Path(settings["workspace"]) / "app")
+    if not remote:
+        _tell_if_empty(Path(studies))
     _start(app, studies, settings, arguments.host, arguments.port)
     return 0
 
@@ -94,6 +96,17 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
         conf["modality"] = arguments.modality
     ServerSettings.from_conf(conf, studies=studies)  # refuses unknown keys now, in one line
     return conf
+
+
+def _tell_if_empty(studies: Path) -> None:
+    from boltzformer_monai.label.folder import SCANS
+
+    if not any(found for pattern in SCANS for found in studies.glob(pattern)):
+        _log.warning(
+            "no scan (%s) lies in %s itself; what is put there is noticed; DICOM series need a DICOMweb server",
+            ", ".join(SCANS),
+            studies,
+        )
 
 
 def _check_checkpoint(path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.in_plane import Encode, SliceView
+from boltzformer_monai.inferers.encoder import Encode, Encoder, Pictures
+from boltzformer_monai.inferers.in_plane import SliceView
 from boltzformer_monai.inferers.prompt_groups import PromptGroup
 from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, ImageFeatures, TextFeatures
 from boltzformer_monai.networks.semantic_map import SemanticMap
@@ -42,7 +43,7 @@ class SliceDecoder:
         groups: the prompts.
         seed: of the first draw.
         repeats: draws to average.
-        encode: instead of the network's ``encode_image``, e.g. one that remembers.
+        encoder: e.g. one that remembers; by default the network's ``encode_image``.
     """
 
     def __init__(
@@ -52,18 +53,18 @@ class SliceDecoder:
         *,
         seed: int,
         repeats: int,
-        encode: Encode | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         self.network = network
-        self.encode = encode or network.encode_image
+        self.encoder = encoder or Encoder(network.encode_image)
         self.groups = groups
         self.device = network.mean.device
         self.noises = [CounterNoise(seed + _SEED_STEP * repeat) for repeat in range(repeats)]
         self.texts = [network.encode_text(group.tokens[None].to(self.device)) for group in groups]
 
-    def decode(self, images: Tensor, view: SliceView, *, batch: int) -> Iterator[PromptSlices]:
-        """Decode slices ``(B, C, H, W)`` float 0–1, prompt after prompt."""
-        encoded = view.encode(images.to(self.device), self.encode, batch=batch)
+    def decode(self, pictures: Pictures, view: SliceView, *, batch: int) -> Iterator[PromptSlices]:
+        """Decode slices, prompt after prompt."""
+        encoded = view.encode(pictures, self.encoder, batch=batch)
         for group, text in zip(self.groups, self.texts, strict=True):
             sums: list[Tensor] = []
             presence: list[Tensor] = []

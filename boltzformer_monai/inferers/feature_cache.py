@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.inferers.encoder import Encode, Encoder, Pictures
 from boltzformer_monai.networks import BoltzFormer, ImageFeatures
 
 
@@ -29,9 +30,9 @@ class _Entry:
 class FeatureCache:
     """Features of the pictures that a network was shown, the least lately used given up first.
 
-    The key is a hash of the picture itself, as the network is shown it: slice, neighbours, window, plane, spacing and
-    the fitting into the square are all in it. So what comes out is what encoding again would give, to the byte. The
-    network's part of the key is the object, its precision and how often its weights were changed.
+    The key is a hash of the picture itself, slice and neighbours in their window, and the fitting into the network's
+    square. So what comes out is what encoding again would give, to the byte. The network's part of the key is the
+    object, its precision and how often its weights were changed.
 
     A volume that does not fit as a whole keeps its first slices, instead of each pushing out the next one needed.
     Several threads may use one cache.
@@ -75,29 +76,25 @@ class FeatureCache:
             self._entries.clear()
             self._bytes = 0
 
-    def encoder(
-        self, network: BoltzFormer, encode_image: Callable[[Tensor], ImageFeatures] | None = None
-    ) -> Callable[[Tensor], ImageFeatures]:
-        """``network.encode_image``, or a way of its own, that remembers; to be made anew for every volume."""
-        encode_image = encode_image or network.encode_image
-        volume = next(self._volumes)
-        identity = self._identity(network)
+    def encoder(self, network: BoltzFormer, encode: Encode | None = None) -> Encoder:
+        """One that remembers what ``network.encode_image``, or a way of its own, made; a new one for every volume."""
+        return _Remembering(self, encode or network.encode_image, self._identity(network), next(self._volumes))
 
-        def encode(images: Tensor) -> ImageFeatures:
-            key = (*identity, *_fingerprint(images))
-            with self._lock:
-                entry = self._entries.get(key)
-                if entry is not None:
-                    self.hits += len(images)
-                    self._entries.move_to_end(key)
-                    entry.volume = volume
-                    return entry.features
-                self.misses += len(images)
-            features = encode_image(images)
-            self._keep(key, _Entry(features, _size(features), volume))
-            return features
+    def get(self, key: tuple[Any, ...], count: int, volume: int) -> ImageFeatures | None:
+        """Features of so many pictures, if they are here; now they were last used for this volume."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self.misses += count
+                return None
+            self.hits += count
+            self._entries.move_to_end(key)
+            entry.volume = volume
+            return entry.features
 
-        return encode
+    def keep(self, key: tuple[Any, ...], features: ImageFeatures, volume: int) -> None:
+        """Keep them, unless only pictures of the same volume could make room."""
+        self._keep(key, _Entry(features, _size(features), volume))
 
     def _keep(self, key: tuple[Any, ...], entry: _Entry) -> None:
         with self._lock:
@@ -120,6 +117,27 @@ class FeatureCache:
         weights = itertools.chain(network.parameters(), network.buffers())
         changes = sum(tensor._version for tensor in weights if not tensor.is_inference())
         return name, network.precision, network.training, changes
+
+
+class _Remembering(Encoder):
+    def __init__(self, cache: FeatureCache, encode: Encode, network: tuple[Any, ...], volume: int) -> None:
+        super().__init__(encode)
+        self.cache, self.network, self.volume = cache, network, volume
+
+    def __call__(self, images: Tensor) -> ImageFeatures:
+        return self._remembered(_fingerprint(images), len(images), lambda: images)
+
+    def fitted(self, pictures: Pictures, fit: Callable[[Tensor], Tensor], name: object) -> ImageFeatures:
+        key = (*pictures.digest, name, str(pictures.device))
+        return self._remembered(key, len(pictures.pixels), lambda: fit(pictures.tensor()))
+
+    def _remembered(self, key: tuple[Any, ...], count: int, images: Callable[[], Tensor]) -> ImageFeatures:
+        key = (*self.network, *key)
+        features = self.cache.get(key, count, self.volume)
+        if features is None:
+            features = self.encode(images())
+            self.cache.keep(key, features, self.volume)
+        return features
 
 
 def _fingerprint(images: Tensor) -> tuple[Any, ...]:

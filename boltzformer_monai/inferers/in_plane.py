@@ -10,11 +10,11 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 from torch.nn import functional as F
 
+from boltzformer_monai.inferers.encoder import Encoder, Pictures
 from boltzformer_monai.networks import Decoded, ImageFeatures
 from boltzformer_monai.transforms import SquareFit
 
 OVERLAP = 0.25
-Encode = Callable[[Tensor], ImageFeatures]
 Decode = Callable[[ImageFeatures], Decoded]
 
 
@@ -33,8 +33,8 @@ class SliceView(Protocol):
         """Slices to show at a time for a batch of so many pictures."""
         ...
 
-    def encode(self, images: Tensor, encode: Encode, *, batch: int) -> EncodedSlices:
-        """Show slices ``(B, C, H, W)`` float 0–1."""
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
+        """Show slices."""
         ...
 
 
@@ -64,9 +64,9 @@ class WholeSlices:
         """All of the batch."""
         return batch
 
-    def encode(self, images: Tensor, encode: Encode, *, batch: int) -> EncodedSlices:
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
         """Encode them in one pass."""
-        return _EncodedWhole(self.fit, encode(self.fit.image(images)))
+        return _EncodedWhole(self.fit, encoder.fitted(pictures, self.fit.image, self.fit))
 
 
 class _EncodedWhole:
@@ -97,19 +97,19 @@ class TiledSlices:
         """One: the batch is of its tiles."""
         return 1
 
-    def encode(self, images: Tensor, encode: Encode, *, batch: int) -> EncodedSlices:
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
         """Tiles are encoded when they are first decoded, and kept."""
-        shown = images
+        shown = images = pictures.tensor()
         if self.grid != self.shape:
             shown = F.interpolate(images, size=self.grid, mode="bilinear", align_corners=False, antialias=True)
-        return _EncodedTiles(self, shown, encode, batch)
+        return _EncodedTiles(self, shown, encoder, batch)
 
 
 class _EncodedTiles:
-    def __init__(self, view: TiledSlices, images: Tensor, encode: Encode, batch: int) -> None:
+    def __init__(self, view: TiledSlices, images: Tensor, encoder: Encoder, batch: int) -> None:
         self.view = view
         self.images = images
-        self.encode = encode
+        self.encoder = encoder
         self.batch = batch
         self.features: list[ImageFeatures] = []
 
@@ -120,7 +120,7 @@ class _EncodedTiles:
         def tile_logits(tiles: Tensor) -> Tensor:
             index = next(done, None)
             if index is None:
-                self.features.append(self.encode(tiles))
+                self.features.append(self.encoder(tiles))
                 index = -1
             decoded = decode(self.features[index])
             if decoded.presence is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,20 +14,21 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing, stack_shape
+from boltzformer_monai.data.planes import PLANE_AXES, slice_spacing, stack_shape
 from boltzformer_monai.errors import CancelledError, CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder, one_by_one
+from boltzformer_monai.inferers.encoder import Encoder, Pictures
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.in_plane import SliceView, slice_view
 from boltzformer_monai.inferers.prompt_groups import TOGETHER, checked_prompts, prompt_groups
+from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.spool import SliceSpool
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import BoltzFormer
 from boltzformer_monai.transforms import PromptTokenizer
-from boltzformer_monai.transforms.load import image_tensor
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class SlidingVolumeInferer(Inferer):
         slices_together: on a CPU, slices decoded together (they are encoded one by one); with few prompts this is
             several times as fast as one by one. A volume is always parted alike, so its bytes stay the same.
         features: keeps the image features, so that the same volume is not encoded again for other prompts.
+        stacks: keeps the slices themselves.
         progress: show a progress bar on standard error.
         should_stop: asked before every pass; ``True`` stops the work with a ``CancelledError``.
         trained: ``False`` for an untrained network, which is refused: a random mask is worse than none.
@@ -99,6 +100,7 @@ class SlidingVolumeInferer(Inferer):
         together: int = TOGETHER,
         slices_together: int = 1,
         features: FeatureCache | None = None,
+        stacks: SliceStacks | None = None,
         progress: bool = False,
         should_stop: Callable[[], bool] | None = None,
         trained: bool = True,
@@ -137,6 +139,7 @@ class SlidingVolumeInferer(Inferer):
         self.together = together
         self.slices_together = slices_together
         self.features = features
+        self.stacks = SliceStacks() if stacks is None else stacks
         self.progress = progress
         self.should_stop = should_stop
         self.trained = trained
@@ -194,8 +197,7 @@ class SlidingVolumeInferer(Inferer):
         shapes = [stack_shape(volume, plane) for plane in self.planes]
         on_cpu = network.mean.device.type == "cpu"
         encode = one_by_one(network.encode_image) if on_cpu and self.slices_together > 1 else network.encode_image
-        if self.features is not None:
-            encode = self.features.encoder(network, encode)
+        encoder = Encoder(encode) if self.features is None else self.features.encoder(network, encode)
         batch = BatchSize(self.slices_together if on_cpu else self.batch_size)
         if self.features is not None:
             batch.release = self.features.clear
@@ -208,11 +210,11 @@ class SlidingVolumeInferer(Inferer):
             spool = SliceSpool(len(self.prompts), shapes)
             unfinished.callback(spool.close)
             for window, members in groups:
-                shown = dataclasses.replace(volume, array=window.apply(volume.array))
+                shown = self.stacks.shown(volume, window)
                 alike = prompt_groups(self.tokens, members, context=self.tokenizer.context, together=self.together)
-                decoder = SliceDecoder(network, alike, seed=self.seed, repeats=self.repeats, encode=encode)
+                decoder = SliceDecoder(network, alike, seed=self.seed, repeats=self.repeats, encoder=encoder)
                 for plane in range(len(self.planes)):
-                    self._run_plane(shown, plane, decoder, spool, batch, bar)
+                    self._run_plane(volume, shown(self.planes[plane]), plane, decoder, spool, batch, bar)
             unfinished.pop_all()
         return VolumeResult(
             prompts=self.prompts,
@@ -226,11 +228,17 @@ class SlidingVolumeInferer(Inferer):
         )
 
     def _run_plane(
-        self, shown: Volume, plane: int, decoder: SliceDecoder, spool: SliceSpool, batch: BatchSize, bar: Any
+        self,
+        volume: Volume,
+        slices: np.ndarray,
+        plane: int,
+        decoder: SliceDecoder,
+        spool: SliceSpool,
+        batch: BatchSize,
+        bar: Any,
     ) -> None:
         """All slices of a plane in one window, pass after pass."""
-        slices = extract_slices(shown, self.planes[plane])
-        row, column, _ = slice_spacing(shown, self.planes[plane])
+        row, column, _ = slice_spacing(volume, self.planes[plane])
         tiles = self.in_plane == "tiles"
         view = slice_view((slices.shape[1], slices.shape[2]), (row, column), self.image_size, tiles=tiles)
         start = 0
@@ -254,22 +262,24 @@ class SlidingVolumeInferer(Inferer):
     ) -> int:
         """As many slices as a pass takes, into the spool; returns the number of the next one."""
         stop = min(start + view.slices(batch), len(slices))
-        images = self._with_neighbours(slices, start, stop)
-        for prompt, probability, presence in decoder.decode(images, view, batch=batch):
+        pictures = Pictures(self._with_neighbours(slices, start, stop), decoder.device)
+        for prompt, probability, presence in decoder.decode(pictures, view, batch=batch):
             for offset, values in enumerate(probability):
                 present = None if presence is None else float(presence[offset])
                 spool.put(prompt, plane, start + offset, values, present)
         return stop
 
-    def _with_neighbours(self, slices: np.ndarray, start: int, stop: int) -> Tensor:
-        """Slices ``(N, H, W)`` uint8 → some of them with their neighbours ``(B, 2K + 1, H, W)`` float32 0–1.
+    def _with_neighbours(self, slices: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Slices ``(N, H, W)`` uint8 → some of them with their neighbours ``(B, 2K + 1, H, W)``.
 
         Beyond the ends of the volume its outermost slice stands in, as in
         :class:`~boltzformer_monai.transforms.load.LoadSliced`.
         """
+        if not self.neighbours:
+            return slices[start:stop, None]
         indices = np.arange(start, stop)
         steps = range(-self.neighbours, self.neighbours + 1)
-        return torch.cat([image_tensor(slices[np.clip(indices + step, 0, len(slices) - 1)]) for step in steps], dim=1)
+        return np.stack([slices[np.clip(indices + step, 0, len(slices) - 1)] for step in steps], axis=1)
 
 
 def _checked_planes(plane: str | None, planes: Sequence[str] | None) -> tuple[str, ...]:

@@ -105,27 +105,32 @@ class VolumeResult:
         bits[1:255] = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
         return np.rint(255 * bits).astype(np.uint8)[self._mean(index, None)]
 
-    def label_map(self, arbitration: str = "probability") -> np.ndarray:
-        """``(I, J, K)``, i + 1 where prompt i was found, 0 for none; uint8, or uint16 for more than 255 prompts.
+    def label_map(self, arbitration: str = "probability", *, values: Sequence[int] | None = None) -> np.ndarray:
+        """``(I, J, K)``, the value of the prompt that was found there, 0 for none; uint8, or uint16 above 255.
 
         Args:
             arbitration: whose voxel it is where several prompts claim it: ``"probability"``: the most probable one's
                 (of equal ones the first); ``"first"``: the first one's.
+            values: one from 1 to 65535 for each prompt; 1, 2, … where omitted.
 
         Raises:
-            ConfigError: another arbitration.
+            ConfigError: another arbitration, or other values.
         """
         if arbitration not in ARBITRATIONS:
             msg = f"unknown arbitration {arbitration!r}; known are {', '.join(ARBITRATIONS)}"
             raise ConfigError(msg)
+        values = range(1, len(self.prompts) + 1) if values is None else values
+        if len(values) != len(self.prompts) or not all(0 < value < 2**16 for value in values):
+            msg = f"a label map needs a value from 1 to 65535 for each of {len(self.prompts)} prompts, got {values}"
+            raise ConfigError(msg)
         shape = self._spool.shapes[0]
-        labels = np.zeros(shape, np.uint8 if len(self.prompts) <= 255 else np.uint16)
+        labels = np.zeros(shape, np.uint8 if max(values) <= 255 else np.uint16)
         highest = np.full(shape, self.level - 1, np.uint8)  # what is below the threshold has lost already
         for index in range(len(self.prompts)):
-            for number, values in self._slices(index):
-                wins = values > highest[number]
-                labels[number][wins] = index + 1
-                highest[number][wins] = values[wins] if arbitration == "probability" else 255
+            for number, found in self._slices(index):
+                wins = found > highest[number]
+                labels[number][wins] = values[index]
+                highest[number][wins] = found[wins] if arbitration == "probability" else 255
         return slices_to_volume(labels, self.grid, self.planes[0], view=True)
 
     @functools.cached_property

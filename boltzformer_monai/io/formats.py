@@ -143,7 +143,8 @@ def _read_itk(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarr
 def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     import nibabel
 
-    image = nibabel.Nifti1Image(array, affine)
+    # In the order of the file: nibabel would turn every slice on its own, which takes five times as long.
+    image = nibabel.Nifti1Image(np.asfortranarray(array), affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)

@@ -86,7 +86,7 @@ class BoltzFormerInferTask(InferTask):
     def _write(self, segmented: Segmented, wanted: SegmentRequest) -> tuple[str, dict[str, Any]]:
         result = segmented.result
         values = self.service.vocabulary.values(wanted.prompts)
-        labels = np.array([0, *values], np.uint8)[result.label_map(wanted.arbitration)]
+        labels = result.label_map(wanted.arbitration, values=values)
         places = _places(labels)
         findings = [
             {**finding.as_dict(), "label": value, "label_voxels": places[value][0] if value in places else 0}
@@ -133,11 +133,17 @@ def uncertainty(segmented: Segmented) -> dict[str, Any]:
 def _places(labels: np.ndarray) -> dict[int, tuple[int, list[int]]]:
     """Voxels and about the centre ``[i, j, k]`` of each value that occurs."""
     found: dict[int, tuple[int, list[int]]] = {}
-    laid, order = in_memory_order(labels)
+    whole, order = in_memory_order(labels)
+    held = np.flatnonzero(whole.any(axis=(1, 2)))  # most scans hold objects in some slices only
+    if not len(held):
+        return found
+    first = int(held[0])
+    laid = whole[first : int(held[-1]) + 1]
     for value, turned in enumerate(ndimage.find_objects(laid), 1):
         if turned is None:
             continue
-        box = tuple(turned[order.index(axis)] for axis in range(3))
+        along = slice(turned[0].start + first, turned[0].stop + first)
+        box = tuple((along, *turned[1:])[order.index(axis)] for axis in range(3))
         voxels = int(np.count_nonzero(laid[turned] == value))
         # A viewer only jumps there: of a large object every n-th voxel tells its centre well enough.
         steps = [max(1, (axis.stop - axis.start) // _CENTRE_GRID) for axis in box]

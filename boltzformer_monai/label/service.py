@@ -21,6 +21,7 @@ from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.results import Recipe, file_sha256, source_digest
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
+from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume, read_volume
@@ -30,7 +31,7 @@ from boltzformer_monai.label.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 
-_SHARE_OF_SCANS = 4  # of the memory, one part in so many is for scans, the rest for their features
+_SHARE_OF_SCANS, _SHARE_OF_SLICES = 4, 16  # of the memory, one part in so many; the rest is for features
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ class SegmentService:
         self.settings = settings
         self.vocabulary = Vocabulary(settings.workspace / "labels.json")
         memory = settings.cache_mb * 2**20
-        self.features = FeatureCache(_on_device(memory - memory // _SHARE_OF_SCANS, settings.device))
-        self._scans = _ScanCache(memory // _SHARE_OF_SCANS)
+        scans, slices = memory // _SHARE_OF_SCANS, memory // _SHARE_OF_SLICES
+        self.features = FeatureCache(_on_device(memory - scans - slices, settings.device))
+        self._stacks = SliceStacks(slices)
+        self._scans = _ScanCache(scans)
         self._lock = threading.Lock()
         self._model: Model | None = None
         self.vocabulary.declare(self.default_prompts())
@@ -93,6 +96,7 @@ class SegmentService:
         with self._lock:
             self._model = None
             self.features.clear()
+            self._stacks.clear()
             self._scans.clear()
 
     def targets(self) -> list[str]:
@@ -154,6 +158,7 @@ class SegmentService:
                 together=self.settings.together,
                 slices_together=self.settings.slices_together or _slices_together(model.segmenter),
                 features=self.features,
+                stacks=self._stacks,
             )
             before = self.features.misses
             result = inferer.segment(volume, model.segmenter.network)

@@ -199,6 +199,16 @@ def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
     assert "device" not in serve._conf(parser.parse_args(plain), str(tmp_path))
 
 
+def test_a_folder_without_scans_is_told(studies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("monailabel")
+    from boltzformer_monai.cli import serve
+
+    serve._tell_if_empty(studies)
+    assert not caplog.records
+    serve._tell_if_empty(tmp_path)
+    assert "no scan (*.nii.gz" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("host", "warned"), [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True)]
 )

@@ -35,6 +35,13 @@ def test_who_gets_a_voxel() -> None:
     assert by_order[:, 0].T.tolist() == [[1, 1], [0, 1]]
     with pytest.raises(ConfigError, match="arbitration"):
         result.label_map("loudest")
+    chosen = result.label_map(values=[9, 200, 4])
+    assert chosen.dtype == np.uint8
+    assert chosen[:, 0].T.tolist() == [[4, 200], [0, 9]]
+    assert result.label_map(values=[9, 256, 4]).dtype == np.uint16
+    for values in ([1, 2], [0, 1, 2], [1, 2, 70_000]):
+        with pytest.raises(ConfigError, match="a value from 1 to 65535 for each of 3 prompts"):
+            result.label_map(values=values)
 
 
 @pytest.mark.parametrize(("threshold", "least"), [(0.5, 128), (0.001, 1), (0.3, 77), (0.9999, 255)])

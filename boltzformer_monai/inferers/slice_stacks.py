@@ -1,0 +1,81 @@
+"""The slices of a volume in a window, and the last ones kept for the next request on the same volume."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+
+from boltzformer_monai.data.planes import extract_slices
+from boltzformer_monai.data.windows import GreyScale
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.io.volume import Volume
+
+
+class SliceStacks:
+    """Makes stacks of slices; several threads may use one object.
+
+    Args:
+        limit: bytes to hold at most, the least lately used given up first; 0 keeps nothing.
+
+    Raises:
+        ConfigError: a negative limit.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        if limit < 0:
+            msg = f"the bytes of the slices kept must be 0 or more, got {limit}"
+            raise ConfigError(msg)
+        self.limit = limit
+        self._held: OrderedDict[tuple[int, GreyScale, str], tuple[weakref.ref[Volume], np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Held now."""
+        return sum(stack.nbytes for _, stack in self._held.values())
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        with self._lock:
+            self._held.clear()
+
+    def shown(self, volume: Volume, window: GreyScale) -> Callable[[str], np.ndarray]:
+        """Plane → its slices ``(N, H, W)`` uint8, to be read only; the window is applied once, when first needed."""
+
+        @functools.cache
+        def grey() -> Volume:
+            return dataclasses.replace(volume, array=window.apply(volume.array))
+
+        def slices(plane: str) -> np.ndarray:
+            key = (id(volume), window, plane)
+            if (known := self._known(key, volume)) is not None:
+                return known
+            stack = extract_slices(grey(), plane)
+            self._keep(key, volume, stack)
+            return stack
+
+        return slices
+
+    def _known(self, key: tuple[int, GreyScale, str], volume: Volume) -> np.ndarray | None:
+        with self._lock:
+            found = self._held.get(key)
+            if found is None or found[0]() is not volume:  # a place in memory may be taken by another volume
+                return None
+            self._held.move_to_end(key)
+            return found[1]
+
+    def _keep(self, key: tuple[int, GreyScale, str], volume: Volume, stack: np.ndarray) -> None:
+        with self._lock:
+            for gone in [each for each, (owner, _) in self._held.items() if owner() is None or each == key]:
+                del self._held[gone]
+            if stack.nbytes > self.limit:
+                return
+            while self.bytes + stack.nbytes > self.limit:
+                self._held.popitem(last=False)
+            self._held[key] = (weakref.ref(volume), stack)
