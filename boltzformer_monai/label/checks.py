@@ -217,9 +217,6 @@ class Checks:
             raise HTTPException(404, "the studies are no DICOMweb server, so there is nothing to pass on")
         if ".." in path.split("/") or "\\" in path or "://" in path or any(ord(letter) < 32 for letter in path):
             raise HTTPException(404, "no such path on the DICOMweb server")
-        query = arguments["request"].url.query
-        if query and not path.endswith("metadata"):  # MONAI Label drops it: every search would find all
-            arguments["path"] = f"{arguments['path']}?{query}"
 
     def log(self, arguments: dict[str, Any]) -> None:
         for name, most in (("lines", 100_000), ("refresh", 86_400)):

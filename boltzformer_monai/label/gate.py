@@ -30,6 +30,10 @@ _REPLIES = {
 }
 _UNCACHED = {"Cache-Control": "no-store"}
 _OF_THE_STOCK_PAGES = ("/ohif", "/static")
+# OHIF's page asks Google for a font, and its service worker, which it does not start, for scripts.
+_OF_OHIF = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+}
 
 
 class Gate:
@@ -100,7 +104,8 @@ class _Completed:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             path, status = self.scope["path"], message["status"]
-            for name, value in {**_REPLIES, **({} if path.startswith(_OF_THE_STOCK_PAGES) else _UNCACHED)}.items():
+            extra = {} if path.startswith(_OF_THE_STOCK_PAGES) else _UNCACHED
+            for name, value in {**_REPLIES, **(_OF_OHIF if path.startswith("/ohif") else extra)}.items():
                 headers.setdefault(name, value)
             kind = headers.get("content-type", "")
             # A page for people stays one, and what a DICOMweb server answers is passed on as it is.

@@ -101,6 +101,28 @@ def parse_request(
     return SegmentRequest(**values)
 
 
+def with_ticked_labels(params: Mapping[str, Any], labels: Mapping[str, int]) -> dict[str, Any]:
+    """A request with ``label_prompt``, the numbers of labels that OHIF's "Class Prompts" sends, in prompts.
+
+    OHIF keeps the numbers in its options, so a later request may hold them beside prompts: then both are asked for.
+
+    Args:
+        params: as sent.
+        labels: name → number, as /info shows them.
+
+    Raises:
+        PromptError: the prompts cannot be used.
+        ConfigError: there are no such labels, or none is ticked.
+    """
+    found = {key: value for key, value in params.items() if key != "label_prompt"}
+    ticked, names = params["label_prompt"], {number: name for name, number in labels.items()}
+    if not isinstance(ticked, list) or not ticked or not all(type(n) is int and n in names for n in ticked):
+        raise _bad("label_prompt", "a list of numbers of labels, see /info", ticked)
+    asked = _prompts(found["prompts"], ()) if found.get("prompts") else ()
+    prompts = {normalise_prompt(prompt): prompt for prompt in (*asked, *(names[number] for number in ticked))}
+    return {**found, "prompts": list(prompts.values())}
+
+
 def _prompts(value: Any, default: Sequence[str]) -> tuple[str, ...]:
     if value is None:
         if not default:

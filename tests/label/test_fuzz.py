@@ -135,10 +135,9 @@ def test_malformed_requests_are_refused_and_touch_nothing(
     if _reading_shows(studies.parent):
         assert [file for file in secrets if file.stat().st_atime != 1] == []
     assert {path: path.read_bytes() for path in studies.glob("scan_*.nii.gz")} == scans
-    assert {path.name for path in studies.iterdir()} - {"datastore_v2.json", ".lock", ".boltzformer", "labels"} == {
-        *(path.name for path in scans),
-        "linked.nii.gz",
-    }
+    of_the_server = {"datastore_v2.json", ".lock", ".lock-changes", ".boltzformer", "labels"}
+    given = {*(path.name for path in scans), "linked.nii.gz", "picture.png"}
+    assert {path.name for path in studies.iterdir()} - of_the_server == given
     after = _seen(studies.parent, without=studies)
     assert {path for path in outside | after if outside.get(path) != after.get(path)} <= _own_files(client)
     assert _good(client) == before
