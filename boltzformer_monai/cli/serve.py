@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,7 +116,8 @@ def _check_checkpoint(path: Path) -> None:
     if not path.is_file():
         msg = f"no checkpoint at {path}; give the model.pt of a training"
         raise CheckpointError(msg)
-    load_checkpoint(path)
+    with ThreadPoolExecutor(1) as thread:  # whose OpenMP threads end with it, see SegmentService
+        thread.submit(load_checkpoint, path).result()
 
 
 def _check_port(host: str, port: int) -> None:

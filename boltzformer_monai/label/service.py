@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Segmented:
 
 
 class SegmentService:
-    """Network, caches and the lock around them.
+    """Network, caches, and the one thread that works with them.
 
     Requests are served one after the other, so parallel ones get what serial ones get. A new checkpoint of the
     server's own training is taken up by the next request.
@@ -74,7 +75,9 @@ class SegmentService:
         self.features = FeatureCache(_on_device(memory - scans - slices, settings.device))
         self._stacks = SliceStacks(slices)
         self._scans = _ScanCache(scans)
-        self._lock = threading.Lock()
+        # One thread, and never another: OpenMP keeps helpers for each one that has ever computed, and once these are
+        # more than there are cores they sleep between any two operations, which makes a request take twice as long.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
         self._model: Model | None = None
         self.vocabulary.declare(self.default_prompts())
 
@@ -88,16 +91,11 @@ class SegmentService:
         known = self._model
         if known is not None and known.stamp == _stamp(self.settings.current_checkpoint):
             return known  # without waiting for a segmentation under way
-        with self._lock:
-            return self._current()
+        return self._worker.submit(self._current).result()
 
     def reload(self) -> None:
         """Forget network and caches; the next request loads anew."""
-        with self._lock:
-            self._model = None
-            self.features.clear()
-            self._stacks.clear()
-            self._scans.clear()
+        self._worker.submit(self._forget).result()
 
     def targets(self) -> list[str]:
         """Names that the checkpoint was trained on, in order; a learned one as its author wrote it."""
@@ -136,33 +134,45 @@ class SegmentService:
         Raises:
             BoltzFormerError: the scan or the checkpoint cannot be used.
         """
-        with self._lock:
-            started = time.monotonic()
-            model = self._current()
-            scan = Scan(image.name, image)
-            modality = request.modality or self.settings.modality
-            volume = self._scans.read(scan, modality)
-            if volume.modality == "unknown" and modality is None:
-                modality = self._only_modality(model)
-            rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
-            inferer = model.segmenter.inferer(
-                request.prompts,
-                window=request.shown,
-                planes=request.planes,
-                presence=request.presence,
-                modality=modality,
-                batch_size=self.settings.batch_size,
-                threshold=request.threshold,
-                seed=request.seed,
-                repeats=request.repeats,
-                together=self.settings.together,
-                slices_together=self.settings.slices_together or _slices_together(model.segmenter),
-                features=self.features,
-                stacks=self._stacks,
-            )
-            before = self.features.misses
-            result = inferer.segment(volume, model.segmenter.network)
-            cached = self.features.misses == before
+        segmented = self._worker.submit(self._segment, image, request, ending).result()
+        with segmented.result:
+            yield segmented
+
+    def volume(self, image: Path) -> Volume:
+        """Read a scan, or take it from memory; does not wait for a segmentation.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        return self._scans.read(Scan(image.name, image), self.settings.modality)
+
+    def _segment(self, image: Path, request: SegmentRequest, ending: str) -> Segmented:
+        started = time.monotonic()
+        model = self._current()
+        scan = Scan(image.name, image)
+        modality = request.modality or self.settings.modality
+        volume = self._scans.read(scan, modality)
+        if volume.modality == "unknown" and modality is None:
+            modality = self._only_modality(model)
+        rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
+        inferer = model.segmenter.inferer(
+            request.prompts,
+            window=request.shown,
+            planes=request.planes,
+            presence=request.presence,
+            modality=modality,
+            batch_size=self.settings.batch_size,
+            threshold=request.threshold,
+            seed=request.seed,
+            repeats=request.repeats,
+            together=self.settings.together,
+            slices_together=self.settings.slices_together or _slices_together(model.segmenter),
+            features=self.features,
+            stacks=self._stacks,
+        )
+        before = self.features.misses
+        result = inferer.segment(volume, model.segmenter.network)
+        cached = self.features.misses == before
         recipe = Recipe(
             prompts=request.prompts,
             model=model.sha256,
@@ -178,16 +188,13 @@ class SegmentService:
             precision=model.segmenter.network.precision,
             device=model.segmenter.network.mean.device.type,
         )
-        with result:
-            yield Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached)
+        return Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached)
 
-    def volume(self, image: Path) -> Volume:
-        """Read a scan, or take it from memory; does not wait for a segmentation.
-
-        Raises:
-            VolumeError: it cannot be read.
-        """
-        return self._scans.read(Scan(image.name, image), self.settings.modality)
+    def _forget(self) -> None:
+        self._model = None
+        self.features.clear()
+        self._stacks.clear()
+        self._scans.clear()
 
     def _current(self) -> Model:
         path = self.settings.current_checkpoint

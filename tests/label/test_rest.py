@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,8 +205,13 @@ def test_all_scoring_methods_at_once(client: Any) -> None:
 
 def test_a_scan_is_shown_while_another_is_segmented(client: Any, studies: Path) -> None:
     service = client.app.state.boltzformer.service
-    with ThreadPoolExecutor(1) as pool, service._lock:  # as a segmentation holds it
-        assert pool.submit(service.volume, studies / "scan_1.nii.gz").result(60).shape == SHAPE
+    segmented = threading.Event()
+    service._worker.submit(segmented.wait)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(service.volume, studies / "scan_1.nii.gz").result(60).shape == SHAPE
+    finally:
+        segmented.set()
 
 
 def test_many_at_once_each_find_their_result(client: Any) -> None:
