@@ -116,3 +116,10 @@ def test_the_numbers_in_the_readme_are_those_of_the_records() -> None:
         line = next(line for line in readme.splitlines() if f"results/{record}.json" in line)
         for number in (*(f"{values[name]:.3f}" for name in names), f"{values['time_training']:.1f} minutes"):
             assert number in line, (record, number)
+    for record in ("label_server", "label_server_tiny"):
+        content = json.loads((root / "benchmarks" / "results" / f"{record}.json").read_text(encoding="utf-8"))
+        values = {row["name"]: row["value"] for row in content["results"]}
+        line = next(line for line in readme.splitlines() if f"results/{record}.json" in line)
+        for name in ("stock", "own"):
+            assert f"{values[f'second_prompt_faster_{name}']:.1f} times" in line, (record, name)
+        assert f"({values['time_first_stock']:.1f} s → {values['time_second_stock']:.1f} s)" in line, record
