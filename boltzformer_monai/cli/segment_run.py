@@ -16,16 +16,11 @@ from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.results import (
-    Recipe,
-    file_sha256,
-    is_complete,
-    result_path,
-    source_digest,
-    write_results,
-)
+from boltzformer_monai.inferers.recipe import Recipe, result_path
+from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
+from boltzformer_monai.inferers.summary import file_sha256, is_complete, source_digest
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 from boltzformer_monai.io.volume import read_volume
 

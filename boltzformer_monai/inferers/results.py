@@ -16,17 +16,8 @@ import numpy as np
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.inferers.prompt_codes import segment_code
-from boltzformer_monai.inferers.recipe import Recipe, beside, mask_names, result_path, uncertainty_names, written_paths
-from boltzformer_monai.inferers.summary import (
-    FORMAT,
-    VERSION,
-    digest,
-    file_sha256,
-    is_complete,
-    leftovers,
-    source_digest,
-)
-from boltzformer_monai.inferers.volume_result import ARBITRATIONS
+from boltzformer_monai.inferers.recipe import Recipe, beside, mask_names, uncertainty_names
+from boltzformer_monai.inferers.summary import FORMAT, VERSION, digest, leftovers, source_digest
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.dicom_seg_out import write_dicom_seg
 from boltzformer_monai.io.scan_list import Scan
@@ -35,16 +26,7 @@ from boltzformer_monai.io.volume import Volume, write_label_map
 if TYPE_CHECKING:
     from boltzformer_monai.inferers.volume_result import VolumeResult
 
-__all__ = [
-    "ARBITRATIONS",
-    "Recipe",
-    "file_sha256",
-    "is_complete",
-    "result_path",
-    "source_digest",
-    "write_results",
-    "written_paths",
-]
+__all__ = ["write_results"]
 
 _log = logging.getLogger(__name__)
 

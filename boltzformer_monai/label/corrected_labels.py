@@ -19,7 +19,7 @@ from boltzformer_monai.data.slice_volume import SliceSettings
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import BoltzFormerError, StorageError
-from boltzformer_monai.inferers.results import file_sha256
+from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.io.volume import read_label_map, read_volume
 from boltzformer_monai.label.safety import image_path, label_path
 

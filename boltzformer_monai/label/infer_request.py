@@ -13,7 +13,7 @@ from boltzformer_monai.data.prompts import normalise_prompt, split_prompts
 from boltzformer_monai.data.windows import GreyScale, parse_window
 from boltzformer_monai.errors import ConfigError, PromptError
 from boltzformer_monai.inferers.prompt_groups import checked_prompts
-from boltzformer_monai.inferers.results import ARBITRATIONS
+from boltzformer_monai.inferers.volume_result import ARBITRATIONS
 
 MOST_PROMPTS = 255
 LONGEST_PROMPT = 500

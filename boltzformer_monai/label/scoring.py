@@ -13,7 +13,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from boltzformer_monai.errors import BoltzFormerError, StorageError
-from boltzformer_monai.inferers.results import source_digest
+from boltzformer_monai.inferers.summary import source_digest
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.label.infer_request import parse_request

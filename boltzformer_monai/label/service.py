@@ -20,9 +20,10 @@ from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.feature_cache import FeatureCache
-from boltzformer_monai.inferers.results import Recipe, file_sha256, source_digest
+from boltzformer_monai.inferers.recipe import Recipe
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
+from boltzformer_monai.inferers.summary import file_sha256, source_digest
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume, read_volume

@@ -15,14 +15,9 @@ import pytest
 from boltzformer_monai.data.phantom import make_phantom
 from boltzformer_monai.data.phantom_files import write_phantom_dicom
 from boltzformer_monai.errors import ConfigError, VolumeError
-from boltzformer_monai.inferers.results import (
-    Recipe,
-    file_sha256,
-    is_complete,
-    source_digest,
-    write_results,
-    written_paths,
-)
+from boltzformer_monai.inferers.recipe import Recipe, written_paths
+from boltzformer_monai.inferers.results import write_results
+from boltzformer_monai.inferers.summary import file_sha256, is_complete, source_digest
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume, read_label_map, read_volume
