@@ -51,6 +51,9 @@ class Checks:
 
     def infer(self, arguments: dict[str, Any]) -> None:
         require_known(arguments["model"], self.app._infers, "model")
+        if arguments.get("output") == "dicom_seg":
+            msg = "no DICOM SEG by this route; POST /boltzformer/api/segment, or save the label: the archive gets a SEG"
+            raise ConfigError(msg)
         params = parse_json(arguments.get("params") or "{}", "params")
         if "label_prompt" in params:
             params = with_ticked_labels(params, self.service.declared())

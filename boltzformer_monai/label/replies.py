@@ -39,7 +39,8 @@ _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
     (CancelledError, 503),
     (BoltzFormerError, 400),
 )
-_FOLDERS = re.compile(r"(?<![\w./])(?!(?<=:)//)/+(?:[^\s/:;,'\"()]+/+)+")  # but not the start of an address
+# But not the start of an address, nor the routes that messages name.
+_FOLDERS = re.compile(r"(?<![\w./])(?!(?<=:)//)(?!/(?:boltzformer/api|datastore|train)/)/+(?:[^\s/:;,'\"()]+/+)+")
 _LONGEST = 400
 _BUG = "internal error; the server's log says more"
 

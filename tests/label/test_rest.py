@@ -85,6 +85,12 @@ def test_bad_parameters_have_a_reason(client: Any, params: dict[str, Any], word:
     assert word in reply.json()["detail"]
 
 
+def test_a_seg_is_made_elsewhere(client: Any) -> None:
+    reply = infer(client, "scan_0", output="dicom_seg")
+    assert reply.status_code == 400
+    assert "/boltzformer/api/segment" in reply.json()["detail"]
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"threshold": NaN}', '{"seed": 1e999}', '{"prompts": ["\\ud800"]}'])
 def test_bad_json_is_refused(client: Any, text: str) -> None:
     reply = client.post("/infer/boltzformer?image=scan_0&output=json", data={"params": text})

@@ -39,6 +39,9 @@ def test_messages_show_no_folder_of_the_server() -> None:
         "/data/Ward 3/new scans/a.nii.gz: damaged\n at byte 3": "a.nii.gz: damaged at byte 3",
         "/data/Ward 3/new scans/.boltzformer/model/model.pt: no": "model/model.pt: no",
         "cannot read /etc/hosts and /var/lib/x y": "cannot read hosts and x y",
+        "POST /boltzformer/api/segment, DELETE /train/, GET /datastore/?output=all": (
+            "POST /boltzformer/api/segment, DELETE /train/, GET /datastore/?output=all"
+        ),
         "no:/etc/x //a//b (/c/d)": "no:x b (d)",
         "a ratio of 1/2, see https://example.org/a": "a ratio of 1/2, see https://example.org/a",
     }
