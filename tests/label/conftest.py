@@ -100,9 +100,9 @@ def stub() -> Iterator[tuple[str, Any]]:
         yield served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def orthanc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    """A DICOMweb server."""
+    """A DICOMweb server; it ends with the module, since other tests watch what is written near to its files."""
     with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
         yield server
 
