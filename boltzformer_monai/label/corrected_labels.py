@@ -21,6 +21,7 @@ from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import BoltzFormerError, StorageError
 from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.io.volume import read_label_map, read_volume
+from boltzformer_monai.label.folder import SHA256
 from boltzformer_monai.label.safety import image_path, label_path
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class CorrectedLabel:
         label: file.
         names: label value → name as saved.
         digest: changes with the label and its names.
+        sha256: of the file, "" if that is not known.
     """
 
     image_id: str
@@ -46,6 +48,7 @@ class CorrectedLabel:
     label: Path
     names: dict[int, str]
     digest: str
+    sha256: str = ""
 
 
 def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
@@ -57,12 +60,17 @@ def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
         except BoltzFormerError as error:
             _log.warning("%s: its label is left out: %s", image_id, error)
             continue
-        names = names_in(datastore.get_label_info(image_id, _FINAL))
+        info = datastore.get_label_info(image_id, _FINAL)
+        names, sha256 = names_in(info), file_sha256(label)
         if not names:
             _log.warning("%s: its label is left out: no names were saved with it", image_id)
             continue
-        content = json.dumps([image_id, file_sha256(label), sorted(names.items())], ensure_ascii=False)
-        found.append(CorrectedLabel(image_id, image, label, names, hashlib.sha256(content.encode()).hexdigest()))
+        if info.get(SHA256, sha256) != sha256:
+            _log.warning("%s: its label is left out: the file is not the one that the names were saved with", image_id)
+            continue
+        content = json.dumps([image_id, sha256, sorted(names.items())], ensure_ascii=False)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        found.append(CorrectedLabel(image_id, image, label, names, digest, sha256))
     return found
 
 
@@ -115,6 +123,9 @@ def write_slices(
             name = _volume_id(each)
             if name in writer.records:
                 used.append(each)
+                continue
+            if each.sha256 and file_sha256(each.label) != each.sha256:
+                _log.warning("%s: its label was saved again just now, and is for the next training", each.image_id)
                 continue
             try:
                 image = read_volume(each.image, tilt="keep")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,17 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, LocalDatastore
 
 from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.label.safety import UnknownIdError
 
-__all__ = ["SCANS", "FolderDatastore"]
+__all__ = ["SCANS", "SHA256", "FolderDatastore"]
+
+_log = logging.getLogger(__name__)
 
 SCANS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
+SHA256 = "file_sha256"
+"""Key of a label's information: hash of the file that it was saved with."""
 _LIST = "datastore_v2.json"
 
 _P = ParamSpec("_P")
@@ -69,7 +75,8 @@ class FolderDatastore(LocalDatastore):
             )
             raise DatasetError(msg) from error
         if auto_reload and (handler := getattr(self, "_handler", None)) is not None:
-            handler.on_moved = lambda _: self._init_from_datastore_file()  # as another process's list gets its name
+            # Files that are copied in, and another process's list, get their names by a move.
+            handler.on_created = handler.on_deleted = handler.on_moved = self._noticed
 
     @_alone
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -80,10 +87,14 @@ class FolderDatastore(LocalDatastore):
     def remove_image(self, image_id: str) -> None:
         """Remove a scan and its labels."""
         super().remove_image(image_id)
+        self.refresh()
 
     @_alone
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Copy a label into the folder, in place of the last one with this tag; a copy that fails leaves that one.
+        """Copy a label into the folder, in place of the last one with this tag; what fails leaves that one.
+
+        The list is written first, with the hash of the file: should the process be killed before the file has its name,
+        the names are seen to belong to another one.
 
         Raises:
             UnknownIdError: there is no such scan.
@@ -97,11 +108,17 @@ class FolderDatastore(LocalDatastore):
         folder = Path(self._datastore.label_path(tag))
         folder.mkdir(parents=True, exist_ok=True)
         name = self._filename(image_id, ending)
+        before = entry.labels.get(tag)
         with atomic_path(folder / name) as temporary:
             shutil.copyfile(label_filename, temporary)
-        before = entry.labels.get(tag)
-        entry.labels[tag] = DataModel(info={**(label_info or {}), "ts": int(time.time()), "name": name}, ext=ending)
-        self._update_datastore_file()
+            info = {**(label_info or {}), "ts": int(time.time()), "name": name, SHA256: file_sha256(temporary)}
+            entry.labels[tag] = DataModel(info=info, ext=ending)
+            try:
+                self._update_datastore_file()
+            except BaseException:
+                entry.labels.pop(tag)
+                entry.labels.update({} if before is None else {tag: before})
+                raise
         if before is not None and before.ext != ending:
             Path(folder, self._filename(image_id, before.ext)).unlink(missing_ok=True)
         return image_id
@@ -110,6 +127,7 @@ class FolderDatastore(LocalDatastore):
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label."""
         super().remove_label(label_id, label_tag)
+        self.refresh()
 
     @_alone
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -123,7 +141,18 @@ class FolderDatastore(LocalDatastore):
 
     @_alone
     def _reconcile_datastore(self) -> None:
+        Path(self._datastore.label_path(None)).mkdir(parents=True, exist_ok=True)
         super()._reconcile_datastore()
+
+    def _noticed(self, event: Any) -> None:
+        """Of the thread that watches the folder, which an error would end."""
+        try:
+            if str(getattr(event, "dest_path", "") or event.src_path) == self._datastore_config_path:
+                self._init_from_datastore_file()
+            else:
+                self.refresh()
+        except Exception:  # noqa: BLE001 (whatever it is, the next change must be noticed too)
+            _log.exception("a change in the folder could not be taken up")
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

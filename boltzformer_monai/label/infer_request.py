@@ -116,6 +116,8 @@ def with_ticked_labels(params: Mapping[str, Any], labels: Mapping[str, int]) -> 
     """
     found = {key: value for key, value in params.items() if key != "label_prompt"}
     ticked, names = params["label_prompt"], {number: name for name, number in labels.items()}
+    if ticked == [] and found.get("prompts"):
+        return found  # of an earlier run without any tick, which must not spoil the next ones
     if not isinstance(ticked, list) or not ticked or not all(type(n) is int and n in names for n in ticked):
         raise _bad("label_prompt", "a list of numbers of labels, see /info", ticked)
     asked = _prompts(found["prompts"], ()) if found.get("prompts") else ()

@@ -40,7 +40,8 @@ _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
     (BoltzFormerError, 400),
 )
 # But not the start of an address, nor the routes that messages name.
-_FOLDERS = re.compile(r"(?<![\w./])(?!(?<=:)//)(?!/(?:boltzformer/api|datastore|train)/)/+(?:[^\s/:;,'\"()]+/+)+")
+_ROUTES = r"/boltzformer/api/|/datastore/\?|/train/(?:[\s,;.]|$)"
+_FOLDERS = re.compile(rf"(?<![\w./])(?!(?<=:)//)(?!{_ROUTES})/+(?:[^\s/:;,'\"()]+/+)+")
 _LONGEST = 400
 _BUG = "internal error; the server's log says more"
 
@@ -54,7 +55,8 @@ class Replies:
 
     def __init__(self, hidden: Iterable[Path | str] = ()) -> None:
         places = {str(place) for place in (*hidden, tempfile.gettempdir(), Path.home())}
-        self._hidden = sorted(places, key=len, reverse=True)
+        folders = "|".join(re.escape(place) for place in sorted(places - {"/"}, key=len, reverse=True))
+        self._hidden = re.compile(rf"(?<!\w)(?:{folders})/")
 
     def problem(self, error: BaseException) -> tuple[int, str] | None:
         """Status and line for what a request can cause; ``None`` for a bug."""
@@ -78,8 +80,7 @@ class Replies:
 
     def one_line(self, text: str) -> str:
         """The text on one line, without the folders of absolute paths."""
-        for folder in self._hidden:
-            text = text.replace(folder + "/", "")
+        text = self._hidden.sub("", text)
         text = text.encode("utf-8", "replace").decode()  # broken Unicode cannot be sent
         return " ".join(_FOLDERS.sub("", text).split())[:_LONGEST]
 

@@ -53,7 +53,10 @@ class BoltzFormerTrainTask(TrainTask):
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            msg = "another training of this server is under way; wait for it, or stop it by DELETE /train/"
+            msg = (
+                "another training of this server is under way; wait for it, or stop it by DELETE /train/ "
+                "(one that a killed server left behind ends by itself, or with its process)"
+            )
             raise DatasetError(msg) from None
         try:
             return self._train(request, datastore)
@@ -63,6 +66,7 @@ class BoltzFormerTrainTask(TrainTask):
     def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.monotonic()
         settings = self.service.settings
+        datastore.refresh()
         labels = corrected_labels(datastore)
         if not labels:
             msg = "no final label with names to learn from; save one with its segment names first"

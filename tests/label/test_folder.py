@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +100,29 @@ def test_a_copy_that_fails_leaves_the_last_label(
     assert [path.name for path in (studies / "labels" / "final").iterdir()] == ["s0.nii.gz"]
 
 
+def test_a_list_that_cannot_be_written_leaves_the_last_label(
+    studies: Path, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never new voxels under old names."""
+    store = opened(studies)
+    store.save_label("s0", label, "final", dict(NAMES))
+    before = (studies / "labels" / "final" / "s0.nii.gz").read_bytes()
+    write_image_file(np.full((4, 4, 2), 7, np.uint8), np.eye(4), tmp_path / "other.nii.gz")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderDatastore, "_update_datastore_file", full)
+        with pytest.raises(OSError, match="full"):
+            store.save_label("s0", str(tmp_path / "other.nii.gz"), "final", {"label_info": [{"name": "x", "idx": 7}]})
+    assert (studies / "labels" / "final" / "s0.nii.gz").read_bytes() == before
+    assert names(store) == names(opened(studies)) == {"s0": {1: "cyst"}}
+    # Killed between list and file, or replaced by hand: not learned.
+    (tmp_path / "other.nii.gz").replace(studies / "labels" / "final" / "s0.nii.gz")
+    assert names(opened(studies)) == {}
+
+
 def test_a_label_of_another_kind_replaces_the_last(studies: Path, label: str, tmp_path: Path) -> None:
     store = opened(studies)
     store.save_label("s0", label, "final", dict(NAMES))
@@ -121,6 +145,32 @@ def test_files_that_come_and_go_are_noticed(studies: Path, label: str) -> None:
     store.refresh()
     assert sorted(store.list_images()) == ["other", "s0", "s2", "s3", "s4", "s5", "s6"]
     assert store.get_labeled_images() == []
+
+
+def test_the_watcher_sees_moves_and_survives_errors(studies: Path, label: str) -> None:
+    """As rsync and browsers put files there; and with the folder of the labels gone."""
+    store = opened(studies, reload=True)
+
+    def waits_for(wanted: set[str]) -> None:
+        end = time.monotonic() + 30
+        while set(store.list_images()) != wanted and time.monotonic() < end:
+            time.sleep(0.05)
+        assert set(store.list_images()) == wanted
+
+    scans = {f"s{number}" for number in range(8)}
+    (studies / "s1.nii.gz").rename(studies / "z.nii.gz")
+    waits_for(scans - {"s1"} | {"z"})
+    (studies / ".b.part").write_bytes((studies / "s2.nii.gz").read_bytes())
+    (studies / ".b.part").rename(studies / "b.nii.gz")
+    waits_for(scans - {"s1"} | {"z", "b"})
+    shutil.rmtree(studies / "labels")
+    (studies / "b.nii.gz").unlink()
+    waits_for(scans - {"s1"} | {"z"})
+    store.save_label("z", label, "second", {})
+    store.remove_label("z", "second")
+    assert store.get_labels_by_image_id("z") == {}
+    store.remove_image("z")
+    assert "z" not in store.list_images()
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[]", b'{"objects": 3}'])

@@ -145,6 +145,7 @@ def _check_addresses(server: Server) -> None:
 def test_ticked_labels() -> None:
     labels, params = {"liver": 1, "spleen": 2}, {"label_prompt": [2], "prompts": "Spleen; aorta", "threshold": 0.4}
     assert with_ticked_labels(params, labels) == {"prompts": ["spleen", "aorta"], "threshold": 0.4}
+    assert with_ticked_labels({"label_prompt": [], "prompts": "aorta"}, labels) == {"prompts": "aorta"}
     for ticked in ([], [0], [True], ["1"], "1", {}, None, [3]):
         with pytest.raises(ConfigError, match="label_prompt"):
             with_ticked_labels({"label_prompt": ticked}, labels)

@@ -213,11 +213,11 @@ def test_a_scan_is_shown_while_another_is_segmented(client: Any, studies: Path) 
     service = client.app.state.boltzformer.service
     segmented = threading.Event()
     service._worker.submit(segmented.wait)
-    try:
-        with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
+        try:
             assert pool.submit(service.volume, studies / "scan_1.nii.gz").result(60).shape == SHAPE
-    finally:
-        segmented.set()
+        finally:
+            segmented.set()
 
 
 def test_many_at_once_each_find_their_result(client: Any) -> None:

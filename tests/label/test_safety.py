@@ -48,3 +48,10 @@ def test_messages_show_no_folder_of_the_server() -> None:
     for message, told in shown.items():
         assert replies.problem(VolumeError(message)) == (422, told)
     assert replies.problem(RuntimeError("a bug")) is None
+    replies = Replies(["/", "/data"])
+    for message, told in {
+        "/datastore/cache/images/1.json: no": "1.json: no",
+        "/mnt/data/x.nii: no": "x.nii: no",
+        "see https://example.org/a": "see https://example.org/a",
+    }.items():
+        assert replies.problem(VolumeError(message)) == (422, told)
