@@ -165,7 +165,12 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
         )
     options = main.args_parser().parse_args(command)
     main.start_server_init_settings(options)
-    app_instance()  # what cannot be used is said in one line here; inside the web server it would be a traceback
+    served = app_instance()  # what cannot be used is said in one line here; in the web server it would be a traceback
+    if studies.startswith(("http://", "https://")):
+        try:
+            served.datastore().list_images()
+        except StorageError as error:  # it may be back in a minute
+            _log.warning("%s", error)
     # The web server, once it has stopped, sends itself the signal that stopped it; unheard, that would end the process
     # before its temporary files are removed.
     before = signal.signal(signal.SIGTERM, _stopped)

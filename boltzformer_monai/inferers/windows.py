@@ -44,15 +44,20 @@ class PromptWindows:
         msg = "the scan does not say whether it is CT or MR; give --modality"
         raise ConfigError(msg)
 
+    def untrained(self, prompts: Sequence[str]) -> list[str]:
+        """Those that name no target of the training, whose masks mean little; none where the targets are not known."""
+        names = {str(entry["target"]) for entry in self.targets}
+        texts = {prompt: normalise_prompt(prompt) for prompt in prompts}
+        return [prompt for prompt, text in texts.items() if names and not any(_named_length(n, text) for n in names)]
+
     def group(self, prompts: Sequence[str], modality: str) -> list[tuple[AnyWindow, list[int]]]:
         """Prompts that share a window: the window and their indices, in order of first use."""
         known = sorted({str(entry["modality"]) for entry in self.targets})
         if known and modality not in known:
             _log.warning("the network was trained on %s; on %s its masks mean little", " and ".join(known), modality)
-        names = sorted({str(entry["target"]) for entry in self.targets})
-        for prompt in prompts:
-            if names and not any(_named_length(name, normalise_prompt(prompt)) for name in names):
-                _log.warning("%r names no target of the training (%s); its mask means little", prompt, ", ".join(names))
+        names = ", ".join(sorted({str(entry["target"]) for entry in self.targets}))
+        for prompt in self.untrained(prompts):
+            _log.warning("%r names no target of the training (%s); its mask means little", prompt, names)
         groups: list[tuple[AnyWindow, list[int]]] = []
         for index, prompt in enumerate(prompts):
             window = self._of(prompt, modality)

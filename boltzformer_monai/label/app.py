@@ -23,6 +23,7 @@ from monailabel.tasks.activelearning.random import Random
 
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
+from boltzformer_monai.label.background import in_background
 from boltzformer_monai.label.dicomweb import open_dicomweb
 from boltzformer_monai.label.folder import SCANS, FolderDatastore
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
@@ -134,6 +135,21 @@ class BoltzFormerApp(MONAILabelApp):
             info = {"model": MODEL, "params": params, "label_info": _label_info(params)}
             label_id = store.save_label(image_id, file, tag, info)
         return {"label": label_id, "tag": tag, "file": file, "params": params}
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As MONAI Label's."""
+        with in_background(not self._server_mode):
+            return dict(super().train(request))
+
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As MONAI Label's."""
+        with in_background(not self._server_mode):
+            return dict(super().scoring(request, datastore))
+
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As MONAI Label's."""
+        with in_background(not self._server_mode):
+            return dict(super().batch_infer(request, datastore))
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """As MONAI Label's; series of a DICOMweb server that turn out to be no scans (localizers) are passed over."""

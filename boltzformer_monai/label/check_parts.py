@@ -9,6 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.label.corrected_labels import names_in
 from boltzformer_monai.label.infer_request import HARMLESS, KEYS
 from boltzformer_monai.label.safety import parse_json
 
@@ -44,9 +45,32 @@ def plain_values(params: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
 
 
+def check_label_info(params: Mapping[str, Any]) -> None:
+    """Names that come with a label can be read: what is misspelt would be forgotten, and the label never learned."""
+    listed = params.get("label_info")
+    if listed and not names_in({"label_info": listed}):
+        msg = 'label_info must be a list of {"name": "left kidney", "idx": 1}, idx being the value in the label map'
+        raise ConfigError(f"{msg}; got {str(listed)[:60]!a}")
+
+
 def whole_numbers(params: Mapping[str, Any], keys: Sequence[str], *, low: int = 0, high: int = 100_000) -> None:
     for key in keys:
         value = params.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
             msg = f"{key} must be a whole number from {low} to {high}, got {str(value)[:40]!a}"
             raise ConfigError(msg)
+
+
+def image_info(info: Mapping[str, Any]) -> None:
+    for key in ("strategy", "name", "path", "ts"):
+        if key in info:
+            msg = f"{key!r} is what the server itself notes about an image"
+            raise ConfigError(msg)
+
+
+def trainer_numbers(params: Mapping[str, Any]) -> None:
+    whole_numbers(params, ("epochs",), low=1, high=1000)
+    rate = params.get("learning_rate")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1):
+        msg = f"learning_rate must lie between 0 and 1, got {str(rate)[:40]!a}"
+        raise ConfigError(msg)

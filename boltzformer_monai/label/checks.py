@@ -19,7 +19,16 @@ from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.volume import read_label_map, read_volume, reorient_label
-from boltzformer_monai.label.check_parts import only_keys, parse_into, plain_values, require_known, whole_numbers
+from boltzformer_monai.label.check_parts import (
+    check_label_info,
+    image_info,
+    only_keys,
+    parse_into,
+    plain_values,
+    require_known,
+    trainer_numbers,
+    whole_numbers,
+)
 from boltzformer_monai.label.infer_request import parse_request, with_ticked_labels
 from boltzformer_monai.label.safety import (
     check_json,
@@ -95,13 +104,15 @@ class Checks:
             require_known(arguments["model"], self.app._trainers, "trainer")
             only_keys(params, _TRAIN_KEYS)
             plain_values(params)
-            self._trainer_numbers(params)
-            return
-        only_keys(params, tuple(self.app._trainers))
-        for each in params.values():
-            only_keys(check_json(each, "params"), _TRAIN_KEYS)
-            plain_values(each)
-            self._trainer_numbers(each)
+            trainer_numbers(params)
+        else:
+            only_keys(params, tuple(self.app._trainers))
+            for each in params.values():
+                only_keys(check_json(each, "params"), _TRAIN_KEYS)
+                plain_values(each)
+                trainer_numbers(each)
+        if not self.app.datastore().get_labeled_images():
+            raise HTTPException(409, "no final label to learn from; save one with its segment names first")
 
     def strategy(self, arguments: dict[str, Any]) -> None:
         require_known(arguments["strategy"], self.app._strategies, "strategy")
@@ -125,7 +136,7 @@ class Checks:
                 parse_request(check_json(each, "params"), default_prompts=self.service.default_prompts())
 
     def new_image(self, arguments: dict[str, Any]) -> None:
-        self._image_info(parse_into(arguments, "params"))
+        image_info(parse_into(arguments, "params"))
         suffix = self._suffix(arguments["file"])
         name = check_new_id(arguments.get("image") or str(arguments["file"].filename)[: -len(suffix)])
         if name in self.app.datastore().list_images():
@@ -138,7 +149,7 @@ class Checks:
         arguments["image"], arguments["file"].filename = name, f"upload{suffix}"
 
     def image(self, arguments: dict[str, Any]) -> None:
-        self._image_info(parse_into(arguments, "info"))
+        image_info(parse_into(arguments, "info"))
         image_path(self.app.datastore(), arguments["image"])
         if not (check_sum := arguments.get("check_sum")):
             return
@@ -155,7 +166,7 @@ class Checks:
             label_path(store, name, tag)
 
     def new_label(self, arguments: dict[str, Any]) -> None:
-        parse_into(arguments, "params")
+        check_label_info(parse_into(arguments, "params"))
         image_path(self.app.datastore(), arguments["image"])
         arguments["tag"] = check_tag(arguments.get("tag") or DefaultLabelTag.FINAL.value)
         suffix = self._suffix(arguments["label"])
@@ -240,22 +251,9 @@ class Checks:
     def _suffix(self, upload: UploadFile | None) -> str:
         return upload_suffix(upload, limit=self.service.settings.upload_mb * 2**20)
 
-    def _image_info(self, info: Mapping[str, Any]) -> None:
-        for key in ("strategy", "name", "path", "ts"):
-            if key in info:
-                msg = f"{key!r} is what the server itself notes about an image"
-                raise ConfigError(msg)
-
     def _label_tag(self, params: Mapping[str, Any]) -> None:
         if params.get("label_tag"):
             check_tag(str(params["label_tag"]))
-
-    def _trainer_numbers(self, params: Mapping[str, Any]) -> None:
-        whole_numbers(params, ("epochs",), low=1, high=1000)
-        rate = params.get("learning_rate")
-        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1):
-            msg = f"learning_rate must lie between 0 and 1, got {str(rate)[:40]!a}"
-            raise ConfigError(msg)
 
 
 CHECKS: dict[str, _Check] = {

@@ -102,6 +102,7 @@ class BoltzFormerInferTask(InferTask):
             "label_names": names,
             "findings": findings,
             "not_found": [each["prompt"] for each in findings if not each["found"]],
+            "untrained": segmented.untrained,
             # What OHIF's panel asks for.
             "centroids": {name: [label, *places[label][1]] for name, label in names.items()},
             "seconds": segmented.seconds,

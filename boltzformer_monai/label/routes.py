@@ -154,6 +154,7 @@ class _Routes:
             "findings": findings,
             "label_names": {each["prompt"]: each["label"] for each in findings},
             "not_found": [each["prompt"] for each in findings if not each["found"]],
+            "untrained": segmented.untrained,
             "uncertainty": request.repeats > 1,
             "dicom_seg": has_seg,
             "seconds": segmented.seconds,

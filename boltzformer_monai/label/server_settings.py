@@ -14,6 +14,7 @@ from typing import Any
 
 from boltzformer_monai.data.prompts import split_prompts
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.inferers.prompt_groups import checked_prompts
 
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 _ORIGIN = re.compile(rf"https?://{_NAME.pattern}(:\d+)?/?")
@@ -45,6 +46,7 @@ class ServerSettings:
 
     Raises:
         ConfigError: a setting is unknown or out of range.
+        PromptError: a default prompt is empty or given twice.
     """
 
     checkpoint: Path
@@ -96,6 +98,8 @@ class ServerSettings:
         if not 0 < self.learning_rate < 1:
             msg = f"learning_rate must lie between 0 and 1, got {self.learning_rate}"
             raise ConfigError(msg)
+        if self.prompts:
+            checked_prompts(self.prompts)
         if self.modality not in (None, "CT", "MR"):
             msg = f"modality must be CT or MR, got {self.modality!r}"
             raise ConfigError(msg)

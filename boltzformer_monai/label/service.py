@@ -56,6 +56,8 @@ class Segmented:
     seconds: float
     cached: bool
     """No slice had to be encoded."""
+    untrained: list[str]
+    """Prompts that name no target of the training."""
 
 
 class SegmentService:
@@ -189,7 +191,8 @@ class SegmentService:
             precision=model.segmenter.network.precision,
             device=model.segmenter.network.mean.device.type,
         )
-        return Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached)
+        untrained = inferer.windows.untrained(request.prompts)
+        return Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached, untrained)
 
     def _forget(self) -> None:
         self._model = None

@@ -129,6 +129,7 @@ class TestWithTheExtra:
             ("upload_mb", "0", "upload_mb"),
             ("origins", "viewer", "https://"),
             ("hosts", "http://x", "names"),
+            ("prompts", "aorta; Aorta", "twice"),
         ],
     )
     def test_wrong_settings(

@@ -119,7 +119,10 @@ async function show(reply, image, signal) {
   if (first) viewer.goTo(places.get(first.label));
   const how = `${reply.seconds.toFixed(1)} s${reply.cached ? ", with image features kept from before" : ""}`;
   const missing = reply.findings.filter(({ found }) => !found).map(({ prompt }) => prompt);
-  const rest = missing.length ? ` Not found: ${missing.join(", ")}.` : "";
+  const unknown = reply.untrained ?? [];
+  const rest =
+    (missing.length ? ` Not found: ${missing.join(", ")}.` : "") +
+    (unknown.length ? ` Not trained on, so it means little: ${unknown.join(", ")}.` : "");
   done(`${names.size} of ${reply.findings.length} found in ${how}.${rest}`);
 }
 

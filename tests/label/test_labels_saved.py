@@ -1,0 +1,68 @@
+"""What comes with a label that is saved, what a training needs, and how background work behaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from boltzformer_monai.errors import DatasetError  # noqa: E402
+from boltzformer_monai.io.formats import write_image_file  # noqa: E402
+from boltzformer_monai.label import background  # noqa: E402
+from boltzformer_monai.label.background import FAILED, in_background  # noqa: E402
+from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
+
+
+@pytest.mark.parametrize("listed", [[{"nme": "a", "idx": 1}], [{"name": "a", "idx": 0}], [1], "liver", {"a": "b"}])
+def test_names_that_cannot_be_read_are_refused(client: Any, tmp_path: Path, listed: Any) -> None:
+    write_image_file(np.ones(SHAPE, np.uint8), AFFINE, tmp_path / "label.nii.gz")
+    with (tmp_path / "label.nii.gz").open("rb") as file:
+        reply = client.put(
+            "/datastore/label?image=scan_1&tag=mine",
+            data={"params": json.dumps({"label_info": listed})},
+            files={"label": ("l.nii.gz", file)},
+        )
+    assert reply.status_code == 400
+    assert "label_info must be a list" in reply.json()["detail"]
+    assert "mine" not in client.get("/datastore/?output=all").json()["objects"]["scan_1"]["labels"]
+
+
+def test_training_needs_a_label(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = client.app.state.boltzformer.datastore()
+    monkeypatch.setattr(store, "get_labeled_images", lambda *_: [])
+    reply = client.post("/train/boltzformer", json={"epochs": 1})
+    assert reply.status_code == 409
+    assert "no final label to learn from" in reply.json()["detail"]
+
+
+def test_prompts_that_were_not_trained_are_told(client: Any) -> None:
+    body = {"image": "scan_1", "prompts": ["a zebra", "left kidney in CT"]}
+    assert client.post("/boltzformer/api/segment", json=body).json()["untrained"] == ["a zebra"]
+    params = {"params": json.dumps({"prompts": "xyz; liver"})}
+    assert client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()["untrained"] == ["xyz"]
+
+
+def test_background_work_steps_back_and_fails_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nicer: list[int] = []
+    monkeypatch.setattr(os, "nice", nicer.append)
+    with in_background(False):
+        pass
+    assert nicer == []
+    with pytest.raises(SystemExit) as stopped, in_background(True):
+        raise DatasetError("nothing to learn from")
+    assert stopped.value.code == FAILED
+    assert nicer == [background._NICER]
+    assert [(each.levelno, each.getMessage()) for each in caplog.records] == [
+        (logging.ERROR, "error: nothing to learn from")
+    ]
+    with pytest.raises(ZeroDivisionError), in_background(True):
+        _ = 1 / 0
