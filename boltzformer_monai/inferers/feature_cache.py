@@ -94,9 +94,7 @@ class FeatureCache:
 
     def keep(self, key: tuple[Any, ...], features: ImageFeatures, volume: int) -> None:
         """Keep them, unless only pictures of the same volume could make room."""
-        self._keep(key, _Entry(features, _size(features), volume))
-
-    def _keep(self, key: tuple[Any, ...], entry: _Entry) -> None:
+        entry = _Entry(features, _size(features), volume)
         with self._lock:
             if key in self._entries or entry.bytes > self.limit:
                 return

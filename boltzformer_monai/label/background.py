@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from monailabel.utils.async_tasks import utils
 
-from boltzformer_monai.errors import BoltzFormerError
+from boltzformer_monai.errors import user_error
 
 __all__ = ["in_background", "stop_background_tasks"]
 
@@ -36,8 +36,10 @@ def in_background(background: bool) -> Iterator[None]:
         os.nice(_NICER)
     try:
         yield
-    except BoltzFormerError as error:
-        _log.error("error: %s", error)
+    except Exception as error:
+        if (known := user_error(error)) is None:
+            raise
+        _log.error("error: %s", known)
         raise SystemExit(FAILED) from None
 
 

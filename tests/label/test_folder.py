@@ -81,11 +81,17 @@ def test_the_server_sees_what_a_batch_saved(studies: Path, label: str) -> None:
     assert names(server) == {"s3": {1: "cyst"}}
 
 
-def test_a_copy_that_fails_leaves_the_last_label(
-    studies: Path, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def labelled(studies: Path, label: str) -> FolderDatastore:
+    """A folder with one final label."""
     store = opened(studies)
     store.save_label("s0", label, "final", dict(NAMES))
+    return store
+
+
+def test_a_copy_that_fails_leaves_the_last_label(
+    labelled: FolderDatastore, studies: Path, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (studies / "labels" / "final" / "s0.nii.gz").read_bytes()
 
     def full(source: str, target: Path) -> None:
@@ -94,30 +100,29 @@ def test_a_copy_that_fails_leaves_the_last_label(
 
     monkeypatch.setattr(module.shutil, "copyfile", full)
     with pytest.raises(OSError, match="space"):
-        store.save_label("s0", label, "final", {"label_info": []})
+        labelled.save_label("s0", label, "final", {"label_info": []})
     assert (studies / "labels" / "final" / "s0.nii.gz").read_bytes() == before
     assert names(opened(studies)) == {"s0": {1: "cyst"}}
     assert [path.name for path in (studies / "labels" / "final").iterdir()] == ["s0.nii.gz"]
 
 
 def test_a_list_that_cannot_be_written_leaves_the_last_label(
-    studies: Path, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: FolderDatastore, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never new voxels under old names."""
-    store = opened(studies)
-    store.save_label("s0", label, "final", dict(NAMES))
     before = (studies / "labels" / "final" / "s0.nii.gz").read_bytes()
     write_image_file(np.full((4, 4, 2), 7, np.uint8), np.eye(4), tmp_path / "other.nii.gz")
 
     def full(*_: object) -> None:
         raise OSError(28, "full")
 
+    names_of_7 = {"label_info": [{"name": "x", "idx": 7}]}
     with monkeypatch.context() as patched:
         patched.setattr(FolderDatastore, "_update_datastore_file", full)
         with pytest.raises(OSError, match="full"):
-            store.save_label("s0", str(tmp_path / "other.nii.gz"), "final", {"label_info": [{"name": "x", "idx": 7}]})
+            labelled.save_label("s0", str(tmp_path / "other.nii.gz"), "final", names_of_7)
     assert (studies / "labels" / "final" / "s0.nii.gz").read_bytes() == before
-    assert names(store) == names(opened(studies)) == {"s0": {1: "cyst"}}
+    assert names(labelled) == names(opened(studies)) == {"s0": {1: "cyst"}}
     # Killed between list and file, or replaced by hand: not learned.
     (tmp_path / "other.nii.gz").replace(studies / "labels" / "final" / "s0.nii.gz")
     assert names(opened(studies)) == {}

@@ -64,5 +64,8 @@ def test_background_work_steps_back_and_fails_in_one_line(
     assert [(each.levelno, each.getMessage()) for each in caplog.records] == [
         (logging.ERROR, "error: nothing to learn from")
     ]
+    with pytest.raises(SystemExit), in_background(True):
+        raise RuntimeError("as MONAI wraps it") from DatasetError("nothing at all")
+    assert caplog.records[-1].getMessage() == "error: nothing at all"
     with pytest.raises(ZeroDivisionError), in_background(True):
         _ = 1 / 0
