@@ -210,6 +210,28 @@ def test_errors_are_one_line_and_the_page_goes_on(browser: Any, stub: tuple[str,
         seen.page.locator("#status.error").filter(has_text="2 to 20").wait_for()
 
 
+def test_lost_graphics_are_told_and_no_black_picture_is_called_a_result(
+    browser: Any, stub: tuple[str, Phantoms]
+) -> None:
+    url, _ = stub
+    with visit(browser, url) as seen:
+        seen.open()
+        canvas = seen.page.locator("#canvas")
+        canvas.evaluate("(it) => it.getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()")
+        line = seen.page.locator("#status.error").filter(has_text="reload the page")
+        line.wait_for()
+        seen.page.fill("#prompts", "liver")
+        with seen.page.expect_response("**/labels.nii.gz"):
+            seen.page.press("#prompts", "Enter")
+        line.wait_for()
+        assert not seen.page.locator("#results").is_visible()
+        seen.page.select_option("#scan", "chest_2")
+        seen.page.wait_for_timeout(500)
+        assert line.is_visible()
+        seen.page.reload()
+        seen.wait_status(r"voxels")
+
+
 def test_a_prompt_is_text_and_nothing_else(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, _ = stub
     evil = '<img src="x" onerror="document.title=1"> absent'

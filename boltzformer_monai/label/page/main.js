@@ -32,6 +32,7 @@ async function startViewer() {
   viewer = await module.Viewer.attach($("canvas"), {
     onPlace: (place) => positions.show(place),
     onWindow: (low, high) => windows.follow(low, high),
+    onLost: failed,
   });
 }
 

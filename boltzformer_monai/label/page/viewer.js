@@ -31,6 +31,7 @@ const MOVES = {
 };
 const TURN_DEGREES = 5;
 const FRONT = [160, 15]; // degrees: the patient from the front, a little from the side and from above
+const LOST = "the browser lost its graphics, and with them the picture; reload the page";
 
 /** Lowest and highest value; NiiVue's own leave the air out. */
 function extremes({ img, hdr }) {
@@ -51,8 +52,9 @@ export class Viewer {
   #names = new Map();
   #hidden = new Set();
 
-  /** `onPlace` hears where the crosshair is, `onWindow(low, high)` when the grey window is changed in the picture. */
-  static async attach(canvas, { onPlace, onWindow }) {
+  /** `onPlace` hears where the crosshair is, `onWindow(low, high)` when the grey window is changed in the picture,
+   *  `onLost(error)` when the browser takes the graphics away: its driver failed, or other pages needed them. */
+  static async attach(canvas, { onPlace, onWindow, onLost }) {
     const viewer = new Viewer();
     viewer.#nv = new Niivue(OPTIONS);
     viewer.#nv.addColormap("uncertainty", UNCERTAINTY);
@@ -61,6 +63,7 @@ export class Viewer {
     // Before NiiVue sees them: its own keys are single letters that nobody would expect, and one of them is an alert.
     canvas.parentElement.addEventListener("keydown", (event) => viewer.#key(event), { capture: true });
     canvas.parentElement.addEventListener("keyup", (event) => event.stopPropagation(), { capture: true });
+    canvas.addEventListener("webglcontextlost", () => onLost(new Error(LOST)));
     await viewer.#nv.attachToCanvas(canvas);
     viewer.#nv.setRenderAzimuthElevation(...FRONT);
     return viewer;
@@ -108,8 +111,9 @@ export class Viewer {
     this.#nv.addVolume(volume);
   }
 
-  /** Only the scan stays. */
+  /** Only the scan stays. Throws where nothing can be drawn any more, of which WebGL itself says nothing. */
   clear() {
+    if (this.#nv.gl.isContextLost()) throw new Error(LOST);
     this.#remove(this.#uncertainty);
     this.#remove(this.#labels);
     [this.#labels, this.#uncertainty] = [null, null];
