@@ -141,8 +141,6 @@ class Checks:
         name = check_new_id(arguments.get("image") or str(arguments["file"].filename)[: -len(suffix)])
         if name in self.app.datastore().list_images():
             image_path(self.app.datastore(), name)
-            if self.app.datastore().get_labels_by_image_id(name):
-                raise HTTPException(409, f"{name[:60]!a} has labels, which another scan would not fit; give another id")
         check_target(self.app.datastore(), f"{name}{suffix}")
         with saved(arguments["file"].file, suffix) as file:
             read_volume(file, tilt="keep")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from filelock import FileLock
-from monailabel.datastore.local import DataModel, LocalDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.inferers.summary import file_sha256
@@ -80,8 +80,25 @@ class FolderDatastore(LocalDatastore):
 
     @_alone
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Copy a scan into the folder."""
-        return str(super().add_image(image_id, image_filename, image_info))
+        """Copy a scan into the folder, but in no other one's place; to send the same again is no mistake.
+
+        Raises:
+            DatasetError: there is another scan of this id, or this one has labels, which MONAI Label would forget.
+        """
+        taken = self._datastore.objects.get(image_id)
+        if taken is not None:
+            there = Path(self._datastore.image_path(), self._filename(image_id, taken.image.ext))
+            if taken.labels or (there.exists() and file_sha256(there) != file_sha256(Path(image_filename))):
+                msg = f"there is an image {image_id[:60]!a} already; give another id, or remove that one first"
+                raise DatasetError(msg)
+        ending = self._to_id(Path(image_filename).name)[1]
+        name = self._filename(image_id, ending)
+        with atomic_path(Path(self._datastore.image_path(), name)) as temporary:
+            shutil.copyfile(image_filename, temporary)
+        info = {**(image_info or {}), "ts": int(time.time()), "name": name}
+        self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
+        self._update_datastore_file()
+        return image_id
 
     @_alone
     def remove_image(self, image_id: str) -> None:

@@ -11,11 +11,9 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints import (
@@ -34,12 +32,11 @@ from monailabel.endpoints import (
     train,
     wsi_infer,
 )
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.label.checks import CHECKS, Checks
-from boltzformer_monai.label.proxied import pass_on
+from boltzformer_monai.label.instead import call
 from boltzformer_monai.label.replies import Replies
 
 _log = logging.getLogger(__name__)
@@ -74,13 +71,6 @@ def put_in_front(app: FastAPI, router: APIRouter) -> None:
     app.router.routes[:0] = new
 
 
-def _nested_file(path: str) -> FileResponse | None:
-    """A file in one of OHIF's folders, ``path`` checked; MONAI Label finds only those that lie beside its page."""
-    folder = (Path(ohif.__file__).parent / "static" / "ohif").resolve()
-    file = (folder / path).resolve()
-    return FileResponse(file) if "/" in path and file.is_relative_to(folder) and file.is_file() else None
-
-
 def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies) -> Callable[..., Any]:
     async def twin(**arguments: Any) -> Any:
         if (request := arguments.get("request")) is not None:
@@ -94,14 +84,7 @@ def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies) -> Cal
         try:
             if check is not None:
                 check(checks, arguments)
-            if name == "api_get_ohif" and (nested := _nested_file(arguments["path"])) is not None:
-                return nested
-            if name.startswith("proxy"):
-                return asyncio.run(pass_on(arguments["request"], name.partition("_")[2], arguments["path"]))
-            reply = asyncio.run(endpoint(**arguments))
-            if name == "api_download_dataset":  # made for this reply, and MONAI Label would keep it
-                reply.background = BackgroundTask(Path(reply.path).unlink, missing_ok=True)
-            return reply
+            return call(endpoint, arguments)
         except Exception as error:  # noqa: BLE001 (a stock function may raise anything; all is logged)
             if (after := arguments.get("background_tasks")) is not None:
                 asyncio.run(after())  # they remove uploads, and FastAPI forgets them after an error

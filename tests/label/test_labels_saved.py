@@ -34,6 +34,30 @@ def test_names_that_cannot_be_read_are_refused(client: Any, tmp_path: Path, list
     assert "mine" not in client.get("/datastore/?output=all").json()["objects"]["scan_1"]["labels"]
 
 
+def test_an_upload_takes_no_other_images_place(client: Any, tmp_path: Path) -> None:
+    def put(value: int, ending: str = ".nii.gz") -> Any:
+        file = tmp_path / f"{value}{ending}"
+        write_image_file(np.full(SHAPE, value, np.int16), AFFINE, file)
+        return client.put("/datastore/image?image=visit", files={"file": (f"a{ending}", file.read_bytes())})
+
+    try:
+        assert put(1).status_code == 200
+        kept = client.get("/datastore/image?image=visit").content
+        assert put(1).status_code == 200  # sent again, say because the answer was lost
+        for other in (put(2), put(2, ".nrrd"), put(1, ".nrrd")):
+            assert other.status_code == 409
+            assert "there is an image 'visit'" in other.json()["detail"]
+        assert client.get("/datastore/image?image=visit").content == kept
+        write_image_file(np.ones(SHAPE, np.uint8), AFFINE, tmp_path / "label.nii.gz")
+        label = (tmp_path / "label.nii.gz").read_bytes()
+        saved = client.put("/datastore/label?image=visit&tag=final", files={"label": ("l.nii.gz", label)})
+        assert saved.status_code == 200
+        assert put(1).status_code == 409  # MONAI Label would forget the label
+        assert client.get("/datastore/label?label=visit&tag=final").content == label
+    finally:
+        client.delete("/datastore/image?id=visit")
+
+
 def test_training_needs_a_label(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store = client.app.state.boltzformer.datastore()
     monkeypatch.setattr(store, "get_labeled_images", lambda *_: [])
