@@ -21,6 +21,7 @@ from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.dicom_seg_out import require_highdicom
 from boltzformer_monai.io.formats import is_image_file, write_image_file
 from boltzformer_monai.label.checks import Checks
+from boltzformer_monai.label.departures import Departures
 from boltzformer_monai.label.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.dicomweb_cache import compact
 from boltzformer_monai.label.gate import Gate
@@ -69,6 +70,7 @@ def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
     app.router.routes.insert(0, app.router.routes.pop())
     # The server's stack of handlers was built before it told us that it starts; the next request builds it anew.
     app.middleware_stack = None
+    app.add_middleware(Departures)
     app.add_middleware(UploadLimit, limit=server.settings.upload_mb * 2**20)
     origins = [origin.rstrip("/") for origin in server.settings.origins]
     for each in app.user_middleware:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,17 +15,19 @@ import torch
 
 from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
 from boltzformer_monai.engines.bundle import device_by_name
-from boltzformer_monai.errors import BoltzFormerError
+from boltzformer_monai.errors import BoltzFormerError, CancelledError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.recipe import Recipe
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
-from boltzformer_monai.inferers.summary import file_sha256, source_digest
+from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.scan_list import Scan
-from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.label.departures import client_has_gone
 from boltzformer_monai.label.infer_request import SegmentRequest
+from boltzformer_monai.label.scan_cache import ScanCache
 from boltzformer_monai.label.server_settings import ServerSettings
 from boltzformer_monai.label.vocabulary import Vocabulary
 
@@ -77,7 +77,7 @@ class SegmentService:
         scans, slices = memory // _SHARE_OF_SCANS, memory // _SHARE_OF_SLICES
         self.features = FeatureCache(_on_device(memory - scans - slices, settings.device))
         self._stacks = SliceStacks(slices)
-        self._scans = _ScanCache(scans)
+        self._scans = ScanCache(scans)
         # One thread, and never another: OpenMP keeps helpers for each one that has ever computed, and once these are
         # more than there are cores they sleep between any two operations, which makes a request take twice as long.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
@@ -135,9 +135,9 @@ class SegmentService:
             ending: of the files to be written.
 
         Raises:
-            BoltzFormerError: the scan or the checkpoint cannot be used.
+            BoltzFormerError: the scan or the checkpoint cannot be used; or the client went away.
         """
-        segmented = self._worker.submit(self._segment, image, request, ending).result()
+        segmented = self._worker.submit(self._segment, image, request, ending, client_has_gone()).result()
         with segmented.result:
             yield segmented
 
@@ -149,7 +149,10 @@ class SegmentService:
         """
         return self._scans.read(Scan(image.name, image), self.settings.modality)
 
-    def _segment(self, image: Path, request: SegmentRequest, ending: str) -> Segmented:
+    def _segment(self, image: Path, request: SegmentRequest, ending: str, unwanted: Callable[[], bool]) -> Segmented:
+        if unwanted():
+            msg = "not begun: the client went away while others were served"
+            raise CancelledError(msg)
         started = time.monotonic()
         model = self._current()
         scan = Scan(image.name, image)
@@ -172,6 +175,7 @@ class SegmentService:
             slices_together=self.settings.slices_together or _slices_together(model.segmenter),
             features=self.features,
             stacks=self._stacks,
+            should_stop=unwanted,
         )
         before = self.features.misses
         result = inferer.segment(volume, model.segmenter.network)
@@ -232,39 +236,6 @@ class SegmentService:
     def _only_modality(self, model: Model) -> str | None:
         known = {str(entry["modality"]) for entry in model.segmenter.description.data.get("targets", [])}
         return known.pop() if len(known) == 1 else None
-
-
-class _ScanCache:
-    """The last scans read, up to so many bytes; a file that changed is read again. One is read at a time."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._lock = threading.Lock()
-        self._volumes: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
-
-    def clear(self) -> None:
-        with self._lock:
-            self._volumes.clear()
-
-    def read(self, scan: Scan, modality: str | None) -> Volume:
-        with self._lock:
-            return self._read(scan, modality)
-
-    def _read(self, scan: Scan, modality: str | None) -> Volume:
-        digest = source_digest(scan) if scan.place.exists() else ""
-        key = (str(scan.place), modality)
-        known = self._volumes.get(key)
-        if known is not None and known[0] == digest:
-            self._volumes.move_to_end(key)
-            return known[1]
-        # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
-        volume = read_volume(scan.place, tilt="keep")
-        if volume.modality == "unknown" and modality is not None:
-            volume = read_volume(scan.place, modality=modality, tilt="keep")
-        self._volumes[key] = (digest, volume)
-        while self._volumes and sum(each.array.nbytes for _, each in self._volumes.values()) > self.limit:
-            self._volumes.popitem(last=False)
-        return volume
 
 
 def _on_device(limit: int, name: str) -> int:

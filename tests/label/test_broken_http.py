@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -15,30 +13,21 @@ import pytest
 
 pytest.importorskip("monailabel")
 
+from tests.label.server import listening  # noqa: E402
+
 _SEED = 20_261_122
 _COUNT = 300
 
 
 def test_broken_http_does_not_stop_the_server(client: Any) -> None:
-    import uvicorn
-
     before = client.get("/boltzformer/api/config").json()
-    server = uvicorn.Server(uvicorn.Config(client.app, host="127.0.0.1", port=0, lifespan="off", log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.02)
-        port = server.servers[0].sockets[0].getsockname()[1]
+    with listening(client.app) as port:
         replies = [_raw(port, each) for each in _broken_http(Random(_SEED), _COUNT)]
         statuses = Counter(reply.split(b" ", 2)[1] for reply in replies if reply.startswith(b"HTTP/"))
         assert not [status for status in statuses if status.startswith(b"5")], statuses
         assert statuses.total() > 50
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/boltzformer/api/config", timeout=120) as good:
             assert good.status == 200
-    finally:
-        server.should_exit = True
-        thread.join(60)
     assert client.get("/boltzformer/api/config").json() == before
 
 

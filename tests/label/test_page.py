@@ -263,14 +263,36 @@ def test_a_result_that_comes_too_late_is_not_laid_over_another_scan(browser: Any
         seen.page.fill("#prompts", "liver")
         with seen.page.expect_request("**/labels.nii.gz"):
             seen.page.press("#prompts", "Enter")
-        seen.page.select_option("#scan", "chest_2")
+        with seen.page.expect_event("requestfailed"):  # it is no longer waited for
+            seen.page.select_option("#scan", "chest_2")
         seen.wait_status(r"^chest_2.*voxels")
-        with seen.page.expect_response("**/labels.nii.gz"):
-            held[0].continue_()
         seen.page.wait_for_timeout(500)
         assert seen.coloured(RED).sum() < 20
         assert not seen.page.locator("#results").is_visible()
         assert seen.page.inner_text("#status").startswith("chest_2")
+
+
+def test_a_request_can_be_stopped(browser: Any, stub: tuple[str, Phantoms]) -> None:
+    url, phantoms = stub
+    with visit(browser, url) as seen:
+        seen.open()
+        seen.segment("liver")
+        seen.page.route("**/api/segment", lambda _: None)
+        seen.page.fill("#prompts", "spleen")
+        with seen.page.expect_request("**/api/segment"):
+            seen.page.press("#prompts", "Enter")
+        seen.page.press("#prompts", "Enter")  # a second one neither asks again nor stops
+        seen.wait_status(r"^Looking for spleen")
+        with seen.page.expect_event("requestfailed"):
+            seen.page.get_by_role("button", name="Stop").click()
+        seen.wait_status(r"^Stopped")
+        assert seen.page.locator("#findings li").inner_text().startswith("liver")
+        assert seen.coloured(RED).sum() > 500
+        seen.page.unroute("**/api/segment")
+        seen.page.get_by_role("button", name="Segment").click()
+        seen.wait_status(r"found in")
+        assert seen.page.locator("#findings li").inner_text().startswith("spleen")
+        assert [order["prompts"] for order in phantoms.orders] == [["liver"], ["spleen"]]
 
 
 def test_a_token_is_asked_for_and_sent(browser: Any, stub: tuple[str, Phantoms]) -> None:

@@ -61,13 +61,14 @@ export async function scan(id, signal) {
   return (await request(`images/${encodeURIComponent(id)}/scan.nii.gz`, { signal })).arrayBuffer();
 }
 
-/** Runs the model; resolves to the reply with `result` and `findings`. */
-export async function segment(order) {
+/** Runs the model; resolves to the reply with `result` and `findings`. The server stops once `signal` is aborted. */
+export async function segment(order, signal) {
   const body = JSON.stringify(order);
-  return (await request("segment", { method: "POST", headers: { "Content-Type": "application/json" }, body })).json();
+  const headers = { "Content-Type": "application/json" };
+  return (await request("segment", { method: "POST", headers, body, signal })).json();
 }
 
 /** One file of a result, as a Blob. */
-export async function file(result, name) {
-  return (await request(`results/${encodeURIComponent(result)}/${name}`)).blob();
+export async function file(result, name, signal) {
+  return (await request(`results/${encodeURIComponent(result)}/${name}`, { signal })).blob();
 }

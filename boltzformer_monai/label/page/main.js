@@ -14,7 +14,7 @@ const share = (id) => Number($(id).value) / 100;
 let viewer = null;
 let images = new Map();
 let loading = null; // the AbortController of the scan that is being fetched
-let running = false;
+let asking = null; // the AbortController of the request that is being answered
 
 const windows = new WindowControls((low, high) => viewer.setWindow(low, high));
 const positions = new PositionControls((voxel) => viewer.moveTo(voxel));
@@ -95,16 +95,16 @@ async function run() {
   const asked = order();
   busy(`Looking for ${asked.prompts.length === 1 ? asked.prompts[0] : `${asked.prompts.length} prompts`}…`);
   const { signal } = loading; // aborted when another scan is chosen, which may be at any moment
-  const reply = await api.segment(asked);
-  if (!signal.aborted) await show(reply, asked.image, signal);
-}
-
-async function show(reply, image, signal) {
-  const bytes = async (name) => (await api.file(reply.result, name)).arrayBuffer();
-  const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
+  const wanted = AbortSignal.any([asking.signal, signal]);
+  const reply = await api.segment(asked, wanted);
+  const bytes = async (name) => (await api.file(reply.result, name, wanted)).arrayBuffer();
   const labels = await bytes("labels.nii.gz");
   const uncertainty = reply.uncertainty ? await bytes("uncertainty.nii.gz") : null;
-  if (signal.aborted) return;
+  await show(reply, { labels, uncertainty }, asked.image, signal);
+}
+
+async function show(reply, { labels, uncertainty }, image, signal) {
+  const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
   viewer.clear();
   const places = await viewer.showLabels(labels, names, share("opacity"), signal);
   if (uncertainty) await viewer.showUncertainty(uncertainty, share("uncertainty-opacity"), signal);
@@ -128,12 +128,17 @@ async function show(reply, image, signal) {
 }
 
 async function submit() {
-  if (running || $("run").disabled) return;
-  running = true;
-  $("run").setAttribute("aria-disabled", "true");
+  if (asking || $("run").disabled) return;
+  asking = new AbortController();
+  $("run").textContent = "Stop";
   await guard(run);
-  $("run").removeAttribute("aria-disabled");
-  running = false;
+  $("run").textContent = "Segment";
+  asking = null;
+}
+
+function stop() {
+  asking.abort();
+  done("Stopped. What was shown before still is.");
 }
 
 function slide(id, apply) {
@@ -167,7 +172,8 @@ $("radiological").addEventListener("change", () => viewer?.setRadiological($("ra
 $("scan").addEventListener("change", () => guard(loadScan));
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  submit();
+  if (asking && event.submitter === $("run")) stop();
+  else submit();
 });
 $("prompts").addEventListener("keydown", (event) => {
   if (!startsRun(event)) return;
