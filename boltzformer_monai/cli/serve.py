@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not remote and not Path(arguments.studies).is_dir():
         msg = f"no folder {arguments.studies}; give the folder of the scans, or the address of a DICOMweb server"
         raise ConfigError(msg)
+    if not remote:
+        _check_writable(Path(arguments.studies))
     _check_checkpoint(arguments.checkpoint)
     _check_port(arguments.host, arguments.port)
     studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
@@ -97,6 +100,16 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
         conf["modality"] = arguments.modality
     ServerSettings.from_conf(conf, studies=studies)  # refuses unknown keys now, in one line
     return conf
+
+
+def _check_writable(studies: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=studies):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        msg = f"{studies}: cannot be written ({why}), and the labels are kept there; serve a folder with copies"
+        raise StorageError(msg) from error
 
 
 def _tell_if_empty(studies: Path) -> None:

@@ -103,6 +103,7 @@ class BoltzFormerInferTask(InferTask):
             "findings": findings,
             "not_found": [each["prompt"] for each in findings if not each["found"]],
             "untrained": segmented.untrained,
+            "assumed_modality": segmented.assumed_modality,
             # What OHIF's panel asks for.
             "centroids": {name: [label, *places[label][1]] for name, label in names.items()},
             "seconds": segmented.seconds,

@@ -157,6 +157,7 @@ class _Routes:
             "label_names": {each["prompt"]: each["label"] for each in findings},
             "not_found": [each["prompt"] for each in findings if not each["found"]],
             "untrained": segmented.untrained,
+            "assumed_modality": segmented.assumed_modality,
             "uncertainty": request.repeats > 1,
             "dicom_seg": has_seg,
             "seconds": segmented.seconds,

@@ -58,6 +58,8 @@ class Segmented:
     """No slice had to be encoded."""
     untrained: list[str]
     """Prompts that name no target of the training."""
+    assumed_modality: str | None
+    """What neither the scan, the request nor the server's settings say: the only one that it was trained on."""
 
 
 class SegmentService:
@@ -158,8 +160,8 @@ class SegmentService:
         scan = Scan(image.name, image)
         modality = request.modality or self.settings.modality
         volume = self._scans.read(scan, modality)
-        if volume.modality == "unknown" and modality is None:
-            modality = self._only_modality(model)
+        assumed = self._only_modality(model) if volume.modality == "unknown" and modality is None else None
+        modality = modality or assumed
         rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
         inferer = model.segmenter.inferer(
             request.prompts,
@@ -196,7 +198,7 @@ class SegmentService:
             device=model.segmenter.network.mean.device.type,
         )
         untrained = inferer.windows.untrained(request.prompts)
-        return Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached, untrained)
+        return Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached, untrained, assumed)
 
     def _forget(self) -> None:
         self._model = None

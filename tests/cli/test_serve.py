@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from boltzformer_monai.cli import main
+from boltzformer_monai.cli import main, serve
 from boltzformer_monai.io.formats import write_image_file
 
 _PATIENCE_S = 300
@@ -83,6 +84,16 @@ class TestWithTheExtra:
         assert _serve(tmp_path / "nowhere", checkpoint) == 2
         assert "no folder" in _one_line(capsys)
         assert not (tmp_path / "nowhere").exists()
+
+    def test_a_folder_that_cannot_be_written(
+        self, studies: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refused(**_: object) -> None:  # root may write everywhere
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(serve.tempfile, "TemporaryFile", refused)
+        assert _serve(studies, checkpoint) == 2
+        assert "cannot be written (Permission denied), and the labels are kept there" in _one_line(capsys)
 
     def test_no_such_checkpoint(self, studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert _serve(studies, studies / "model.pt") == 2
@@ -186,7 +197,6 @@ def test_a_server_that_is_told_to_stop_leaves_nothing_behind(studies: Path, chec
 def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
     """An option beats the pair of the same name, and a pair is heard where no option is given."""
     pytest.importorskip("monailabel")
-    from boltzformer_monai.cli import serve
 
     parser = argparse.ArgumentParser()
     serve.add_parser(parser.add_subparsers())
@@ -202,7 +212,6 @@ def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
 
 def test_a_folder_without_scans_is_told(studies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("monailabel")
-    from boltzformer_monai.cli import serve
 
     serve._tell_if_empty(studies)
     assert not caplog.records
@@ -217,7 +226,6 @@ def test_listening_elsewhere_is_told(
     host: str, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("monailabel")
-    from boltzformer_monai.cli import serve
 
     asked = {}
     monkeypatch.setattr("monailabel.main.Main.start_server_init_settings", lambda self, options: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -71,6 +72,19 @@ def test_prompts_that_were_not_trained_are_told(client: Any) -> None:
     assert client.post("/boltzformer/api/segment", json=body).json()["untrained"] == ["a zebra"]
     params = {"params": json.dumps({"prompts": "xyz; liver"})}
     assert client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()["untrained"] == ["xyz"]
+
+
+def test_a_modality_that_nobody_stated_is_told(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"image": "scan_1", "prompts": ["liver"]}
+    assert client.post("/boltzformer/api/segment", json=body).json()["assumed_modality"] is None  # the server was told
+    service = client.app.state.boltzformer.service
+    monkeypatch.setattr(service, "settings", dataclasses.replace(service.settings, modality=None))
+    assert client.post("/boltzformer/api/segment", json=body).json()["assumed_modality"] == "CT"
+    stated = client.post("/boltzformer/api/segment", json={**body, "modality": "CT"}).json()
+    assert stated["assumed_modality"] is None
+    params = {"params": json.dumps({"prompts": "liver"})}
+    reply = client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()
+    assert reply["assumed_modality"] == "CT"
 
 
 def test_background_work_steps_back_and_fails_in_one_line(

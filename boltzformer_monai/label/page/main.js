@@ -123,7 +123,8 @@ async function show(reply, { labels, uncertainty }, image, signal) {
   const unknown = reply.untrained ?? [];
   const rest =
     (missing.length ? ` Not found: ${missing.join(", ")}.` : "") +
-    (unknown.length ? ` Not trained on, so it means little: ${unknown.join(", ")}.` : "");
+    (unknown.length ? ` Not trained on, so it means little: ${unknown.join(", ")}.` : "") +
+    (reply.assumed_modality ? ` Taken as ${reply.assumed_modality}, which the file does not say.` : "");
   done(`${names.size} of ${reply.findings.length} found in ${how}.${rest}`);
 }
 
