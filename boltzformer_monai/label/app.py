@@ -24,6 +24,7 @@ from monailabel.tasks.activelearning.random import Random
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.label.background import in_background
+from boltzformer_monai.label.departures import to_the_end
 from boltzformer_monai.label.dicomweb import open_dicomweb
 from boltzformer_monai.label.folder import SCANS, FolderDatastore
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
@@ -143,12 +144,12 @@ class BoltzFormerApp(MONAILabelApp):
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """As MONAI Label's."""
-        with in_background(not self._server_mode):
+        with in_background(not self._server_mode), to_the_end():
             return dict(super().scoring(request, datastore))
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """As MONAI Label's."""
-        with in_background(not self._server_mode):
+        with in_background(not self._server_mode), to_the_end():
             return dict(super().batch_infer(request, datastore))
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["Departures", "client_has_gone"]
+__all__ = ["Departures", "client_has_gone", "to_the_end"]
 
 _GONE: ContextVar[threading.Event | None] = ContextVar("client_has_gone", default=None)
 
@@ -19,8 +20,20 @@ def client_has_gone() -> Callable[[], bool]:
     return gone.is_set if gone is not None else lambda: False
 
 
+@contextlib.contextmanager
+def to_the_end() -> Iterator[None]:
+    """In this block it does not matter whether the client stays: what is done here is kept, and others want it too."""
+    token = _GONE.set(None)
+    try:
+        yield
+    finally:
+        _GONE.reset(token)
+
+
 class Departures:
     """ASGI middleware: goes on listening once a request was read, when all that can come is the end of the connection.
+
+    A body that the application does not read to its end hides that end.
 
     Args:
         app: the next application.
@@ -36,6 +49,7 @@ class Departures:
             return
         gone = threading.Event()
         end: asyncio.Task[Any] | None = None
+        early: list[Any] = []
 
         async def last() -> Any:
             message = await receive()
@@ -44,6 +58,8 @@ class Departures:
 
         async def heard() -> Any:
             nonlocal end
+            if early:
+                return early.pop()
             if end is not None:  # a reply that is sent in pieces listens, too
                 return await asyncio.shield(end)
             message = await receive()
@@ -53,6 +69,9 @@ class Departures:
                 end = asyncio.create_task(last())
             return message
 
+        # Where there is no body the application may never ask for it, so it is asked for here.
+        if not {name for name, value in scope["headers"] if value != b"0"} & {b"content-length", b"transfer-encoding"}:
+            early.append(await heard())
         token = _GONE.set(gone)
         try:
             await self.app(scope, heard, send)

@@ -80,18 +80,20 @@ class FolderDatastore(LocalDatastore):
 
     @_alone
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Copy a scan into the folder, but in no other one's place; to send the same again is no mistake.
+        """Copy a scan into the folder, but in no other one's place; the same one again changes nothing.
 
         Raises:
-            DatasetError: there is another scan of this id, or this one has labels, which MONAI Label would forget.
+            DatasetError: there is another scan of this id.
         """
-        taken = self._datastore.objects.get(image_id)
-        if taken is not None:
+        stem, ending = self._to_id(Path(image_filename).name)
+        image_id = image_id or stem
+        self._reconcile_datastore()  # what was put there by hand counts
+        if (taken := self._datastore.objects.get(image_id)) is not None:
             there = Path(self._datastore.image_path(), self._filename(image_id, taken.image.ext))
-            if taken.labels or (there.exists() and file_sha256(there) != file_sha256(Path(image_filename))):
-                msg = f"there is an image {image_id[:60]!a} already; give another id, or remove that one first"
-                raise DatasetError(msg)
-        ending = self._to_id(Path(image_filename).name)[1]
+            if file_sha256(there) == file_sha256(Path(image_filename)):
+                return image_id  # sent again, since the answer was lost, say
+            msg = f"there is an image {image_id[:60]!a} already; give another id, or remove that one first"
+            raise DatasetError(msg)
         name = self._filename(image_id, ending)
         with atomic_path(Path(self._datastore.image_path(), name)) as temporary:
             shutil.copyfile(image_filename, temporary)
@@ -170,6 +172,11 @@ class FolderDatastore(LocalDatastore):
                 self.refresh()
         except Exception:  # noqa: BLE001 (whatever it is, the next change must be noticed too)
             _log.exception("a change in the folder could not be taken up")
+
+    def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
+        """As MONAI Label's, without hidden files: what is being written, or was left so by a killed process."""
+        found = super()._list_files(path, patterns)
+        return {name: file for name, file in found.items() if not name.startswith(".")}
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

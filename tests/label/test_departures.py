@@ -8,15 +8,19 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("monailabel")
 
+from boltzformer_monai.errors import CancelledError  # noqa: E402
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer  # noqa: E402
-from boltzformer_monai.label import service  # noqa: E402
+from boltzformer_monai.label import departures, service  # noqa: E402
 from boltzformer_monai.label.departures import client_has_gone  # noqa: E402
+from boltzformer_monai.label.infer_request import parse_request  # noqa: E402
+from boltzformer_monai.label.scoring import scores_file  # noqa: E402
 from tests.label.server import listening  # noqa: E402
 
 _WANTED = {"prompts": ["liver"], "planes": ["axial", "coronal", "sagittal"]}
@@ -32,11 +36,15 @@ def _slicer(port: int) -> socket.socket:
     return _asked(port, "/infer/boltzformer?image=scan_1&output=json", "application/x-www-form-urlencoded", form)
 
 
-def _asked(port: int, path: str, kind: str, body: str) -> socket.socket:
+def _with_defaults(port: int) -> socket.socket:
+    return _asked(port, "/infer/boltzformer?image=scan_1&output=json")
+
+
+def _asked(port: int, path: str, kind: str = "", body: str = "") -> socket.socket:
     """A connection on which a request was sent and no answer was read."""
     link = socket.create_connection(("127.0.0.1", port))
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    link.sendall((head + body).encode())
+    of_body = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if body else ""
+    link.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{of_body}\r\n{body}".encode())
     return link
 
 
@@ -89,7 +97,7 @@ def test_a_client_that_leaves_stops_its_request(
     assert again["findings"] == whole["findings"]
 
 
-@pytest.mark.parametrize("ask", [_page, _slicer])
+@pytest.mark.parametrize("ask", [_page, _slicer, _with_defaults])
 def test_one_that_leaves_the_queue_is_never_served(
     client: Any, passes: list[Callable[[], bool]], monkeypatch: pytest.MonkeyPatch, ask: Callable[[int], socket.socket]
 ) -> None:
@@ -109,6 +117,27 @@ def test_one_that_leaves_the_queue_is_never_served(
         held.set()
         assert client.post("/boltzformer/api/segment", json={"image": "scan_1", "prompts": ["liver"]}).json()["result"]
     assert len(passes) == 1
+
+
+def test_scores_and_batches_are_finished_whoever_leaves(client: Any) -> None:
+    app = client.app.state.boltzformer
+    store = app.datastore()
+    request = parse_request({"prompts": ["liver"]}, default_prompts=[])
+    left = threading.Event()
+    left.set()
+    token = departures._GONE.set(left)
+    try:
+        with pytest.raises(CancelledError), app.service.segmented(Path(store.get_image_uri("scan_1")), request):
+            pass
+        scores = app.scoring({"method": "uncertainty", "prompts": "liver", "uncertainty": 2})
+        wanted = {"model": "boltzformer", "prompts": "liver", "images": ["scan_1"], "label_tag": "mine"}
+        batch = app.batch_infer({**wanted, "multi_gpu": False})
+        store.remove_label("scan_1", "mine")
+    finally:
+        departures._GONE.reset(token)
+        scores_file(app.service).unlink(missing_ok=True)
+    assert scores["scan_1"] > 0
+    assert "error" not in batch["scan_1"]
 
 
 def test_a_patient_client_gets_its_answer(client: Any, passes: list[Callable[[], bool]]) -> None:

@@ -81,6 +81,28 @@ def test_the_server_sees_what_a_batch_saved(studies: Path, label: str) -> None:
     assert names(server) == {"s3": {1: "cyst"}}
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_an_upload_spares_a_scan_that_the_list_does_not_know_yet(
+    studies: Path, label: str, tmp_path: Path, ending: str
+) -> None:
+    store = opened(studies)
+    there = studies / f"by_hand{ending}"
+    write_image_file(np.full((4, 4, 2), 9, np.int16), np.eye(4), there)
+    before = there.read_bytes()
+    with pytest.raises(DatasetError, match="there is an image 'by_hand' already"):
+        store.add_image("by_hand", label, {})
+    assert there.read_bytes() == before
+    shutil.copyfile(there, tmp_path / f"again{ending}")
+    assert store.add_image("by_hand", str(tmp_path / f"again{ending}"), {}) == "by_hand"
+
+
+def test_hidden_files_are_no_scans(studies: Path) -> None:
+    shutil.copyfile(studies / "s0.nii.gz", studies / ".0a1b2c3d-s9.nii.gz")  # of a server that was killed in a copy
+    store = opened(studies)
+    store.refresh()
+    assert sorted(store.list_images()) == [f"s{number}" for number in range(8)]
+
+
 @pytest.fixture
 def labelled(studies: Path, label: str) -> FolderDatastore:
     """A folder with one final label."""

@@ -44,16 +44,17 @@ def test_an_upload_takes_no_other_images_place(client: Any, tmp_path: Path) -> N
     try:
         assert put(1).status_code == 200
         kept = client.get("/datastore/image?image=visit").content
+        assert client.put("/datastore/image/info?image=visit", data={"info": '{"note": "x"}'}).status_code == 200
+        write_image_file(np.ones(SHAPE, np.uint8), AFFINE, tmp_path / "label.nii.gz")
+        label = (tmp_path / "label.nii.gz").read_bytes()
+        saved = client.put("/datastore/label?image=visit&tag=final", files={"label": ("l.nii.gz", label)})
+        assert saved.status_code == 200
         assert put(1).status_code == 200  # sent again, say because the answer was lost
         for other in (put(2), put(2, ".nrrd"), put(1, ".nrrd")):
             assert other.status_code == 409
             assert "there is an image 'visit'" in other.json()["detail"]
         assert client.get("/datastore/image?image=visit").content == kept
-        write_image_file(np.ones(SHAPE, np.uint8), AFFINE, tmp_path / "label.nii.gz")
-        label = (tmp_path / "label.nii.gz").read_bytes()
-        saved = client.put("/datastore/label?image=visit&tag=final", files={"label": ("l.nii.gz", label)})
-        assert saved.status_code == 200
-        assert put(1).status_code == 409  # MONAI Label would forget the label
+        assert client.get("/datastore/image/info?image=visit").json()["note"] == "x"
         assert client.get("/datastore/label?label=visit&tag=final").content == label
     finally:
         client.delete("/datastore/image?id=visit")

@@ -280,12 +280,17 @@ def test_a_request_can_be_stopped(browser: Any, stub: tuple[str, Phantoms]) -> N
         seen.page.route("**/api/segment", lambda _: None)
         seen.page.fill("#prompts", "spleen")
         with seen.page.expect_request("**/api/segment"):
-            seen.page.press("#prompts", "Enter")
-        seen.page.press("#prompts", "Enter")  # a second one neither asks again nor stops
+            seen.page.locator("#run").dblclick(force=True)  # the second one neither asks again nor stops, …
+        seen.page.press("#prompts", "Enter")  # … nor does this
+        seen.page.check("#uncertain")
+        seen.page.press("#repeats", "Enter")
+        seen.page.uncheck("#uncertain")
         seen.wait_status(r"^Looking for spleen")
         with seen.page.expect_event("requestfailed"):
-            seen.page.get_by_role("button", name="Stop").click()
+            seen.page.press("#stop", "Enter")
         seen.wait_status(r"^Stopped")
+        assert seen.page.locator("#stop").is_disabled()
+        assert seen.page.evaluate("document.activeElement.id") == "run"
         assert seen.page.locator("#findings li").inner_text().startswith("liver")
         assert seen.coloured(RED).sum() > 500
         seen.page.unroute("**/api/segment")
@@ -293,6 +298,31 @@ def test_a_request_can_be_stopped(browser: Any, stub: tuple[str, Phantoms]) -> N
         seen.wait_status(r"found in")
         assert seen.page.locator("#findings li").inner_text().startswith("spleen")
         assert [order["prompts"] for order in phantoms.orders] == [["liver"], ["spleen"]]
+
+
+def test_what_is_being_drawn_can_no_longer_be_stopped(browser: Any, stub: tuple[str, Phantoms]) -> None:
+    url, _ = stub
+    held: list[Any] = []
+    with visit(browser, url) as seen:
+        seen.open()
+        seen.segment("liver")
+        seen.page.evaluate("""() => {
+            window.states = [];
+            const say = () => window.states.push(
+                [document.getElementById("stop").disabled, document.getElementById("status").textContent]);
+            new MutationObserver(say).observe(document.body, {subtree: true, childList: true, attributes: true});
+        }""")
+        seen.page.route("**/labels.nii.gz", lambda route: held.append(route))
+        seen.page.fill("#prompts", "spleen")
+        with seen.page.expect_request("**/labels.nii.gz"):
+            seen.page.press("#prompts", "Enter")
+        assert seen.page.locator("#stop").is_enabled()
+        held[0].continue_()
+        seen.wait_status(r"found in")
+        states = seen.page.evaluate("window.states")
+        drawing = states.index([True, "Looking for spleen…"])
+        assert [False, "Looking for spleen…"] in states[:drawing]
+        assert all(disabled for disabled, _ in states[drawing:])
 
 
 def test_a_token_is_asked_for_and_sent(browser: Any, stub: tuple[str, Phantoms]) -> None:

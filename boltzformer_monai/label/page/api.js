@@ -27,7 +27,8 @@ async function reason(response) {
   let detail;
   try {
     detail = (await response.json()).detail;
-  } catch {
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     detail = "";
   }
   if (Array.isArray(detail)) {

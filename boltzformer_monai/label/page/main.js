@@ -58,6 +58,7 @@ function fill(config) {
 async function loadScan() {
   const id = $("scan").value;
   loading?.abort();
+  asking?.abort();
   loading = new AbortController();
   $("run").disabled = true;
   $("results").hidden = true;
@@ -94,10 +95,9 @@ function order() {
 async function run() {
   const asked = order();
   busy(`Looking for ${asked.prompts.length === 1 ? asked.prompts[0] : `${asked.prompts.length} prompts`}…`);
-  const { signal } = loading; // aborted when another scan is chosen, which may be at any moment
-  const wanted = AbortSignal.any([asking.signal, signal]);
-  const reply = await api.segment(asked, wanted);
-  const bytes = async (name) => (await api.file(reply.result, name, wanted)).arrayBuffer();
+  const { signal } = asking; // aborted by Stop, and when another scan is chosen, which may be at any moment
+  const reply = await api.segment(asked, signal);
+  const bytes = async (name) => (await api.file(reply.result, name, signal)).arrayBuffer();
   const labels = await bytes("labels.nii.gz");
   const uncertainty = reply.uncertainty ? await bytes("uncertainty.nii.gz") : null;
   await show(reply, { labels, uncertainty }, asked.image, signal);
@@ -105,6 +105,8 @@ async function run() {
 
 async function show(reply, { labels, uncertainty }, image, signal) {
   const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
+  if (signal.aborted) return;
+  offerStop(false); // from here on what was shown before is gone
   viewer.clear();
   const places = await viewer.showLabels(labels, names, share("opacity"), signal);
   if (uncertainty) await viewer.showUncertainty(uncertainty, share("uncertainty-opacity"), signal);
@@ -128,17 +130,25 @@ async function show(reply, { labels, uncertainty }, image, signal) {
   done(`${names.size} of ${reply.findings.length} found in ${how}.${rest}`);
 }
 
+function offerStop(offered) {
+  if (document.activeElement === $("stop")) $("run").focus();
+  $("stop").disabled = !offered;
+}
+
 async function submit() {
   if (asking || $("run").disabled) return;
   asking = new AbortController();
-  $("run").textContent = "Stop";
+  $("run").setAttribute("aria-disabled", "true");
+  offerStop(true);
   await guard(run);
-  $("run").textContent = "Segment";
+  offerStop(false);
+  $("run").removeAttribute("aria-disabled");
   asking = null;
 }
 
 function stop() {
-  asking.abort();
+  asking?.abort();
+  offerStop(false);
   done("Stopped. What was shown before still is.");
 }
 
@@ -173,9 +183,9 @@ $("radiological").addEventListener("change", () => viewer?.setRadiological($("ra
 $("scan").addEventListener("change", () => guard(loadScan));
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (asking && event.submitter === $("run")) stop();
-  else submit();
+  submit();
 });
+$("stop").addEventListener("click", stop);
 $("prompts").addEventListener("keydown", (event) => {
   if (!startsRun(event)) return;
   event.preventDefault();
