@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,9 +85,11 @@ async def _ask(app: Any, request: Ask) -> Reply:
     }
     pieces = [request.body[at : at + _CHUNK] for at in range(0, len(request.body), _CHUNK)] or [b""]
     status, received, body = 0, {}, b""
+    answered = asyncio.Event()
 
     async def receive() -> dict[str, Any]:
         if not pieces:
+            await answered.wait()  # as the web server does: the client stays
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
 
@@ -97,6 +100,8 @@ async def _ask(app: Any, request: Ask) -> Reply:
             received = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
         elif message["type"] == "http.response.body":
             body += message.get("body", b"")
+            if not message.get("more_body"):
+                answered.set()
 
     try:
         await app(scope, receive, send)
