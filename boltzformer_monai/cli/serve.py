@@ -68,11 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         msg = "serve needs MONAI Label, which is not installed; pip install 'boltzformer-monai[label]'"
         raise MissingExtraError(msg)
     remote = arguments.studies.startswith(("http://", "https://"))
-    if not remote and not Path(arguments.studies).is_dir():
-        msg = f"no folder {arguments.studies}; give the folder of the scans, or the address of a DICOMweb server"
-        raise ConfigError(msg)
     if not remote:
-        _check_writable(Path(arguments.studies))
+        _check_folder(Path(arguments.studies))
     _check_checkpoint(arguments.checkpoint)
     _check_port(arguments.host, arguments.port)
     studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
@@ -102,7 +99,10 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
     return conf
 
 
-def _check_writable(studies: Path) -> None:
+def _check_folder(studies: Path) -> None:
+    if not studies.is_dir():
+        msg = f"no folder {studies}; give the folder of the scans, or the address of a DICOMweb server"
+        raise ConfigError(msg)
     try:
         with tempfile.TemporaryFile(dir=studies):
             pass

@@ -26,6 +26,8 @@ _SWITCHES = [
     "--no-sandbox",
 ]
 PATIENCE_MS = 120_000
+RED = (230, 60, 60)
+"""The page's colour of the first prompt."""
 
 
 def require_browser() -> None:

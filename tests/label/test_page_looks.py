@@ -13,10 +13,9 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 
-from tests.label.browser import visit  # noqa: E402
+from tests.label.browser import RED, visit  # noqa: E402
 from tests.label.page_stub import PAGE, Phantoms  # noqa: E402
 
-RED = (230, 60, 60)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -17,10 +17,8 @@ pytest.importorskip("playwright.sync_api")
 from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.data.phantom_files import write_phantom_nifti  # noqa: E402
 from tests.inferers.conftest import checkpoint  # noqa: E402, F401
-from tests.label.browser import require_browser, visit  # noqa: E402
+from tests.label.browser import RED, require_browser, visit  # noqa: E402
 from tests.label.server import running  # noqa: E402
-
-RED = (230, 60, 60)
 
 
 @pytest.fixture(scope="module")
