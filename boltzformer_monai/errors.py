@@ -6,14 +6,46 @@ a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
-REASONS = (
-    "missing", "damaged", "truncated", "unsupported format", "codec", "not an image", "several series",
-    "several patients", "several frames of reference", "mixed modalities", "localizer", "orientation", "sizes",
-    "pixel spacing", "no geometry", "same position", "uneven spacing", "off the line", "gantry tilt", "colour",
-    "mosaic", "lookup table", "no rescale", "not finite", "dimensions", "singular affine", "no orientation",
-    "conflicting orientation", "units", "grid", "labels", "modality", "write",
-)  # fmt: skip
-"""Why a scan or label is refused, in words that name no file and no patient; what ``VolumeError.reason`` can be."""
+from collections.abc import Mapping
+
+REASONS: Mapping[str, str] = {
+    "missing": "there is nothing at the path, or no permission to read it",
+    "damaged": "the file contradicts its own format; its voxels may be anything",
+    "truncated": "the file holds fewer bytes than its header claims; the rest of the scan is lost",
+    "unsupported format": "no reader is known for it, or what it holds is no scan or annotation",
+    "codec": "no installed decoder reads its compression",
+    "not an image": "a DICOM object without pixels of a scan: a report, a plan, a directory",
+    "several series": "more than one scan, and nothing says which is meant",
+    "several patients": "slices of different patients in one series",
+    "several frames of reference": "slices measured in different coordinates have no place relative to each other",
+    "mixed modalities": "slices of different modalities in one series",
+    "localizer": "overview images among the slices",
+    "orientation": "slices that are turned against each other are no volume",
+    "sizes": "slices of different numbers of pixels",
+    "pixel spacing": "pixels of different sizes, or of sizes that no scanner has",
+    "no geometry": "the place in the patient is not stated, so left may be right",
+    "same position": "two images at one place: which one counts is unknown",
+    "uneven spacing": "gaps between the slices differ; a volume of even slices would measure wrong",
+    "off the line": "a slice lies beside the line of the others",
+    "gantry tilt": "slices stacked at an angle fit no right-angled grid without resampling",
+    "colour": "colour values are no intensities of a scan",
+    "mosaic": "many slices packed into one image",
+    "lookup table": "voxels mapped by a table whose values are not read",
+    "no rescale": "CT without a rescale to Hounsfield units",
+    "not finite": "NaN or infinite voxels",
+    "dimensions": "not three dimensions",
+    "singular affine": "the voxel axes do not span space",
+    "no orientation": "the file does not say where the patient's left is",
+    "conflicting orientation": "the file says it twice, and differently",
+    "units": "voxel sizes in another unit than millimetres",
+    "grid": "an annotation on another grid than its scan's, or drawn on another scan",
+    "labels": "label values or names that contradict the annotation",
+    "modality": "neither CT nor MR, or not what was stated",
+    "too large": "reading it would take more memory than it may",
+    "write": "the output cannot be written; no scan is to blame",
+}
+"""Why a scan or label is refused: ``VolumeError.reason``, in words that name no file and no patient, → what is wrong
+with it. ``docs/data.md`` shows this table."""
 
 
 class BoltzFormerError(Exception):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.io import orientation
 from boltzformer_monai.io.orientation import AxisMap, signed_permutation
@@ -29,6 +30,7 @@ class Volume:
         modality: ``"CT"``, ``"MR"`` or ``"unknown"``.
         source: where it came from (the path as given); never written into results.
         frame_of_reference: DICOM FrameOfReferenceUID, "" for other files; for matching annotations, never written.
+        caveats: what its reader repaired or warns of; they travel with the volume into its results.
 
     Raises:
         VolumeError: the array is not 3-D or empty, or the affine is not finite and invertible.
@@ -39,6 +41,7 @@ class Volume:
     modality: str = "unknown"
     source: str = ""
     frame_of_reference: str = ""
+    caveats: tuple[Caveat, ...] = ()
 
     def __post_init__(self) -> None:
         where = self.source or "volume"

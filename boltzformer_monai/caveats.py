@@ -1,0 +1,54 @@
+"""What a user must know of a result that was made all the same: said once, and carried with the result.
+
+A caveat is found where its cause is seen (a reader, the choice of windows, the check of prompts) and travels with the
+scan and its result: log, summary JSON, preview, page, DICOM SEG, ``report.json``. What cannot be trusted at all is an
+error instead; see :mod:`boltzformer_monai.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from boltzformer_monai.errors import ConfigError
+
+__all__ = ["REPAIRS", "WARNINGS", "Caveat"]
+
+WARNINGS: Mapping[str, str] = {}
+"""Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
+
+REPAIRS: Mapping[str, str] = {}
+"""Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """One thing to know of a scan or its result.
+
+    Attributes:
+        kind: a key of :data:`WARNINGS` or :data:`REPAIRS`.
+        text: one line: what, and what to do about it. It names no file, patient or UID, because it goes into results.
+        prompt: the prompt that it is about; None where it is about the whole scan.
+
+    Raises:
+        ConfigError: the kind is not a known one.
+    """
+
+    kind: str
+    text: str
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in WARNINGS and self.kind not in REPAIRS:
+            msg = f"unknown kind of caveat {self.kind!r}; add it to boltzformer_monai/caveats.py"
+            raise ConfigError(msg)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether the cause was mended, so that the result is not in doubt."""
+        return self.kind in REPAIRS
+
+    def as_dict(self) -> dict[str, str]:
+        """Plain values for JSON."""
+        about = {} if self.prompt is None else {"prompt": self.prompt}
+        return {"kind": self.kind, "text": self.text, **about}
