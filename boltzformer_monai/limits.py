@@ -1,0 +1,217 @@
+"""What a file may cost: how much memory its reading may take, and that it is a file at all.
+
+A header claims whatever it likes, a compressed stream unfolds into a thousand times its size, and a pipe never ends.
+Readers ask here *before* they allocate, inflate or open.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from boltzformer_monai.errors import ConfigError, VolumeError
+
+__all__ = [
+    "MEMORY_VARIABLE",
+    "inflated_size",
+    "machine_memory",
+    "memory_budget",
+    "open_file",
+    "read_json",
+    "read_text",
+    "require_room",
+    "set_memory_gb",
+]
+
+MEMORY_VARIABLE = "BOLTZFORMER_MEMORY_GB"
+"""Environment variable with the memory that reading one file may take, in GB (1e9 bytes). The commands set it by
+``--memory-gb``; a variable, because worker processes inherit it."""
+_SHARE = 0.5  # of the memory that the process may have: network and results need some too
+_TEXT_LIMIT = 1 << 24  # bytes of a text that a person wrote, or that describes one scan
+_JSON_GROWTH = 32  # bytes of objects that a byte of JSON can become: "[]," is a list of 56 bytes
+_CHUNK = 1 << 20
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def memory_budget() -> int:
+    """Bytes that reading one file may take, all its copies together.
+
+    It is what :data:`MEMORY_VARIABLE` says, but never more than :func:`machine_memory`; half of that by default.
+
+    Raises:
+        ConfigError: the variable is not a number above 0.
+    """
+    ceiling = machine_memory()
+    text = os.environ.get(MEMORY_VARIABLE, "").strip()
+    if not text:
+        return int(ceiling * _SHARE)
+    return min(int(_positive(text, MEMORY_VARIABLE) * 1e9), ceiling)
+
+
+def set_memory_gb(number: float | str, option: str = "--memory-gb") -> None:
+    """Set the budget of this process and of those that it starts; the command lines call it once.
+
+    Raises:
+        ConfigError: it is not a number above 0; the message names the ``option``.
+    """
+    os.environ[MEMORY_VARIABLE] = repr(_positive(str(number), option))
+
+
+def require_room(count: int, each: float, what: str | os.PathLike[str]) -> None:
+    """Refuse what would take more memory than the budget, before it is allocated.
+
+    Args:
+        count: how many voxels (or bytes) a header claims.
+        each: bytes that one of them takes at the peak of reading, all copies together.
+        what: the file, for the message.
+
+    Raises:
+        VolumeError: reason ``"too large"``.
+    """
+    needed, budget = int(count * each), memory_budget()
+    if needed > budget:
+        msg = (
+            f"{os.fspath(what)}: reading it would take {needed / 1e9:.2g} GB of memory and {budget / 1e9:.2g} GB may "
+            "be used; crop or resample the scan, or allow more with --memory-gb"
+        )
+        raise VolumeError(msg, reason="too large")
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open an ordinary file for reading bytes; links are followed.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a socket, a device or a folder; ``strerror`` says which.
+    """
+    # Not blocking, because opening a pipe that nobody writes to would wait for ever; files do not mind.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        raise OSError(errno.EINVAL, "is a pipe, socket or device and not a file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int = _TEXT_LIMIT) -> str:
+    """Read a small text file.
+
+    Raises:
+        OSError: it cannot be opened or is no ordinary file.
+        ValueError: it is longer than ``limit`` bytes, or not text in this encoding.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            msg = f"{size / 1e6:.0f} MB are more than the {limit / 1e6:.0f} MB that are read of such a file"
+            raise ValueError(msg)
+        return file.read(limit).decode(encoding)
+
+
+def read_json(
+    path: str | os.PathLike[str],
+    *,
+    encoding: str = "utf-8",
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """Read a JSON file whose objects fit into the memory budget.
+
+    Raises:
+        OSError: it cannot be opened or is no ordinary file.
+        ValueError: it is no JSON, too large, or nested too deeply.
+    """
+    text = read_text(path, encoding=encoding, limit=memory_budget() // _JSON_GROWTH)
+    try:
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except RecursionError:
+        msg = "it is nested too deeply"
+        raise ValueError(msg) from None
+
+
+def inflated_size(file: BinaryIO, limit: int, *, wbits: int = 47) -> int:
+    """Count the bytes that a deflated stream unfolds into, from the file's position on; none of them is kept.
+
+    Args:
+        file: the file.
+        limit: where counting stops; the answer is above it then, but less than a mebibyte.
+        wbits: 47 for gzip or zlib, whichever its first bytes say; -15 for a bare stream.
+
+    Raises:
+        zlib.error: the stream is damaged.
+    """
+    stream, total = zlib.decompressobj(wbits), 0
+    data = file.read(_CHUNK)
+    while data and total <= limit:
+        total += len(stream.decompress(data, _CHUNK))
+        data = stream.unconsumed_tail
+        if stream.eof and wbits > 0:  # gzip files may be strung together
+            data, stream = stream.unused_data, zlib.decompressobj(wbits)
+        elif stream.eof:
+            break
+        data = data or file.read(_CHUNK)
+    return total
+
+
+def machine_memory() -> int:
+    """Bytes that this process may have at most: of the machine, of its control group, of its address space."""
+    return max(0, min(_physical(), _control_group(), _address_space()))
+
+
+def _positive(text: str, option: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        msg = f"{option} takes a number of gigabytes above 0, got {text!r}"
+        raise ConfigError(msg)
+    return number
+
+
+def _physical() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows: what a small machine has
+        return 8 << 30
+
+
+def _control_group() -> int:
+    """The smallest limit of the groups around this process (containers, systemd, SLURM); versions 1 and 2."""
+    least = 1 << 62
+    for line in _lines(Path("/proc/self/cgroup")):
+        _, controllers, place = (line.split(":", 2) + ["", ""])[:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
+        group = root / place.lstrip("/")
+        # A container sees its own group as the root, whatever the path says.
+        for folder in {root, group, *(each for each in group.parents if each.is_relative_to(root))}:
+            least = min([least, *(int(text) for text in _lines(folder / name) if text.isdigit())])
+    return least
+
+
+def _address_space() -> int:
+    """What a limit of the address space (``ulimit -v``) leaves."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 1 << 62
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return 1 << 62
+    used = next((int(line.split()[0]) for line in _lines(Path("/proc/self/statm"))), 0) * resource.getpagesize()
+    return limit - used
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
