@@ -14,9 +14,12 @@ from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.payload import check_deflated, check_raw, check_stream
+from boltzformer_monai.io.scan_files import lies_beside
+from boltzformer_monai.limits import open_file
 
 _LONGEST = 1 << 24  # bytes of header; a .seg.nrrd with many segments has some ten thousand
 _LONGEST_FIELD = 500  # bytes of an NRRD field; one of about a thousand overruns a buffer of ITK, which ends the process
+_LONGEST_KEY, _LONGEST_LINE = 200, 1 << 14  # of a MetaImage; ITK cuts longer ones and reads on amid the line
 _NRRD_TYPE = re.compile(r"(?:unsigned |signed |u)?(char|short|int|longlong|long long|float|double|int\d+)(?: int|_t)?")
 _NRRD_BYTES = {"char": 1, "short": 2, "int": 4, "longlong": 8, "long long": 8, "float": 4, "double": 8} | {
     f"int{8 * size}": size for size in (1, 2, 4, 8)
@@ -145,6 +148,8 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int, bool]:
         msg = f"{path}: cannot be read as NRRD (it does not begin with an NRRD header); convert it to NRRD"
         raise VolumeError(msg, reason="damaged")
     end = re.search(r"\n\r?\n", text)
+    if re.search(r"\r(?!\n)", text[: end.end() if end else len(text)]):  # ends a line for ITK, even within a comment
+        raise _damaged(path, "a carriage return amid a line")
     for line in text[: end.start() if end else len(text)].rstrip().split("\n")[1:]:
         name, colon, value = line.partition(":")
         if line.startswith("#") or value.startswith("="):  # a comment, a free pair
@@ -165,9 +170,10 @@ def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
     text, fields, place = _text(path), {}, 0
     while place < len(text):
         end = text.find("\n", place) + 1 or len(text)
-        key, equals, value = (part.strip() for part in text[place:end].partition("="))
-        place = end
-        if not equals or key in fields:
+        line, place = text[place:end], end
+        key, equals, value = (part.strip() for part in line.partition("="))
+        # ITK takes a colon for an equals sign too.
+        if not equals or key in fields or ":" in key or len(key) > _LONGEST_KEY or len(line) > _LONGEST_LINE:
             break
         fields[key] = value
         if key == "ElementDataFile":
@@ -178,7 +184,7 @@ def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(_LONGEST).decode("latin-1")  # one character a byte
     except OSError as error:
         msg = f"{path}: cannot be opened ({error.strerror}); check that it may be read"
@@ -192,7 +198,7 @@ def _check_voxels(path: Path, data: Path, start: int, encoding: str, voxels: int
         check_raw(str(path), available, voxels * size)
     elif encoding in ("gzip", "gz"):
         check_deflated(str(path), available, voxels * size)
-        with data.open("rb") as file:
+        with open_file(data) as file:
             file.seek(start)
             check_stream(str(path), file, voxels * size)
     elif encoding in ("ascii", "text", "txt"):
@@ -205,10 +211,14 @@ def _check_voxels(path: Path, data: Path, start: int, encoding: str, voxels: int
 
 def _beside(path: Path, name: str) -> Path:
     """Return the file of the voxels that a detached header names."""
-    if not name or name.split()[0].upper() == "LIST" or "%" in name or "\0" in name:
+    # ITK takes every name that begins with LIST for a list.
+    if not name or name.upper().startswith("LIST") or "%" in name or "\0" in name:
         msg = f"{path}: spreads its voxels over several files, which is not read; save it as one file"
         raise VolumeError(msg, reason="unsupported format")
     data = path.parent / name
+    if not lies_beside(data, path):
+        msg = f"{path}: takes its voxels from {name[:200]!r}, outside its own folder; copy that file beside the header"
+        raise VolumeError(msg, reason="unsupported format")
     if not os.path.isfile(data):
         msg = f"{path}: the file of its voxels, {name!r}, is not there; copy it beside the header"
         raise VolumeError(msg, reason="missing")
