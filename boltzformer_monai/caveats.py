@@ -14,10 +14,16 @@ from boltzformer_monai.errors import ConfigError
 
 __all__ = ["REPAIRS", "WARNINGS", "Caveat"]
 
-WARNINGS: Mapping[str, str] = {}
+WARNINGS: Mapping[str, str] = {
+    "crossing contours": "contours that overlap in part may be two parts of a region or a hole drawn carelessly",
+    "cancelling contours": "the standard combines them by exclusive or, so what is drawn twice is gone",
+    "slices without contours": "a region counts as absent between them, which is right only where its parts lie apart",
+}
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
 
-REPAIRS: Mapping[str, str] = {}
+REPAIRS: Mapping[str, str] = {
+    "repeated contours": "a contour that was stored twice means the same as one",
+}
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
 
 

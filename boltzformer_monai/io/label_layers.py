@@ -9,6 +9,8 @@ from itertools import count
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
+
 __all__ = ["FlatSegments", "Layer", "flatten_layers", "names_by_value"]
 
 logger = logging.getLogger(__name__)
@@ -40,12 +42,14 @@ class FlatSegments:
         segments: segment number → its value text, ``"2"`` or ``"2+5"``; every segment has another one.
         names: value text → name, for the segments that have one; None when no segment has.
         titles: segment number → its own name, ``""`` for none.
+        caveats: what the reader repaired or warns of.
     """
 
     array: np.ndarray
     segments: Mapping[str, str]
     names: Mapping[str, str] | None
     titles: Mapping[str, str] = field(default_factory=dict)
+    caveats: tuple[Caveat, ...] = ()
 
 
 def flatten_layers(shape: tuple[int, int, int], titles: Mapping[int, str], layers: Iterable[Layer]) -> FlatSegments:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.contours import fill_contours
+from boltzformer_monai.io.contours import FilledRegion, copies, fill_contours, fill_region
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import check_frame_of_reference
@@ -23,28 +24,40 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_XOR = "CLOSEDPLANAR_XOR"
+_CLOSED = ("CLOSED_PLANAR", _XOR)
 _OFF_SLICE = 0.1  # of the slice spacing: how far from a slice a contour may lie
 _BESIDE = 0.5 + 1e-3  # pixels from the outermost centres to the edge of the picture
 
 
 @dataclass(frozen=True)
 class _Roi:
-    """One region: its closed contours, each (N, 3) mm RAS+."""
+    """One region: its closed contours, each (N, 3) mm RAS+, and whether they are combined by exclusive or."""
 
     number: int
     name: str
     frame_of_reference: str
     contours: list[np.ndarray]
+    xor: bool
+
+
+@dataclass
+class _Found:
+    """What drawing one region has met: the number of contours, by kind, and the slices that were drawn."""
+
+    repeated: int = 0
+    crossing: int = 0
+    slices: list[int] = field(default_factory=list)
 
 
 def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
     """Read an RTSTRUCT on the grid of an image.
 
-    A voxel belongs to an ROI when its centre lies inside an odd number of the ROI's contours on its slice (so a contour
-    inside another is a hole; a centre on the contour: see :func:`fill_contours`). Contours may lie in any of
-    the three planes along the image's axes. Open contours and points are left out with a warning; an ROI without closed
-    contours is a segment without voxels.
+    A voxel belongs to an ROI when its centre lies inside a contour on its slice and not in a hole of it; see
+    :func:`fill_region`. Contours of the kind CLOSEDPLANAR_XOR count by the standard's rule: inside an odd number of
+    them. Contours may lie in any of the three planes along the image's axes. Open contours and points are left out with
+    a warning; an ROI without closed contours is a segment without voxels. Copies, overlapping contours and slices
+    without a contour between others are caveats of the result; nothing is filled in between slices.
 
     Raises:
         VolumeError: damaged or truncated, another frame of reference than the image's, or a contour that does not lie
@@ -64,9 +77,34 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
     if empty:
         logger.warning("%s: no closed contours, so nothing is drawn, for %s", path, ", ".join(empty))
     titles = {roi.number: roi.name for roi in rois}
-    return flatten_layers(
-        image.shape, titles, (layer for roi in rois if roi.contours for layer in _fill(path, roi, image))
-    )
+    found = {roi.number: _Found() for roi in rois if roi.contours}
+    layers = (layer for roi in rois if roi.contours for layer in _fill(path, roi, image, found[roi.number]))
+    flat = flatten_layers(image.shape, titles, layers)
+    caveats = tuple(caveat for roi in rois if roi.contours for caveat in _caveats(roi, found[roi.number]))
+    for caveat in caveats:
+        logger.warning("%s: %s", path, caveat.text)
+    return replace(flat, caveats=caveats)
+
+
+def _caveats(roi: _Roi, found: _Found) -> Iterator[Caveat]:
+    name = f'"{roi.name}"' if roi.name else f"ROI {roi.number}"
+    if found.repeated and roi.xor:
+        text = f"{name}: {found.repeated} contours are drawn twice with CLOSEDPLANAR_XOR and cancel each other"
+        yield Caveat("cancelling contours", text)
+    elif found.repeated:
+        yield Caveat("repeated contours", f"{name}: {found.repeated} contours are drawn twice and count once")
+    if found.crossing:
+        text = f"{name}: {found.crossing} contours overlap another in part and are united; check that none is a hole"
+        yield Caveat("crossing contours", text)
+    steps = np.diff(found.slices)
+    if (steps > 1).any():
+        extent = found.slices[-1] - found.slices[0] + 1
+        regular = f" (every {steps[0]} slices)" if len(steps) > 1 and (steps == steps[0]).all() else ""
+        text = (
+            f"{name}: {len(found.slices)} of the {extent} slices from its first to its last have contours{regular}; on "
+            "the others it counts as absent. If it goes on there, interpolate it where it was drawn"
+        )
+        yield Caveat("slices without contours", text)
 
 
 def _parse(path: Path, dataset: Dataset) -> list[_Roi]:
@@ -74,18 +112,22 @@ def _parse(path: Path, dataset: Dataset) -> list[_Roi]:
     common = str(frames[0].get("FrameOfReferenceUID") or "")
     named = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
     drawn: dict[int, list[np.ndarray]] = {number: [] for number in named}
+    xor: set[int] = set()
     for item in dataset.ROIContourSequence:
         number = int(item.ReferencedROINumber)
         if number not in named:
             msg = f"{path}: has contours of an ROI {number} that it does not list; the header is damaged"
             raise VolumeError(msg, reason="damaged")
         drawn[number] += _closed(path, str(named[number].get("ROIName") or number), item)
+        if any(str(contour.get("ContourGeometricType")) == _XOR for contour in item.get("ContourSequence") or []):
+            xor.add(number)
     return [
         _Roi(
             number,
             str(item.get("ROIName") or "").strip(),
             str(item.get("ReferencedFrameOfReferenceUID") or common),
             drawn[number],
+            number in xor,
         )
         for number, item in named.items()
     ]
@@ -117,8 +159,8 @@ def _points(contour: Dataset) -> np.ndarray:
     return np.array(value, dtype=np.float64).reshape(-1, 3)
 
 
-def _fill(path: Path, roi: _Roi, image: Volume) -> Iterator[Layer]:
-    """Yield the slices of one ROI."""
+def _fill(path: Path, roi: _Roi, image: Volume, found: _Found) -> Iterator[Layer]:
+    """Yield the slices of one ROI, and note what is met."""
     to_voxels = np.linalg.inv(image.affine)
     contours = [points @ to_voxels[:3, :3].T + to_voxels[:3, 3] for points in roi.contours]
     across = int(np.argmin(sum(np.ptp(points, axis=0) for points in contours)))
@@ -145,16 +187,20 @@ def _fill(path: Path, roi: _Roi, image: Volume) -> Iterator[Layer]:
         raise VolumeError(msg, reason="grid")
     if cut_off:
         logger.warning('%s: "%s" reaches beyond the image and is cut off there', path, roi.name)
-    for position, flat_contours in sorted(by_slice.items()):
-        yield _slice_layer(roi.number, flat_contours, size, across, position)
+    found.slices = sorted(by_slice)
+    for position in found.slices:
+        low, region = _filled(by_slice[position], size[in_plane], xor=roi.xor)
+        found.repeated += region.repeated
+        found.crossing += region.crossing
+        corner = np.insert(low, across, position)
+        mask = np.expand_dims(region.mask, across)
+        yield Layer(roi.number, mask, (int(corner[0]), int(corner[1]), int(corner[2])))
 
 
-def _slice_layer(number: int, contours: list[np.ndarray], size: np.ndarray, across: int, position: int) -> Layer:
-    """Fill contours, (N, 2) in pixels, inside their bounding box."""
-    limit = np.delete(size, across)
+def _filled(contours: list[np.ndarray], limit: np.ndarray, *, xor: bool) -> tuple[np.ndarray, FilledRegion]:
+    """Fill contours, (N, 2) in pixels, inside their bounding box; return its first pixel too."""
     points = np.concatenate(contours)
     low = np.clip(np.floor(points.min(axis=0)), 0, limit).astype(np.int64)
     high = np.clip(np.ceil(points.max(axis=0)) + 1, low, limit).astype(np.int64)
-    mask = fill_contours([contour - low for contour in contours], (int(high[0] - low[0]), int(high[1] - low[1])))
-    corner = np.insert(low, across, position)
-    return Layer(number, np.expand_dims(mask, across), (int(corner[0]), int(corner[1]), int(corner[2])))
+    moved, shape = [contour - low for contour in contours], (int(high[0] - low[0]), int(high[1] - low[1]))
+    return low, FilledRegion(fill_contours(moved, shape), copies(moved)) if xor else fill_region(moved, shape)

@@ -24,7 +24,7 @@ class Segmentation:
     segment is the set of the values it takes part in.
 
     Attributes:
-        volume: label map (I, J, K), uint8, uint16 or uint32, on the grid of the scan.
+        volume: label map (I, J, K), uint8, uint16 or uint32, on the grid of the scan; its caveats are the reader's.
         names: ``"2"``, or ``"1+3"`` for a segment of several values → the name that the file gives it; None where the
             file (a plain label map) carries no names.
         segments: segment number (of a DICOM SEG, an ROI, a layer from 1, a .seg.nrrd) → its values, ``"2"`` or
@@ -103,7 +103,7 @@ def read_segmentation(path: str | os.PathLike[str], image: Volume) -> Segmentati
 
 
 def _on_image(drawn: FlatSegments, image: Volume, path: str | os.PathLike[str]) -> Segmentation:
-    volume = Volume(drawn.array, image.affine, source=str(path))
+    volume = Volume(drawn.array, image.affine, source=str(path), caveats=drawn.caveats)
     return Segmentation(volume, drawn.names, drawn.segments, drawn.titles)
 
 

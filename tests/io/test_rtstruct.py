@@ -220,3 +220,31 @@ def test_real_structures(shared_data: Path) -> None:
     drawn = read_segmentation(folder / "invalid_reference_rt.dcm", longer)
     assert drawn.names == {str(number): f"ROI-{number}" for number in range(1, 5)}
     assert all((drawn.volume.array == number).any(axis=(0, 1)).all() for number in range(1, 5))
+
+
+def drawn_on(tmp_path: Path, positions: list[int], **kwargs: Any) -> tuple[np.ndarray, dict[str, str]]:
+    image = Volume(np.zeros((9, 9, 9), np.float32), IMAGE.affine, frame_of_reference=FRAME_OF_REFERENCE)
+    contours = [box_outline((0.5, 0.5), (5.5, 5.5), image.affine, across=2, position=at) for at in positions]
+    volume = read_segmentation(write_rtstruct(tmp_path / "rt.dcm", {"GTV": contours}, **kwargs), image).volume
+    return volume.array.sum(axis=(0, 1)), {caveat.kind: caveat.text for caveat in volume.caveats}
+
+
+def test_slices_between_contours_are_named_and_not_filled(tmp_path: Path) -> None:
+    areas, caveats = drawn_on(tmp_path, [1, 3, 5, 7])
+    assert areas.tolist() == [0, 25, 0, 25, 0, 25, 0, 25, 0]
+    assert list(caveats) == ["slices without contours"]
+    assert caveats["slices without contours"].startswith('"GTV": 4 of the 7 slices')
+    assert "(every 2 slices)" in caveats["slices without contours"]
+    _, caveats = drawn_on(tmp_path, [1, 2, 5])
+    assert caveats["slices without contours"].startswith('"GTV": 3 of the 5 slices')
+    assert "every" not in caveats["slices without contours"]
+    assert drawn_on(tmp_path, [2, 3, 4])[1] == {}
+
+
+def test_copies_are_told_and_cancel_by_the_standards_rule_only_with_xor(tmp_path: Path) -> None:
+    areas, caveats = drawn_on(tmp_path, [1, 2, 2, 3])
+    assert areas[1:4].tolist() == [25, 25, 25]
+    assert caveats == {"repeated contours": '"GTV": 1 contours are drawn twice and count once'}
+    areas, caveats = drawn_on(tmp_path, [1, 2, 2, 3], kind="CLOSEDPLANAR_XOR")
+    assert areas[1:4].tolist() == [25, 0, 25]
+    assert list(caveats) == ["cancelling contours"]
