@@ -18,6 +18,8 @@ WARNINGS: Mapping[str, str] = {
     "crossing contours": "contours that overlap in part may be two parts of a region or a hole drawn carelessly",
     "cancelling contours": "the standard combines them by exclusive or, so what is drawn twice is gone",
     "slices without contours": "a region counts as absent between them, which is right only where its parts lie apart",
+    "not HU": "a CT whose voxels are not in Hounsfield units is shown through the wrong window",
+    "acquisition plane": "slices across the acquired ones have few, elongated pixels, unlike the training's",
 }
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ from PIL import Image
 from boltzformer_monai.data.datalist import pseudonym
 from boltzformer_monai.data.label_map import canonical_labels
 from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing
+from boltzformer_monai.data.plausibility import scan_caveats
 from boltzformer_monai.data.prompts import normalise_site, prompts_for
 from boltzformer_monai.data.slice_format import SPLITS, slice_name
 from boltzformer_monai.data.slice_record import VolumeRecord, read_record, record_path, target_areas, write_record
@@ -25,6 +27,8 @@ from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
 from boltzformer_monai.io.volume import Volume, reorient_label
 
 __all__ = ["RUN_FILE", "STAGING_FOLDER", "SliceSettings", "check_volume_id", "reported", "save_png", "write_volume"]
+
+logger = logging.getLogger(__name__)
 
 STAGING_FOLDER = ".staging"
 RUN_FILE = ".run"
@@ -91,6 +95,8 @@ def write_volume(
 ) -> VolumeRecord:
     """Write pictures and record of a volume; arguments as in :meth:`~.slice_writer.SliceWriter.add_volume`.
 
+    What the reader repaired or warns of, and what makes the scan doubtful, goes into the record: its caveats and notes.
+
     Pictures are made in a staging folder and moved into place at the end, the record follows them: whoever stops this
     at any moment leaves the volume there or not there, never half. With ``run`` given, the token of the writer's run,
     nothing is put in place after that run has ended: a process that outlives it must not meddle with the next one.
@@ -113,6 +119,7 @@ def write_volume(
     targets = {} if label is None else canonical_labels(labels or {})
     owner = pseudonym(patient, key=key)
     spacing = slice_spacing(image, settings.plane)
+    caveats = [*image.caveats, *scan_caveats(image, modality=image.modality, planes=(settings.plane,))]
     grey = extract_slices(Volume(window.apply(image.array), image.affine), settings.plane)
     values = None if label is None else label_slices(reorient_label(label, image), settings.plane)
     entry = {
@@ -130,6 +137,7 @@ def write_volume(
         "neighbours": settings.neighbours,
         "min_area": settings.min_area,
         "complete": settings.every == 1,
+        **({"caveats": [caveat.as_dict() for caveat in caveats]} if caveats else {}),
     }
     record = VolumeRecord(
         volume=volume_id,
@@ -140,9 +148,11 @@ def write_volume(
         negatives=settings.negatives,
         seed=settings.seed,
         split=split,
-        notes=list(notes),
+        notes=[*notes, *(caveat.text for caveat in caveats)],
         source=source,
     )
+    for caveat in caveats:
+        logger.warning("%s: %s", image.source or f"volume {volume_id}", caveat.text)
     with reported(root), _staging(root, volume_id) as staging:
         indices = record.stored()
         for done, index in enumerate(indices, start=1):

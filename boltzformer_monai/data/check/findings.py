@@ -88,6 +88,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "target-not-trained": Kind(
             "warning", "Targets of val or test that train never shows", "move patients that have them to train"
         ),
+        "doubtful-values": Kind(
+            "warning",
+            "Scans whose values or geometry slicing warned of",
+            "mend the scans and slice them again, or leave them out",
+        ),
+        "other-plane": Kind(
+            "warning",
+            "Volumes sliced across the plane that they were acquired in",
+            "slice them along it: --plane",
+        ),
         "stray-picture": Kind("warning", "Pictures that belong to no volume", "remove them"),
         "target-not-validated": Kind(
             "note", "Targets of train that val never shows", "their Dice is unknown during training"

@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from boltzformer_monai.caveats import WARNINGS
 from boltzformer_monai.data.check.findings import Findings
 from boltzformer_monai.data.check.left_out import drawn_targets
 from boltzformer_monai.data.planes import PLANE_AXES
+from boltzformer_monai.data.plausibility import acquisition_plane
 from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values
 from boltzformer_monai.data.slices import SliceReader, SliceRow
-from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.orientation import axis_codes, axis_map, parse_codes
+from boltzformer_monai.io.volume import Volume
 
 __all__ = ["DataSet", "Grid", "check_between", "check_tables", "open_data_sets", "volume_grid"]
 
@@ -125,6 +128,7 @@ def volume_grid(entry: Mapping[str, Any]) -> Grid:
 def check_tables(data_set: DataSet, findings: Findings) -> int:
     """Check volumes, rows, splits, prompts and the list of files; returns the number of pictures without a row."""
     for volume_id, entry in data_set.reader.volumes.items():
+        _check_caveats(data_set, volume_id, entry, findings)
         if not data_set.rows[volume_id]:
             findings.add("no-rows", data_set.name, volume_id)
         elif not entry["targets"]:
@@ -139,6 +143,20 @@ def check_tables(data_set: DataSet, findings: Findings) -> int:
     _check_splits(data_set, findings)
     _check_prompts(data_set, findings)
     return _check_files(data_set, findings)
+
+
+def _check_caveats(data_set: DataSet, volume_id: str, entry: Mapping[str, Any], findings: Findings) -> None:
+    """Repeat what slicing warned of, and judge the plane of data sets that are older than that warning."""
+    for caveat in entry.get("caveats", ()):
+        if caveat["kind"] in WARNINGS and caveat["kind"] != "acquisition plane":
+            findings.add("doubtful-values", data_set.name, f"{volume_id}: {caveat['text']}")
+    try:
+        grid = Volume(np.broadcast_to(np.uint8(0), [int(length) for length in entry["shape"]]), entry["affine"])
+        acquired = acquisition_plane(grid)
+    except (TypeError, ValueError, VolumeError):
+        return  # volume_grid says so
+    if acquired not in (None, entry["plane"]):
+        findings.add("other-plane", data_set.name, f"{volume_id}: {entry['plane']}, acquired {acquired}")
 
 
 def check_between(data_sets: Sequence[DataSet], findings: Findings) -> None:
@@ -274,10 +292,11 @@ def _is_usable(entry: Mapping[str, Any]) -> bool:
     try:
         values = [parse_label_values(text) for text in dict(entry["targets"]).values()]
         numbers = [int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0)) + 1]
-    except (TypeError, ValueError, DatasetError):
+        caveats = [caveat[field] for caveat in entry.get("caveats", ()) for field in ("kind", "text")]
+    except (TypeError, KeyError, ValueError, DatasetError):
         return False
     texts = [entry[field] for field in ("patient", "modality", "site", "plane")]
-    return all(values) and min(numbers) >= 1 and all(isinstance(text, str) for text in texts)
+    return all(values) and min(numbers) >= 1 and all(isinstance(text, str) for text in (*texts, *caveats))
 
 
 def _distinct(name: str, names: Counter[str]) -> str:

@@ -75,6 +75,19 @@ def picture(root: Path, folder: str = "images", volume: str = "case1", index: in
     return root / folder / f"{volume}_axial_{index:04d}.png"
 
 
+def stored_values() -> Volume:
+    """Soft tissue with the offset of 1024 that a rescale would take off."""
+    tissue = np.random.default_rng(3).normal(1070, 15, (12, 10, 6))
+    return Volume(tissue.astype(np.float32), AFFINE, modality="CT")
+
+
+def thick_slices() -> Volume:
+    """The scan of ``scan`` as if its sagittal slices had been acquired one by one."""
+    affine = AFFINE.copy()
+    affine[:3, 0] *= 20
+    return Volume(scan(9).array, affine, modality="CT")
+
+
 def flat_slices(*indices: int) -> Volume:
     image = scan(5)
     array = image.array.copy()
@@ -131,6 +144,8 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "hidden-target": lambda root: add_more(root, "more", image=dark_kidney()),
     "empty-split": lambda root: edit_rows(root, lambda rows: [row.update(split="train") for row in rows]),
     "target-not-trained": lambda root: add_more(root, "more", split="val", labels={1: "spleen", 2: "kidney right"}),
+    "doubtful-values": lambda root: add_more(root, "more", image=stored_values()),
+    "other-plane": lambda root: add_more(root, "more", image=thick_slices(), label=None, labels=None),
     "stray-picture": lambda root: picture(root, index=17).with_name("notes.png").write_bytes(b""),
     "target-not-validated": lambda root: add_more(root, "more", labels={1: "spleen", 2: "kidney right"}),
     "no-negatives": lambda root: add_more(root, "case1", image=scan(0), negatives=0.0),
@@ -149,5 +164,6 @@ COMPANIONS = {
     "patient-in-two-data-sets": {"empty-split", "no-test"},
     "no-contrast": {"flat-picture"},
     "empty-split": {"no-test"},
+    "other-plane": {"no-label"},
     "value-never-occurs": {"target-absent", "target-not-validated"},
 }
