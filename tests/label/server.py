@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.offline import attempts, offline
+
 APP = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label"
 _START_S = 600
 _REPLY_S = 600
@@ -168,7 +170,8 @@ def running(
         command += ["--host", "127.0.0.1"]
     command = [sys.executable, *command, "--port", str(port)]
     command += [word for key, value in pairs.items() for word in ("--conf", key, str(value))]
-    variables = {**os.environ, **(environment or {})}
+    connections = folder / f"connections-{time.monotonic_ns()}.txt"
+    variables = {**offline(connections), **(environment or {})}
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True, env=variables)
     server = Server(f"http://127.0.0.1:{port}", process, log)
@@ -177,6 +180,7 @@ def running(
         yield server
     finally:
         server.stop()
+    assert attempts(connections) == [], "a server speaks to nobody but its clients and its archive"
 
 
 def _wait_for(server: Server, path: str) -> None:
