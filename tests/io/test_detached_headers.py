@@ -97,9 +97,29 @@ def test_names_in_disguise_are_refused(folder: Path, name: str) -> None:
 def test_no_header_of_random_lines_shows_a_file_outside_its_folder(folder: Path) -> None:
     """300 headers with lines that name the secret in every way that was thought of; its bytes are never voxels."""
     draw = random.Random(0)  # noqa: S311
-    keys = ["ElementDataFile", "elementdatafile", "data file", "datafile", "DATA FILE", "Comment", "#", "key", " ", "\t"]
+    keys = [
+        "ElementDataFile",
+        "elementdatafile",
+        "data file",
+        "datafile",
+        "DATA FILE",
+        "Comment",
+        "#",
+        "key",
+        " ",
+        "\t",
+    ]
     signs = [" = ", "=", " : ", ":", ":=", ": ", "\r", " ", " =: "]
-    values = ["../secret", str(folder.parent / "secret"), "LIST", "LISTS 3", "LOCAL", "link", "%d 1 2 1", "a\0../secret"]
+    values = [
+        "../secret",
+        str(folder.parent / "secret"),
+        "LIST",
+        "LISTS 3",
+        "LOCAL",
+        "link",
+        "%d 1 2 1",
+        "a\0../secret",
+    ]
     (folder / "link").symlink_to("../secret")
     (folder / "LISTS 3").write_bytes(b"\1" * 8)
     (folder / "inside").write_bytes(b"\1" * 8)
