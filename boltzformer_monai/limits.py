@@ -90,14 +90,11 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be opened, or is a pipe, a socket, a device or a folder; ``strerror`` says which.
     """
     # Not blocking, because opening a pipe that nobody writes to would wait for ever; files do not mind.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
         raise OSError(errno.EINVAL, "is a pipe, socket or device and not a file", os.fspath(path))
-    return os.fdopen(descriptor, "rb")
+    return file
 
 
 def read_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int = _TEXT_LIMIT) -> str:

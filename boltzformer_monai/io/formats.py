@@ -31,28 +31,33 @@ def is_image_file(path: Path) -> bool:
     return name.endswith(_NIFTI + _NRRD + _META)
 
 
-def read_image_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_image_file(path: Path, *, dtype: type | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read the voxels (I, J, K), as stored after the file's own scaling, and the affine (4, 4) voxel → RAS+ mm.
 
+    Args:
+        path: the file.
+        dtype: of the result; default: as stored or scaled. What does not fit into it becomes infinite.
+
     Raises:
-        VolumeError: unknown format, broken file, not three-dimensional, or no stated orientation.
+        VolumeError: unknown format, too large, broken file, not three-dimensional, or no stated orientation.
     """
     if not is_image_file(path):
         known = ", ".join(_NIFTI + _NRRD + _META)
         msg = f"{path}: unknown format; a scan is a DICOM folder or a file ending in {known}"
         raise VolumeError(msg, reason="unsupported format")
-    return _read_itk(path)[:2] if path.name.lower().endswith(_NRRD + _META) else read_nifti(path)
+    itk = path.name.lower().endswith(_NRRD + _META)
+    return _read_itk(path, dtype=dtype)[:2] if itk else read_nifti(path, dtype=dtype)
 
 
 def read_scan_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a scan as :func:`read_image_file` does.
+    """Read a scan, float32, as :func:`read_image_file` does.
 
     Raises:
         VolumeError: also for a segmentation of 3D Slicer.
     """
     if path.name.lower().endswith(_NRRD):
         check_is_scan(path)
-    return read_image_file(path)
+    return read_image_file(path, dtype=np.float32)
 
 
 def read_layers(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
@@ -98,7 +103,9 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
         raise VolumeError(msg, reason="write") from error
 
 
-def _read_itk(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+def _read_itk(
+    path: Path, *, layers: bool = False, dtype: type | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     import SimpleITK
 
     nrrd = path.name.lower().endswith(_NRRD)
@@ -122,10 +129,12 @@ def _read_itk(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarr
     if nrrd and (not image.HasMetaDataKey("NRRD_space") or image.GetMetaData("NRRD_space") != _LPS):
         msg = f"{path}: its header has no patient space (LPS, RAS or LAS), so left and right are unknown; add 'space:'"
         raise VolumeError(msg, reason="no orientation")
-    array = SimpleITK.GetArrayFromImage(image)
-    if array.dtype.kind not in "iuf":
+    stored = SimpleITK.GetArrayViewFromImage(image)
+    if stored.dtype.kind not in "iuf":
         msg = f"{path}: has complex voxels; a scan or label map has one real number per voxel"
         raise VolumeError(msg, reason="unsupported format")
+    with np.errstate(over="ignore"):  # what is not finite is refused later
+        array = np.array(stored, dtype=dtype or stored.dtype)
     axes = image.GetDimension()
     affine = np.eye(4)
     affine[:3, :3] = (np.array(image.GetDirection()).reshape(axes, axes) * np.array(image.GetSpacing()))[:3, :3]

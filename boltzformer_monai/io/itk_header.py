@@ -15,10 +15,11 @@ from pathlib import Path
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.payload import check_deflated, check_raw, check_stream
 from boltzformer_monai.io.scan_files import lies_beside
-from boltzformer_monai.limits import open_file
+from boltzformer_monai.limits import open_file, require_room
 
 _LONGEST = 1 << 24  # bytes of header; a .seg.nrrd with many segments has some ten thousand
 _LONGEST_FIELD = 500  # bytes of an NRRD field; one of about a thousand overruns a buffer of ITK, which ends the process
+_RESULT_BYTES = 4  # of a voxel of what is made of ITK's image
 _LONGEST_KEY, _LONGEST_LINE = 200, 1 << 14  # of a MetaImage; ITK cuts longer ones and reads on amid the line
 _NRRD_TYPE = re.compile(r"(?:unsigned |signed |u)?(char|short|int|longlong|long long|float|double|int\d+)(?: int|_t)?")
 _NRRD_BYTES = {"char": 1, "short": 2, "int": 4, "longlong": 8, "long long": 8, "float": 4, "double": 8} | {
@@ -192,8 +193,9 @@ def _text(path: Path) -> str:
 
 
 def _check_voxels(path: Path, data: Path, start: int, encoding: str, voxels: int, size: int) -> None:
-    """Compare what follows byte ``start`` of ``data`` with the voxels that the header claims."""
+    """Compare what follows byte ``start`` of ``data`` with the voxels that the header claims, and with the memory."""
     available = max(os.path.getsize(data) - start, 0)
+    require_room(voxels, 2 * size + _RESULT_BYTES, path)  # ITK may read a copy before it fills its image
     if encoding == "raw":
         check_raw(str(path), available, voxels * size)
     elif encoding in ("gzip", "gz"):

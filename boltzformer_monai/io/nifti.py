@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.payload import check_deflated, check_raw, read_exactly
+from boltzformer_monai.io.payload import check_deflated, check_raw, read_blocks
+from boltzformer_monai.limits import open_file, require_room
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +30,20 @@ _HEADER_BYTES = {348: "NIfTI-1", 540: "NIfTI-2"}
 _SPACES = range(6)  # what sform and qform codes may be
 _SINGLE = (b"n+1", b"n+2")
 _PAIR = (b"ni1", b"ni2")
+_LABEL_BYTES = 4  # of a voxel of the label map that is made of an array of another type, at most
 
 
-def read_nifti(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def read_nifti(path: Path, *, layers: bool = False, dtype: type | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read the voxels (I, J, K), scaled as the header says, and the affine (4, 4) voxel → RAS+ mm.
 
     Args:
         path: a single file, or either file of a pair.
         layers: also read what has more than three dimensions, in the shape that it has.
+        dtype: of the result, to which the voxels are converted while they are read, so that there is one copy of them
+            in memory; default: as stored, or as scaled. What does not fit becomes infinite.
 
     Raises:
-        VolumeError: damaged, truncated, Analyze 7.5 (no orientation), no or two contradicting orientations, colour or
+        VolumeError: damaged, truncated, too large, Analyze 7.5 (no orientation), no or two contradicting orientations, colour or
             complex voxels, lengths that are not millimetres.
     """
     from nibabel.spatialimages import HeaderDataError
@@ -54,13 +58,13 @@ def read_nifti(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndar
             msg = f"{path}: its header says that it is {kind}, its name says otherwise; rename or convert it"
             raise VolumeError(msg, reason="damaged")
         affine = _affine(path, header)
-        return _voxels(path, header, data_path, _shape(path, header, layers=layers)), affine
+        return _voxels(path, header, data_path, _shape(path, header, layers=layers), dtype), affine
     except (HeaderDataError, WrapStructError, EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
         msg = f"{path}: cannot be read as NIfTI ({one_line(error)}); is the file complete?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged") from error
     except MemoryError as error:
         msg = f"{path}: does not fit into memory; crop or resample the scan first"
-        raise VolumeError(msg, reason="dimensions") from error
+        raise VolumeError(msg, reason="too large") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -104,7 +108,7 @@ def _files(path: Path) -> tuple[Path, Path]:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file, through gzip if it begins like that, whatever its name says."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         compressed = file.read(2) == _GZIP
         file.seek(0)
         if not compressed:
@@ -211,27 +215,36 @@ def _dtype(path: Path, header: Any) -> np.dtype:
     return dtype
 
 
-def _voxels(path: Path, header: Any, data_path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _voxels(path: Path, header: Any, data_path: Path, shape: tuple[int, ...], wanted: type | None) -> np.ndarray:
     from nibabel.volumeutils import apply_read_scaling
 
     dtype, offset = _dtype(path, header), int(header.get_data_offset())
     if offset < (int(header.sizeof_hdr) if header.is_single else 0):
         msg = f"{path}: its voxels cannot begin at byte {offset}; the header is damaged, export the scan again"
         raise VolumeError(msg, reason="damaged")
-    count = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    with _opened(data_path) as file:
-        available = data_path.stat().st_size
-        if isinstance(file, gzip.GzipFile):
-            check_deflated(str(path), available, offset + count)
-        else:
-            check_raw(str(path), available - offset, count)
-        file.seek(offset)
-        array = np.frombuffer(read_exactly(str(path), file, count), dtype).reshape(shape, order="F")
     slope, intercept = header.get_slope_inter()
     if np.isinf([header["scl_slope"], header["scl_inter"]]).any():  # nibabel would leave out the scaling
         msg = f"{path}: its scl_slope or scl_inter is infinite, so its values are lost; export the scan again"
         raise VolumeError(msg, reason="damaged")
-    if slope is None:
-        return array
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-        return np.asarray(apply_read_scaling(array, slope, intercept))
+
+    def scaled(block: bytes) -> np.ndarray:
+        stored = np.frombuffer(block, dtype)
+        return stored if slope is None else np.asarray(apply_read_scaling(stored, slope, intercept))
+
+    voxels = int(np.prod(shape, dtype=object))
+    with _opened(data_path) as file:
+        available = data_path.stat().st_size
+        if isinstance(file, gzip.GzipFile):
+            check_deflated(str(path), available, offset + voxels * dtype.itemsize)
+        else:
+            check_raw(str(path), available - offset, voxels * dtype.itemsize)
+        result = np.dtype(wanted or scaled(bytes(dtype.itemsize)).dtype)
+        require_room(voxels, result.itemsize + (0 if wanted else _LABEL_BYTES), path)
+        array, place = np.empty(voxels, result), 0
+        file.seek(offset)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+            for block in read_blocks(str(path), file, voxels * dtype.itemsize):
+                values = scaled(block)
+                array[place : place + values.size] = values
+                place += values.size
+    return array.reshape(shape, order="F")

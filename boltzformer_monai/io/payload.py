@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from boltzformer_monai.errors import VolumeError
@@ -57,20 +58,23 @@ def check_stream(where: str, file: BinaryIO, claimed: int) -> None:
         raise VolumeError(_too_short(where, "an unfinished stream of", claimed), reason="truncated")
 
 
-def read_exactly(where: str, file: BinaryIO, count: int) -> bytes:
-    """Read the last ``count`` bytes of a file that should end with them, and so check what follows too.
+def read_blocks(where: str, file: BinaryIO, count: int) -> Iterator[bytes]:
+    """Read the last ``count`` bytes of a file that should end with them, in blocks of a mebibyte, and what follows too.
 
     Raises:
         VolumeError: there are fewer bytes, or far more.
         OSError, EOFError, zlib.error: the file cannot be read, its compressed stream ends early or is damaged.
     """
-    data = file.read(count)
+    total = 0
+    while total < count and (data := file.read(min(_CHUNK, count - total))):
+        total += len(data)
+        if total == count or len(data) == _CHUNK:  # what is cut off is no whole voxel
+            yield data
     # Reading on to the end is what makes gzip compare its checksum.
     rest = 0
-    while len(data) == count and rest <= _PADDING and (more := file.read(_PADDING + 1)):
+    while total == count and rest <= _PADDING and (more := file.read(_PADDING + 1)):
         rest += len(more)
-    check_raw(where, len(data) + rest, count)
-    return data
+    check_raw(where, total + rest, count)
 
 
 def _too_short(where: str, available: object, claimed: int) -> str:

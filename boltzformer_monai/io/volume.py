@@ -128,7 +128,8 @@ def read_volume(
             msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"
             raise VolumeError(msg, reason="unsupported format")
         array, affine = formats.read_scan_file(place)
-        volume = Volume(_finite_float32(array, place), affine, source=str(path))
+        _check_finite(array, place)
+        volume = Volume(array, affine, source=str(path))
     if wanted is not None and wanted != volume.modality:
         if volume.modality != "unknown":
             msg = (
@@ -246,14 +247,11 @@ def _parse_modality(text: str) -> str:
     raise ConfigError(msg)
 
 
-def _finite_float32(array: np.ndarray, place: Path) -> np.ndarray:
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused just below
-        image = array.astype(np.float32)
-    bad = int(image.size - np.count_nonzero(np.isfinite(image)))
+def _check_finite(array: np.ndarray, place: Path) -> None:
+    bad = sum(int(slab.size - np.count_nonzero(np.isfinite(slab))) for slab in _slabs(array))
     if bad:
         msg = f"{place}: {bad} voxels are NaN or infinite; replace them by the value of air or background first"
         raise VolumeError(msg, reason="not finite")
-    return image
 
 
 def as_label_values(array: np.ndarray, where: str) -> np.ndarray:
@@ -262,21 +260,29 @@ def as_label_values(array: np.ndarray, where: str) -> np.ndarray:
     Raises:
         VolumeError: a value is not a whole number of at least 0; ``where`` names the file.
     """
-    if array.dtype.kind == "f":
-        whole = np.rint(array)  # some writers scale whole numbers, which leaves rounding errors
-        with np.errstate(invalid="ignore"):
-            if not (np.abs(array - whole) <= 1e-5).all():  # false for NaN and infinity as well
+    if array.dtype.kind == "f":  # some writers scale whole numbers, which leaves rounding errors
+        with np.errstate(invalid="ignore"):  # false for NaN and infinity as well
+            if not all((np.abs(slab - np.rint(slab)) <= 1e-5).all() for slab in _slabs(array)):
                 msg = f"{where}: its values are not whole numbers, so it is no label map (a scan or probabilities?)"
                 raise VolumeError(msg, reason="labels")
-        array = whole
     lowest, highest = array.min(initial=0), array.max(initial=0)
+    if array.dtype.kind == "f":
+        lowest, highest = np.rint(lowest), np.rint(highest)
     if lowest < 0 or highest > np.iinfo(np.uint32).max:
         msg = f"{where}: label values from {lowest} to {highest}; they must be whole numbers of at least 0"
         raise VolumeError(msg, reason="labels")
-    for dtype in (np.uint8, np.uint16):
-        if highest <= np.iinfo(dtype).max:
-            return array.astype(dtype)
-    return array.astype(np.uint32)
+    dtype = next(each for each in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(each).max)
+    if array.dtype.kind != "f":
+        return array.astype(dtype)
+    labels = np.empty_like(array, dtype=dtype)
+    for slab, whole in zip(_slabs(array), _slabs(labels), strict=True):
+        whole[...] = np.rint(slab)
+    return labels
+
+
+def _slabs(array: np.ndarray) -> np.ndarray:
+    """Return the array with its slowest axis first: what is computed slab by slab needs no copy of the whole."""
+    return np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
 
 
 def _describe(volume: Volume) -> str:
