@@ -81,8 +81,6 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
     layers = (layer for roi in rois if roi.contours for layer in _fill(path, roi, image, found[roi.number]))
     flat = flatten_layers(image.shape, titles, layers)
     caveats = tuple(caveat for roi in rois if roi.contours for caveat in _caveats(roi, found[roi.number]))
-    for caveat in caveats:
-        logger.warning("%s: %s", path, caveat.text)
     return replace(flat, caveats=caveats)
 
 
