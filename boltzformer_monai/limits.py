@@ -90,7 +90,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be opened, or is a pipe, a socket, a device or a folder; ``strerror`` says which.
     """
     # Not blocking, because opening a pipe that nobody writes to would wait for ever; files do not mind.
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "is a pipe, socket or device and not a file", os.fspath(path))

@@ -1,4 +1,4 @@
-"""The table of refusals, repairs and warnings in docs/data.md is that of the code, and the code has no other reasons."""
+"""The table of refusals, repairs and warnings in docs/data.md is the code's, and the code has no other reasons."""
 
 from __future__ import annotations
 

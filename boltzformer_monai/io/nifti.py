@@ -43,8 +43,8 @@ def read_nifti(path: Path, *, layers: bool = False, dtype: type | None = None) -
             in memory; default: as stored, or as scaled. What does not fit becomes infinite.
 
     Raises:
-        VolumeError: damaged, truncated, too large, Analyze 7.5 (no orientation), no or two contradicting orientations, colour or
-            complex voxels, lengths that are not millimetres.
+        VolumeError: damaged, truncated, too large, Analyze 7.5 (no orientation), no or two contradicting orientations,
+            colour or complex voxels, lengths that are not millimetres.
     """
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
