@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from boltzformer_monai.errors import ConfigError
 
-__all__ = ["REPAIRS", "WARNINGS", "Caveat"]
+__all__ = ["MILD", "REPAIRS", "WARNINGS", "Caveat"]
 
 WARNINGS: Mapping[str, str] = {
     "crossing contours": "contours that overlap in part may be two parts of a region or a hole drawn carelessly",
@@ -20,6 +21,12 @@ WARNINGS: Mapping[str, str] = {
     "slices without contours": "a region counts as absent between them, which is right only where its parts lie apart",
     "not HU": "a CT whose voxels are not in Hounsfield units is shown through the wrong window",
     "acquisition plane": "slices across the acquired ones have few, elongated pixels, unlike the training's",
+    "unknown prompt": "the network was never shown this name; what it paints for it may be anything",
+    "words not understood": "no training teaches negations, sizes or counts: they change the mask by chance",
+    "another modality": "the network was trained on other modalities, and its masks mean little on this one",
+    "another plane": "the network was trained on slices of another plane; these are new to it",
+    "assumed modality": "the file does not state it, so it is taken for the only one that the network was trained on",
+    "no thresholds": "the presence head was never calibrated, so masks are kept on slices without the object too",
 }
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
 
@@ -27,6 +34,9 @@ REPAIRS: Mapping[str, str] = {
     "repeated contours": "a contour that was stored twice means the same as one",
 }
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
+
+MILD = frozenset({"another plane", "assumed modality", "no thresholds"})
+"""Warnings that say how a result was made and do not by themselves put it in doubt: no exit code of their own."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,17 @@ class Caveat:
         """Whether the cause was mended, so that the result is not in doubt."""
         return self.kind in REPAIRS
 
-    def as_dict(self) -> dict[str, str]:
-        """Plain values for JSON."""
+    @property
+    def doubtful(self) -> bool:
+        """Whether the result is in doubt: no repair, and none of the :data:`MILD` warnings."""
+        return not self.repaired and self.kind not in MILD
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: kind, text, whether it puts the result in doubt, and the prompt where there is one."""
         about = {} if self.prompt is None else {"prompt": self.prompt}
-        return {"kind": self.kind, "text": self.text, **about}
+        return {"kind": self.kind, "text": self.text, "in_doubt": self.doubtful, **about}
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> Caveat:
+        """Undo :meth:`as_dict`."""
+        return Caveat(content["kind"], content["text"], content.get("prompt"))

@@ -17,7 +17,8 @@ _A_FILE = re.compile(r"(?i)\.(nii(\.\w*)?|n?rrd|nhdr|mh[ad]|hdr|img|dcm\w*|dicom
 _EPILOG = """\
 The label map holds 1 for the first prompt, 2 for the second, …; OUT.json says what was found of each, and what was
 not. IMAGE may be a folder of many scans; OUT is then a folder, what is complete in it is skipped, and a scan that
-fails does not stop the others. Exit codes: 0 all well, 2 a mistake, 3 some scans of a folder failed."""
+fails does not stop the others. Exit codes: 0 all well, 2 a mistake, 3 some scans of a folder failed, 4 all done, but a
+caveat puts a result in doubt: OUT.json, the preview and a DICOM SEG say which."""
 
 
 def add_parser(commands: Any) -> None:

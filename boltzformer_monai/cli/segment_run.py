@@ -20,15 +20,17 @@ from boltzformer_monai.inferers.recipe import Recipe, result_path
 from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
-from boltzformer_monai.inferers.summary import file_sha256, is_complete, source_digest
+from boltzformer_monai.inferers.summary import file_sha256, in_doubt, is_complete, source_digest
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 from boltzformer_monai.io.volume import read_volume
 
-__all__ = ["SOME_FAILED", "segment_scans"]
+__all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]
 
 _log = logging.getLogger(__name__)
 
 SOME_FAILED = 3
+IN_DOUBT = 4
+"""Exit code where all is done, and a caveat puts a result in doubt."""
 
 
 def segment_scans(arguments: argparse.Namespace) -> int:
@@ -52,8 +54,8 @@ def segment_scans(arguments: argparse.Namespace) -> int:
     summary = _segment_one(jobs[0], inferer, segmenter, recipe)
     voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in summary["prompts"]}
     answer = {"output": str(result_path(jobs[0].stem, recipe)), "voxels": voxels, "found": _found(summary)}
-    sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
-    return 0
+    sys.stdout.write(json.dumps(answer | {"in_doubt": summary["in_doubt"]}, ensure_ascii=False) + "\n")
+    return IN_DOUBT if summary["in_doubt"] else 0
 
 
 def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], bool]:
@@ -121,7 +123,7 @@ def _inferer(arguments: argparse.Namespace, segmenter: VolumeSegmenter, recipe: 
         recipe.prompts,
         window=None if window is None else parse_window(window[0] if len(window) == 1 else window),
         planes=recipe.planes,
-        presence=recipe.presence is not None,
+        presence=arguments.presence == "auto",
         modality=recipe.modality,
         batch_size=arguments.batch_size,
         threshold=recipe.threshold,
@@ -140,8 +142,6 @@ def _segment_one(job: Job, inferer: SlidingVolumeInferer, segmenter: VolumeSegme
         source = source_digest(scan)  # before it is read: what changes meanwhile is another scan
         # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
         volume = read_volume(scan.place, series=scan.series, files=scan.files, modality=recipe.modality, tilt="keep")
-        # What inference takes the scan for is what the contact sheet shows.
-        volume = replace(volume, modality=inferer.windows.modality(volume.modality))
         with inferer.segment(volume, segmenter.network) as result:
             return write_results(result, job.stem, recipe, scan=scan, preview=job.preview, source=source)
     except MemoryError as error:
@@ -153,7 +153,7 @@ def _segment_many(
     jobs: Sequence[Job], inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe
 ) -> int:
     failed: list[str] = []
-    done = skipped = 0
+    done = skipped = doubtful = 0
     try:
         for number, job in enumerate(jobs, 1):
             where = f"[{number}/{len(jobs)}] {job.scan.name}"
@@ -164,6 +164,7 @@ def _segment_many(
                     and (job.preview is None or job.preview.is_file())
                 ):
                     skipped += 1
+                    doubtful += in_doubt(job.stem)
                     continue
                 summary = _segment_one(job, inferer, segmenter, recipe)
             except (BoltzFormerError, OSError) as error:
@@ -173,8 +174,13 @@ def _segment_many(
                 _log.warning("%s: failed: %s", where, error)
                 continue
             done += 1
+            doubtful += summary["in_doubt"]
             _log.info("%s: %d of %d prompts found", where, len(_found(summary)), len(recipe.prompts))
-            answer = {"output": str(result_path(job.stem, recipe)), "found": _found(summary)}
+            answer = {
+                "output": str(result_path(job.stem, recipe)),
+                "found": _found(summary),
+                "in_doubt": summary["in_doubt"],
+            }
             sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
     except KeyboardInterrupt:
         _log.warning("%d of %d scans are finished and kept; the same command does the rest", done + skipped, len(jobs))
@@ -182,7 +188,9 @@ def _segment_many(
     _log.info("%d segmented, %d were complete already, %d failed", done, skipped, len(failed))
     for line in failed:
         _log.warning("failed: %s", line)
-    return SOME_FAILED if failed else 0
+    if doubtful:
+        _log.warning("%d of the results are in doubt; the caveats in their summaries say why", doubtful)
+    return SOME_FAILED if failed else IN_DOUBT if doubtful else 0
 
 
 def _found(summary: dict[str, Any]) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import colorsys
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import extract_slices, slice_spacing
 from boltzformer_monai.data.windows import MRPercentiles, default_window, parse_window
 from boltzformer_monai.errors import ConfigError
@@ -25,6 +27,9 @@ _DPI = 100
 _COLUMNS = 4
 _WIDTH = 2.6  # inches of one picture
 _LEGEND_LETTERS = 48
+_LETTERS_PER_INCH = 15
+_MOST_NOTES = 6
+_DOUBT = "#B00020"
 # Colours that stay apart on grey: Okabe and Ito's without grey and black, then their lighter kin; then any hue.
 _COLOURS = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4C8DFF", "#B3E600", "#FF6F91", "#7FDBCA",
@@ -65,7 +70,10 @@ def contact_sheet(
     row_mm, column_mm, _ = slice_spacing(grid, plane)
     chosen = _chosen(labels, len(result.prompts), slices)
     ratio = pictures.shape[1] * row_mm / (pictures.shape[2] * column_mm)
-    return _draw(pictures, labels, chosen, _legend(result), ratio=ratio, aspect=row_mm / column_mm, plane=plane)
+    return _draw(
+        pictures, labels, chosen, _legend(result), _notes(result.caveats),
+        ratio=ratio, aspect=row_mm / column_mm, plane=plane,
+    )  # fmt: skip
 
 
 def _grey(grid: Volume, window: Sequence[str] | None, modality: str | None) -> np.ndarray:
@@ -103,6 +111,19 @@ def _legend(result: VolumeResult) -> list[tuple[str, str | None]]:
     return entries
 
 
+def _notes(caveats: Sequence[Caveat]) -> list[tuple[str, bool]]:
+    """Return (line, does it put the result in doubt) for the caveats, as many as there is room for."""
+    notes = []
+    for each in caveats[:_MOST_NOTES]:
+        text = " ".join(each.text.split())
+        if not _has_glyphs(text):
+            text = "".join(letter if _has_glyphs(letter) else "?" for letter in text)
+        notes.append((f"In doubt: {text}" if each.doubtful else f"Note: {text}", each.doubtful))
+    if more := len(caveats) - len(notes):
+        notes.append((f"… and {more} more, see the summary", any(each.doubtful for each in caveats[_MOST_NOTES:])))
+    return notes
+
+
 def _has_glyphs(text: str) -> bool:
     """Tell whether the font of the legend has all letters; boxes in their place would say nothing."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -123,6 +144,7 @@ def _draw(
     labels: np.ndarray,
     chosen: Sequence[int],
     legend: Sequence[tuple[str, str | None]],
+    notes: Sequence[tuple[str, bool]],
     *,
     ratio: float,
     aspect: float,
@@ -138,7 +160,9 @@ def _draw(
     columns = max(1, min(3, round(across * _WIDTH / 3.2)))
     lines = math.ceil(len(legend) / columns)
     height = min(max(_WIDTH * ratio, 0.6), 5.0)
-    size = (max(across * _WIDTH, 3.4), (height + 0.25) * down + 0.22 * lines + 0.3)
+    width = max(across * _WIDTH, 3.4)
+    above = [line for text, _ in notes for line in textwrap.wrap(text, int(width * _LETTERS_PER_INCH))]
+    size = (width, (height + 0.25) * down + 0.22 * lines + 0.3 + 0.16 * len(above))
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     table = np.array([(0.0, 0.0, 0.0)] + [to_rgb(_colour(index)) for index in range(len(legend))])
     for position, index in enumerate(chosen):
@@ -153,6 +177,9 @@ def _draw(
         Patch(facecolor=colour or "white", edgecolor=colour or "#999999", label=text.replace("$", r"\$"))
         for text, colour in legend
     ]
+    if above:
+        colour = _DOUBT if any(doubtful for _, doubtful in notes) else "#444444"
+        figure.suptitle("\n".join(above).replace("$", r"\$"), x=0.01, ha="left", fontsize=8, color=colour)
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
     buffer = io.BytesIO()
     # Without the software's version the same picture has the same bytes.

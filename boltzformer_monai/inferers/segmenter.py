@@ -5,6 +5,7 @@ Command line, bundle and Label app all use :class:`VolumeSegmenter`, or the thre
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import SaveImaged, Transform
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.engines.evaluate_volumes import presence_rule
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
 from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
@@ -34,7 +36,7 @@ OUTPUT_SUFFIXES = (".nii", ".nii.gz", ".nrrd")
 class LoadVolumed(Transform):
     """``{"image": path}`` → ``image`` as MetaTensor ``(1, I, J, K)`` float32 in the scanner's units.
 
-    Its affine is voxel → RAS mm; ``meta`` holds ``modality`` and ``filename_or_obj``.
+    Its affine is voxel → RAS mm; ``meta`` holds ``modality``, ``filename_or_obj`` and, as JSON, ``caveats``.
 
     Args:
         series: SeriesInstanceUID to read where a DICOM folder holds several.
@@ -49,7 +51,12 @@ class LoadVolumed(Transform):
         """Raises :class:`~boltzformer_monai.errors.VolumeError` where the scan cannot be read or trusted."""
         # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
         volume = read_volume(data["image"], series=self.series, modality=self.modality, tilt="keep")
-        meta = {"modality": volume.modality, "filename_or_obj": str(data["image"])}
+        meta = {
+            "modality": volume.modality,
+            "filename_or_obj": str(data["image"]),
+            # One text, because a loader takes lists of mappings apart.
+            "caveats": json.dumps([each.as_dict() for each in volume.caveats]),
+        }
         array = torch.from_numpy(np.ascontiguousarray(volume.array))[None]
         return {**data, "image": MetaTensor(array, affine=torch.from_numpy(volume.affine.copy()), meta=meta)}
 
@@ -165,11 +172,14 @@ class VolumeSegmenter:
         trained = str(data.get("plane", "axial"))
         chosen = planes or trained
         planes = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+        caveats = []
         if others := [plane for plane in planes if plane != trained]:
-            _log.warning("the network was trained on %s slices; %s ones are new to it", trained, " and ".join(others))
+            text = f"the network was trained on {trained} slices; {' and '.join(others)} ones are new to it"
+            caveats.append(Caveat("another plane", text))
         rule = presence_rule(data, use=presence)
         if rule is None and presence and self.network.presence is not None and self.trained:
-            _log.warning("the checkpoint has a presence head but no thresholds for it, so every mask is kept")
+            text = "the checkpoint has a presence head but no thresholds for it, so every mask is kept"
+            caveats.append(Caveat("no thresholds", text))
         return SlidingVolumeInferer(
             prompts=prompts,
             tokenizer=self.tokenizer,
@@ -180,6 +190,7 @@ class VolumeSegmenter:
             presence_plane=trained,
             neighbours=self.description.network.neighbours,
             trained=self.trained,
+            caveats=caveats,
             **settings,
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +16,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import PLANE_AXES, slice_spacing, stack_shape
 from boltzformer_monai.errors import CancelledError, CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
@@ -22,6 +25,7 @@ from boltzformer_monai.inferers.encoder import Encoder, Pictures
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.in_plane import SliceView, slice_view
 from boltzformer_monai.inferers.prompt_groups import TOGETHER, checked_prompts, prompt_groups
+from boltzformer_monai.inferers.result_caveats import collect_caveats, log_caveats
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.spool import SliceSpool
 from boltzformer_monai.inferers.volume_result import VolumeResult
@@ -73,6 +77,7 @@ class SlidingVolumeInferer(Inferer):
         progress: show a progress bar on standard error.
         should_stop: asked before every pass; ``True`` stops the work with a ``CancelledError``.
         trained: ``False`` for an untrained network, which is refused: a random mask is worse than none.
+        caveats: what is known of all results beforehand; each result holds them with those of its scan.
 
     Raises:
         PromptError: no prompts, or one that is empty, too long, no valid text or given twice.
@@ -104,6 +109,7 @@ class SlidingVolumeInferer(Inferer):
         progress: bool = False,
         should_stop: Callable[[], bool] | None = None,
         trained: bool = True,
+        caveats: Sequence[Caveat] = (),
     ) -> None:
         super().__init__()
         self.prompts = checked_prompts(prompts)
@@ -143,6 +149,8 @@ class SlidingVolumeInferer(Inferer):
         self.progress = progress
         self.should_stop = should_stop
         self.trained = trained
+        self.caveats = tuple(caveats)
+        self._said: set[Caveat] = set()
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Label one volume.
@@ -163,7 +171,8 @@ class SlidingVolumeInferer(Inferer):
         volume = Volume(
             array=np.asarray(inputs.reshape(inputs.shape[-3:]).cpu(), dtype=np.float32),
             affine=np.asarray(affine.reshape(4, 4), dtype=np.float64),
-            modality=str(modality[0] if isinstance(modality, list | tuple) else modality),
+            modality=str(_first(modality)),
+            caveats=tuple(Caveat.of(each) for each in json.loads(_first(meta.get("caveats", "[]")))),
         )
         return torch.from_numpy(np.ascontiguousarray(self.label_map(volume, network)))[None, None]
 
@@ -193,7 +202,12 @@ class SlidingVolumeInferer(Inferer):
         if not self.trained:
             raise CheckpointError(UNTRAINED)
         stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
-        groups = self.windows.group(self.prompts, self.windows.modality(stated))
+        modality = self.windows.modality(stated)
+        caveats = collect_caveats(
+            volume, stated=stated, modality=modality, windows=self.windows, prompts=self.prompts, known=self.caveats
+        )
+        log_caveats(caveats, volume, self._said)
+        groups = self.windows.group(self.prompts, modality)
         shapes = [stack_shape(volume, plane) for plane in self.planes]
         on_cpu = network.mean.device.type == "cpu"
         encode = one_by_one(network.encode_image) if on_cpu and self.slices_together > 1 else network.encode_image
@@ -218,7 +232,8 @@ class SlidingVolumeInferer(Inferer):
             unfinished.pop_all()
         return VolumeResult(
             prompts=self.prompts,
-            grid=volume,
+            grid=volume if volume.modality == modality else dataclasses.replace(volume, modality=modality),
+            caveats=caveats,
             planes=self.planes,
             spool=spool,
             threshold=self.threshold,
@@ -280,6 +295,11 @@ class SlidingVolumeInferer(Inferer):
         indices = np.arange(start, stop)
         steps = range(-self.neighbours, self.neighbours + 1)
         return np.stack([slices[np.clip(indices + step, 0, len(slices) - 1)] for step in steps], axis=1)
+
+
+def _first(value: Any) -> Any:
+    """A value of a MetaTensor's ``meta``, which a loader may have put into a list of one."""
+    return value[0] if isinstance(value, list | tuple) else value
 
 
 def _checked_planes(plane: str | None, planes: Sequence[str] | None) -> tuple[str, ...]:

@@ -12,7 +12,10 @@ from boltzformer_monai.inferers.recipe import ENDINGS, Recipe, beside
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import Scan
 
-__all__ = ["FORMAT", "VERSION", "digest", "file_sha256", "is_complete", "leftovers", "read_summary", "source_digest"]
+__all__ = [
+    "FORMAT", "VERSION", "digest", "file_sha256", "in_doubt", "is_complete", "leftovers", "read_summary",
+    "source_digest",
+]  # fmt: skip
 
 FORMAT = "boltzformer-segmentation"
 VERSION = 1
@@ -57,6 +60,11 @@ def is_complete(stem: Path, recipe: Recipe, scan: Scan) -> bool:
         return False
     paths = [(beside(stem, str(file["name"])), file["bytes"]) for file in summary["files"]]
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+def in_doubt(stem: Path) -> bool:
+    """Tell whether the summary of a complete result says that a caveat puts it in doubt."""
+    return bool(read_summary(beside(stem, ".json")).get("in_doubt", False))
 
 
 def source_digest(scan: Scan) -> str:

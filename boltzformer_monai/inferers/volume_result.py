@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import extract_slices, slices_to_volume
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
@@ -55,13 +56,14 @@ class VolumeResult:
 
     Args:
         prompts: as given.
-        grid: the scan.
+        grid: the scan, with the modality that it was taken for.
         planes: that were sliced; their probabilities are averaged.
         spool: probabilities and presence of every slice; taken over.
         threshold: probability from which a voxel belongs to an object.
         rule: drops slices by their presence; ``None`` drops none.
         rule_planes: the planes in which it does; all of them where omitted.
         repeats: draws that the probabilities are means of.
+        caveats: what a user must know of the result.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class VolumeResult:
         rule: PresenceRule | None = None,
         rule_planes: Sequence[str] | None = None,
         repeats: int = 1,
+        caveats: Sequence[Caveat] = (),
     ) -> None:
         self.prompts = tuple(prompts)
         self.grid = grid
@@ -82,6 +85,7 @@ class VolumeResult:
         self.rule = rule
         self.rule_planes = self.planes if rule_planes is None else tuple(rule_planes)
         self.repeats = repeats
+        self.caveats = tuple(caveats)
         self.level = min(255, math.ceil(256 * threshold))
         self._spool = spool
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.prompts import find_target, normalise_prompt, site_adjective
 from boltzformer_monai.data.windows import GreyScale, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import ConfigError
-
-_log = logging.getLogger(__name__)
 
 AnyWindow = GreyScale
 
@@ -50,14 +48,31 @@ class PromptWindows:
         texts = {prompt: normalise_prompt(prompt) for prompt in prompts}
         return [prompt for prompt, text in texts.items() if names and not any(_named_length(n, text) for n in names)]
 
+    def prompt_caveats(self, prompts: Sequence[str]) -> list[Caveat]:
+        """What to know of the masks of these prompts."""
+        names = ", ".join(sorted({str(entry["target"]) for entry in self.targets}))
+        return [
+            Caveat(
+                "unknown prompt",
+                f"{prompt!r} names no target of the training ({names}); its mask means little",
+                prompt,
+            )
+            for prompt in self.untrained(prompts)
+        ]
+
+    def modality_caveats(self, stated: str, modality: str) -> list[Caveat]:
+        """What to know of a scan that states this modality, or ``"unknown"``, and is taken for that one."""
+        known = sorted({str(entry["modality"]) for entry in self.targets})
+        found = []
+        if stated == "unknown":
+            found.append(Caveat("assumed modality", f"taken as {modality}, which the file does not state"))
+        if known and modality not in known:
+            text = f"the network was trained on {' and '.join(known)}; on {modality} its masks mean little"
+            found.append(Caveat("another modality", text))
+        return found
+
     def group(self, prompts: Sequence[str], modality: str) -> list[tuple[AnyWindow, list[int]]]:
         """Prompts that share a window: the window and their indices, in order of first use."""
-        known = sorted({str(entry["modality"]) for entry in self.targets})
-        if known and modality not in known:
-            _log.warning("the network was trained on %s; on %s its masks mean little", " and ".join(known), modality)
-        names = ", ".join(sorted({str(entry["target"]) for entry in self.targets}))
-        for prompt in self.untrained(prompts):
-            _log.warning("%r names no target of the training (%s); its mask means little", prompt, names)
         groups: list[tuple[AnyWindow, list[int]]] = []
         for index, prompt in enumerate(prompts):
             window = self._of(prompt, modality)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ _ANATOMY = ("91723000", "Anatomical Structure")
 _ALTERED = ("49755003", "Morphologically Abnormal Structure")
 _SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
 _LO = 64  # characters of a short text in DICOM
+_ST = 1024  # of a description
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def write_dicom_seg(
     series: str | None = None,
     description: str = "Segmentation by text prompts",
     made: str = "AUTOMATIC",
+    remarks: Mapping[str, str] | None = None,
 ) -> int:
     """Write a binary DICOM SEG that refers to the scan's instances; atomically, and only if it reads back the same.
 
@@ -99,6 +101,7 @@ def write_dicom_seg(
         series: the SeriesInstanceUID, where the folder holds several.
         description: SeriesDescription of the new series.
         made: ``"AUTOMATIC"``, or ``"SEMIAUTOMATIC"`` where a person has checked or corrected the masks.
+        remarks: label → what a reader must know of the segment, for its SegmentDescription (1024 letters).
 
     Returns:
         The number of segments written.
@@ -118,7 +121,9 @@ def write_dicom_seg(
         columns, rows, depth = source.shape
         stack = np.memmap(spool, np.uint8, "r", shape=(len(named), depth, rows, columns))
         try:
-            dataset = _segmentation(images, stack, named, algorithm, version, model, description, made)
+            dataset = _segmentation(
+                images, stack, named, algorithm, version, model, description, made, dict(remarks or {})
+            )
         except broken_dicom() as error:
             msg = f"{target}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
             raise VolumeError(msg, reason="unsupported format") from error
@@ -166,6 +171,7 @@ def _segmentation(
     model: str,
     description: str,
     made: str,
+    remarks: Mapping[str, str],
 ) -> Any:
     import highdicom
     from highdicom.seg import Segmentation, SegmentationTypeValues
@@ -176,7 +182,8 @@ def _segmentation(
         pixel_array=np.moveaxis(stack, 0, -1),
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            _described(number, name, code, algorithm, version, made) for number, (name, code) in enumerate(named, 1)
+            _described(number, name, code, algorithm, version, made, remarks.get(name, ""))
+            for number, (name, code) in enumerate(named, 1)
         ],
         series_instance_uid=highdicom.UID(),
         series_number=_series_number(images[0]),
@@ -201,7 +208,7 @@ def _series_number(image: Dataset) -> int:
     return 1000 + int(stated) if stated is not None and 0 <= int(stated) < 1_000_000 else 1000
 
 
-def _described(number: int, name: str, code: SegmentCode, algorithm: str, version: str, made: str) -> Any:
+def _described(number: int, name: str, code: SegmentCode, algorithm: str, version: str, made: str, remark: str) -> Any:
     import highdicom
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from highdicom.sr import CodedConcept
@@ -224,8 +231,12 @@ def _described(number: int, name: str, code: SegmentCode, algorithm: str, versio
         tracking_uid=highdicom.UID(),
         tracking_id=text[:_LO],
     )
-    if len(text) > _LO:
-        described.SegmentDescription = text[:1024]
+    # What does not fit into the label, and what must be known, which is never cut off by a long name.
+    words = " ".join(remark.replace("\\", "/").split())[:_ST]
+    if len(text) > _LO and len(words) + 2 < _ST:
+        words = f"{text[: _ST - len(words) - 2]}. {words}" if words else text[:_ST]
+    if words:
+        described.SegmentDescription = words
     if code.side is not None:
         kind = described.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [concept(*_SIDES[code.side])]

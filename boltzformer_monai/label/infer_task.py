@@ -10,6 +10,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from scipy import ndimage
 
+from boltzformer_monai.inferers.result_caveats import about
 from boltzformer_monai.inferers.volume_result import in_memory_order
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.label.infer_request import UNCERTAINTY, SegmentRequest, parse_request
@@ -89,7 +90,12 @@ class BoltzFormerInferTask(InferTask):
         labels = result.label_map(wanted.arbitration, values=values)
         places = _places(labels)
         findings = [
-            {**finding.as_dict(), "label": value, "label_voxels": places[value][0] if value in places else 0}
+            {
+                **finding.as_dict(),
+                "label": value,
+                "label_voxels": places[value][0] if value in places else 0,
+                "caveats": [each.text for each in about(result.caveats, finding.prompt)],
+            }
             for finding, value in zip(result.findings, values, strict=True)
         ]
         # 3D Slicer names the segments in the map one after the other, so names that are not in it must be left out.
@@ -104,6 +110,8 @@ class BoltzFormerInferTask(InferTask):
             "not_found": [each["prompt"] for each in findings if not each["found"]],
             "untrained": segmented.untrained,
             "assumed_modality": segmented.assumed_modality,
+            "in_doubt": any(each.doubtful for each in result.caveats),
+            "caveats": [each.as_dict() for each in result.caveats],
             # What OHIF's panel asks for.
             "centroids": {name: [label, *places[label][1]] for name, label in names.items()},
             "seconds": segmented.seconds,

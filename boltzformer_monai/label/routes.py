@@ -158,6 +158,8 @@ class _Routes:
             "not_found": [each["prompt"] for each in findings if not each["found"]],
             "untrained": segmented.untrained,
             "assumed_modality": segmented.assumed_modality,
+            "in_doubt": summary["in_doubt"],
+            "caveats": summary["caveats"],
             "uncertainty": request.repeats > 1,
             "dicom_seg": has_seg,
             "seconds": segmented.seconds,

@@ -160,8 +160,6 @@ class SegmentService:
         scan = Scan(image.name, image)
         modality = request.modality or self.settings.modality
         volume = self._scans.read(scan, modality)
-        assumed = self._only_modality(model) if volume.modality == "unknown" and modality is None else None
-        modality = modality or assumed
         rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
         inferer = model.segmenter.inferer(
             request.prompts,
@@ -182,6 +180,7 @@ class SegmentService:
         before = self.features.misses
         result = inferer.segment(volume, model.segmenter.network)
         cached = self.features.misses == before
+        assumed = result.grid.modality if volume.modality == "unknown" and modality is None else None
         recipe = Recipe(
             prompts=request.prompts,
             model=model.sha256,
@@ -193,7 +192,7 @@ class SegmentService:
             arbitration=request.arbitration,
             ending=ending,
             window=None if request.window is None else _words(request.window),
-            modality=modality,
+            modality=modality or assumed,
             precision=model.segmenter.network.precision,
             device=model.segmenter.network.mean.device.type,
         )
@@ -234,10 +233,6 @@ class SegmentService:
         segmenter = VolumeSegmenter.from_checkpoint(path, device=device, precision=self.settings.precision)
         segmenter.require_trained()
         return Model(segmenter, file_sha256(path), stamp)
-
-    def _only_modality(self, model: Model) -> str | None:
-        known = {str(entry["modality"]) for entry in model.segmenter.description.data.get("targets", [])}
-        return known.pop() if len(known) == 1 else None
 
 
 def _on_device(limit: int, name: str) -> int:

@@ -102,13 +102,19 @@ def test_the_scan_is_never_overwritten(
     assert scan.read_bytes() == (scans / "scan.nii.gz").read_bytes()
 
 
-def test_a_prompt_that_nobody_trained_is_answered_with_a_warning(
-    scans: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_prompt_that_nobody_trained_is_answered_with_a_caveat_and_an_exit_code(
+    scans: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.nii.gz"
-    prompts = ("left kidney in CT", "flux capacitor")
-    assert _run(scans / "scan.nii.gz", "--prompts", *prompts, "--checkpoint", checkpoint, "--output", out) == 0
-    assert [record.args[0] for record in caplog.records if "names no target" in record.msg] == ["flux capacitor"]
+    given = ["--checkpoint", checkpoint, "--output", out]
+    assert _run(scans / "scan.nii.gz", "--prompts", "left kidney in CT", "flux capacitor", *given) == 4
+    assert ["flux capacitor" in message for message in caplog.messages if "names no target" in message] == [True]
+    caveats = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["caveats"]
+    assert [each["prompt"] for each in caveats if each["in_doubt"]] == ["flux capacitor"]
+    assert json.loads(capsys.readouterr().out)["in_doubt"] is True
+    assert _run(scans / "scan.nii.gz", "--prompts", "left kidney in CT", *given) == 0
+    caveats = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["caveats"]
+    assert [each["kind"] for each in caveats] == ["no thresholds", "assumed modality"]
 
 
 @pytest.mark.parametrize("arguments", [["--precision", "foo"], ["--prompts"], ["--colour", "red"]])

@@ -126,3 +126,12 @@ def test_a_folder_without_scans(checkpoint: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "empty").mkdir()
     assert _run(tmp_path / "empty", checkpoint, tmp_path / "out") == 2
     assert "holds no scans" in capsys.readouterr().err
+
+
+def test_a_doubtful_result_is_doubtful_when_it_is_complete_already(
+    archive: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    given = ["segment", str(archive), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "doubt")]
+    for _ in range(2):
+        assert main([*given, "--prompts", "left kidney", "flux capacitor"]) == 4
+    assert main([*given, "--prompts", "left kidney"]) == 0

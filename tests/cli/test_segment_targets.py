@@ -42,7 +42,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(image: object, checkpoint: Path, output: object, *more: object) -> int:
-    given = [image, "--prompts", "liver", "--checkpoint", checkpoint, "--output", output, *more]
+    given = [image, "--prompts", "left kidney", "--checkpoint", checkpoint, "--output", output, *more]
     return main(["segment", *map(str, given)])
 
 
@@ -59,7 +59,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
         ("series", "series/notes.nii.gz", [], "among the scans"),
         ("series", "series/fresh.nii.gz", ["--preview", "series/picture.png"], "among the scans"),
         ("x-uncertainty.nii.gz", "x.nii.gz", ["--uncertainty", 2], "an input"),
-        ("out/01_liver.nii.gz", "out", ["--masks"], "an input"),
+        ("out/01_left_kidney.nii.gz", "out", ["--masks"], "an input"),
         ("scan.nii.gz", "prompts.nii.gz", ["--prompts-file", "prompts.json"], "an input"),
         ("scan.nii.gz", "sub.nrrd", [], "sub.json"),
         ("scan.nii.gz", "folder.nii.gz", [], "folder"),
@@ -84,7 +84,7 @@ def test_what_would_be_lost_is_refused_before_the_work(
     said: str,
 ) -> None:
     scan = (room / "scan.nii.gz").read_bytes()
-    for name in ("x-uncertainty.nii.gz", "out/01_liver.nii.gz"):
+    for name in ("x-uncertainty.nii.gz", "out/01_left_kidney.nii.gz"):
         (room / name).write_bytes(scan)
     for name in ("series/notes.nii.gz", "series/picture.png", "pair.mhd"):
         (room / name).touch()

@@ -6,6 +6,7 @@ from types import TracebackType
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.inferers.volume_result import PromptFinding
 from boltzformer_monai.io.volume import Volume
 
@@ -13,8 +14,10 @@ from boltzformer_monai.io.volume import Volume
 class StubResult:
     """Masks by prompt; the first wins wherever two overlap by ``"first"``, the last by ``"probability"``."""
 
-    def __init__(self, grid: Volume, masks: dict[str, np.ndarray], *, repeats: int = 1) -> None:
-        self.grid, self.repeats = grid, repeats
+    def __init__(
+        self, grid: Volume, masks: dict[str, np.ndarray], *, repeats: int = 1, caveats: tuple[Caveat, ...] = ()
+    ) -> None:
+        self.grid, self.repeats, self.caveats = grid, repeats, caveats
         self.prompts = tuple(masks)
         self._masks = list(masks.values())
 

@@ -83,6 +83,7 @@ class Phantoms:
                     "voxels": count,
                     "volume_ml": count * float(np.prod(scan.spacing)) / 1000,
                     "label": number,
+                    "caveats": [f"{prompt} is in doubt"] if "absent" in prompt else [],
                 }
             )
         rid = f"r{len(self.orders)}"
@@ -98,6 +99,8 @@ class Phantoms:
             "findings": findings,
             "label_names": {finding["prompt"]: finding["label"] for finding in findings if finding["found"]},
             "not_found": [finding["prompt"] for finding in findings if not finding["found"]],
+            "in_doubt": any("absent" in prompt for prompt in order["prompts"]),
+            "caveats": [{"kind": "assumed modality", "text": "taken as CT, a remark", "in_doubt": False}],
             "uncertainty": bool(order["uncertainty"]),
             "dicom_seg": self.dicom_seg,
             "seconds": 0.25,

@@ -52,7 +52,9 @@ def test_masks_appear_in_their_colours_and_are_listed(browser: Any, stub: tuple[
         assert "highest presence 4 %" in texts[2]
         assert items.nth(2).get_by_role("button").count() == 0
         assert seen.page.inner_text("#status").startswith("2 of 3 found")
-        assert seen.page.inner_text("#status").endswith("Not found: something absent.")
+        assert "Not found: something absent. In doubt: " in seen.page.inner_text("#status")
+        assert seen.page.locator("#caveats .note").all_inner_texts() == ["taken as CT, a remark"]
+        assert items.nth(2).locator(".caveat").all_inner_texts() == ["something absent is in doubt"]
         # Hidden and shown again; the opacity decides how much of the colour there is.
         items.nth(0).get_by_role("checkbox").uncheck()
         assert seen.coloured(RED).sum() < 100

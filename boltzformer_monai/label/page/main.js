@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { showDownloads } from "./downloads.js";
-import { showFindings } from "./findings.js";
+import { showCaveats, showFindings } from "./findings.js";
 import { PositionControls } from "./positions.js";
 import { parsePrompts, startsRun, withPrompt } from "./prompts.js";
 import { busy, done, failed, guard } from "./status.js";
@@ -112,6 +112,7 @@ async function show(reply, { labels, uncertainty }, image, signal) {
   if (uncertainty) await viewer.showUncertainty(uncertainty, share("uncertainty-opacity"), signal);
   if (signal.aborted) return;
   $("uncertainty-opacity").disabled = !uncertainty;
+  showCaveats($("caveats"), reply.caveats);
   showFindings($("findings"), reply.findings, places, {
     onToggle: (label, shown) => viewer.setShown(label, shown),
     onGo: (voxel) => viewer.goTo(voxel),
@@ -122,11 +123,9 @@ async function show(reply, { labels, uncertainty }, image, signal) {
   if (first) viewer.goTo(places.get(first.label));
   const how = `${reply.seconds.toFixed(1)} s${reply.cached ? ", with image features kept from before" : ""}`;
   const missing = reply.findings.filter(({ found }) => !found).map(({ prompt }) => prompt);
-  const unknown = reply.untrained ?? [];
   const rest =
     (missing.length ? ` Not found: ${missing.join(", ")}.` : "") +
-    (unknown.length ? ` Not trained on, so it means little: ${unknown.join(", ")}.` : "") +
-    (reply.assumed_modality ? ` Taken as ${reply.assumed_modality}, which the file does not say.` : "");
+    (reply.in_doubt ? " In doubt: see the remarks in the list." : "");
   done(`${names.size} of ${reply.findings.length} found in ${how}.${rest}`);
 }
 

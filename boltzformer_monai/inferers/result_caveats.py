@@ -1,0 +1,64 @@
+"""Everything a user must know of a result, collected in one place before the work, and logged once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.inferers.windows import PromptWindows
+from boltzformer_monai.io.volume import Volume
+
+__all__ = ["about", "collect_caveats", "log_caveats"]
+
+_log = logging.getLogger(__name__)
+
+
+def collect_caveats(
+    volume: Volume,
+    *,
+    stated: str,
+    modality: str,
+    windows: PromptWindows,
+    prompts: Sequence[str],
+    known: Sequence[Caveat] = (),
+) -> tuple[Caveat, ...]:
+    """All caveats of a result, those that put it in doubt first, without repetition.
+
+    Args:
+        volume: the scan, with what its reader repaired or warned of.
+        stated: the modality that the scan or the user states, or ``"unknown"``.
+        modality: what the scan is taken for.
+        windows: knows what the network was trained on.
+        prompts: as given.
+        known: what was known before any scan was read.
+    """
+    found = [
+        *known,
+        *windows.prompt_caveats(prompts),
+        *windows.modality_caveats(stated, modality),
+        *volume.caveats,
+    ]
+    return tuple(sorted(dict.fromkeys(found), key=lambda each: (each.repaired, not each.doubtful)))
+
+
+def about(caveats: Iterable[Caveat], prompt: str) -> list[Caveat]:
+    """Those of one prompt."""
+    return [each for each in caveats if each.prompt == prompt]
+
+
+def log_caveats(caveats: Sequence[Caveat], volume: Volume, said: set[Caveat]) -> None:
+    """Log each caveat once a run; one of the scan itself once a scan, with its name.
+
+    Args:
+        caveats: of the result.
+        volume: the scan.
+        said: what this run has logged already; is added to.
+    """
+    for each in caveats:
+        level = logging.INFO if each.repaired else logging.WARNING
+        if each in volume.caveats:
+            _log.log(level, "%s: %s", volume.source or "the scan", each.text)
+        elif each not in said:
+            said.add(each)
+            _log.log(level, "%s", each.text)

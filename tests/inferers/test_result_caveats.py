@@ -1,0 +1,140 @@
+"""What a user must know of a result goes wherever the result goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.data.phantom import make_phantom
+from boltzformer_monai.data.phantom_files import write_phantom_dicom
+from boltzformer_monai.inferers import result_caveats
+from boltzformer_monai.inferers.preview import _notes, contact_sheet
+from boltzformer_monai.inferers.recipe import Recipe
+from boltzformer_monai.inferers.results import SERIES, SERIES_IN_DOUBT, write_results
+from boltzformer_monai.inferers.segmenter import LoadVolumed, VolumeSegmenter
+from boltzformer_monai.inferers.windows import PromptWindows
+from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.io.volume import Volume, read_volume
+from tests.inferers.volume_stub import StubResult
+
+LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kind": "hu", "level": 40, "width": 400}}
+ASSUMED = Caveat("assumed modality", "taken as CT, which the file does not state")
+UNKNOWN = Caveat("unknown prompt", "'flux' names no target of the training", "flux")
+OF_ALL = Caveat("another modality", "the network was trained on MR")
+
+
+def _volume(*caveats: Caveat, modality: str = "CT") -> Volume:
+    rng = np.random.default_rng(0)
+    array = rng.normal(40, 60, (40, 30, 16)).astype(np.float32)
+    return Volume(array, np.diag([1, 1, 3, 1.0]), modality=modality, source="scan.nii.gz", caveats=caveats)
+
+
+def test_all_sources_are_collected_once_and_the_worst_come_first() -> None:
+    known = Caveat("no thresholds", "every mask is kept")
+    found = result_caveats.collect_caveats(
+        _volume(OF_ALL, modality="unknown"), stated="unknown", modality="CT",
+        windows=PromptWindows({"targets": [LIVER]}), prompts=["liver", "flux"], known=[known, known],
+    )  # fmt: skip
+    assert [each.kind for each in found] == ["unknown prompt", "another modality", "no thresholds", "assumed modality"]
+    assert [each.doubtful for each in found] == [True, True, False, False]
+    assert [each.prompt for each in found] == ["flux", None, None, None]
+    nothing = result_caveats.collect_caveats(
+        _volume(), stated="CT", modality="CT", windows=PromptWindows({"targets": [LIVER]}), prompts=["liver"]
+    )
+    assert nothing == ()
+
+
+def test_the_log_says_what_is_the_same_for_all_scans_once_and_names_the_scan_of_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    said: set[Caveat] = set()
+    scan = _volume(OF_ALL)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            result_caveats.log_caveats((UNKNOWN, OF_ALL), scan, said)
+    assert caplog.messages == [UNKNOWN.text, f"scan.nii.gz: {OF_ALL.text}", f"scan.nii.gz: {OF_ALL.text}"]
+
+
+def test_they_travel_from_the_reader_through_a_meta_tensor(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from monai.data import DataLoader, Dataset
+
+    (tmp_path / "x.nii.gz").touch()
+    scan = dataclasses.replace(_volume(OF_ALL), array=_volume().array[:, :, :2])
+    monkeypatch.setattr("boltzformer_monai.inferers.segmenter.read_volume", lambda *_, **__: scan)
+    (item,) = DataLoader(Dataset([{"image": tmp_path / "x.nii.gz"}], LoadVolumed()), batch_size=1)
+    segmenter = VolumeSegmenter.from_checkpoint(checkpoint)
+    segmenter.inferer(["left kidney"])(item["image"], segmenter.network)
+    assert OF_ALL.text in caplog.text
+
+
+def test_a_result_holds_them_with_the_modality_that_it_was_taken_for(checkpoint: Path) -> None:
+    scan = dataclasses.replace(_volume(OF_ALL, modality="unknown"), array=_volume().array[:, :, :2])
+    segmenter = VolumeSegmenter.from_checkpoint(checkpoint)
+    with segmenter.inferer(["left kidney"], planes="coronal").segment(scan, segmenter.network) as result:
+        kinds = {each.kind for each in result.caveats}
+    assert kinds == {"another modality", "another plane", "assumed modality", "no thresholds"}
+    assert result.grid.modality == "CT"
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Scan:
+    image, _ = make_phantom("abdomen", seed=1, size=(36, 32, 5))
+    return Scan("series", write_phantom_dicom(image, tmp_path / "series", seed=1))
+
+
+@pytest.mark.parametrize("caveats", [(), (UNKNOWN, OF_ALL, ASSUMED), (ASSUMED,)])
+def test_summary_and_dicom_seg_say_them(series: Scan, tmp_path: Path, caveats: tuple[Caveat, ...]) -> None:
+    pytest.importorskip("highdicom")
+    from pydicom import dcmread
+
+    grid = read_volume(series.place)
+    long = "a name that does not fit into the label of a segment, which has sixty-four letters " * 20
+    masks = {name: np.ones(grid.shape, bool) for name in ("liver", "flux", long)}
+    result: Any = StubResult(grid, masks, caveats=caveats)
+    recipe = Recipe(prompts=tuple(masks), model="ab", seed=0, threshold=0.5, planes=("axial",), ending=".dcm")
+    write_results(result, tmp_path / "out", recipe, scan=series)
+    summary = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert summary["caveats"] == [each.as_dict() for each in caveats]
+    assert summary["in_doubt"] == (UNKNOWN in caveats)
+    assert [each["caveats"] for each in summary["prompts"]] == [[], [UNKNOWN.text] if UNKNOWN in caveats else [], []]
+    seg = dcmread(tmp_path / "out.dcm")
+    assert seg.SeriesDescription == (SERIES_IN_DOUBT if UNKNOWN in caveats else SERIES)
+    assert len(seg.SeriesDescription) <= 64
+    texts = [segment.get("SegmentDescription", "") for segment in seg.SegmentSequence]
+    whole = ". ".join(each.text for each in caveats if each.prompt is None)
+    assert texts[0] == whole
+    assert texts[1] == ". ".join(each.text for each in caveats)
+    assert texts[2].endswith(whole)
+    assert texts[2].startswith("a name that")
+    assert len(texts[2]) == 1024
+
+
+def test_the_preview_shows_them() -> None:
+    def sheet(*caveats: Caveat) -> np.ndarray:
+        mask = np.zeros((40, 30, 16), bool)
+        png = contact_sheet(StubResult(_volume(), {"liver": mask}, caveats=caveats))  # type: ignore[arg-type]
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+    def red(picture: np.ndarray) -> int:
+        return int((picture[..., 0] - picture[..., 1] > 80).sum())
+
+    assert red(sheet()) == 0
+    assert red(sheet(ASSUMED)) == 0
+    assert sheet(ASSUMED).shape[0] > sheet().shape[0]
+    assert red(sheet(UNKNOWN)) > 200
+    many = [Caveat("unknown prompt", f"{n} 左 $x$ " + "long " * 80, str(n)) for n in range(9)]
+    assert [doubtful for _, doubtful in _notes(many)] == [True] * 7
+    assert _notes(many)[-1][0] == "… and 3 more, see the summary"
+    assert "左" not in _notes(many)[0][0]
+    assert red(sheet(*many)) > 2000
