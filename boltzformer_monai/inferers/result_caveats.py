@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.caveats import MILD, Caveat
+from boltzformer_monai.data.plausibility import acquisition_plane, scan_caveats
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
 
@@ -13,12 +14,15 @@ __all__ = ["about", "collect_caveats", "log_caveats"]
 
 _log = logging.getLogger(__name__)
 
+_OF_THE_RUN = MILD | {"unknown prompt", "words not understood", "another modality"}
+
 
 def collect_caveats(
     volume: Volume,
     *,
     stated: str,
     modality: str,
+    planes: Sequence[str],
     windows: PromptWindows,
     prompts: Sequence[str],
     known: Sequence[Caveat] = (),
@@ -29,6 +33,7 @@ def collect_caveats(
         volume: the scan, with what its reader repaired or warned of.
         stated: the modality that the scan or the user states, or ``"unknown"``.
         modality: what the scan is taken for.
+        planes: that it is sliced along.
         windows: knows what the network was trained on.
         prompts: as given.
         known: what was known before any scan was read.
@@ -38,6 +43,8 @@ def collect_caveats(
         *windows.prompt_caveats(prompts),
         *windows.modality_caveats(stated, modality),
         *volume.caveats,
+        # Averaged with the acquired plane, others are what was asked for.
+        *scan_caveats(volume, modality=modality, planes=() if acquisition_plane(volume) in planes else planes),
     ]
     return tuple(sorted(dict.fromkeys(found), key=lambda each: (each.repaired, not each.doubtful)))
 
@@ -57,7 +64,7 @@ def log_caveats(caveats: Sequence[Caveat], volume: Volume, said: set[Caveat]) ->
     """
     for each in caveats:
         level = logging.INFO if each.repaired else logging.WARNING
-        if each in volume.caveats:
+        if each.kind not in _OF_THE_RUN:
             _log.log(level, "%s: %s", volume.source or "the scan", each.text)
         elif each not in said:
             said.add(each)

@@ -204,7 +204,13 @@ class SlidingVolumeInferer(Inferer):
         stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
         modality = self.windows.modality(stated)
         caveats = collect_caveats(
-            volume, stated=stated, modality=modality, windows=self.windows, prompts=self.prompts, known=self.caveats
+            volume,
+            stated=stated,
+            modality=modality,
+            planes=self.planes,
+            windows=self.windows,
+            prompts=self.prompts,
+            known=self.caveats,
         )
         log_caveats(caveats, volume, self._said)
         groups = self.windows.group(self.prompts, modality)

@@ -29,7 +29,7 @@ from tests.inferers.volume_stub import StubResult
 LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kind": "hu", "level": 40, "width": 400}}
 ASSUMED = Caveat("assumed modality", "taken as CT, which the file does not state")
 UNKNOWN = Caveat("unknown prompt", "'flux' names no target of the training", "flux")
-OF_ALL = Caveat("another modality", "the network was trained on MR")
+OF_ALL = Caveat("not HU", "all voxels lie between 0 and 1")
 
 
 def _volume(*caveats: Caveat, modality: str = "CT") -> Volume:
@@ -41,16 +41,24 @@ def _volume(*caveats: Caveat, modality: str = "CT") -> Volume:
 def test_all_sources_are_collected_once_and_the_worst_come_first() -> None:
     known = Caveat("no thresholds", "every mask is kept")
     found = result_caveats.collect_caveats(
-        _volume(OF_ALL, modality="unknown"), stated="unknown", modality="CT",
+        _volume(OF_ALL, modality="unknown"), stated="unknown", modality="CT", planes=["axial"],
         windows=PromptWindows({"targets": [LIVER]}), prompts=["liver", "flux"], known=[known, known],
     )  # fmt: skip
-    assert [each.kind for each in found] == ["unknown prompt", "another modality", "no thresholds", "assumed modality"]
+    assert [each.kind for each in found] == ["unknown prompt", "not HU", "no thresholds", "assumed modality"]
     assert [each.doubtful for each in found] == [True, True, False, False]
     assert [each.prompt for each in found] == ["flux", None, None, None]
     nothing = result_caveats.collect_caveats(
-        _volume(), stated="CT", modality="CT", windows=PromptWindows({"targets": [LIVER]}), prompts=["liver"]
-    )
+        _volume(), stated="CT", modality="CT", planes=["axial"], windows=PromptWindows({"targets": [LIVER]}),
+        prompts=["liver"],
+    )  # fmt: skip
     assert nothing == ()
+    across = {}
+    for planes in (["coronal"], ["axial", "coronal"]):
+        (*across[len(planes)],) = result_caveats.collect_caveats(
+            _volume(), stated="MR", modality="MR", planes=planes, windows=PromptWindows({}), prompts=["liver"]
+        )
+    assert [each.kind for each in across[1]] == ["acquisition plane"]
+    assert across[2] == []  # averaged with the acquired one
 
 
 def test_the_log_says_what_is_the_same_for_all_scans_once_and_names_the_scan_of_the_rest(
@@ -83,7 +91,7 @@ def test_a_result_holds_them_with_the_modality_that_it_was_taken_for(checkpoint:
     segmenter = VolumeSegmenter.from_checkpoint(checkpoint)
     with segmenter.inferer(["left kidney"], planes="coronal").segment(scan, segmenter.network) as result:
         kinds = {each.kind for each in result.caveats}
-    assert kinds == {"another modality", "another plane", "assumed modality", "no thresholds"}
+    assert kinds == {"not HU", "another plane", "assumed modality", "acquisition plane", "no thresholds"}
     assert result.grid.modality == "CT"
 
 
