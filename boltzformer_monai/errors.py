@@ -31,6 +31,7 @@ REASONS: Mapping[str, str] = {
     "colour": "colour values are no intensities of a scan",
     "mosaic": "many slices packed into one image",
     "lookup table": "voxels mapped by a table whose values are not read",
+    "display": "some slices are shown inverted and some not, or the header says both",
     "no rescale": "CT without a rescale to Hounsfield units",
     "not finite": "NaN or infinite voxels",
     "dimensions": "not three dimensions",

@@ -29,7 +29,7 @@ _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SliceThickness", "PatientID", "SpacingBetweenSlices", "SeriesInstanceUID",
     "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SamplesPerPixel",
-    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept",
+    "PhotometricInterpretation", "PresentationLUTShape", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept",
     "RescaleSlope", "RescaleType", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
@@ -46,6 +46,7 @@ class SliceHeader:
         frame: index in a file with functional groups; None where the file is the slice.
         frames: number of frames that the file states.
         image_type: the values of ImageType, in capitals.
+        lut_shape: PresentationLUTShape, in capitals; "" where it is not stated.
         geometry: place and scale; see :class:`~boltzformer_monai.io.dicom_frames.FrameGeometry`.
     """
 
@@ -62,6 +63,7 @@ class SliceHeader:
     image_type: tuple[str, ...]
     lookup_table: bool
     geometry: FrameGeometry
+    lut_shape: str = ""
     frame: int | None = None
 
     @property
@@ -223,6 +225,7 @@ def _slices(path: Path, dataset: Dataset) -> list[SliceHeader]:
         photometric=str(dataset.get("PhotometricInterpretation") or ""),
         image_type=tuple(str(v).upper() for v in ([image_type] if isinstance(image_type, str) else image_type)),
         lookup_table=bool(dataset.get("ModalityLUTSequence")),
+        lut_shape=str(dataset.get("PresentationLUTShape") or "").strip().upper(),
         # Frames without functional groups have no place of their own: one header stands for all, and will be refused.
         geometry=FrameGeometry() if grouped or frames != 1 else classic_geometry(dataset),
     )
