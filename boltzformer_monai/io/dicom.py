@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.dicom_display import as_displayed, check_display
+from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.dicom_grid import ordered
 from boltzformer_monai.io.dicom_padding import fill_padding
 from boltzformer_monai.io.dicom_pixels import decode_slices

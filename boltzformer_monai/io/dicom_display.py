@@ -32,8 +32,8 @@ def check_display(slices: Sequence[SliceHeader]) -> None:
             msg += "they are not one scan, separate them"
             raise VolumeError(msg, reason="display")
         if header.lut_shape and header.lut_shape != _SHAPES.get(header.photometric):
-            msg = f"{header.path}: is {header.photometric} with PresentationLUTShape {header.lut_shape}, which contradict "
-            msg += "each other: whether low values are bright is unknown; export it again"
+            msg = f"{header.path}: is {header.photometric} with PresentationLUTShape {header.lut_shape}, which "
+            msg += "contradict each other: whether low values are bright is unknown; export it again"
             raise VolumeError(msg, reason="display")
 
 
@@ -51,5 +51,7 @@ def as_displayed(stack: np.ndarray, first: SliceHeader) -> tuple[Caveat, ...]:
         return (Caveat("inverted display", text),)
     lowest, highest = stack.min(), stack.max()
     np.subtract(lowest + highest, stack, out=stack)
-    text = "viewers show this scan inverted (MONOCHROME1), and so its values were turned over: the lowest is the highest"
+    text = (
+        "viewers show this scan inverted (MONOCHROME1), and so its values were turned over: the lowest is the highest"
+    )
     return (Caveat("inverted display", text),)

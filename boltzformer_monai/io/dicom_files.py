@@ -29,8 +29,8 @@ _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SliceThickness", "PatientID", "SpacingBetweenSlices", "SeriesInstanceUID",
     "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SamplesPerPixel",
-    "PhotometricInterpretation", "PresentationLUTShape", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept",
-    "RescaleSlope", "RescaleType", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
+    "PhotometricInterpretation", "PresentationLUTShape", "NumberOfFrames", "Rows", "Columns", "PixelSpacing",
+    "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 # What pydicom lets through when a file is cut off or damaged, except for its own errors: see broken_dicom.

@@ -1,4 +1,4 @@
-"""Small encoders of DICOM pixel data: cells of any layout, and compressed images that say of themselves what is asked."""
+"""Small encoders of DICOM pixel data: cells of any layout, and compressed images that state any precision and sign."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jpeg_lossless(values: np.ndarray, precision: int) -> bytes:
 
 
 def jpeg_2000(values: np.ndarray, precision: int, *, signed: bool) -> bytes:
-    """Encode an image (rows, columns) losslessly; Pillow writes 16 bits, so the header is rewritten and the zero moved."""
+    """Encode an image (rows, columns) losslessly; Pillow writes 16 bits, so its header is changed, the zero moved."""
     from PIL import Image
 
     shift = (1 << 15) - (0 if signed else 1 << (precision - 1))
