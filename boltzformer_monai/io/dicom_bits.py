@@ -8,12 +8,12 @@ here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom_frames import where
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -42,8 +42,8 @@ class PixelBits:
     signed: bool
 
     @classmethod
-    def of(cls, dataset: Dataset) -> PixelBits:
-        """Read them from a header.
+    def of(cls, dataset: Dataset, path: Path) -> PixelBits:
+        """Read them from the header of a file.
 
         Raises:
             VolumeError: BitsAllocated, BitsStored or PixelRepresentation is missing, they contradict each other, or an
@@ -51,23 +51,23 @@ class PixelBits:
         """
         for name in ("BitsAllocated", "BitsStored", "PixelRepresentation"):
             if dataset.get(name) is None:
-                msg = f"{where(dataset)}: states no {name}, so its pixels are undefined; export it again"
+                msg = f"{path}: states no {name}, so its pixels are undefined; export it again"
                 raise VolumeError(msg, reason="damaged")
         allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
         high = stored - 1 if dataset.get("HighBit") is None else int(dataset.HighBit)
         if allocated not in _ALLOCATED:
-            msg = f"{where(dataset)}: has {allocated} bits allocated per pixel; 8, 16 and 32 are read, export it again"
+            msg = f"{path}: has {allocated} bits allocated per pixel; 8, 16 and 32 are read, export it again"
             raise VolumeError(msg, reason="unsupported format")
         if not (1 <= stored <= allocated and stored - 1 <= high < allocated and dataset.PixelRepresentation in (0, 1)):
             msg = (
-                f"{where(dataset)}: its header is impossible (BitsAllocated {allocated}, BitsStored {stored}, HighBit "
+                f"{path}: its header is impossible (BitsAllocated {allocated}, BitsStored {stored}, HighBit "
                 f"{high}, PixelRepresentation {dataset.PixelRepresentation}); export it again"
             )
             raise VolumeError(msg, reason="damaged")
         bits = cls(allocated, stored, high, bool(dataset.PixelRepresentation))
         plane = next((bit for bit in _overlay_bits(dataset) if high - stored < bit <= high), None)
         if plane is not None:
-            msg = f"{where(dataset)}: an overlay lies in bit {plane}, which its header counts as pixel; export it again"
+            msg = f"{path}: an overlay lies in bit {plane}, which its header counts as pixel; export it again"
             raise VolumeError(msg, reason="damaged")
         return bits
 

@@ -7,6 +7,7 @@ or interpolation meets it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,9 @@ PADDING_TAGS = ("PixelPaddingValue", "PixelPaddingRangeLimit", "FloatPixelPaddin
                 "DoubleFloatPixelPaddingRangeLimit")  # fmt: skip
 
 
-def padding_mask(cells: np.ndarray, values: np.ndarray, bits: PixelBits | None, dataset: Dataset) -> np.ndarray | None:
+def padding_mask(
+    cells: np.ndarray, values: np.ndarray, bits: PixelBits | None, dataset: Dataset, path: Path
+) -> np.ndarray | None:
     """Tell which pixels are padding.
 
     Args:
@@ -32,16 +35,24 @@ def padding_mask(cells: np.ndarray, values: np.ndarray, bits: PixelBits | None, 
         values: the stored values in them, before rescaling.
         bits: where the values lie in the cells; None for floats.
         dataset: the header.
+        path: of the file, for messages.
 
     Returns:
         Booleans of the same shape; None where the header states no padding or none of it occurs.
+
+    Raises:
+        VolumeError: the header states padding that is no number.
     """
     kind = {"f4": "FloatPixel", "f8": "DoubleFloatPixel"}.get(values.dtype.str[1:], "Pixel")
     value, limit = dataset.get(f"{kind}PaddingValue"), dataset.get(f"{kind}PaddingRangeLimit")
     if value in (None, "", b""):
         return None
-    first = _number(value, bits)
-    other = first if limit in (None, "", b"") else _number(limit, bits)
+    try:
+        first = _number(value, bits)
+        other = first if limit in (None, "", b"") else _number(limit, bits)
+    except (TypeError, ValueError) as error:
+        msg = f"{path}: its PixelPaddingValue or PixelPaddingRangeLimit is no number; the header is damaged"
+        raise VolumeError(msg, reason="damaged") from error
     low, high = min(first, other), max(first, other)
     if bits is not None and not bits.holds(np.array([low, high])).all():
         values = bits.whole.values(cells)  # it can be there only as a cell of which the header cuts off the top

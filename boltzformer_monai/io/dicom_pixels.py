@@ -80,7 +80,7 @@ def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
             raise VolumeError(msg, reason="truncated")
         cells, bits = _cells(dataset, header.path)
         stored = cells if bits is None else bits.values(cells)
-        padding = padding_mask(cells, stored, bits, dataset)
+        padding = padding_mask(cells, stored, bits, dataset, header.path)
     except broken_dicom() as error:
         msg = f"{header.path}: its pixels cannot be decoded ({one_line(error)}); is the file complete?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged") from error
@@ -138,7 +138,7 @@ def _cells(dataset: Dataset, path: Path) -> tuple[np.ndarray, PixelBits | None]:
     for name, kind in (("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")):
         if name in dataset:
             return _framed(dataset, np.frombuffer(dataset[name].value, _byte_order(syntax) + kind)), None
-    bits = PixelBits.of(dataset)
+    bits = PixelBits.of(dataset, path)
     if syntax.is_transfer_syntax and not syntax.is_compressed:
         return _framed(dataset, _plain_cells(dataset, bits, syntax)), bits
     if syntax == uid.RLELossless:

@@ -156,7 +156,7 @@ def _stored_frames(header: _Header, dataset: Dataset) -> Iterator[np.ndarray]:
     """
     size, frames = header.rows * header.columns, None
     with damage_as_volume_error(header.path, "its frames cannot be decoded", reason="truncated"):
-        bits = PixelBits.of(dataset)
+        bits = PixelBits.of(dataset, header.path)
         if int(dataset.get("SamplesPerPixel", 1)) != 1 or bits.allocated > 16:
             msg = f"it has {bits.allocated} bits per value or several samples per pixel, which no SEG has"
             raise ValueError(msg)

@@ -162,6 +162,16 @@ def test_impossible_headers_are_refused(write_series: SeriesWriter, bits: tuple[
         read_volume(folder)
 
 
+def test_the_message_names_a_deflated_file(write_series: SeriesWriter) -> None:
+    def change(dataset: Any, index: int) -> None:
+        set_bits(dataset, 16, 17, 16, 0)
+        codecs.store_cells(dataset, np.zeros((4, 4), np.uint16), codecs.DEFLATED)
+
+    path = write_series(np.zeros((1, 4, 4)), change=change)[0]
+    with pytest.raises(VolumeError, match=path.name):
+        read_volume(path.parent)
+
+
 def test_an_overlay_inside_the_pixel_is_refused(write_series: SeriesWriter) -> None:
     def change(dataset: Any, index: int) -> None:
         dataset.add_new((0x6002, 0x100), "US", 16)
