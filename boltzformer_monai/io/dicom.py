@@ -59,9 +59,8 @@ def read_dicom_series(
     slices, affine = ordered(slices)
     first = slices[0]
     stack, padding = decode_slices(slices)
-    finite = np.isfinite(stack).all(axis=(1, 2))
-    if not finite.all():
-        bad = slices[int(np.argmin(finite))]
+    bad = next((header for header, plane in zip(slices, stack, strict=True) if not np.isfinite(plane).all()), None)
+    if bad is not None:
         msg = f"{bad.path.parent}: {bad.name} is not finite after rescaling; its pixels or RescaleSlope are damaged"
         raise VolumeError(msg, reason="not finite")
     caveats = () if padding is None else fill_padding(stack, padding, str(place))

@@ -18,7 +18,9 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_bits import BITS_TAGS, OVERLAY_TAGS, PixelBits
+from boltzformer_monai.io.dicom_claims import check_compressed_claim, check_room_for_slices
 from boltzformer_monai.io.dicom_files import SliceHeader, broken_dicom, one_line
+from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.dicom_padding import PADDING_TAGS, padding_mask
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray
     by_file: dict[Path, list[int]] = {}
     for index, header in enumerate(slices):
         by_file.setdefault(header.path, []).append(index)
+    if slices:
+        check_room_for_slices(slices)
     stack, padding = None, None
     for indices in by_file.values():
         frames, is_padding = _decode_file(slices[indices[0]])
@@ -70,14 +74,13 @@ def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray
 
 def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the stored values of all frames of a file (frames, rows, columns), and which of them are padding."""
-    import pydicom
-
     try:
         tags = [*_FORMAT_TAGS, *_VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
-        dataset = pydicom.dcmread(header.path, force=True, specific_tags=tags)
+        dataset = read_dicom(header.path, tags=tags)
         if _is_cut_off(dataset):
             msg = f"{header.path}: its pixel data are missing or end early (truncated); copy or export the file again"
             raise VolumeError(msg, reason="truncated")
+        check_compressed_claim(dataset, header.path)
         cells, bits = _cells(dataset, header.path)
         stored = cells if bits is None else bits.values(cells)
         padding = padding_mask(cells, stored, bits, dataset, header.path)

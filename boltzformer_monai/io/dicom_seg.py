@@ -14,6 +14,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_bits import PixelBits
 from boltzformer_monai.io.dicom_frames import FrameGeometry, frame_geometries
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
+from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.dicom_pixels import stored_values
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import Place, check_frame_of_reference, find_place, in_plane_axes, inside
@@ -55,10 +56,8 @@ def read_dicom_seg(path: Path, image: Volume) -> FlatSegments:
         VolumeError: damaged or truncated, another frame of reference than the image's, or a frame that is not a slice
             of the image.
     """
-    import pydicom
-
     with damage_as_volume_error(path, "cannot be read as DICOM SEG"):
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = read_dicom(path)
         header = _parse(path, dataset)
         frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "")
     check_frame_of_reference(path, frame_of_reference, image)

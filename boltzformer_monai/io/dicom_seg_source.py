@@ -15,6 +15,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_files import SliceHeader
 from boltzformer_monai.io.dicom_grid import ordered
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
+from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.dicom_series import check_slices, choose_series
 from boltzformer_monai.io.volume import Volume
 
@@ -85,10 +86,8 @@ def _data_sets(slices: Sequence[SliceHeader]) -> list[Dataset]:
 
 
 def _data_set(path: Path) -> Dataset:
-    import pydicom
-
     with damage_as_volume_error(path, "cannot be read as DICOM"):
-        image = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        image = read_dicom(path, pixels=False)
         for name, copy in _IN_PREFACE.items():
             if not image.get(name) and image.file_meta.get(copy):
                 setattr(image, name, image.file_meta[copy].value)
