@@ -14,6 +14,7 @@ from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.limits import read_text
 from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
 from preprocessing.recipes import RECIPES, load_recipe
@@ -200,7 +201,7 @@ def _read_key(options: argparse.Namespace) -> str:
     if options.key:
         raise ConfigError("give --key-file or --key, not both")
     try:
-        key: str = options.key_file.read_text(encoding="utf-8").strip()
+        key: str = read_text(options.key_file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{options.key_file}: cannot be read as the key of the pseudonyms ({error})") from None
     if not key:

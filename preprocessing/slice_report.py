@@ -17,6 +17,7 @@ from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import reported
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.limits import open_text
 from preprocessing.jobs import Job, JobSettings, Outcome
 
 __all__ = ["check_mapping", "write_mapping", "write_report"]
@@ -107,7 +108,7 @@ def check_mapping(path: Path) -> dict[str, Sequence[str]]:
         ConfigError: the file is something else, which must not be lost.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path) as file:
             head, *rows = list(csv.reader(file)) or [[]]
     except FileNotFoundError:
         return {}
