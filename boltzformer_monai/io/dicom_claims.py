@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from boltzformer_monai.io.dicom_files import SliceHeader
 
-__all__ = ["check_compressed_claim", "check_room_for_slices"]
+__all__ = ["COPIES", "check_compressed_claim", "check_room_for_slices"]
 
 _VALUE = 8  # bytes of a voxel: of the result, float32, and of up to four masks of its padding
-_COPIES = 4  # of the pixels of one file while it is decoded: as read, as decoded, and two on the way
+COPIES = 4
+"""Of the pixels of one file while it is decoded: as read, as decoded, and two on the way."""
 _SCALED = 8  # bytes of a pixel while one picture is rescaled
 _MOST_PIXELS = {
     "1.2.840.10008.1.2.5": 64,  # RLE: two bytes repeat one byte up to 128 times
@@ -43,7 +44,7 @@ def check_room_for_slices(slices: Sequence[SliceHeader]) -> None:
     voxels = sum(header.rows * header.columns for header in slices)
     largest = max(slices, key=lambda header: header.frames * header.rows * header.columns * header.bits)
     picture = largest.rows * largest.columns
-    decoding = _COPIES * largest.frames * picture * max(1, largest.bits // 8) + _SCALED * picture
+    decoding = COPIES * largest.frames * picture * max(1, largest.bits // 8) + _SCALED * picture
     require_room(voxels * _VALUE + decoding, 1, largest.path.parent if len(slices) > 1 else largest.path)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_bits import PixelBits
+from boltzformer_monai.io.dicom_claims import COPIES, check_compressed_claim
 from boltzformer_monai.io.dicom_frames import FrameGeometry, frame_geometries
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
 from boltzformer_monai.io.dicom_open import read_dicom
@@ -20,6 +21,7 @@ from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layer
 from boltzformer_monai.io.lattice import Place, check_frame_of_reference, find_place, in_plane_axes, inside
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.volume import GRID_TOLERANCE_MM, Volume
+from boltzformer_monai.limits import require_room
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -160,6 +162,8 @@ def _stored_frames(header: _Header, dataset: Dataset) -> Iterator[np.ndarray]:
             msg = f"it has {bits.allocated} bits per value or several samples per pixel, which no SEG has"
             raise ValueError(msg)
         if _is_compressed_or_big_endian(dataset):
+            check_compressed_claim(dataset, header.path)
+            require_room(size * len(header.frames), COPIES * max(1, bits.allocated // 8), header.path)
             frames = stored_values(dataset, header.path)
     for index in range(len(header.frames)):
         with damage_as_volume_error(header.path, f"its frame {index + 1} cannot be decoded", reason="truncated"):
