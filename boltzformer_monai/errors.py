@@ -42,6 +42,7 @@ REASONS: Mapping[str, str] = {
     "grid": "an annotation on another grid than its scan's, or drawn on another scan",
     "labels": "label values or names that contradict the annotation",
     "modality": "neither CT nor MR, or not what was stated",
+    "layout": "nothing says whether the file is a scan or an annotation, and of what",
     "too large": "reading it would take more memory than it may",
     "write": "the output cannot be written; no scan is to blame",
 }

@@ -15,6 +15,7 @@ from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import read_text
+from preprocessing.accounts import Account, take_account
 from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
 from preprocessing.recipes import RECIPES, load_recipe
@@ -123,14 +124,16 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
     )
 
 
-def listed_cases(options: argparse.Namespace) -> list[Case]:
-    """Return the cases that the options name.
+def listed_cases(options: argparse.Namespace) -> Account:
+    """Return the cases that the options name, and what else lies in their folder.
 
     Raises:
         BoltzFormerError: the data set, the labels.json or the DICOM folder cannot be read.
     """
     if not options.recipe:
-        return [single_case(options)]
+        case = single_case(options)
+        described = [] if options.labels_json is None else [options.labels_json]
+        return take_account(options.image, [case], described=described) if options.image.is_dir() else Account([case])
     extra = {}
     for text in options.option:
         name, equals, value = text.partition("=")
@@ -139,7 +142,8 @@ def listed_cases(options: argparse.Namespace) -> list[Case]:
             raise ConfigError(msg)
         extra[name] = value
     recipe = load_recipe(options.recipe)
-    return recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)
+    cases = recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)
+    return take_account(options.input, cases)
 
 
 def volume_id_of(case: Case, options: argparse.Namespace) -> str:

@@ -14,7 +14,6 @@ Only scans of patients called ``LIDC-IDRI-0001`` and so on, by folder or Patient
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.dicom_files import broken_dicom, one_line
 from boltzformer_monai.io.dicom_open import read_dicom
+from boltzformer_monai.io.left_out import read_tree
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
@@ -179,10 +179,10 @@ def _folders(folder: Path) -> list[tuple[Path, list[Path], list[Path]]]:
         msg = f"{folder}: no such folder; give the one with LIDC-IDRI-0001 and so on"
         raise DatasetError(msg)
     found = []
-    for directory, _, names in os.walk(folder):
-        files = [Path(directory, name) for name in sorted(names) if not name.startswith(".")]
+    for place, names in read_tree(folder).folders:
+        files = [place / name for name in names]
         scans, xmls = ([file for file in files if file.suffix.lower() == suffix] for suffix in (".dcm", ".xml"))
-        found.append((Path(directory), scans, xmls))
+        found.append((place, scans, xmls))
     return sorted(found)
 
 
