@@ -41,6 +41,7 @@ REASONS: Mapping[str, str] = {
     "units": "voxel sizes in another unit than millimetres",
     "grid": "an annotation on another grid than its scan's, or drawn on another scan",
     "labels": "label values or names that contradict the annotation",
+    "header": "the header lacks what an object that refers to the scan must repeat",
     "modality": "neither CT nor MR, or not what was stated",
     "layout": "nothing says whether the file is a scan or an annotation, and of what",
     "too large": "reading it would take more memory than it may",

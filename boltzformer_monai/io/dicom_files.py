@@ -135,11 +135,20 @@ def broken_dicom() -> tuple[type[Exception], ...]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says up to the first quotation: pydicom quotes values, which may name the patient."""
+    """Return what an error says up to the first quotation: pydicom quotes values, which may name the patient.
+
+    What only Python says of itself, such as the name of a missing attribute, is put into words.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, (EOFError, AttributeError, LookupError, TypeError)) or "No tag to read" in str(error):
+        return "it ends early or lacks a required part"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
     said = re.split(r"\bb?['\"]|['\"]", str(error).strip().partition("\n")[0])[0].strip()
-    return said[:160] or type(error).__name__
+    if isinstance(error, ArithmeticError) or said.startswith(("could not convert", "invalid literal")):
+        return "a number in it is none"
+    return said[:160] or "it contradicts its own header"
 
 
 def _looks_like_dicom(start: bytes) -> bool:
