@@ -14,8 +14,6 @@ from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.limits import read_text
-from preprocessing.accounts import Account, take_account
 from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
 from preprocessing.recipes import RECIPES, load_recipe
@@ -124,16 +122,14 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
     )
 
 
-def listed_cases(options: argparse.Namespace) -> Account:
-    """Return the cases that the options name, and what else lies in their folder.
+def listed_cases(options: argparse.Namespace) -> list[Case]:
+    """Return the cases that the options name.
 
     Raises:
         BoltzFormerError: the data set, the labels.json or the DICOM folder cannot be read.
     """
     if not options.recipe:
-        case = single_case(options)
-        described = [] if options.labels_json is None else [options.labels_json]
-        return take_account(options.image, [case], described=described) if options.image.is_dir() else Account([case])
+        return [single_case(options)]
     extra = {}
     for text in options.option:
         name, equals, value = text.partition("=")
@@ -142,8 +138,7 @@ def listed_cases(options: argparse.Namespace) -> Account:
             raise ConfigError(msg)
         extra[name] = value
     recipe = load_recipe(options.recipe)
-    cases = recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)
-    return take_account(options.input, cases)
+    return recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)
 
 
 def volume_id_of(case: Case, options: argparse.Namespace) -> str:
@@ -205,7 +200,7 @@ def _read_key(options: argparse.Namespace) -> str:
     if options.key:
         raise ConfigError("give --key-file or --key, not both")
     try:
-        key: str = read_text(options.key_file).strip()
+        key: str = options.key_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{options.key_file}: cannot be read as the key of the pseudonyms ({error})") from None
     if not key:

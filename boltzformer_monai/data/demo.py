@@ -23,7 +23,6 @@ from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map
-from boltzformer_monai.limits import read_json
 
 __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_volumes"]
 
@@ -269,7 +268,7 @@ def _staged(folder: Path, marker: str) -> Iterator[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         msg = f"{path}: cannot be read ({error})"
         raise DatasetError(msg) from None

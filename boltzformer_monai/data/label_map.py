@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from boltzformer_monai.data.prompts import normalise_site, normalise_target
 from boltzformer_monai.data.slice_format import parse_label_values
 from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError
-from boltzformer_monai.limits import read_json
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
 
@@ -46,13 +46,12 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     """
     place = Path(path)
     try:
-        content = read_json(place, encoding="utf-8-sig", object_pairs_hook=_unique)
+        content = json.loads(place.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
     except FileNotFoundError:
         msg = f"{place}: no such file"
         raise DatasetError(msg) from None
-    except (OSError, ValueError) as error:
-        said = error.strerror or error if isinstance(error, OSError) else error
-        msg = f"{place}: cannot be read as JSON ({said})"
+    except (OSError, ValueError, RecursionError) as error:
+        msg = f"{place}: cannot be read as JSON ({error})"
         raise DatasetError(msg) from None
     except DatasetError as error:
         msg = f"{place}: {error}"
