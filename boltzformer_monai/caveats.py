@@ -19,6 +19,7 @@ WARNINGS: Mapping[str, str] = {
     "crossing contours": "contours that overlap in part may be two parts of a region or a hole drawn carelessly",
     "cancelling contours": "the standard combines them by exclusive or, so what is drawn twice is gone",
     "slices without contours": "a region counts as absent between them, which is right only where its parts lie apart",
+    "padding value in tissue": "the header calls a value padding that lies among measured ones, away from the edge",
     "not HU": "a CT whose voxels are not in Hounsfield units is shown through the wrong window",
     "acquisition plane": "slices across the acquired ones have few, elongated pixels, unlike the training's",
     "unknown prompt": "the network was never shown this name; what it paints for it may be anything",
@@ -31,6 +32,9 @@ WARNINGS: Mapping[str, str] = {
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
 
 REPAIRS: Mapping[str, str] = {
+    "padding": "what was never measured becomes the lowest measured value; windows and interpolation do not meet it",
+    "inverted display": "Hounsfield units do not depend on the display; values without units are taken as viewers show "
+    "them",
     "repeated contours": "a contour that was stored twice means the same as one",
 }
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""

@@ -31,6 +31,7 @@ REASONS: Mapping[str, str] = {
     "colour": "colour values are no intensities of a scan",
     "mosaic": "many slices packed into one image",
     "lookup table": "voxels mapped by a table whose values are not read",
+    "display": "some slices are shown inverted and some not, or the header says both",
     "no rescale": "CT without a rescale to Hounsfield units",
     "not finite": "NaN or infinite voxels",
     "dimensions": "not three dimensions",
@@ -40,7 +41,9 @@ REASONS: Mapping[str, str] = {
     "units": "voxel sizes in another unit than millimetres",
     "grid": "an annotation on another grid than its scan's, or drawn on another scan",
     "labels": "label values or names that contradict the annotation",
+    "header": "the header lacks what an object that refers to the scan must repeat",
     "modality": "neither CT nor MR, or not what was stated",
+    "layout": "nothing says whether the file is a scan or an annotation, and of what",
     "too large": "reading it would take more memory than it may",
     "write": "the output cannot be written; no scan is to blame",
 }

@@ -7,22 +7,26 @@ Readers ask here *before* they allocate, inflate or open.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from boltzformer_monai.errors import ConfigError, VolumeError
 
 __all__ = [
     "MEMORY_VARIABLE",
+    "gigabytes",
     "inflated_size",
     "machine_memory",
     "memory_budget",
     "open_file",
+    "open_text",
+    "parse_json",
     "read_json",
     "read_text",
     "require_room",
@@ -35,6 +39,7 @@ MEMORY_VARIABLE = "BOLTZFORMER_MEMORY_GB"
 _SHARE = 0.5  # of the memory that the process may have: network and results need some too
 _TEXT_LIMIT = 1 << 24  # bytes of a text that a person wrote, or that describes one scan
 _JSON_GROWTH = 32  # bytes of objects that a byte of JSON can become: "[]," is a list of 56 bytes
+_ROW_GROWTH = 8  # the same of a byte of a table
 _CHUNK = 1 << 20
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -77,10 +82,15 @@ def require_room(count: int, each: float, what: str | os.PathLike[str]) -> None:
     needed, budget = int(count * each), memory_budget()
     if needed > budget:
         msg = (
-            f"{os.fspath(what)}: reading it would take {needed / 1e9:.2g} GB of memory and {budget / 1e9:.2g} GB may "
-            "be used; crop or resample the scan, or allow more with --memory-gb"
+            f"{os.fspath(what)}: reading it would take {gigabytes(needed)} of memory and {gigabytes(budget)} may be "
+            "used; crop or resample the scan, or allow more with --memory-gb"
         )
         raise VolumeError(msg, reason="too large")
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as GB (1e9 bytes), for messages."""
+    return f"{size / 1e9:.{0 if size >= 1e10 else 2}{'f' if size >= 1e10 else 'g'}} GB"
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -90,26 +100,43 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be opened, or is a pipe, a socket, a device or a folder; ``strerror`` says which.
     """
     # Not blocking, because opening a pipe that nobody writes to would wait for ever; files do not mind.
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    flag = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | flag))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "is a pipe, socket or device and not a file", os.fspath(path))
     return file
 
 
+def open_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int | None = None) -> TextIO:
+    """Open an ordinary file for reading text, line ends as they are in it (as the csv module wants them).
+
+    Args:
+        path: the file.
+        encoding: its encoding.
+        limit: bytes; default: what fits into the memory budget as rows of a table.
+
+    Raises:
+        OSError: it cannot be opened, is no ordinary file, or is longer than ``limit`` bytes.
+    """
+    file = open_file(path)
+    size, limit = os.fstat(file.fileno()).st_size, limit if limit is not None else memory_budget() // _ROW_GROWTH
+    if size > limit:
+        file.close()
+        what = f"has {size / 1e6:.0f} MB, and at most {limit / 1e6:.0f} MB are read of such a file"
+        raise OSError(errno.EFBIG, what, os.fspath(path))
+    return io.TextIOWrapper(file, encoding=encoding, newline="")
+
+
 def read_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int = _TEXT_LIMIT) -> str:
     """Read a small text file.
 
     Raises:
-        OSError: it cannot be opened or is no ordinary file.
-        ValueError: it is longer than ``limit`` bytes, or not text in this encoding.
+        OSError: it cannot be opened, is no ordinary file, or is longer than ``limit`` bytes.
+        UnicodeDecodeError: it is not text in this encoding.
     """
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            msg = f"{size / 1e6:.0f} MB are more than the {limit / 1e6:.0f} MB that are read of such a file"
-            raise ValueError(msg)
-        return file.read(limit).decode(encoding)
+    with open_text(path, encoding=encoding, limit=limit) as file:
+        return file.read()
 
 
 def read_json(
@@ -121,10 +148,19 @@ def read_json(
     """Read a JSON file whose objects fit into the memory budget.
 
     Raises:
-        OSError: it cannot be opened or is no ordinary file.
-        ValueError: it is no JSON, too large, or nested too deeply.
+        OSError: it cannot be opened, is no ordinary file, or too large.
+        ValueError: it is no JSON, or nested too deeply.
     """
     text = read_text(path, encoding=encoding, limit=memory_budget() // _JSON_GROWTH)
+    return parse_json(text, object_pairs_hook=object_pairs_hook)
+
+
+def parse_json(text: str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parse JSON, as :func:`json.loads` does.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply, which is a bug's RecursionError otherwise.
+    """
     try:
         return json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError:

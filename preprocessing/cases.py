@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from boltzformer_monai.data.windows import GreyScale
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.left_out import files_of
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume, read_volume
 from preprocessing.recipes.pictures import PICTURE_SUFFIX, read_channel, read_picture
 
-__all__ = ["Annotation", "Case", "LabelFile"]
+__all__ = ["Annotation", "Case", "LabelFile", "used_files"]
 
 
 class Annotation(Protocol):
@@ -71,6 +73,8 @@ class Case:
         public: whether ids are published ones, which a recipe must know for certain; those of other scans are hashed.
         window: what the data set says about grey values; None chooses by modality and site.
         files: the DICOM files of the series, where its folder holds others too; empty takes all of the folder.
+        problem: why it cannot be sliced, where listing it has shown that already; one line. Reading it raises that.
+        reason: the kind of the problem, of :data:`~boltzformer_monai.errors.REASONS`.
     """
 
     volume_id: str
@@ -85,6 +89,8 @@ class Case:
     public: bool = False
     window: GreyScale | None = None
     files: tuple[Path, ...] = ()
+    problem: str = ""
+    reason: str = "layout"
 
     def read_image(self, *, tilt: str = "refuse") -> Volume:
         """Read the scan; ``tilt`` as in :func:`~boltzformer_monai.io.volume.read_volume`.
@@ -92,8 +98,16 @@ class Case:
         Raises:
             VolumeError: it cannot be read; the message names its path.
         """
+        if self.problem:
+            raise VolumeError(self.problem, reason=self.reason)
         if self.channel is not None:
             return read_channel(self.image, self.channel, self.modality or "unknown")
         if self.image.suffix.lower() == PICTURE_SUFFIX:
             return read_picture(self.image, self.modality or "unknown")
         return read_volume(self.image, modality=self.modality, series=self.series, files=self.files, tilt=tilt)
+
+
+def used_files(case: Case) -> list[Path]:
+    """Return the files that a case is read from."""
+    places = [*(case.files or (case.image,)), *(case.annotation.files() if case.annotation else ())]
+    return [path for place in places for path in files_of(place)]

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from boltzformer_monai.data.check.fingerprint import FORMAT, Checked, check_data_sets
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.files import replacing
+from boltzformer_monai.limits import read_json
 from preprocessing.command_line import CommandParser, run_command
 from preprocessing.dataset_page import TABLE9_HEADINGS, count_line, is_page, table9_rows, write_page
 
@@ -78,8 +79,8 @@ def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
 
 def _is_fingerprint(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
 

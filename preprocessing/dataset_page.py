@@ -17,6 +17,7 @@ from boltzformer_monai.data.slices import read_mask, read_png
 from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid
 from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.page import figure, html_page, table
+from boltzformer_monai.limits import read_text
 from preprocessing.charts import CHART_STYLE, balance_chart, grey_histogram, size_chart
 
 __all__ = ["TABLE9_HEADINGS", "count_line", "is_page", "table9_rows", "write_page"]
@@ -66,7 +67,7 @@ def table9_rows(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def is_page(path: Path) -> bool:
     """Tell whether a file is a page that :func:`write_page` wrote."""
     try:
-        return _INTRODUCTION in path.read_text(encoding="utf-8")
+        return _INTRODUCTION in read_text(path, limit=1 << 28)
     except (OSError, UnicodeDecodeError):
         return False
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
+from boltzformer_monai.limits import read_json
 from preprocessing.command_line import CommandParser, run_command
 from preprocessing.recipes.biomedparse_names import MARKER_FILE, MARKER_FORMAT, PictureName, mask_name, safe_name
 
@@ -193,7 +194,7 @@ def _check_output(output: Path, slices: Path) -> None:
 
 def _is_export(folder: Path) -> bool:
     try:
-        content = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / MARKER_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == MARKER_FORMAT

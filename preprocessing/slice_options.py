@@ -14,6 +14,8 @@ from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.limits import read_text
+from preprocessing.accounts import Account, take_account
 from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
 from preprocessing.recipes import RECIPES, load_recipe
@@ -122,14 +124,16 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
     )
 
 
-def listed_cases(options: argparse.Namespace) -> list[Case]:
-    """Return the cases that the options name.
+def listed_cases(options: argparse.Namespace) -> Account:
+    """Return the cases that the options name, and what else lies in their folder.
 
     Raises:
         BoltzFormerError: the data set, the labels.json or the DICOM folder cannot be read.
     """
     if not options.recipe:
-        return [single_case(options)]
+        case = single_case(options)
+        described = [] if options.labels_json is None else [options.labels_json]
+        return take_account(options.image, [case], described=described) if options.image.is_dir() else Account([case])
     extra = {}
     for text in options.option:
         name, equals, value = text.partition("=")
@@ -138,7 +142,8 @@ def listed_cases(options: argparse.Namespace) -> list[Case]:
             raise ConfigError(msg)
         extra[name] = value
     recipe = load_recipe(options.recipe)
-    return recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)
+    cases = recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)
+    return take_account(options.input, cases)
 
 
 def volume_id_of(case: Case, options: argparse.Namespace) -> str:
@@ -200,7 +205,7 @@ def _read_key(options: argparse.Namespace) -> str:
     if options.key:
         raise ConfigError("give --key-file or --key, not both")
     try:
-        key: str = options.key_file.read_text(encoding="utf-8").strip()
+        key: str = read_text(options.key_file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{options.key_file}: cannot be read as the key of the pseudonyms ({error})") from None
     if not key:

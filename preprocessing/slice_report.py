@@ -17,10 +17,14 @@ from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import reported
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.io.left_out import HIDDEN
+from boltzformer_monai.limits import open_text
+from preprocessing.accounts import Account
 from preprocessing.jobs import Job, JobSettings, Outcome
 
 __all__ = ["check_mapping", "write_mapping", "write_report"]
 
+_LEFT_OUT = "left out"
 _MAPPING = ("volume", "patient", "identity", "image", "status", "message")
 
 
@@ -30,8 +34,10 @@ def write_report(
     records: Mapping[str, VolumeRecord],
     splits: Mapping[str, str],
     outcomes: Iterable[Outcome],
+    left_out: Mapping[str, int],
 ) -> None:
-    """Write ``report.json``: all volumes of the data set, and the scans that this run refused, with the reason.
+    """Write ``report.json``: all volumes of the data set, the scans that this run refused, with the reason, and how
+    many files of which kind belong to no scan.
 
     It holds no path, name, date or UID, and nothing that depends on when or in how many runs the work was done.
 
@@ -64,6 +70,7 @@ def write_report(
         "done": len(volumes) - sum(why.values()),
         "refused": sum(why.values()),
         "why": dict(sorted(why.items())),
+        "left_out": dict(sorted(left_out.items())),
         "volumes": dict(sorted(volumes.items())),
     }
     with reported(root), atomic_path(root / REPORT_FILE) as temporary:
@@ -71,17 +78,25 @@ def write_report(
 
 
 def write_mapping(
-    path: Path, jobs: Iterable[Job], records: Mapping[str, VolumeRecord], outcomes: Iterable[Outcome], *, key: str
+    path: Path,
+    jobs: Iterable[Job],
+    records: Mapping[str, VolumeRecord],
+    outcomes: Iterable[Outcome],
+    account: Account,
+    *,
+    key: str,
 ) -> None:
     """Write the table that leads from pseudonyms back to scans. It identifies patients: keep it in the house.
 
     Rows of other scans that the file has already stay. The status of a scan is done, refused, or not reached (by a run
-    that was stopped).
+    that was stopped). A file that belongs to no scan has a row too, with the status "left out" and its kind.
 
     Raises:
         StorageError: it cannot be written.
     """
-    rows = check_mapping(path)
+    before = check_mapping(path).items()
+    top = None if account.top is None else account.top.absolute()
+    rows = {name: row for name, row in before if top is None or row[4] != _LEFT_OUT or top not in Path(row[3]).parents}
     refused = {outcome.volume_id: outcome.message for outcome in outcomes if outcome.record is None}
     with (
         reported(path.parent),
@@ -95,6 +110,10 @@ def write_mapping(
             status = "refused" if message else "done" if current else "not reached"
             owner = pseudonym(case.patient, key=key)
             rows[job.volume_id] = (job.volume_id, owner, case.patient, str(case.image), status, message)
+        for kind, paths in account.left_out.items():
+            for each in paths if kind != HIDDEN else ():
+                name = f"file-{pseudonym(str(each.absolute()), key=key)}"
+                rows[name] = (name, "", "", str(each.absolute()), _LEFT_OUT, kind)
         table = csv.writer(file)
         table.writerow(_MAPPING)
         table.writerows(rows[volume_id] for volume_id in sorted(rows))
@@ -107,7 +126,7 @@ def check_mapping(path: Path) -> dict[str, Sequence[str]]:
         ConfigError: the file is something else, which must not be lost.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path) as file:
             head, *rows = list(csv.reader(file)) or [[]]
     except FileNotFoundError:
         return {}

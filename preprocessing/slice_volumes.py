@@ -9,6 +9,7 @@ One volume, a public data set, or all scans of a folder::
 
 What is in DIR already and has not changed is left as it is, so a run that was stopped goes on where it was. Exit codes:
 0 all scans are in, 2 a mistake or (--strict, one volume) a refused scan, 3 some scans were refused (see report.json).
+Files that belong to no scan are counted in the last line and in report.json, and named in warnings and by --mapping.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tqdm import tqdm
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
+from boltzformer_monai.io.left_out import tell_left_out
+from preprocessing.accounts import Account
 from preprocessing.cases import Case
 from preprocessing.command_line import run_command
 from preprocessing.jobs import Job, JobSettings, Outcome, source_digest
@@ -48,6 +51,7 @@ class _Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.outcomes: list[Outcome] = []
+        self.account = Account([])
         # A single scan that is refused is an error like any other; of many, the rest goes on.
         self.strict = options.strict or not options.recipe
 
@@ -59,8 +63,11 @@ class _Run:
         if options.remove:
             return self._remove(writer)
         job_settings(options, seed=writer.seed)  # refuses bad settings before anything is read
-        cases = listed_cases(options)
-        unlabelled = sum(case.annotation is None for case in cases)
+        self.account = account = listed_cases(options)
+        cases = account.cases
+        for line in tell_left_out(account.left_out, account.top) if account.top else ():
+            print(f"warning: {line}", file=sys.stderr)
+        unlabelled = sum(case.annotation is None and not case.problem for case in cases)
         if 0 < unlabelled < len(cases):
             print(f"warning: {unlabelled} of {len(cases)} scans have no annotation: no targets", file=sys.stderr)
         if not options.key and not all(case.public for case in cases):
@@ -72,9 +79,11 @@ class _Run:
                 self._slice(jobs, writer, settings)
             finally:
                 if writer.records or (options.recipe and self.outcomes):
-                    write_report(options.output, settings, writer.records, writer.splits(), self.outcomes)
+                    write_report(
+                        options.output, settings, writer.records, writer.splits(), self.outcomes, account.counts()
+                    )
                 if options.mapping is not None:
-                    write_mapping(options.mapping, jobs, writer.records, self.outcomes, key=options.key)
+                    write_mapping(options.mapping, jobs, writer.records, self.outcomes, account, key=options.key)
         return self._summary(writer)
 
     def _slice(self, jobs: list[Job], writer: SliceWriter, settings: JobSettings) -> None:
@@ -122,11 +131,10 @@ class _Run:
         splits = writer.splits()
         rows = sum(1 for record in records for _ in record.rows(splits[record.entry["patient"]]))
         count = len(writer.records)
-        left_out = f", {refused} scan{'s' * (refused != 1)} refused" if refused else ""
-        print(
-            f"{count} volume{'s' * (count != 1)}, {slices} slices, {len(targets)} targets, {rows} rows{left_out} "
-            f"-> {self.options.output}"
-        )
+        parts = [f"{count} volume{'s' * (count != 1)}", f"{slices} slices", f"{len(targets)} targets", f"{rows} rows"]
+        parts += [f"{refused} scan{'s' * (refused != 1)} refused"] if refused else []
+        parts += [self.account.summary()] if self.account.left_out else []
+        print(f"{', '.join(parts)} -> {self.options.output}")
         return 3 if refused else 0
 
     def _remove(self, writer: SliceWriter) -> int:

@@ -21,6 +21,7 @@ from boltzformer_monai.data.windows import Window
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, StorageError
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.tilt import resample_tilt, tilt_degrees
+from boltzformer_monai.limits import read_text
 from preprocessing.cases import Case
 from preprocessing.jobs import Job, JobSettings, Outcome
 
@@ -102,7 +103,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
 def worker_problem(settings: JobSettings) -> str:
     """Say why this process cannot slice for a run, "" if it can."""
     try:
-        token = (settings.root / RUN_FILE).read_text(encoding="ascii")
+        token = read_text(settings.root / RUN_FILE, encoding="ascii")
     except OSError:
         token = ""
     return "" if token == settings.run else f"does not see {settings.root}; every worker needs the same file system"

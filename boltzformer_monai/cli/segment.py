@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError, PromptError, VolumeError
+from boltzformer_monai.limits import read_text
 
 _PLANES = ("axial", "coronal", "sagittal")
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm")
@@ -87,7 +88,7 @@ def prompts_in(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, encoding="utf-8-sig")
     except UnicodeDecodeError:
         msg = f"{path}: is no text in UTF-8; save it with this encoding"
         raise PromptError(msg) from None

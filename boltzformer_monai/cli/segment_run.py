@@ -21,6 +21,7 @@ from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
 from boltzformer_monai.inferers.summary import file_sha256, in_doubt, is_complete, source_digest
+from boltzformer_monai.io.left_out import files_of, find_left_out, read_tree, tell_left_out
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 from boltzformer_monai.io.volume import read_volume
 
@@ -50,7 +51,7 @@ def segment_scans(arguments: argparse.Namespace) -> int:
     recipe = _recipe(draft, arguments, segmenter)
     inferer = _inferer(arguments, segmenter, recipe)
     if many:
-        return _segment_many(jobs, inferer, segmenter, recipe)
+        return _segment_many(jobs, inferer, segmenter, recipe, left_out=_left_out(jobs, arguments.image))
     summary = _segment_one(jobs[0], inferer, segmenter, recipe)
     voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in summary["prompts"]}
     answer = {"output": str(result_path(jobs[0].stem, recipe)), "voxels": voxels, "found": _found(summary)}
@@ -78,6 +79,16 @@ def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], bool]:
         msg = f"{image} is a folder of scans, each with a preview of its own; give a folder instead of {preview}"
         raise ConfigError(msg)
     return [Job(scan, output / scan.name, _preview_of(preview, scan)) for scan in scans], True
+
+
+def _left_out(jobs: Sequence[Job], folder: Path) -> str:
+    """Name the files that are no scans, and return how many of which kind they are, "" for none."""
+    used = [path for job in jobs for path in (job.scan.files or files_of(job.scan.place))]
+    found = find_left_out(read_tree(folder, follow=False), used)
+    for line in tell_left_out(found, folder):
+        _log.info("%s", line)
+    counts = ", ".join(f"{kind}: {len(paths)}" for kind, paths in found.items())
+    return f"; left out: {counts}" if found else ""
 
 
 def _preview_of(folder: Path | None, scan: Scan) -> Path | None:
@@ -150,7 +161,7 @@ def _segment_one(job: Job, inferer: SlidingVolumeInferer, segmenter: VolumeSegme
 
 
 def _segment_many(
-    jobs: Sequence[Job], inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe
+    jobs: Sequence[Job], inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe, *, left_out: str
 ) -> int:
     failed: list[str] = []
     done = skipped = doubtful = 0
@@ -185,7 +196,7 @@ def _segment_many(
     except KeyboardInterrupt:
         _log.warning("%d of %d scans are finished and kept; the same command does the rest", done + skipped, len(jobs))
         raise
-    _log.info("%d segmented, %d were complete already, %d failed", done, skipped, len(failed))
+    _log.info("%d segmented, %d were complete already, %d failed%s", done, skipped, len(failed), left_out)
     for line in failed:
         _log.warning("failed: %s", line)
     if doubtful:

@@ -23,6 +23,7 @@ from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map
+from boltzformer_monai.limits import read_json
 
 __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_volumes"]
 
@@ -268,7 +269,7 @@ def _staged(folder: Path, marker: str) -> Iterator[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         msg = f"{path}: cannot be read ({error})"
         raise DatasetError(msg) from None

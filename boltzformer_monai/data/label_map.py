@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from boltzformer_monai.data.prompts import normalise_site, normalise_target
 from boltzformer_monai.data.slice_format import parse_label_values
 from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.limits import read_json
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
 
@@ -46,12 +46,13 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     """
     place = Path(path)
     try:
-        content = json.loads(place.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+        content = read_json(place, encoding="utf-8-sig", object_pairs_hook=_unique)
     except FileNotFoundError:
         msg = f"{place}: no such file"
         raise DatasetError(msg) from None
-    except (OSError, ValueError, RecursionError) as error:
-        msg = f"{place}: cannot be read as JSON ({error})"
+    except (OSError, ValueError) as error:
+        said = error.strerror or error if isinstance(error, OSError) else error
+        msg = f"{place}: cannot be read as JSON ({said})"
         raise DatasetError(msg) from None
     except DatasetError as error:
         msg = f"{place}: {error}"

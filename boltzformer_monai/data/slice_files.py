@@ -19,6 +19,7 @@ from boltzformer_monai.data.slice_format import (
 )
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.limits import open_text, read_json
 
 
 def read_description(root: Path) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def read_description(root: Path) -> dict[str, Any]:
         msg = f"{root}: {what}; make one with preprocessing/slice_volumes.py"
         raise DatasetError(msg)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         msg = f"{path}: cannot be read ({error})"
         raise DatasetError(msg) from None
@@ -70,7 +71,7 @@ def read_manifest(root: Path) -> Iterator[dict[str, str]]:
     """
     path = root / MANIFEST_FILE
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path) as file:
             table = csv.DictReader(file)
             missing = [column for column in COLUMNS if column not in (table.fieldnames or ())]
             if missing:

@@ -19,6 +19,7 @@ from PIL import Image
 from boltzformer_monai.data.slice_format import RECORDS_FOLDER, VOLUME_FIELDS, parse_label_values, slice_name
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.limits import read_json
 
 __all__ = ["VolumeRecord", "read_record", "read_records", "record_path", "target_areas", "write_record"]
 
@@ -151,7 +152,7 @@ def read_record(root: Path, volume_id: str) -> VolumeRecord | None:
 
 def _parse(path: Path) -> VolumeRecord:
     try:
-        record = VolumeRecord(**json.loads(path.read_text(encoding="utf-8")))
+        record = VolumeRecord(**read_json(path))
         whole = record.volume == path.stem and all(field in record.entry for field in VOLUME_FIELDS)
     except (OSError, ValueError, TypeError) as error:
         msg = f"{path}: cannot be read ({error}); remove it and slice its volume again"

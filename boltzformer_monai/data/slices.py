@@ -6,7 +6,6 @@ Reading needs numpy and Pillow only; a box without any reader of medical formats
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from boltzformer_monai.data.slice_files import read_description, read_manifest
 from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values, slice_name
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.limits import parse_json
 
 __all__ = ["SPLITS", "SliceReader", "SliceRow", "read_mask", "read_png"]
 
@@ -236,7 +236,7 @@ def read_mask(row: SliceRow) -> np.ndarray:
 # Most rows of a data set share these few texts, so each is parsed once.
 @functools.lru_cache(maxsize=4096)
 def _parse_prompts(text: str) -> tuple[str, ...]:
-    prompts = json.loads(text) if text else []
+    prompts = parse_json(text) if text else []
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
         raise ValueError(f"prompts {text!r} is not a JSON list of texts")
     return tuple(prompts)
@@ -252,7 +252,7 @@ def _parse_spacing(text: str) -> tuple[float, float, float]:
 
 @functools.lru_cache(maxsize=4096)
 def _parse_window(text: str) -> GreyScale:
-    window = json.loads(text)
+    window = parse_json(text)
     if not isinstance(window, dict):
         raise ValueError(f"window {text!r} is not a JSON object")
     return window_from_dict(window)

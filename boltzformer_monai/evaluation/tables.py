@@ -13,6 +13,7 @@ from typing import Any
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.metrics import SliceScore
+from boltzformer_monai.limits import open_text
 
 __all__ = ["markdown_table", "read_scores_csv", "write_metrics_json", "write_scores_csv"]
 
@@ -45,7 +46,7 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
     source = Path(path)
     scores = []
     try:
-        with source.open(newline="", encoding="utf-8") as file:
+        with open_text(source) as file:
             table = csv.DictReader(file)
             missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
             if missing:

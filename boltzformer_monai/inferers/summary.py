@@ -11,6 +11,7 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.recipe import ENDINGS, Recipe, beside
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.limits import read_json
 
 __all__ = [
     "FORMAT", "VERSION", "digest", "file_sha256", "in_doubt", "is_complete", "leftovers", "read_summary",
@@ -89,6 +90,6 @@ def digest(content: Any) -> str:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None

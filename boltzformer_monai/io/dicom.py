@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom_display import as_displayed, check_display
 from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.dicom_grid import ordered
+from boltzformer_monai.io.dicom_padding import fill_padding
 from boltzformer_monai.io.dicom_pixels import decode_slices
 from boltzformer_monai.io.dicom_series import check_slices, choose_series
 from boltzformer_monai.io.volume import Volume
@@ -50,21 +52,23 @@ def read_dicom_series(
     path = Path(place)
     slices = choose_series(path, series, files)
     check_slices(slices)
+    check_display(slices)
     if path.is_file() and slices[0].frame is None:
         msg = f"{path}: is one DICOM slice, not a scan; pass the folder that holds all slices of its series"
         raise VolumeError(msg, reason="dimensions")
     slices, affine = ordered(slices)
     first = slices[0]
-    stack = decode_slices(slices)
-    finite = np.isfinite(stack).all(axis=(1, 2))
-    if not finite.all():
-        bad = slices[int(np.argmin(finite))]
+    stack, padding = decode_slices(slices)
+    bad = next((header for header, plane in zip(slices, stack, strict=True) if not np.isfinite(plane).all()), None)
+    if bad is not None:
         msg = f"{bad.path.parent}: {bad.name} is not finite after rescaling; its pixels or RescaleSlope are damaged"
         raise VolumeError(msg, reason="not finite")
+    caveats = () if padding is None else fill_padding(stack, padding, str(place))
     return Volume(
         stack.transpose(2, 1, 0),
         affine,
         modality=first.modality if first.modality in ("CT", "MR") else "unknown",
         source=str(place),
         frame_of_reference=first.frame_of_reference,
+        caveats=(*caveats, *as_displayed(stack, first)),
     )

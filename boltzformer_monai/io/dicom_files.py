@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_frames import FrameGeometry, classic_geometry, frame_geometries
 from boltzformer_monai.io.dicom_kinds import DICOM_SUFFIXES, other_kind
+from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.dicom_strangers import find_strangers, lost_slice
 from boltzformer_monai.io.formats import is_image_file
+from boltzformer_monai.limits import open_file
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -29,8 +31,9 @@ _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SliceThickness", "PatientID", "SpacingBetweenSlices", "SeriesInstanceUID",
     "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SamplesPerPixel",
-    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept",
-    "RescaleSlope", "RescaleType", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
+    "PhotometricInterpretation", "PresentationLUTShape", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
+    "PixelSpacing",
+    "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 # What pydicom lets through when a file is cut off or damaged, except for its own errors: see broken_dicom.
@@ -45,7 +48,9 @@ class SliceHeader:
     Attributes:
         frame: index in a file with functional groups; None where the file is the slice.
         frames: number of frames that the file states.
+        bits: allocated for a pixel.
         image_type: the values of ImageType, in capitals.
+        lut_shape: PresentationLUTShape, in capitals; "" where it is not stated.
         geometry: place and scale; see :class:`~boltzformer_monai.io.dicom_frames.FrameGeometry`.
     """
 
@@ -62,6 +67,8 @@ class SliceHeader:
     image_type: tuple[str, ...]
     lookup_table: bool
     geometry: FrameGeometry
+    lut_shape: str = ""
+    bits: int = 16
     frame: int | None = None
 
     @property
@@ -88,7 +95,7 @@ class Found:
 def is_dicom_file(path: Path) -> bool:
     """Tell by content whether a file is DICOM, with or without the 128-byte preamble."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _looks_like_dicom(file.read(132))
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -128,11 +135,20 @@ def broken_dicom() -> tuple[type[Exception], ...]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says up to the first quotation: pydicom quotes values, which may name the patient."""
+    """Return what an error says up to the first quotation: pydicom quotes values, which may name the patient.
+
+    What only Python says of itself, such as the name of a missing attribute, is put into words.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, (EOFError, AttributeError, LookupError, TypeError)) or "No tag to read" in str(error):
+        return "it ends early or lacks a required part"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
     said = re.split(r"\bb?['\"]|['\"]", str(error).strip().partition("\n")[0])[0].strip()
-    return said[:160] or type(error).__name__
+    if isinstance(error, ArithmeticError) or said.startswith(("could not convert", "invalid literal")):
+        return "a number in it is none"
+    return said[:160] or "it contradicts its own header"
 
 
 def _looks_like_dicom(start: bytes) -> bool:
@@ -164,23 +180,16 @@ def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:
     Raises:
         VolumeError: it cannot be opened or is damaged.
     """
-    import pydicom
-
     try:
-        file = path.open("rb")
+        with open_file(path) as file:
+            start = file.read(132)
     except OSError as error:
         raise _unreadable(path, error) from error
-    with file:
-        try:
-            start = file.read(132)
-            if _looks_like_dicom(start):
-                file.seek(0)
-                # force: files without preamble; their content has been looked at.
-                dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(tags))
-                dataset.filename = str(path)  # which pydicom 2 forgets for a deflated file
-                return dataset
-        except broken_dicom() as error:
-            raise _broken(path, error) from error
+    try:
+        if _looks_like_dicom(start):
+            return read_dicom(path, tags=tags, pixels=False)
+    except broken_dicom() as error:
+        raise _broken(path, error) from error
     if path.suffix.lower() in DICOM_SUFFIXES:
         msg = f"{path}: is named like a DICOM file but is none (empty or truncated?); repair or remove it"
         raise VolumeError(msg, reason="truncated" if len(start) < 132 else "damaged")
@@ -220,9 +229,11 @@ def _slices(path: Path, dataset: Dataset) -> list[SliceHeader]:
         columns=int(dataset.Columns),
         frames=frames,
         samples=int(dataset.get("SamplesPerPixel", 1)),
+        bits=min(int(dataset.get("BitsAllocated") or 16), 64),
         photometric=str(dataset.get("PhotometricInterpretation") or ""),
         image_type=tuple(str(v).upper() for v in ([image_type] if isinstance(image_type, str) else image_type)),
         lookup_table=bool(dataset.get("ModalityLUTSequence")),
+        lut_shape=str(dataset.get("PresentationLUTShape") or "").strip().upper(),
         # Frames without functional groups have no place of their own: one header stands for all, and will be refused.
         geometry=FrameGeometry() if grouped or frames != 1 else classic_geometry(dataset),
     )

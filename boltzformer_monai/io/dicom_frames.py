@@ -98,8 +98,8 @@ def _from_groups(group: Dataset, shared: Dataset, place: str) -> FrameGeometry:
 
 
 def _geometry(plane: Dataset, turn: Dataset, measures: Dataset, scale: Dataset, place: str) -> FrameGeometry:
-    pixel_spacing = numbers(measures.get("PixelSpacing"), 2)
-    spacings = [numbers(measures.get(name), 1) for name in ("SpacingBetweenSlices", "SliceThickness")]
+    pixel_spacing = stated_numbers(measures, "PixelSpacing", 2)
+    spacings = [stated_numbers(measures, name, 1) for name in ("SpacingBetweenSlices", "SliceThickness")]
     slope, intercept = numbers(scale.get("RescaleSlope"), 1), numbers(scale.get("RescaleIntercept"), 1)
     for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         stated = scale.get(name)
@@ -107,8 +107,8 @@ def _geometry(plane: Dataset, turn: Dataset, measures: Dataset, scale: Dataset, 
             msg = f"{place}: its {name} {stated} is unusable; the header is damaged"
             raise VolumeError(msg, reason="no rescale")
     return FrameGeometry(
-        position=numbers(plane.get("ImagePositionPatient"), 3),
-        cosines=numbers(turn.get("ImageOrientationPatient"), 6),
+        position=stated_numbers(plane, "ImagePositionPatient", 3),
+        cosines=stated_numbers(turn, "ImageOrientationPatient", 6),
         pixel_spacing=pixel_spacing if pixel_spacing and min(pixel_spacing) > 0 else None,
         stated_spacing=next((value[0] for value in spacings if value and value[0] > 0), None),
         slope=slope[0] if slope else 1.0,
@@ -116,6 +116,14 @@ def _geometry(plane: Dataset, turn: Dataset, measures: Dataset, scale: Dataset, 
         rescaled=slope is not None and intercept is not None,
         rescale_type=str(scale.get("RescaleType") or "").strip(),
     )
+
+
+def stated_numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | None:
+    """Return the numbers of an attribute; None where it is missing, or what it holds are none."""
+    try:
+        return numbers(dataset.get(name), count)
+    except (ValueError, TypeError, OverflowError):
+        return None  # as good as missing: whether it is needed is another question
 
 
 def _first(dataset: Dataset, name: str) -> Dataset:

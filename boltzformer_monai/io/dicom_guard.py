@@ -27,8 +27,5 @@ def damage_as_volume_error(path: str | os.PathLike[str], what: str, *, reason: s
     try:
         yield
     except broken_dicom() as error:
-        # A lacking element is an AttributeError, an empty sequence an IndexError: names that tell a user nothing.
-        early = isinstance(error, (EOFError, AttributeError, LookupError)) or "No tag to read" in str(error)
-        said = "it ends early or lacks a required part" if early else one_line(error)
-        msg = f"{path}: {what} ({said}); is the file complete, or truncated?"
+        msg = f"{path}: {what} ({one_line(error)}); is the file complete, or truncated?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else reason) from error

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom_bits import PixelBits
+from boltzformer_monai.io.dicom_claims import COPIES, check_compressed_claim
 from boltzformer_monai.io.dicom_frames import FrameGeometry, frame_geometries
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
+from boltzformer_monai.io.dicom_open import read_dicom
+from boltzformer_monai.io.dicom_pixels import stored_values
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import Place, check_frame_of_reference, find_place, in_plane_axes, inside
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.volume import GRID_TOLERANCE_MM, Volume
+from boltzformer_monai.limits import require_room
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -53,10 +58,8 @@ def read_dicom_seg(path: Path, image: Volume) -> FlatSegments:
         VolumeError: damaged or truncated, another frame of reference than the image's, or a frame that is not a slice
             of the image.
     """
-    import pydicom
-
     with damage_as_volume_error(path, "cannot be read as DICOM SEG"):
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = read_dicom(path)
         header = _parse(path, dataset)
         frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "")
     check_frame_of_reference(path, frame_of_reference, image)
@@ -130,8 +133,9 @@ def _place(header: _Header, index: int, image: Volume, *, matched: bool) -> Plac
 
 def _layers(header: _Header, dataset: Dataset, places: list[Place]) -> Iterator[Layer]:
     unlisted: set[int] = set()
-    for index, place in enumerate(places):
-        plane = place.axes.apply(_stored_frame(header, dataset, index).T[:, :, None])
+    for index, stored in enumerate(_stored_frames(header, dataset)):
+        place = places[index]
+        plane = place.axes.apply(stored.T[:, :, None])
         if header.segment_of is not None:
             yield Layer(header.segment_of[index], plane >= header.threshold, place.corner)
             continue
@@ -145,27 +149,35 @@ def _layers(header: _Header, dataset: Dataset, places: list[Place]) -> Iterator[
         raise VolumeError(msg, reason="damaged")
 
 
-def _stored_frame(header: _Header, dataset: Dataset, index: int) -> np.ndarray:
-    """Return the stored values of one frame, (rows, columns).
+def _stored_frames(header: _Header, dataset: Dataset) -> Iterator[np.ndarray]:
+    """Yield the stored values of the frames, (rows, columns).
 
     Uncompressed frames are unpacked one by one: a hundred segments of a large scan are gigabytes as bytes, and the
     bits of binary frames follow each other without padding.
     """
-    size, count = header.rows * header.columns, len(header.frames)
-    with damage_as_volume_error(header.path, f"its frame {index + 1} cannot be decoded", reason="truncated"):
-        bits = int(dataset.BitsAllocated)
-        if int(dataset.get("SamplesPerPixel", 1)) != 1 or bits not in (1, 8, 16):
-            msg = f"it has {bits} bits per value or several samples per pixel, which no SEG has"
+    size, frames = header.rows * header.columns, None
+    with damage_as_volume_error(header.path, "its frames cannot be decoded", reason="truncated"):
+        bits = PixelBits.of(dataset, header.path)
+        if int(dataset.get("SamplesPerPixel", 1)) != 1 or bits.allocated > 16:
+            msg = f"it has {bits.allocated} bits per value or several samples per pixel, which no SEG has"
             raise ValueError(msg)
         if _is_compressed_or_big_endian(dataset):
-            stored = np.asarray(dataset.pixel_array).reshape(count, size)[index]
-        else:
-            first, end = index * size * bits, (index + 1) * size * bits
-            part = np.frombuffer(dataset.PixelData, np.uint8)[first // 8 : -(-end // 8)]
-            stored = (
-                np.unpackbits(part, bitorder="little")[first % 8 :][:size] if bits == 1 else part.view(f"<u{bits // 8}")
-            )
-        return stored.reshape(header.rows, header.columns)
+            check_compressed_claim(dataset, header.path)
+            require_room(size * len(header.frames), COPIES * max(1, bits.allocated // 8), header.path)
+            frames = stored_values(dataset, header.path)
+    for index in range(len(header.frames)):
+        with damage_as_volume_error(header.path, f"its frame {index + 1} cannot be decoded", reason="truncated"):
+            if frames is not None:
+                stored = frames[index]
+            else:
+                first, end = index * size * bits.allocated, (index + 1) * size * bits.allocated
+                part = np.frombuffer(dataset.PixelData, np.uint8)[first // 8 : -(-end // 8)]
+                if bits.allocated == 1:
+                    stored = np.unpackbits(part, bitorder="little")[first % 8 :][:size]
+                else:
+                    stored = bits.values(part.view(bits.dtype.newbyteorder("<")))
+            stored = stored.reshape(header.rows, header.columns)
+        yield stored
 
 
 def _is_compressed_or_big_endian(dataset: Any) -> bool:

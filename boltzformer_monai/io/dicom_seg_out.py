@@ -1,18 +1,22 @@
 """Masks as a DICOM SEG of the series that they were found in: the way back into the archive and the viewer.
 
 Every mask is mapped to the source slices by position, and the finished object is read back with this package's own
-reader and compared voxel for voxel before it takes its name.
+reader and compared voxel for voxel before it takes its name. Whether a scan's headers allow a SEG is known without any
+mask, so that it can be asked before the work.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import io
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,13 +24,20 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.dicom_files import broken_dicom, one_line
 from boltzformer_monai.io.dicom_seg import read_dicom_seg
-from boltzformer_monai.io.dicom_seg_source import seg_source
+from boltzformer_monai.io.dicom_seg_source import SegSource, seg_source
 from boltzformer_monai.io.volume import Volume, reorient_label
 
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-__all__ = ["LESION", "MASS", "NEOPLASM", "NODULE", "TISSUE", "SegmentCode", "require_highdicom", "write_dicom_seg"]
+__all__ = [
+    "LESION",
+    "MASS",
+    "NEOPLASM",
+    "NODULE",
+    "TISSUE",
+    "SegmentCode",
+    "check_can_be_seg",
+    "require_highdicom",
+    "write_dicom_seg",
+]
 
 _ANATOMY = ("91723000", "Anatomical Structure")
 _ALTERED = ("49755003", "Morphologically Abnormal Structure")
@@ -71,6 +82,30 @@ def require_highdicom() -> None:
         raise VolumeError(msg, reason="unsupported format")
 
 
+def check_can_be_seg(scan: Path | Sequence[Path], *, series: str | None = None, names: Sequence[str] = ()) -> None:
+    """Check that a DICOM SEG of a scan can be made: by its headers alone, on a picture of one pixel.
+
+    Args:
+        scan: as for :func:`write_dicom_seg`.
+        series: the SeriesInstanceUID, where the folder holds several.
+        names: labels that the segments would have.
+
+    Raises:
+        VolumeError: as :func:`write_dicom_seg` would, once the masks are made.
+    """
+    require_highdicom()
+    source = seg_source(scan, series)
+    small = [copy.copy(image) for image in source.images]
+    for image in small:
+        image.Rows = image.Columns = 1
+    named = [(name, TISSUE) for name in names or ("any",)]
+    stack = np.zeros((len(named), len(source.order), 1, 1), np.uint8)
+    stack[:, 0] = 1
+    tried = replace(source, images=small)
+    dataset = _made(source.grid.source, tried, stack, named, "BoltzFormer", "0", "", "any", "AUTOMATIC", {})
+    _saved(source.grid.source, dataset, io.BytesIO())
+
+
 def write_dicom_seg(
     path: str | os.PathLike[str],
     *,
@@ -112,7 +147,8 @@ def write_dicom_seg(
     """
     require_highdicom()
     target = Path(path)
-    source, images, order = seg_source(scan, series)
+    found = seg_source(scan, series)
+    source, order = found.grid, found.order
     with tempfile.TemporaryFile() as spool:
         named = _spool(masks, grid, source, order, spool)
         if not named:
@@ -120,16 +156,11 @@ def write_dicom_seg(
             raise VolumeError(msg, reason="labels")
         columns, rows, depth = source.shape
         stack = np.memmap(spool, np.uint8, "r", shape=(len(named), depth, rows, columns))
-        try:
-            dataset = _segmentation(
-                images, stack, named, algorithm, version, model, description, made, dict(remarks or {})
-            )
-        except broken_dicom() as error:
-            msg = f"{target}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
-            raise VolumeError(msg, reason="unsupported format") from error
+        texts = dict(remarks or {})
+        dataset = _made(target, found, stack, named, algorithm, version, model, description, made, texts)
         try:
             with atomic_path(target) as temporary:
-                dataset.save_as(temporary)
+                _saved(target, dataset, temporary)
                 _check(temporary, target, source, stack, order)
         except OSError as error:
             msg = f"{target}: cannot be written ({one_line(error)}); does its folder exist and have room?"
@@ -162,8 +193,34 @@ def _spool(
     return named
 
 
+def _made(place: object, source: SegSource, *arguments: Any) -> Any:
+    """Build the object; what highdicom or pydicom say against it becomes one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote the patient's name where it is written oddly
+            return _segmentation(source, *arguments)
+    except broken_dicom() as error:
+        raise _impossible(place, error) from error
+
+
+def _saved(place: object, dataset: Any, into: Any) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset.save_as(into)
+    except OSError:
+        raise
+    except broken_dicom() as error:
+        raise _impossible(place, error) from error
+
+
+def _impossible(place: object, error: Exception) -> VolumeError:
+    msg = f"{place}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
+    return VolumeError(msg, reason="unsupported format")
+
+
 def _segmentation(
-    images: Sequence[Dataset],
+    source: SegSource,
     stack: np.ndarray,
     named: Sequence[tuple[str, SegmentCode]],
     algorithm: str,
@@ -178,7 +235,7 @@ def _segmentation(
     from pydicom.uid import ExplicitVRLittleEndian
 
     dataset = Segmentation(
-        source_images=images,
+        source_images=source.images,
         pixel_array=np.moveaxis(stack, 0, -1),
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -186,7 +243,7 @@ def _segmentation(
             for number, (name, code) in enumerate(named, 1)
         ],
         series_instance_uid=highdicom.UID(),
-        series_number=_series_number(images[0]),
+        series_number=source.series_number,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="boltzformer-monai",
@@ -199,13 +256,9 @@ def _segmentation(
         series_description=description[:_LO],
     )
     dataset.SpecificCharacterSet = "ISO_IR 192"  # prompts come in any script, whatever the scan's texts are written in
+    if source.lossy:
+        dataset.LossyImageCompression = "01"  # also where the scan does not say how much was lost
     return dataset
-
-
-def _series_number(image: Dataset) -> int:
-    """A number of its own, which shows where it comes from: 1004 for series 4."""
-    stated = image.get("SeriesNumber")
-    return 1000 + int(stated) if stated is not None and 0 <= int(stated) < 1_000_000 else 1000
 
 
 def _described(number: int, name: str, code: SegmentCode, algorithm: str, version: str, made: str, remark: str) -> Any:

@@ -14,6 +14,7 @@ from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.contours import FilledRegion, copies, fill_contours, fill_region
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
+from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import check_frame_of_reference
 from boltzformer_monai.io.orientation import LPS_TO_RAS
@@ -63,10 +64,8 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
         VolumeError: damaged or truncated, another frame of reference than the image's, or a contour that does not lie
             on a slice of the image; it names the ROI.
     """
-    import pydicom
-
     with damage_as_volume_error(path, "cannot be read as RTSTRUCT"):
-        rois = _parse(path, pydicom.dcmread(path, force=True))
+        rois = _parse(path, read_dicom(path))
     if not rois:
         msg = f"{path}: lists no regions of interest; is the file complete?"
         raise VolumeError(msg, reason="damaged")

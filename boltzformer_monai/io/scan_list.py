@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ from boltzformer_monai.io.dicom_files import broken_dicom, read_header
 from boltzformer_monai.io.dicom_kinds import other_kind
 from boltzformer_monai.io.formats import is_image_file
 
-__all__ = ["Scan", "holds_only_image_files", "list_scans", "split_ending"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Scan", "holds_only_image_files", "list_scans", "named_as_annotation", "split_ending"]
 
 _ENDING = re.compile(r"(?i)(\.nii(\.gz)?|\.nrrd|\.nhdr|\.mha|\.mhd|\.hdr(\.gz)?|\.img(\.gz)?|\.dcm)$")
 # Names that are given to annotations; a label map as an input would be segmented as if it were a scan.
@@ -51,11 +48,22 @@ def split_ending(name: str) -> tuple[str, str]:
     return (name, "") if found is None else (name[: found.start()], found[0])
 
 
+def named_as_annotation(path: Path, top: Path) -> bool:
+    """Tell whether an image file, or a folder between it and ``top``, has a name that is given to annotations."""
+    folders = path.relative_to(top).parts[:-1]
+    return _named_as_annotation(path) or any(_ANNOTATION_FOLDER.search(name) for name in folders)
+
+
+def _named_as_annotation(path: Path) -> bool:
+    return _ANNOTATION.search(split_ending(path.name)[0]) is not None
+
+
 def list_scans(folder: Path) -> list[Scan]:
     """List the scans in a folder and its subfolders, sorted by name; hidden files and links to folders are left out.
 
-    So are files and folders that are named as annotations (``labelsTr``, ``masks``), with a message. A subfolder that
-    cannot be opened is listed with its ``problem``: nobody knows which scans lie in it.
+    So are files and folders that are named as annotations (``labelsTr``, ``masks``), and DICOM objects that are no
+    slices; :func:`~boltzformer_monai.io.left_out.find_left_out` counts what was. A subfolder that cannot be opened is
+    listed with its ``problem``: nobody knows which scans lie in it.
 
     A file that cannot be read as DICOM although it claims to be is listed with the series of its folder (or alone),
     so that reading it fails and says why: a scan without its last slice looks whole.
@@ -73,11 +81,9 @@ def list_scans(folder: Path) -> list[Scan]:
         scans.append(Scan(str(place.relative_to(folder)), place, problem=msg))
 
     for directory, subfolders, names in os.walk(folder, onerror=closed):
-        visible = sorted(name for name in subfolders if not name.startswith("."))
-        subfolders[:] = [name for name in visible if not _ANNOTATION_FOLDER.search(name)]
-        for name in visible:
-            if name not in subfolders:
-                logger.info("%s: is left out, it is named as a folder of annotations", Path(directory, name))
+        subfolders[:] = [
+            name for name in subfolders if not name.startswith(".") and not _ANNOTATION_FOLDER.search(name)
+        ]
         files = [Path(directory, name) for name in sorted(names) if not name.startswith(".")]
         scans += _in_folder(folder, Path(directory), files)
     if not scans:
@@ -118,11 +124,8 @@ def _in_folder(top: Path, place: Path, files: list[Path]) -> list[Scan]:
         if is_image_file(path):
             if path.name.lower().endswith((".img", ".img.gz")):
                 continue  # its header is listed
-            stem, _ = split_ending(path.name)
-            if _ANNOTATION.search(stem):
-                logger.info("%s: is left out, it is named as an annotation", path)
-            else:
-                scans.append(Scan(str(path.relative_to(top).with_name(stem)), path))
+            if not _named_as_annotation(path):
+                scans.append(Scan(str(path.relative_to(top).with_name(split_ending(path.name)[0])), path))
             continue
         try:
             header = read_header(path, ("SOPClassUID", "Modality", "SeriesInstanceUID", "Rows", "Columns"))

@@ -133,13 +133,11 @@ def _only_annotation(folder: Path) -> Path:
 
 def _kind(path: Path) -> str:
     """Return ``"SEG"``, ``"RTSTRUCT"`` or ``""``."""
-    import pydicom
-
     from boltzformer_monai.io.dicom_guard import damage_as_volume_error
+    from boltzformer_monai.io.dicom_open import read_dicom
 
     with damage_as_volume_error(path, "cannot be read as DICOM"):
-        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-        return annotation_kind(dataset)
+        return annotation_kind(read_dicom(path, tags=["SOPClassUID"], pixels=False))
 
 
 def _numbers(text: str) -> list[str]:

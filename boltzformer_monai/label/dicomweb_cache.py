@@ -20,6 +20,7 @@ from boltzformer_monai.errors import StorageError
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.limits import read_json
 
 __all__ = ["Cache", "compact"]
 
@@ -173,7 +174,7 @@ def compact(volume: Volume) -> np.ndarray:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

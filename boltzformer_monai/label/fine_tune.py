@@ -27,6 +27,7 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.limits import read_json
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import PRESETS
 from boltzformer_monai.networks.weights import Description, load_checkpoint, load_strictly, read_weights
@@ -55,7 +56,7 @@ class Progress:
     def read(cls, folder: Path, job: str) -> Progress:
         """That of the same job, or a fresh one, whose folder is emptied."""
         try:
-            found = cls(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
+            found = cls(**read_json(folder / "job.json"))
             if found.job == job and (folder / "last.pt").is_file() and (folder / "best.pt").is_file():
                 return found
         except (OSError, ValueError, TypeError):

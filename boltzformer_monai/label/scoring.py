@@ -19,6 +19,7 @@ from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.label.infer_request import parse_request
 from boltzformer_monai.label.safety import image_path
 from boltzformer_monai.label.service import Segmented, SegmentService
+from boltzformer_monai.limits import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def scores_file(service: SegmentService) -> Path:
 def read_scores(service: SegmentService) -> dict[str, Any]:
     """What was scored so far: image → ``{"score", "of"}``."""
     try:
-        content = json.loads(scores_file(service).read_text(encoding="utf-8"))
+        content = read_json(scores_file(service))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

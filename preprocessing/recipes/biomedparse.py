@@ -21,7 +21,6 @@ Pictures of other modalities than CT and MR are left out, with a warning.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -36,6 +35,7 @@ from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.label_layers import Layer, flatten_layers
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.limits import read_json
 from preprocessing.cases import Case
 from preprocessing.recipes import Option
 from preprocessing.recipes.biomedparse_names import (
@@ -180,7 +180,7 @@ def _read_marker(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         msg = f"{path}: cannot be read as JSON ({error})"
         raise DatasetError(msg) from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.limits import read_json
 
 __all__ = ["entries", "read_description", "target_labels"]
 
@@ -24,7 +24,7 @@ def read_description(path: Path, *, what: str) -> dict[str, Any]:
         DatasetError: it is missing, damaged, or of another form.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         msg = f"{path}: no such file; give the folder of {what}"
         raise DatasetError(msg) from None

@@ -1,15 +1,18 @@
-"""Scans of your own, in a plain folder; three forms are understood, and may lie side by side.
+"""Scans of your own, in a plain folder; four forms are understood, and may lie side by side.
 
 - ``images/`` with ``labels/`` beside it (also ``imagesTr``/``labelsTr`` and the like): files of equal name belong
   together. In the manner of nnU-Net an image may end in ``_0000``, ``_0001``, … for its channels.
 - One folder for each scan with ``image.*`` and ``label.*``.
+- Scans beside annotations that are named after them: ``CT7.nrrd`` with ``CT7.seg.nrrd`` or ``CT7_label.nrrd``; in a
+  folder with a single scan and a single annotation, such as ``CT7.nrrd`` and ``Segmentation.seg.nrrd``, these two.
 - DICOM series, anywhere: one scan each; its annotation is the SEG or RTSTRUCT, anywhere too, that refers to it, or
   where there is none, a ``label.*`` in its folder or the one above, if no other series lies there.
 
 What label values mean is said by a ``labels.json`` (``{"modality", "site", "labels": {value: name}}``) beside the
-files, or by one at the top for all that have none beside them; SEG and RTSTRUCT bring their names. Scans without
-annotation are listed as well. A scan that cannot be listed properly becomes a case that fails when it is read. Of
-several SEG or RTSTRUCT objects that refer to one series, the option ``annotation`` chooses by file name.
+files, or by one at the top for all that have none beside them; SEG, RTSTRUCT and ``CT7.seg.nrrd`` bring their names.
+Scans without annotation are listed as well. A scan that cannot be listed properly becomes a case that fails when it is
+read; so does an image file that is in none of these forms and no annotation by its name. Of several SEG or RTSTRUCT
+objects that refer to one series, the option ``annotation`` chooses by file name.
 
 Whose scan it is says the PatientID of DICOM. For other scans it is the first group of the regular expression
 ``patient_pattern`` in the path below the folder. Without it, with a warning, a scan in a folder of its own is taken for
@@ -28,9 +31,11 @@ from pathlib import Path
 
 from boltzformer_monai.data.label_map import LabelMap, read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.io.left_out import Tree, find_left_out, read_tree
+from boltzformer_monai.io.scan_list import named_as_annotation
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
-from preprocessing.cases import Annotation, Case, LabelFile
+from preprocessing.cases import Annotation, Case, LabelFile, used_files
 from preprocessing.recipes import Option
 from preprocessing.recipes.dicom_archive import Archive, Series, find_series
 from preprocessing.recipes.patients import PatientGuesses, compile_pattern
@@ -40,10 +45,10 @@ from preprocessing.recipes.scan_names import (
     is_images_folder,
     is_scan,
     label_folder,
+    labels_in,
+    named_pairs,
     only_image,
-    only_label,
     stem_of,
-    walk,
 )
 
 logger = logging.getLogger(__name__)
@@ -109,24 +114,35 @@ def cases(
         raise DatasetError(msg)
     patients = PatientGuesses(compile_pattern("patient_pattern", patient_pattern, group=True))
     chosen = compile_pattern("annotation", annotation, group=False)
+    tree = read_tree(folder)
     listing = _Listing(folder, modality, site, channel, patients)
     taken: set[Path] = set()
-    found = [(place, [place / name for name in names]) for place, names in walk(folder)]
+    found = [(place, [place / name for name in names]) for place, names in tree.folders]
     for place, files in found:
-        image = only_image(files)
         if is_images_folder(place):
             labels = None if place == folder else label_folder(place)
-            if labels is not None or image is None:
+            if labels is not None or only_image(files) is None:
                 listing.add_pairs(place, files, labels)
                 taken.update((place, *([labels] if labels else [])))
-                continue
-        if image is not None and place not in taken:
-            listing.add_folder(place, image, only_label(files, dicom=True))
-    listing.add_dicom([file for _, files in found for file in files], chosen)
+    for place, files in found:
+        image = only_image(files)
+        if place in taken:
+            continue
+        if image is not None:
+            listing.add_folder(place, image, labels_in(files, dicom=True))
+        for scan, drawn in [] if image is not None else named_pairs(files):
+            if not named_as_annotation(scan, folder):  # by a folder that it lies in
+                listing.add_named(scan, drawn)
+    listing.add_dicom(tree.files, chosen)
+    listing.add_strays(tree)
+    if not listing.cases and tree.closed:
+        place, why = tree.closed[0]
+        msg = f"{folder}: no scan can be seen; {place} cannot be opened ({why})"
+        raise DatasetError(msg)
     if not listing.cases:
         msg = (
             f"{folder}: holds no scans; looked for images/ with labels/, folders with image.nii.gz (or .nrrd, .mha) "
-            "and label.*, and DICOM series"
+            "and label.*, X.nrrd with X.seg.nrrd, and DICOM series"
         )
         raise DatasetError(msg)
     patients.warn(folder)
@@ -155,9 +171,10 @@ class _Listing:
 
     def add_pairs(self, place: Path, images: Sequence[Path], labels: Path | None) -> None:
         """Add the files of an images folder with those of equal name in the labels folder."""
-        drawn = (
-            {} if labels is None else {stem_of(file): file for file in sorted(labels.iterdir()) if is_annotation(file)}
-        )
+        drawn: dict[str, list[Path]] = {}
+        for file in [] if labels is None else sorted(filter(is_annotation, labels.iterdir())):
+            if not file.name.lower().endswith((".img", ".img.gz")):
+                drawn.setdefault(stem_of(file), []).append(file)
         base = self.top if place == self.top else place.parent
         groups = by_channel([file for file in images if is_scan(file)], drawn.keys())
         for name, files in groups.items():
@@ -174,17 +191,54 @@ class _Listing:
                     logger.warning("%s: has no channel %d, only %s", image.with_name(name), wanted, there)
                 image = files.get(wanted, image.with_name(f"{name}_{wanted:04d}.nii.gz"))
             patient = self.patients(image.relative_to(self.top), name, "file name")
-            self._add(str((base / name).relative_to(self.top)), patient, image, drawn.get(name), base, channel)
+            self._add(str((base / name).relative_to(self.top)), patient, image, drawn.get(name, []), base, channel)
         left = drawn.keys() - groups.keys()
         if left:
             logger.warning("%s: %d labels have no image (%s, …)", labels, len(left), min(left))
 
-    def add_folder(self, place: Path, image: Path, label: Path | None) -> None:
+    def add_folder(self, place: Path, image: Path, labels: Sequence[Path]) -> None:
         """Add the one scan of a folder."""
         relative = place.relative_to(self.top)
         parts = relative.parts or (place.resolve().name,)
         patient = self.patients(image.relative_to(self.top), parts[0], "first folder")
-        self._add(str(Path(*parts)), patient, image, label, place, self.channel)
+        self._add(str(Path(*parts)), patient, image, labels, place, self.channel)
+
+    def add_named(self, scan: Path, drawn: Path) -> None:
+        """Add a scan and the annotation that is named after it."""
+        relative = scan.relative_to(self.top)
+        first = relative.parts[0] if len(relative.parts) > 1 else stem_of(scan)
+        patient = self.patients(relative, first, "first folder" if len(relative.parts) > 1 else "file name")
+        self._add(str(relative.with_name(stem_of(scan))), patient, scan, [drawn], scan.parent, self.channel)
+        last = self.cases[-1]
+        if drawn.name.lower().endswith(".seg.nrrd") and last.annotation == LabelFile(drawn, self._common_names()):
+            # It brings its names; those at the top were written for other scans.
+            self.cases[-1] = replace(last, annotation=LabelFile(drawn))
+
+    def _common_names(self) -> dict[str, str] | None:
+        return None if self._common is None else dict(self._common.labels)
+
+    def add_strays(self, tree: Tree) -> None:
+        """Add, as a scan that is refused, every image file that nothing uses and that is no annotation by its name.
+
+        Beside a scan that was understood it may be anything: another channel, something computed from the scan.
+        """
+        used = [path for case in self.cases for path in used_files(case)]
+        scans = {path.parent: case.image for case in self.cases for path in case.files or (case.image,)}
+        for path in filter(is_scan, find_left_out(tree, used).get("image files", [])):
+            other = scans.get(path.parent)
+            if other is None:
+                message = (
+                    f"{path}: is an image file in no known layout; call it image.* and its label label.*, in a folder "
+                    "of their own, or put it into images/ and its label of the same name into labels/"
+                )
+            elif only_image([path]) is not None:
+                message = (
+                    f"{path}: {other.name} is taken for the scan of this folder; give this one a folder of its own"
+                )
+            else:
+                continue
+            name = str(path.relative_to(self.top))
+            self.cases.append(Case(name, name, path, None, self.site or "", problem=message))
 
     def add_dicom(self, files: Sequence[Path], chosen: re.Pattern[str] | None) -> None:
         """Add the DICOM series among files; damaged files that belong to none become a case, one for each folder."""
@@ -237,31 +291,39 @@ class _Listing:
                 message += f" ({chosen.pattern!r} finds {len(several)})"
             return Unusable(message, tuple(series.annotations)), known
         for place in (series.folder, series.folder.parent):
-            label = self._label_of(place, archive)
-            if label is not None:
-                return self._drawn(label, place)
+            labels = self._labels_of(place, archive)
+            if labels:
+                return self._drawn(labels, place)
         return None, known
 
-    def _label_of(self, place: Path, archive: Archive) -> Path | None:
+    def _labels_of(self, place: Path, archive: Archive) -> list[Path]:
         """Return the label.* of a folder in or below which there is a single DICOM series."""
         inside = [series for series in archive.series if place in (series.folder, *series.folder.parents)]
         if len(inside) != 1 or self.top not in (place, *place.parents):
-            return None
-        return only_label(sorted(place.iterdir()))
+            return []
+        return labels_in(sorted(place.iterdir()))
 
-    def _drawn(self, label: Path | None, place: Path) -> tuple[Annotation | None, LabelMap]:
-        """Return the annotation in a file, named by the labels.json of its folder or the common one, and that."""
+    def _drawn(self, labels: Sequence[Path], place: Path) -> tuple[Annotation | None, LabelMap]:
+        """Return the annotation of a scan, named by the labels.json of its folder or the common one, and that."""
         known = self._common
-        own = place / NAMES_FILE
+        folders = [*(label.parent for label in labels[:1]), place]  # of the labels first: it is nearer
+        own = next((path for each in folders if each != self.top and (path := each / NAMES_FILE).is_file()), None)
         try:
-            known = read_label_names(own) if own.is_file() and place != self.top else known
+            known = known if own is None else read_label_names(own)
         except DatasetError as error:  # one scan's mistake is not the others'
-            return Unusable(str(error), (own,)), LabelMap({})
-        names = None if known is None else dict(known.labels)
-        return None if label is None else LabelFile(label, names), known or LabelMap({})
+            return Unusable(str(error), () if own is None else (own,)), LabelMap({})
+        if len(labels) > 1:
+            names = ", ".join(path.name for path in labels[:5])
+            message = f"{labels[0].parent}: holds {len(labels)} annotations of one scan ({names}); keep the one meant"
+            return Unusable(message, tuple(labels)), known or LabelMap({})
+        if not labels:
+            return None, known or LabelMap({})
+        return LabelFile(labels[0], None if known is None else dict(known.labels)), known or LabelMap({})
 
-    def _add(self, name: str, patient: str, image: Path, label: Path | None, place: Path, channel: int | None) -> None:
-        annotation, known = self._drawn(label, place)
+    def _add(
+        self, name: str, patient: str, image: Path, labels: Sequence[Path], place: Path, channel: int | None
+    ) -> None:
+        annotation, known = self._drawn(labels, place)
         self.cases.append(
             Case(
                 name,

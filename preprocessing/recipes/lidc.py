@@ -14,7 +14,6 @@ Only scans of patients called ``LIDC-IDRI-0001`` and so on, by folder or Patient
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ import numpy as np
 
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.dicom_files import broken_dicom, one_line
+from boltzformer_monai.io.dicom_open import read_dicom
+from boltzformer_monai.io.left_out import read_tree
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
@@ -178,20 +179,18 @@ def _folders(folder: Path) -> list[tuple[Path, list[Path], list[Path]]]:
         msg = f"{folder}: no such folder; give the one with LIDC-IDRI-0001 and so on"
         raise DatasetError(msg)
     found = []
-    for directory, _, names in os.walk(folder):
-        files = [Path(directory, name) for name in sorted(names) if not name.startswith(".")]
+    for place, names in read_tree(folder).folders:
+        files = [place / name for name in names]
         scans, xmls = ([file for file in files if file.suffix.lower() == suffix] for suffix in (".dcm", ".xml"))
-        found.append((Path(directory), scans, xmls))
+        found.append((place, scans, xmls))
     return sorted(found)
 
 
 def _first_header(path: Path) -> tuple[str, str, str]:
     """Return modality, PatientID and SeriesInstanceUID of a file; "" for what cannot be read."""
-    import pydicom
-
     tags = ["Modality", "PatientID", "SeriesInstanceUID"]
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        header = read_dicom(path, tags=tags, pixels=False, force=False)
         kind, patient, series = (str(header.get(tag) or "") for tag in tags)
     except broken_dicom() as error:
         logger.warning("%s: cannot be read as DICOM (%s)", path, one_line(error))
@@ -201,15 +200,13 @@ def _first_header(path: Path) -> tuple[str, str, str]:
 
 def _slice_positions(folder: Path) -> dict[str, np.ndarray]:
     """Return SOPInstanceUID → position (mm, LPS) of the first pixel's centre, from the headers of the series."""
-    import pydicom
-
     positions = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() != ".dcm":
             continue
         tags = ["SOPInstanceUID", "ImagePositionPatient"]
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+            header = read_dicom(path, tags=tags, pixels=False, force=False)
             position = np.array(header.ImagePositionPatient, dtype=np.float64)
             positions[str(header.SOPInstanceUID)] = position
         except broken_dicom() as error:

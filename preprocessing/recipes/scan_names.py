@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from boltzformer_monai.io.formats import is_image_file
+from boltzformer_monai.io.scan_list import named_as_annotation, split_ending
 
-__all__ = ["by_channel", "is_annotation", "is_images_folder", "is_scan", "label_folder", "only_image", "only_label",
-           "stem_of", "walk"]  # fmt: skip
+__all__ = ["by_channel", "is_annotation", "is_images_folder", "is_scan", "label_folder", "labels_in", "named_pairs",
+           "only_image", "stem_of"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -19,38 +19,9 @@ _ENDING = re.compile(r"(?i)(\.seg)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr(\.gz)?|im
 _IMAGES = re.compile(r"(?i)(images?|imgs?|scans?)(Tr|Va|Ts)?")
 _LABELS = {"labels", "label", "masks", "segmentations"}
 _CHANNEL = re.compile(r"_(\d{4})$")
+_ANNOTATION = re.compile(r"(?i)[-_. ]*(labels?|masks?|seg|segmentation)$")
 _ONE_IMAGE = {"image", "img", "scan"}
 _ONE_LABEL = {"label", "labels", "mask", "seg", "segmentation"}
-
-
-def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder with the names of its files, sorted, without hidden ones.
-
-    Links to folders are followed, after the real folders, so that no folder comes twice; one to a folder above itself
-    is left out.
-    """
-    seen: set[str] = set()
-    pending = [folder]
-    while pending:
-        start, links = pending.pop(0), []
-        for directory, subfolders, names in os.walk(start):
-            place, real = Path(directory), os.path.realpath(directory)
-            if real in seen:
-                if place == start:
-                    logger.warning("%s: is left out, it links to a folder that is listed already", start)
-                subfolders.clear()
-                continue
-            seen.add(real)
-            visible = [place / name for name in sorted(subfolders) if not name.startswith(".")]
-            links += [path for path in visible if path.is_symlink() and not _is_above(path, real)]
-            subfolders[:] = [path.name for path in visible if not path.is_symlink()]
-            yield place, sorted(name for name in names if not name.startswith("."))
-        pending += links
-
-
-def _is_above(link: Path, real: str) -> bool:
-    """Tell whether a link leads to a folder or to one that it lies in."""
-    return Path(real).is_relative_to(os.path.realpath(link))
 
 
 def stem_of(path: Path) -> str:
@@ -83,13 +54,31 @@ def label_folder(images: Path) -> Path | None:
 
 def only_image(files: Sequence[Path]) -> Path | None:
     """Return the image.* among the files of a folder."""
-    return next((file for file in files if is_image_file(file) and stem_of(file).lower() in _ONE_IMAGE), None)
+    return next((file for file in files if is_scan(file) and stem_of(file).lower() in _ONE_IMAGE), None)
 
 
-def only_label(files: Sequence[Path], *, dicom: bool = False) -> Path | None:
-    """Return the label.* among the files of a folder; ``dicom``: a DICOM object counts too."""
-    usable = (file for file in files if is_image_file(file) or (dicom and file.suffix.lower() == ".dcm"))
-    return next((file for file in usable if stem_of(file).lower() in _ONE_LABEL), None)
+def labels_in(files: Sequence[Path], *, dicom: bool = False) -> list[Path]:
+    """Return every label.* among the files of a folder; ``dicom``: a DICOM object counts too."""
+    usable = (file for file in files if is_scan(file) or (dicom and file.suffix.lower() == ".dcm"))
+    return [file for file in usable if stem_of(file).lower() in _ONE_LABEL]
+
+
+def named_pairs(files: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Return (scan, annotation) where the names say so: ``CT7.nrrd`` with ``CT7-label.nrrd`` or ``CT7.seg.nrrd``.
+
+    A single scan and a single annotation in a folder belong together whatever the rest of their names.
+    """
+    images = [file for file in files if is_scan(file) and "uncertainty" not in file.name.lower()]
+    drawn = [file for file in images if named_as_annotation(file, file.parent)]
+    scans = [file for file in images if file not in drawn]
+    if len(scans) == 1 and len(drawn) == 1:
+        return [(scans[0], drawn[0])]
+    pairs = []
+    for scan in scans:
+        own = [file for file in drawn if _ANNOTATION.sub("", split_ending(file.name)[0]) == stem_of(scan)]
+        if len(own) == 1 and sum(stem_of(other) == stem_of(scan) for other in scans) == 1:
+            pairs.append((scan, own[0]))
+    return pairs
 
 
 def by_channel(images: Sequence[Path], labels: Collection[str]) -> dict[str, dict[int | None, Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,21 @@ ALL = [f"{name}{tail}" for name in ("nifti/scan1", "nifti/scan2", "patient/serie
 
 
 def test_all_scans_then_only_what_changed(
-    archive: Path, checkpoint: Path, tmp_path: Path, seen: list[str], capsys: pytest.CaptureFixture[str]
+    archive: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    seen: list[str],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     out = tmp_path / "out"
     assert _run(archive, checkpoint, out) == 0
     assert _files(out) == ALL
     assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 3
+    _run(archive, checkpoint, out)
+    assert caplog.messages[-1].startswith("0 segmented, 3 were complete already, 0 failed; left out: annotations: 2")
+    assert f"{archive}: left out, annotations: nifti/scan1_label.nii.gz" in caplog.text
     before = {name: (out / name).read_bytes() for name in ALL}
     assert seen == ["scan1.nii.gz", "scan2.nii.gz", "series"]
     assert _run(archive, checkpoint, out) == 0

@@ -204,7 +204,7 @@ def test_refusals_leave_no_file(
         "no mask has a voxel": (oblique, [("a", None, np.zeros(volume.shape, bool))], volume),
         "bool array": (oblique, [("a", None, np.zeros((2, 2, 2), bool))], volume),
         "not on the grid": (oblique, masks, shifted),
-        "lacks FrameOfReferenceUID": (bare, masks, read_volume(bare)),
+        r"FrameOfReferenceUID \(0020,0052\) is missing": (bare, masks, read_volume(bare)),
         "no such folder": (tmp_path / "nothing", masks, volume),
     }.items():
         with pytest.raises(VolumeError, match=said) as caught:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.left_out import find_left_out, read_tree
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import holds_only_image_files, list_scans, split_ending
 from tests.io.conftest import SeriesWriter
@@ -60,13 +60,14 @@ def test_nothing_and_two_of_one_name(tmp_path: Path) -> None:
         list_scans(tmp_path)
 
 
-def test_folders_of_annotations_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folders_of_annotations_are_left_out(tmp_path: Path) -> None:
     for name in ("imagesTr", "labelsTr", "labels", "masks", "seg", "segmentations", "labels-test", "maskulinum"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.nii.gz").touch()
-    with caplog.at_level(logging.INFO):
-        assert [scan.name for scan in list_scans(tmp_path)] == ["imagesTr/a", "maskulinum/a"]
-    assert str(tmp_path / "labelsTr") in caplog.text
+    scans = list_scans(tmp_path)
+    assert [scan.name for scan in scans] == ["imagesTr/a", "maskulinum/a"]
+    left = find_left_out(read_tree(tmp_path, follow=False), [scan.place for scan in scans])
+    assert {kind: len(paths) for kind, paths in left.items()} == {"annotations": 6}
     assert [scan.name for scan in list_scans(tmp_path / "labelsTr")] == ["a"]  # asked for by name
 
 

@@ -25,6 +25,7 @@ from boltzformer_monai.data.slices import SliceReader, SliceRow
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.orientation import axis_codes, axis_map, parse_codes
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.limits import open_text
 
 __all__ = ["DataSet", "Grid", "check_between", "check_tables", "open_data_sets", "volume_grid"]
 
@@ -276,7 +277,7 @@ def _missing_pictures(root: Path) -> list[str]:
     """The pictures that a manifest names and that are not there, as far as it can be read."""
     missing: dict[str, None] = {}
     try:
-        with (root / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:
+        with open_text(root / MANIFEST_FILE) as file:
             for fields in csv.DictReader(file):
                 for column in ("image", "label"):
                     name = fields.get(column)
