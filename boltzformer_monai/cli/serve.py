@@ -67,6 +67,19 @@ def run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("monailabel") is None:
         msg = "serve needs MONAI Label, which is not installed; pip install 'boltzformer-monai[label]'"
         raise MissingExtraError(msg)
+    from boltzformer_monai.label.temporary import PRIVATE
+
+    before = os.umask(PRIVATE)
+    try:
+        _serve(arguments)
+    finally:
+        os.umask(before)
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from boltzformer_monai.label.temporary import temporary_folder
+
     remote = arguments.studies.startswith(("http://", "https://"))
     if not remote:
         _check_folder(Path(arguments.studies))
@@ -74,11 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
     _check_port(arguments.host, arguments.port)
     studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
     settings = _conf(arguments, studies)
-    app = _app_folder(Path(settings["workspace"]) / "app")
+    workspace = Path(settings["workspace"])
+    app = _app_folder(workspace)
     if not remote:
         _tell_if_empty(Path(studies))
-    _start(app, studies, settings, arguments.host, arguments.port)
-    return 0
+    with temporary_folder(workspace):
+        _start(app, studies, settings, arguments.host, arguments.port)
 
 
 def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
@@ -147,10 +161,12 @@ def _check_port(host: str, port: int) -> None:
         raise ConfigError(msg) from error
 
 
-def _app_folder(folder: Path) -> Path:
+def _app_folder(workspace: Path) -> Path:
     """MONAI Label writes logs into its app's folder, so that must not be the installed package."""
+    folder = workspace / "app"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        workspace.chmod(0o700)  # of an earlier version it may be everybody's to read
         (folder / "main.py").write_text(_MAIN, encoding="utf-8")
     except OSError as error:
         msg = f"{folder}: cannot be written ({error.strerror or error}); give another --workspace"

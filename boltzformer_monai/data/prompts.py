@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,7 @@ __all__ = [
     "TargetEntry",
     "checked_prompts",
     "composite_targets",
+    "control_character",
     "find_target",
     "normalise_prompt",
     "normalise_site",
@@ -31,6 +33,8 @@ __all__ = [
 
 MAX_PROMPTS = 8
 SIDES = ("left", "right")
+_CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
 _SPOKEN_MODALITY = {"CT": "CT", "MR": "MRI"}
 
 
@@ -70,11 +74,20 @@ def normalise_prompt(text: str) -> str:
     return prompt
 
 
+def control_character(text: str) -> str | None:
+    """The first character that shows nothing itself but changes how a text is read or shown, or None.
+
+    Line breaks, NUL, marks that turn the direction of writing and the like. The two joiners (U+200C, U+200D) are not
+    among them: some scripts are spelled with them.
+    """
+    return next((each for each in text if unicodedata.category(each) in _CONTROLS and each not in _JOINERS), None)
+
+
 def checked_prompts(prompts: Sequence[str]) -> list[str]:
     """The prompts as given, if they can be asked.
 
     Raises:
-        PromptError: there are none, one is empty or no valid text, or two say the same.
+        PromptError: there are none, one is empty, no valid text or holds control characters, or two say the same.
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         msg = "give at least one prompt, as a list of texts, e.g. ['left kidney', 'lung nodule']"
@@ -82,6 +95,9 @@ def checked_prompts(prompts: Sequence[str]) -> list[str]:
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             msg = f"prompt {prompt[:60]!a} holds bytes that are no letters; write it in UTF-8"
+            raise PromptError(msg)
+        if control := control_character(prompt):
+            msg = f"prompt {prompt[:60]!a} holds the control character U+{ord(control):04X}; leave it out"
             raise PromptError(msg)
     texts = [normalise_prompt(prompt) for prompt in prompts]
     if repeated := [text for index, text in enumerate(texts) if text in texts[:index]]:

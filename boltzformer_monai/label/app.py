@@ -24,6 +24,7 @@ from monailabel.tasks.activelearning.random import Random
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.label.background import in_background
+from boltzformer_monai.label.connections import Connections, limit_connections
 from boltzformer_monai.label.departures import to_the_end
 from boltzformer_monai.label.dicomweb import open_dicomweb
 from boltzformer_monai.label.folder import SCANS, FolderDatastore
@@ -33,6 +34,7 @@ from boltzformer_monai.label.scoring import UncertaintyScoring
 from boltzformer_monai.label.server_settings import ServerSettings
 from boltzformer_monai.label.service import SegmentService
 from boltzformer_monai.label.strategy import MostUncertain
+from boltzformer_monai.label.temporary import hold_temporary_folder
 from boltzformer_monai.label.train_task import BoltzFormerTrainTask
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class BoltzFormerApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self._temporary = hold_temporary_folder()
         self.settings = ServerSettings.from_conf(conf, studies=studies)
         self.service = SegmentService(self.settings)
         super().__init__(
@@ -170,6 +173,11 @@ class BoltzFormerApp(MONAILabelApp):
             from boltzformer_monai.label.routes import add_routes
 
             add_routes(app, self)
+            limits = Connections(
+                header_s=self.settings.header_s, body_s=self.settings.body_s, most=self.settings.connections
+            )
+            if not limit_connections(limits):
+                _log.warning("the web server is not uvicorn: its connections have the time limits that it gives them")
 
     def _uploaded(self, image: str) -> Path | None:
         """An absolute path that MONAI Label made for an upload or a session; ids are no such paths."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from boltzformer_monai.data.prompts import control_character
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.label.corrected_labels import names_in
 from boltzformer_monai.label.infer_request import HARMLESS, KEYS
@@ -48,6 +49,11 @@ def plain_values(params: Mapping[str, Any]) -> None:
 def check_label_info(params: Mapping[str, Any]) -> None:
     """Names that come with a label can be read: what is misspelt would be forgotten, and the label never learned."""
     listed = params.get("label_info")
+    for each in listed if isinstance(listed, list) else ():
+        name = each.get("name") if isinstance(each, dict) else None
+        if isinstance(name, str) and (control := control_character(name)):
+            msg = f"the name {name[:60]!a} holds the control character U+{ord(control):04X}; leave it out"
+            raise ConfigError(msg)
     if listed and not names_in({"label_info": listed}):
         msg = 'label_info must be a list of {"name": "left kidney", "idx": 1}, idx being the value in the label map'
         raise ConfigError(f"{msg}; got {str(listed)[:60]!a}")

@@ -31,6 +31,7 @@ from boltzformer_monai.label.check_parts import (
 )
 from boltzformer_monai.label.infer_request import parse_request, with_ticked_labels
 from boltzformer_monai.label.safety import (
+    check_id,
     check_json,
     check_tag,
     check_target,
@@ -165,7 +166,7 @@ class Checks:
 
     def new_label(self, arguments: dict[str, Any]) -> None:
         check_label_info(parse_into(arguments, "params"))
-        image_path(self.app.datastore(), arguments["image"])
+        image_path(self.app.datastore(), check_id(arguments["image"]))
         arguments["tag"] = check_tag(arguments.get("tag") or DefaultLabelTag.FINAL.value)
         suffix = self._suffix(arguments["label"])
         check_target(self.app.datastore(), "labels", arguments["tag"], f"{arguments['image']}{suffix}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from boltzformer_monai.data.prompts import normalise_target
+from boltzformer_monai.data.prompts import control_character, normalise_target
 from boltzformer_monai.data.slice_volume import SliceSettings
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
@@ -90,9 +90,16 @@ def names_in(info: Mapping[str, Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     for value, name in pairs:
         whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _NAMES
-        if whole and isinstance(name, str) and name.strip() and normalise_target(name) not in ("", "background"):
-            names[value] = " ".join(name.split())[:200]
+        if whole and isinstance(name, str) and _as_prompt(name) and normalise_target(name) not in ("", "background"):
+            names[value] = _as_prompt(name)
     return names
+
+
+def _as_prompt(name: str) -> str:
+    """A segment's name, which is asked as a prompt later: on one line, without characters that no prompt may hold."""
+    while (control := control_character(name)) is not None:
+        name = name.replace(control, " ")
+    return " ".join(name.split())[:200]
 
 
 def write_slices(

@@ -25,11 +25,11 @@ _LONGEST_REASON = 400
 _REPLIES = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "frame-ancestors 'self'",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "Referrer-Policy": "no-referrer",
 }
 _UNCACHED = {"Cache-Control": "no-store"}
-_OF_THE_STOCK_PAGES = ("/ohif", "/static")
+_OF_THE_STOCK_PAGES = ("/ohif", "/static")  # the second holds the files of the first
 # OHIF's page asks Google for a font, and its service worker, which it does not start, for scripts.
 _OF_OHIF = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -104,8 +104,8 @@ class _Completed:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             path, status = self.scope["path"], message["status"]
-            extra = {} if path.startswith(_OF_THE_STOCK_PAGES) else _UNCACHED
-            for name, value in {**_REPLIES, **(_OF_OHIF if path.startswith("/ohif") else extra)}.items():
+            extra = _OF_OHIF if path.startswith(_OF_THE_STOCK_PAGES) else _UNCACHED
+            for name, value in {**_REPLIES, **extra}.items():
                 headers.setdefault(name, value)
             kind = headers.get("content-type", "")
             # A page for people stays one, and what a DICOMweb server answers is passed on as it is.

@@ -32,11 +32,11 @@ from monailabel.endpoints import (
     train,
     wsi_infer,
 )
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.label.checks import CHECKS, Checks
 from boltzformer_monai.label.instead import call
+from boltzformer_monai.label.lanes import Lane, Lanes
 from boltzformer_monai.label.replies import Replies
 
 _log = logging.getLogger(__name__)
@@ -46,15 +46,23 @@ _MODULES = (
 )  # fmt: skip
 
 
-def guard_stock_routes(app: FastAPI, checks: Checks, replies: Replies) -> None:
+def guard_stock_routes(app: FastAPI, checks: Checks, replies: Replies, lanes: Lanes) -> None:
     """Put a checked twin in front of every stock route; errors are told as the replies say."""
     router = APIRouter()
+    of_their_own = {
+        "api_run_inference": lanes.segment,
+        **dict.fromkeys(("api_add_image", "api_save_label", "api_create_session"), lanes.uploads),
+        **dict.fromkeys(
+            ("api_download_image", "api_download_label", "api_download_dataset", "api_sample"), lanes.scans
+        ),
+        **dict.fromkeys(("proxy", "proxy_wado", "proxy_qido", "proxy_stow"), lanes.archive),
+    }
     for module in (*_MODULES, login) if settings.MONAI_LABEL_AUTH_ENABLE else _MODULES:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
                 router.add_api_route(
                     route.path,
-                    _twin(route.endpoint, checks, replies),
+                    _twin(route.endpoint, checks, replies, of_their_own.get(route.endpoint.__name__, lanes.light)),
                     methods=sorted(route.methods or ()),
                     include_in_schema=False,  # the stock route is in it
                     response_model=None,
@@ -71,11 +79,11 @@ def put_in_front(app: FastAPI, router: APIRouter) -> None:
     app.router.routes[:0] = new
 
 
-def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies) -> Callable[..., Any]:
+def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies, lane: Lane) -> Callable[..., Any]:
     async def twin(**arguments: Any) -> Any:
         if (request := arguments.get("request")) is not None:
             await request.body()  # read here, since it belongs to this event loop; the stock function finds it read
-        return await run_in_threadpool(run, arguments)
+        return await lane.run(run, arguments)
 
     name = endpoint.__name__
     check = CHECKS.get(f"{endpoint.__module__.rpartition('.')[2]}.{name}") or CHECKS.get(name)
@@ -84,7 +92,7 @@ def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies) -> Cal
         try:
             if check is not None:
                 check(checks, arguments)
-            return call(endpoint, arguments)
+            return replies.cleaned(call(endpoint, arguments))
         except Exception as error:  # noqa: BLE001 (a stock function may raise anything; all is logged)
             if (after := arguments.get("background_tasks")) is not None:
                 asyncio.run(after())  # they remove uploads, and FastAPI forgets them after an error

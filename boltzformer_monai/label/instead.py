@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import ohif
 from starlette.background import BackgroundTask
 
+from boltzformer_monai.label.header_texts import without_texts
 from boltzformer_monai.label.proxied import pass_on
 
 __all__ = ["call"]
@@ -45,6 +47,24 @@ def _dataset(endpoint: _Endpoint, arguments: dict[str, Any]) -> Response:
     return reply
 
 
+def _image(endpoint: _Endpoint, arguments: dict[str, Any]) -> FileResponse:
+    """The scan without the texts of its header; the copy was made for this reply."""
+    reply: FileResponse = _stock(endpoint, arguments)
+    place = Path(reply.path)
+    with tempfile.NamedTemporaryFile(suffix=f"-{place.name[-20:]}", delete=False) as file:
+        copy = Path(file.name)
+    try:
+        written = without_texts(place, copy)
+    except BaseException:
+        copy.unlink()
+        raise
+    if not written:
+        copy.unlink()
+        return reply
+    gone = BackgroundTask(copy.unlink, missing_ok=True)
+    return FileResponse(copy, media_type=reply.media_type, filename=place.name, background=gone)
+
+
 def _passed_on(service: str) -> _Call:
     def asked(_: _Endpoint, arguments: dict[str, Any]) -> Response:
         return asyncio.run(pass_on(arguments["request"], service, arguments["path"]))
@@ -53,6 +73,7 @@ def _passed_on(service: str) -> _Call:
 
 
 _INSTEAD: dict[str, _Call] = {
+    "api_download_image": _image,
     "api_get_ohif": _ohif_file,
     "api_download_dataset": _dataset,
     "proxy": _passed_on(""),

@@ -6,18 +6,28 @@ accepts (compressed slices come only from a server that can expand them), and se
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from http import HTTPStatus
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import requests
 from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_credentials
 from fastapi import Request
 from fastapi.responses import Response
 from monailabel.config import settings
+from starlette.exceptions import HTTPException
 
 __all__ = ["pass_on"]
 
 _PATIENCE_S = (10, 600)
 _SENT = ("accept", "content-type")
+_TAKEN = (
+    "application/dicom", "application/dicom+json", "application/json", "application/octet-stream", "multipart/related",
+    "image/bmp", "image/gif", "image/jls", "image/jp2", "image/jpeg", "image/jph", "image/jphc", "image/jpx",
+    "image/png", "image/x-dicom-rle", "image/x-jls", "video/mp4", "video/mpeg", "video/mpeg2",
+)  # fmt: skip
+"""What an archive answers to a viewer; nothing that a browser would show as a page, which could run scripts here."""
+_POLICY = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-Type-Options": "nosniff"}
+_MOST_REDIRECTS = 3
 
 
 async def pass_on(request: Request, service: str, path: str) -> Response:
@@ -30,6 +40,7 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
 
     Raises:
         requests.RequestException: the server does not answer.
+        HTTPException: 502, it leads elsewhere, or answers with what is no part of DICOMweb.
     """
     root = str(settings.MONAI_LABEL_STUDIES).rstrip("/")
     prefixes = {
@@ -43,12 +54,35 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
     with create_session_from_gcp_credentials() if "googleapis.com" in root else requests.Session() as session:
         if settings.MONAI_LABEL_DICOMWEB_USERNAME and settings.MONAI_LABEL_DICOMWEB_PASSWORD:
             session.auth = (settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD)
-        reply = session.request(
-            request.method,
-            f"{url}?{request.url.query}" if request.url.query else url,
-            data=await request.body() or None,
-            headers={name: request.headers[name] for name in _SENT if name in request.headers},
-            timeout=_PATIENCE_S,
-        )
-        kind = reply.headers.get("Content-Type")
-        return Response(reply.content, reply.status_code, headers={"Content-Type": kind} if kind else None)
+        url = f"{url}?{request.url.query}" if request.url.query else url
+        body = await request.body() or None
+        headers = {name: request.headers[name] for name in _SENT if name in request.headers}
+        for _ in range(_MOST_REDIRECTS + 1):
+            reply = session.request(
+                request.method, url, data=body, headers=headers, timeout=_PATIENCE_S, allow_redirects=False
+            )
+            if not reply.is_redirect:
+                return _passed(reply)
+            url = urljoin(url, reply.headers["Location"])
+            if request.method != "GET" or not _below(url, root):
+                raise HTTPException(502, "the DICOMweb server leads to an address that is not its own")
+        raise HTTPException(502, "the DICOMweb server leads from one address to the next")
+
+
+def _passed(reply: requests.Response) -> Response:
+    kind = reply.headers.get("Content-Type", "")
+    if kind.partition(";")[0].strip().lower() in _TAKEN or not reply.content:
+        headers = {"Content-Type": kind} if kind else {}
+        return Response(reply.content, reply.status_code, headers={**headers, **_POLICY})
+    if reply.status_code >= HTTPStatus.BAD_REQUEST:
+        raise HTTPException(reply.status_code, f"the server behind this one refuses it: {reply.reason}")
+    raise HTTPException(502, f"the DICOMweb server answers with {kind[:60]!a}, which is not passed on")
+
+
+def _below(url: str, root: str) -> bool:
+    asked, own = urlsplit(url), urlsplit(root)
+    path = asked.path
+    while path != unquote(path):
+        path = unquote(path)
+    same = (asked.scheme, asked.netloc) == (own.scheme, own.netloc)
+    return same and ".." not in path.split("/") and path.startswith(f"{own.path}/")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import requests
 from fastapi import FastAPI, Request
@@ -67,6 +69,10 @@ class Replies:
             if getattr(known, "reason", "") == "write":
                 return 503, self.one_line(str(known))
             return next(status for kind, status in _STATUS if isinstance(known, kind)), self.one_line(str(known))
+        if isinstance(error, MemoryError):
+            return 413, "there is not enough memory for this; crop or resample the scan"
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return 400, "the name is too long for a file"
         if isinstance(error, requests.RequestException):
             if (reply := error.response) is not None and 400 <= reply.status_code < 500:
                 return reply.status_code, f"the server behind this one refuses it: {reply.reason}"
@@ -83,6 +89,16 @@ class Replies:
         text = self._hidden.sub("", text)
         text = text.encode("utf-8", "replace").decode()  # broken Unicode cannot be sent
         return " ".join(_FOLDERS.sub("", text).split())[:_LONGEST]
+
+    def cleaned(self, reply: Any) -> Any:
+        """A reply of MONAI Label's in which of a path on this server the name is left."""
+        if isinstance(reply, dict):
+            return {key: self.cleaned(value) for key, value in reply.items()}
+        if isinstance(reply, list | tuple):
+            return [self.cleaned(value) for value in reply]
+        if isinstance(reply, str):
+            return Path(reply).name if self._hidden.match(reply) else self._hidden.sub("", reply)
+        return reply
 
     def add_to(self, app: FastAPI) -> None:
         """Answer every error of every route as ``{"detail": "one line"}``."""

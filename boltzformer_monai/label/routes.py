@@ -26,7 +26,9 @@ from boltzformer_monai.label.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.dicomweb_cache import compact
 from boltzformer_monai.label.gate import Gate
 from boltzformer_monai.label.guard import guard_stock_routes, put_in_front
+from boltzformer_monai.label.header_texts import without_texts
 from boltzformer_monai.label.infer_request import UNCERTAINTY, parse_request
+from boltzformer_monai.label.lanes import Lanes
 from boltzformer_monai.label.page_files import page_file
 from boltzformer_monai.label.replies import Replies
 from boltzformer_monai.label.result_store import ResultStore
@@ -54,20 +56,29 @@ def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
         return
     app.state.boltzformer = server
     places = server.settings
-    replies = Replies((server.studies, places.workspace, places.checkpoint.parent, Path(__file__).parents[1]))
+    sessions = server.sessions()
+    hidden = [server.studies, places.workspace, places.checkpoint.parent, Path(__file__).parents[1]]
+    replies = Replies(hidden if sessions is None else [*hidden, sessions.store_path])
     replies.add_to(app)
     use_sign_in(app)
 
-    def reload() -> dict[str, Any]:
+    lanes = Lanes(server.settings.queue)
+
+    async def reload() -> dict[str, Any]:
         # MONAI Label would make a second app, with a second network in memory.
-        server.service.reload()
+        await lanes.segment.run(server.service.reload)
         return {}
 
-    guard_stock_routes(app, Checks(server, server.service), replies)
-    put_in_front(app, _Routes(server).router)
+    guard_stock_routes(app, Checks(server, server.service), replies, lanes)
+    routes = _Routes(server, lanes)
+    put_in_front(app, routes.router)
     only_admin = [access(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
     app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=only_admin)
-    app.router.routes.insert(0, app.router.routes.pop())
+    # MONAI Label's pages of its routes load scripts of other servers, here where the scans are.
+    app.add_api_route("/", routes.to_page, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs", routes.to_description, methods=["GET"], include_in_schema=False)
+    own = [app.router.routes.pop() for _ in range(3)]
+    app.router.routes[:0] = own
     # The server's stack of handlers was built before it told us that it starts; the next request builds it anew.
     app.middleware_stack = None
     app.add_middleware(Departures)
@@ -86,10 +97,12 @@ class _Routes:
 
     Args:
         server: the app.
+        lanes: for what takes long.
     """
 
-    def __init__(self, server: BoltzFormerApp) -> None:
+    def __init__(self, server: BoltzFormerApp, lanes: Lanes) -> None:
         self.server = server
+        self.lanes = lanes
         self.results = ResultStore()
         self.scans = ResultStore()
         # The same role as for MONAI Label's infer and its images; the page's own files hold no data.
@@ -124,21 +137,29 @@ class _Routes:
             "dicom_seg": _can_write_seg(self.server, [each["id"] for each in images]),
         }
 
-    def scan(self, image_id: str) -> FileResponse:
+    async def scan(self, image_id: str) -> FileResponse:
         """The scan as NIfTI."""
+        return await self.lanes.scans.run(self._scan, image_id)
+
+    def _scan(self, image_id: str) -> FileResponse:
         store = self.server.datastore()
         path = image_path(store, image_id)
         if isinstance(store, DicomWebDatastore):
             path = Path(store.get_image_uri(image_id))
-        if path.name.endswith(".nii.gz"):
-            return FileResponse(path, media_type="application/gzip", filename="scan.nii.gz")
         _, folder = self.scans.new()
+        if path.name.endswith(".nii.gz"):
+            cleaned = without_texts(path, folder / "scan.nii.gz")
+            shown = folder / "scan.nii.gz" if cleaned else path
+            return FileResponse(shown, media_type="application/gzip", filename="scan.nii.gz")
         volume = self.server.service.volume(path)
         write_image_file(compact(volume), volume.affine, folder / "scan.nii.gz")
         return FileResponse(folder / "scan.nii.gz", media_type="application/gzip", filename="scan.nii.gz")
 
-    def segment(self, body: Annotated[Any, Body()]) -> dict[str, Any]:
+    async def segment(self, body: Annotated[Any, Body()]) -> dict[str, Any]:
         """Segment an image of the datastore."""
+        return await self.lanes.segment.run(self._segment, body)
+
+    def _segment(self, body: Any) -> dict[str, Any]:
         content = check_json(body, "the request")
         image = content.get("image")
         if not isinstance(image, str):
@@ -185,6 +206,10 @@ class _Routes:
     def to_page(self) -> RedirectResponse:
         """The page's address ends in a slash."""
         return RedirectResponse(f"{stock.MONAI_LABEL_API_STR}/boltzformer/")
+
+    def to_description(self) -> RedirectResponse:
+        """All routes, as a browser shows JSON; viewers of OpenAPI on one's own machine take the same address."""
+        return RedirectResponse("/openapi.json")
 
     def page(self, path: str, if_none_match: Annotated[str, Header()] = "") -> Response:
         """The page and its assets."""

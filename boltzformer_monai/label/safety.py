@@ -15,6 +15,7 @@ from boltzformer_monai.errors import ConfigError, VolumeError
 UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".dcm", ".seg.nrrd", ".bin")
 _ID = re.compile(r"[\w][\w .,+=@()-]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_LONGEST_ID = 224  # bytes of the 255 that a file's name may have; endings and marks of temporary files come on top
 _DEEPEST = 12
 _LONGEST_TEXT = 20_000
 _MOST_VALUES = 20_000
@@ -28,10 +29,13 @@ def check_id(image_id: str) -> str:
     """An id that may become part of a file name.
 
     Raises:
-        ConfigError: it may not.
+        ConfigError: it may not, or the name would be too long: systems count bytes, and a letter may have up to four.
     """
     if not _ID.fullmatch(image_id) or ".." in image_id or image_id != image_id.strip():
         msg = f"{image_id[:60]!a} cannot be an id; use letters, digits, spaces and . _ -, a letter or digit first"
+        raise ConfigError(msg)
+    if (size := len(image_id.encode())) > _LONGEST_ID:
+        msg = f"an id of {size} bytes is too long for a file's name; at most {_LONGEST_ID} are taken"
         raise ConfigError(msg)
     return image_id
 

@@ -38,6 +38,10 @@ class ServerSettings:
         slices_together: slices decoded together on a CPU; 0: the more, the smaller the network's pictures are.
         batch_size: slices per pass on a GPU.
         upload_mb: largest upload.
+        queue: segmentations, and uploads, that may wait for their turn; what comes then is refused.
+        connections: connections that may stay while they wait for their client.
+        header_s: seconds for the header of a request.
+        body_s: seconds in which a part of a body must come, and of a reply must be taken.
         epochs: of one training.
         learning_rate: of one training.
         origins: web pages of other servers that may ask, ``https://viewer.example.org``, ``;`` between them.
@@ -60,6 +64,10 @@ class ServerSettings:
     slices_together: int = 0
     batch_size: int = 4
     upload_mb: int = 2048
+    queue: int = 32
+    connections: int = 512
+    header_s: float = 15.0
+    body_s: float = 30.0
     epochs: int = 10
     learning_rate: float = 1e-4
     origins: tuple[str, ...] = ()
@@ -90,10 +98,24 @@ class ServerSettings:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for name in ("cache_mb", "together", "slices_together", "batch_size", "upload_mb", "epochs"):
+        counts = (
+            "cache_mb",
+            "together",
+            "slices_together",
+            "batch_size",
+            "upload_mb",
+            "queue",
+            "connections",
+            "epochs",
+        )
+        for name in counts:
             low = 0 if name in ("cache_mb", "slices_together") else 1
             if getattr(self, name) < low:
                 msg = f"{name} must be at least {low}, got {getattr(self, name)}"
+                raise ConfigError(msg)
+        for name in ("header_s", "body_s"):
+            if not 1 <= getattr(self, name) <= 3600:
+                msg = f"{name} must be from 1 to 3600 seconds, got {getattr(self, name)}"
                 raise ConfigError(msg)
         if not 0 < self.learning_rate < 1:
             msg = f"learning_rate must lie between 0 and 1, got {self.learning_rate}"

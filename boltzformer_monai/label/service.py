@@ -6,7 +6,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout  # the built-in one from Python 3.11 on
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from boltzformer_monai.label.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 
+_SOON_S = 1.0
 _SHARE_OF_SCANS, _SHARE_OF_SLICES = 4, 16  # of the memory, one part in so many; the rest is for features
 
 
@@ -83,11 +85,12 @@ class SegmentService:
         # One thread, and never another: OpenMP keeps helpers for each one that has ever computed, and once these are
         # more than there are cores they sleep between any two operations, which makes a request take twice as long.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
+        self._segmentations: set[Future[Segmented]] = set()
         self._model: Model | None = None
         self.vocabulary.declare(self.default_prompts())
 
     def model(self) -> Model:
-        """The newest checkpoint, loaded when first needed.
+        """The newest checkpoint, loaded when first needed; while a segmentation holds up its loading, the last one.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -96,7 +99,12 @@ class SegmentService:
         known = self._model
         if known is not None and known.stamp == _stamp(self.settings.current_checkpoint):
             return known  # without waiting for a segmentation under way
-        return self._worker.submit(self._current).result()
+        loading = self._worker.submit(self._current)
+        try:
+            # What only asks for names does not wait behind segmentations.
+            return loading.result(_SOON_S if known is not None and self._segmentations else None)
+        except FutureTimeout:
+            return known or loading.result()
 
     def reload(self) -> None:
         """Forget network and caches; the next request loads anew."""
@@ -139,7 +147,10 @@ class SegmentService:
         Raises:
             BoltzFormerError: the scan or the checkpoint cannot be used; or the client went away.
         """
-        segmented = self._worker.submit(self._segment, image, request, ending, client_has_gone()).result()
+        asked = self._worker.submit(self._segment, image, request, ending, client_has_gone())
+        self._segmentations.add(asked)
+        asked.add_done_callback(self._segmentations.discard)
+        segmented = asked.result()
         with segmented.result:
             yield segmented
 

@@ -186,3 +186,17 @@ def test_prompts_are_checked_and_stay_as_they_are() -> None:
     for wrong in ([], "liver", ["liver", " LIVER "], [" "], ["liv\udcffer"], [3]):
         with pytest.raises(PromptError):
             checked_prompts(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "letter", ["\n", "\t", "\0", "\x1b", "\x7f", "\x85", "\u202e", "\u2066", "\u200b", "\u2028", "\ufeff"]
+)
+def test_control_characters_are_refused(letter: str) -> None:
+    for prompt in (f"left{letter}kidney", f"{letter}left kidney", f"left kidney{letter}"):
+        with pytest.raises(PromptError, match=f"control character U\\+{ord(letter):04X}"):
+            checked_prompts(["liver", prompt])
+
+
+def test_letters_of_all_scripts_are_prompts() -> None:
+    prompts = ["foie (lésion)", "肝臓", "יהלום", "كبد", "می\u200cخواهم", "क्\u200dष", "10 µm ± 2 – „Leber“"]
+    assert checked_prompts(prompts) == prompts

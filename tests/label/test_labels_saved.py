@@ -18,6 +18,7 @@ from boltzformer_monai.errors import DatasetError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.label import background  # noqa: E402
 from boltzformer_monai.label.background import FAILED, in_background  # noqa: E402
+from boltzformer_monai.label.corrected_labels import names_in  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 
 
@@ -108,3 +109,45 @@ def test_background_work_steps_back_and_fails_in_one_line(
     assert caplog.records[-1].getMessage() == "error: nothing at all"
     with pytest.raises(ZeroDivisionError), in_background(True):
         _ = 1 / 0
+
+
+def test_names_with_control_characters_are_refused_and_old_ones_are_read_without(client: Any, tmp_path: Path) -> None:
+    write_image_file(np.ones(SHAPE, np.uint8), AFFINE, tmp_path / "label.nii.gz")
+    with (tmp_path / "label.nii.gz").open("rb") as file:
+        reply = client.put(
+            "/datastore/label?image=scan_1&tag=mine",
+            data={"params": json.dumps({"label_info": [{"name": "left\u202e kidney", "idx": 1}]})},
+            files={"label": ("l.nii.gz", file)},
+        )
+    assert reply.status_code == 400
+    assert "control character U+202E" in reply.json()["detail"]
+    assert names_in({"label_info": [{"name": "left\u202ekidney\0", "idx": 1}, {"name": "\u202e", "idx": 2}]}) == {
+        1: "left kidney"
+    }
+
+
+def test_an_id_that_no_file_name_can_hold_is_refused(client: Any, tmp_path: Path) -> None:
+    write_image_file(np.ones(SHAPE, np.int16), AFFINE, tmp_path / "scan.nii.gz")
+    content = (tmp_path / "scan.nii.gz").read_bytes()
+    for image, status in (("患" * 128, 400), ("患" * 74, 200)):
+        reply = client.put(f"/datastore/image?image={image}", files={"file": ("a.nii.gz", content)})
+        assert reply.status_code == status, reply.text
+        label = client.put(
+            f"/datastore/label?image={image}", data={"params": "{}"}, files={"label": ("l.nii.gz", content)}
+        )
+        assert label.status_code in ((400, 404) if status == 400 else (200,)), label.text
+    assert client.delete(f"/datastore/image?id={'患' * 74}").status_code == 200
+
+
+def test_no_reply_names_a_folder_of_the_server(client: Any, studies: Path) -> None:
+    replies = {
+        "sample": client.post("/activelearning/first", json={}),
+        "list": client.get("/datastore/?output=train"),
+        "session": client.put("/session/", files={"files": ("a.nii.gz", (studies / "scan_0.nii.gz").read_bytes())}),
+    }
+    for name, reply in replies.items():
+        assert reply.status_code == 200, (name, reply.text)
+        assert not [part for part in reply.text.replace("\\/", "/").split('"') if part.startswith("/")], name
+    session = replies["session"].json()["session_id"]
+    assert '"/' not in client.get(f"/session/{session}").text
+    assert '"/' not in client.delete(f"/session/{session}").text

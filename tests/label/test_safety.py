@@ -55,3 +55,34 @@ def test_messages_show_no_folder_of_the_server() -> None:
         "see https://example.org/a": "see https://example.org/a",
     }.items():
         assert replies.problem(VolumeError(message)) == (422, told)
+
+
+@pytest.mark.parametrize("name", ["患" * 128, "é" * 113, "😀" * 57])
+def test_ids_fit_into_file_names(name: str) -> None:
+    with pytest.raises(ConfigError, match="bytes is too long for a file's name|cannot be an id"):
+        check_id(name)
+    assert check_id("患" * 74) == "患" * 74
+
+
+def test_replies_name_files_and_not_their_folders() -> None:
+    replies = Replies([Path("/data/scans")])
+    told = {
+        "image": "/data/scans/a b.nii.gz",
+        "list": [{"label": "/data/scans/labels/final/a.nii.gz"}, 3, None, 0.5, True],
+        "details": "reading /data/scans/a.nii.gz took 3 s",
+        "name": "lesion/left",
+    }
+    assert replies.cleaned(told) == {
+        "image": "a b.nii.gz",
+        "list": [{"label": "a.nii.gz"}, 3, None, 0.5, True],
+        "details": "reading a.nii.gz took 3 s",
+        "name": "lesion/left",
+    }
+
+
+def test_what_no_memory_or_file_name_can_hold_is_the_requests_fault(tmp_path: Path) -> None:
+    replies = Replies([])
+    assert (replies.problem(MemoryError()) or (0,))[0] == 413
+    with pytest.raises(OSError) as error:  # noqa: PT011 (the number is what counts)
+        (tmp_path / ("x" * 300)).open()
+    assert (replies.problem(error.value) or (0,))[0] == 400

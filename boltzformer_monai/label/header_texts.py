@@ -1,0 +1,127 @@
+"""Scans as they go out: voxels and where they lie, without the free texts that a header may hold.
+
+Converters and people write names, dates and notes into these texts. Nothing that a viewer needs is among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from boltzformer_monai.errors import VolumeError
+
+__all__ = ["without_texts"]
+
+_GZIP = b"\x1f\x8b"
+_NAMED = 0x1C  # flags of a gzip header: further fields, a name, a comment
+_LONGEST_HEADER = 1 << 24
+_CHUNK = 1 << 20
+_LEVEL = 1  # as fast as it goes: the file is sent once
+_OF_NIFTI = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+_OF_NRRD = frozenset({
+    "type", "dimension", "space", "space dimension", "sizes", "space directions", "space origin", "space units",
+    "kinds", "endian", "encoding", "spacings", "thicknesses", "centers", "centerings", "axis mins", "axismins",
+    "axis maxs", "axismaxs", "units", "measurement frame", "block size", "blocksize", "line skip", "lineskip",
+    "byte skip", "byteskip",
+})  # fmt: skip
+_OF_META = frozenset({
+    "objecttype", "ndims", "binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata",
+    "compresseddatasize", "transformmatrix", "rotation", "orientation", "offset", "position", "origin",
+    "centerofrotation", "anatomicalorientation", "elementspacing", "elementsize", "dimsize", "elementtype",
+    "elementnumberofchannels", "elementdatafile",
+})  # fmt: skip
+
+
+def without_texts(source: Path, target: Path) -> bool:
+    """Write a scan without the texts of its header.
+
+    Args:
+        source: NIfTI, NRRD or MetaImage in one file, told by its ending.
+        target: file of the same kind.
+
+    Returns:
+        Whether it was written; it is not where there is no text in the source.
+
+    Raises:
+        VolumeError: its header cannot be read.
+        OSError: a file cannot be read or written.
+    """
+    name = source.name.lower()
+    with source.open("rb") as file:
+        if name.endswith((".nii", ".nii.gz")):
+            return _nifti(file, target)
+        if name.endswith(".nrrd"):
+            return _text_header(file, target, re.compile(rb"\A.*?\n\r?\n", re.DOTALL), _of_nrrd)
+        if name.endswith(".mha"):
+            end = re.compile(rb"\A.*?^\s*ElementDataFile\s*=[^\n]*\n", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+            return _text_header(file, target, end, _of_meta)
+    msg = f"{source}: a scan of another kind than NIfTI, NRRD or MetaImage in one file is not sent"
+    raise VolumeError(msg, reason="unsupported format")
+
+
+def _nifti(file: BinaryIO, target: Path) -> bool:
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.wrapstruct import WrapStructError
+
+    start = file.read(4)
+    file.seek(0)
+    packed = start[:2] == _GZIP
+    named = packed and bool(start[3] & _NAMED)
+    with gzip.GzipFile(fileobj=file) if packed else file as stream:
+        try:
+            size = int.from_bytes(stream.read(4), "little")
+            stream.seek(0)
+            kind = nibabel.Nifti2Header if size in (540, 0x1C020000) else nibabel.Nifti1Header
+            header = kind.from_fileobj(stream, check=False)
+        except (OSError, EOFError, ValueError, WrapStructError, ImageFileError) as error:
+            msg = f"{target.name}: its header cannot be read, so what it says is not sent"
+            raise VolumeError(msg) from error
+        texts = [key for key in _OF_NIFTI if key in header and header[key].item().strip(b"\0")]
+        start_of_voxels = max(int(header["vox_offset"]), header.single_vox_offset)
+        if not (texts or named or start_of_voxels > header.single_vox_offset):
+            return False
+        for key in texts:
+            header[key] = b""
+        header.extensions.clear()
+        header["vox_offset"] = header.single_vox_offset
+        stream.seek(start_of_voxels)
+        with contextlib.ExitStack() as opened:
+            out: BinaryIO = opened.enter_context(target.open("wb"))
+            if packed:
+                out = opened.enter_context(gzip.GzipFile("", "wb", _LEVEL, out, mtime=0))
+            header.write_to(out)
+            shutil.copyfileobj(stream, out, _CHUNK)
+    return True
+
+
+def _text_header(file: BinaryIO, target: Path, header: re.Pattern[bytes], known: Callable[[bytes], bool]) -> bool:
+    found = header.search(file.read(_LONGEST_HEADER))
+    if found is None:
+        msg = f"{target.name}: its header cannot be read, so what it says is not sent"
+        raise VolumeError(msg)
+    lines = found[0].splitlines(keepends=True)
+    kept = [line for line in lines if known(line)]
+    if len(kept) == len(lines):
+        return False
+    file.seek(found.end())
+    with target.open("wb") as out:
+        out.writelines(kept)
+        shutil.copyfileobj(file, out, _CHUNK)
+    return True
+
+
+def _of_nrrd(line: bytes) -> bool:
+    field, colon, value = line.decode("latin-1").partition(":")
+    if not colon:
+        return line.startswith(b"NRRD") or not line.strip()
+    return field.strip().lower() in _OF_NRRD and not value.startswith("=")
+
+
+def _of_meta(line: bytes) -> bool:
+    return line.decode("latin-1").partition("=")[0].strip().lower() in _OF_META
