@@ -20,6 +20,7 @@ from boltzformer_monai.errors import ConfigError, VolumeError
 
 __all__ = [
     "MEMORY_VARIABLE",
+    "TEXT_LIMIT",
     "gigabytes",
     "inflated_size",
     "machine_memory",
@@ -37,7 +38,8 @@ MEMORY_VARIABLE = "BOLTZFORMER_MEMORY_GB"
 """Environment variable with the memory that reading one file may take, in GB (1e9 bytes). The commands set it by
 ``--memory-gb``; a variable, because worker processes inherit it."""
 _SHARE = 0.5  # of the memory that the process may have: network and results need some too
-_TEXT_LIMIT = 1 << 24  # bytes of a text that a person wrote, or that describes one scan
+TEXT_LIMIT = 1 << 24
+"""Bytes of a text that a person wrote, or that describes one scan."""
 _JSON_GROWTH = 32  # bytes of objects that a byte of JSON can become: "[]," is a list of 56 bytes
 _ROW_GROWTH = 8  # the same of a byte of a table
 _CHUNK = 1 << 20
@@ -93,11 +95,16 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.{0 if size >= 1e10 else 2}{'f' if size >= 1e10 else 'g'}} GB"
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str], *, limit: int | None = None) -> BinaryIO:
     """Open an ordinary file for reading bytes; links are followed.
 
+    Args:
+        path: the file.
+        limit: bytes that it may have.
+
     Raises:
-        OSError: it cannot be opened, or is a pipe, a socket, a device or a folder; ``strerror`` says which.
+        OSError: it cannot be opened, is larger than ``limit``, or is a pipe, a socket, a device or a folder;
+            ``strerror`` says which.
     """
     # Not blocking, because opening a pipe that nobody writes to would wait for ever; files do not mind.
     flag = getattr(os, "O_NONBLOCK", 0)
@@ -105,6 +112,10 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "is a pipe, socket or device and not a file", os.fspath(path))
+    if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
+        file.close()
+        what = f"has {size / 1e6:.0f} MB, and at most {limit / 1e6:.0f} MB are read of such a file"
+        raise OSError(errno.EFBIG, what, os.fspath(path))
     return file
 
 
@@ -119,16 +130,11 @@ def open_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: i
     Raises:
         OSError: it cannot be opened, is no ordinary file, or is longer than ``limit`` bytes.
     """
-    file = open_file(path)
-    size, limit = os.fstat(file.fileno()).st_size, limit if limit is not None else memory_budget() // _ROW_GROWTH
-    if size > limit:
-        file.close()
-        what = f"has {size / 1e6:.0f} MB, and at most {limit / 1e6:.0f} MB are read of such a file"
-        raise OSError(errno.EFBIG, what, os.fspath(path))
+    file = open_file(path, limit=memory_budget() // _ROW_GROWTH if limit is None else limit)
     return io.TextIOWrapper(file, encoding=encoding, newline="")
 
 
-def read_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int = _TEXT_LIMIT) -> str:
+def read_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int = TEXT_LIMIT) -> str:
     """Read a small text file.
 
     Raises:

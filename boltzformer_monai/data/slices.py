@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from boltzformer_monai.data.picture_files import open_picture
 from boltzformer_monai.data.slice_files import read_description, read_manifest
 from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values, slice_name
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
@@ -209,7 +209,7 @@ def read_png(path: Path) -> np.ndarray:
         DatasetError: the file is missing or damaged, or not a grey picture.
     """
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             pixels = np.array(picture)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
         msg = f"{path}: cannot be read as PNG ({error}); slice its volume again"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
     MemoryError, struct.error, pickle.UnpicklingError,
 )  # fmt: skip
+
+_ZIP = b"PK\x03\x04"  # by which PyTorch tells its own archives
 
 
 class Description:
@@ -82,6 +85,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         msg = f"no checkpoint at {file}; train one, or give the path of a model.pt"
         raise CheckpointError(msg)
+    _check_records(file)
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -90,8 +94,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         # PyTorch's own words advise to load the file unsafely: not for users to read.
-        msg = f"{file} cannot be read as a checkpoint: it is damaged, or not a model.pt of this package; copy it again"
-        raise CheckpointError(msg) from error
+        raise _unreadable(file) from error
     except Exception as error:  # safetensors raises its own type, which derives from nothing else
         if type(error).__module__.startswith("safetensors"):
             msg = f"{file} cannot be read as a checkpoint ({error})"
@@ -101,6 +104,33 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         msg = f"{file} holds a {type(content).__name__}, not a checkpoint"
         raise CheckpointError(msg)
     return content
+
+
+def _unreadable(file: Path) -> CheckpointError:
+    msg = f"{file} cannot be read as a checkpoint: it is damaged, or not a model.pt of this package; copy it again"
+    return CheckpointError(msg)
+
+
+def _check_records(file: Path) -> None:
+    """Refuse records that are not stored as they are, as PyTorch does: loading would inflate whatever they claim.
+
+    Raises:
+        CheckpointError: a record is compressed, or all together are larger than the file.
+    """
+    try:
+        with file.open("rb") as start:
+            if start.read(len(_ZIP)) != _ZIP:  # PyTorch's older format, safetensors, or no checkpoint: nothing inflates
+                return
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    except (*_DAMAGE, zipfile.BadZipFile) as error:
+        raise _unreadable(file) from error
+    if (
+        any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        or sum(record.file_size for record in records) > file.stat().st_size
+    ):
+        msg = f"{file} holds compressed or overlapping records, which no checkpoint of PyTorch has; save it anew"
+        raise CheckpointError(msg)
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> tuple[BoltzFormer, Description]:
@@ -116,6 +146,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     description = Description(NetworkConfig(backbone="tiny", image_size=32), {})
     try:
         description.load_state_dict(content["description"])
+        _check_described(description.network, content["model"], path)
         network = create_boltzformer(description.network)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
         msg = f"{path}: its description cannot be used ({error})"
@@ -124,8 +155,36 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     return network.to(device).eval(), description
 
 
+def _check_described(config: NetworkConfig, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Compare a described network with its weights before it takes memory: the description may claim any size.
+
+    Raises:
+        CheckpointError: they do not fit, or the weights show the same few bytes again and again.
+    """
+    source, tensors = str(path), [weight for weight in weights.values() if isinstance(weight, Tensor)]
+    if sum(weight.numel() * weight.element_size() for weight in tensors) > 2 * Path(path).stat().st_size:
+        msg = f"{source} holds fewer bytes than its weights claim; it is no checkpoint that a training wrote"
+        raise CheckpointError(msg)
+    if max(config.layers, config.pixel_layers, config.text_layers) > len(weights):
+        msg = f"{source} describes a network of more layers than it holds weights"
+        raise CheckpointError(msg)
+    if config.text_model is None:  # a model of transformers loads its own weights
+        with torch.device("meta"):
+            check_fit(create_boltzformer(dataclasses.replace(config, pretrained=False)), weights, source=source)
+
+
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
     """Load weights, all of them or none.
+
+    Raises:
+        CheckpointError: weights are missing, left over or of another shape; the message names them.
+    """
+    check_fit(network, weights, source=source)
+    network.load_state_dict(dict(weights))
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Compare names and shapes of weights with those of a network.
 
     Raises:
         CheckpointError: weights are missing, left over or of another shape; the message names them.
@@ -148,7 +207,6 @@ def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: 
     if found:
         msg = f"{source} does not fit this network: weights {'; '.join(found)}"
         raise CheckpointError(msg)
-    network.load_state_dict(dict(weights))
 
 
 def load_published(network: BoltzFormer, path: str | Path) -> None:

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from boltzformer_monai.data.picture_files import open_picture
 from boltzformer_monai.data.windows import StoredGrey, normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.label_layers import Layer, flatten_layers
@@ -229,13 +229,13 @@ def _warn_about_patients(folder: Path, listed: list[Case]) -> None:
 def _read_mask(path: Path) -> np.ndarray:
     """Return the pixels (H, W) that are not 0 in some colour."""
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             flat = picture.mode in ("L", "1", "I", "F") or picture.mode.startswith("I;")
             pixels = np.array(picture if flat else picture.convert("RGB"))
     except FileNotFoundError:
         msg = f"{path}: no such file"
         raise VolumeError(msg, reason="missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         msg = f"{path}: cannot be read as a picture ({' '.join(str(error).split())})"
         raise VolumeError(msg, reason="damaged") from None
     return np.asarray(pixels != 0 if flat else pixels.any(axis=2))

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.limits import TEXT_LIMIT, open_file
 
 __all__ = ["Outline", "Readings", "fill_outline", "read_readings", "read_series_uid"]
 
@@ -113,7 +114,7 @@ def fill_outline(outline: Outline, shape: tuple[int, int]) -> np.ndarray:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        with path.open("rb") as file:
+        with open_file(path, limit=TEXT_LIMIT) as file:
             return ElementTree.parse(file, ElementTree.XMLParser(target=_NoDoctype())).getroot()
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:  # LookupError: unknown encoding
         msg = f"{path}: cannot be read as XML ({' '.join(str(error).split())}); get the file again"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from boltzformer_monai.data.picture_files import open_picture
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import VolumeError
@@ -74,7 +74,7 @@ def _grey_pixels(path: Path) -> np.ndarray:
         VolumeError: the file cannot be read, is not 8-bit, or is a colour picture.
     """
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             if picture.mode not in ("L", "1", "P", "LA", "RGB", "RGBA"):
                 msg = f"{path}: holds {picture.mode} pixels, not 8-bit grey; convert it to an 8-bit PNG"
                 raise VolumeError(msg, reason="unsupported format")
@@ -83,7 +83,7 @@ def _grey_pixels(path: Path) -> np.ndarray:
         msg = f"{path}: no such file"
         raise VolumeError(msg, reason="missing") from None
     # Pillow reports broken PNG chunks as SyntaxError.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         msg = f"{path}: cannot be read as a picture ({' '.join(str(error).split())})"
         raise VolumeError(msg, reason="damaged") from None
     if pixels.ndim == 2:

@@ -1,0 +1,41 @@
+"""PNG files, opened when their pixels are as many as a picture may have."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from boltzformer_monai.limits import memory_budget, open_file
+
+__all__ = ["open_picture"]
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_PIXELS = 1 << 26  # 8192 x 8192; no slice comes near, and Pillow's own warning is not met
+_COPIES = 12  # bytes of a pixel while it is decoded and converted: RGBA, RGB, grey, and one to spare
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a PNG file; its pixels are decoded when they are asked for.
+
+    Raises:
+        OSError: it cannot be opened, or is no ordinary file or no PNG.
+        ValueError: it claims more pixels than are read. What Pillow raises for damage besides: SyntaxError.
+    """
+    with open_file(path) as file:
+        head = file.read(24)
+        if head[:8] == _SIGNATURE and len(head) == 24:  # Pillow says what else is wrong
+            width, height = struct.unpack_from(">2I", head, 16)
+            if width * height > min(_MOST_PIXELS, memory_budget() // _COPIES):
+                msg = f"it claims {width}x{height} pixels, more than are read of a picture"
+                raise ValueError(msg)
+        file.seek(0)
+        try:
+            with Image.open(file, formats=("PNG",)) as picture:
+                yield picture
+        except Image.DecompressionBombError as error:  # a second header within the file
+            raise ValueError(str(error)) from None
