@@ -52,7 +52,7 @@ def check_targets(jobs: Sequence[Job], recipe: Recipe, *, image: Path, inputs: I
                 raise _refused(path, "it is a folder")
             if written.setdefault(path.resolve(), path) is not path:
                 raise _refused(path, "two results would have this name; give another name")
-        earlier = leftovers(job.stem, recipe)
+        earlier = leftovers(job.stem)
         for path in earlier:
             _refuse_input(path, protected)
         ours = {path.resolve() for path in (*earlier, paths[-1])}  # the summary is one of ours, or leftovers() raises

@@ -18,7 +18,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.recipe import Recipe, beside, mask_names, uncertainty_names
 from boltzformer_monai.inferers.result_caveats import about
-from boltzformer_monai.inferers.summary import FORMAT, VERSION, digest, leftovers, source_digest
+from boltzformer_monai.inferers.summary import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.dicom_seg_out import write_dicom_seg
 from boltzformer_monai.io.scan_list import Scan
@@ -65,7 +65,8 @@ def write_results(
     """
     source = source or source_digest(scan)
     summary_path = beside(stem, ".json")
-    earlier = leftovers(stem, recipe)
+    earlier, other_formats = outdated(stem, recipe, source)
+    _remove(stem, earlier, [beside(stem, name) for name in mask_names(recipe)])
     summary_path.unlink(missing_ok=True)  # from here on the result is incomplete
     findings = [finding.as_dict() for finding in result.findings]
     values: Sequence[int | None]
@@ -97,10 +98,23 @@ def write_results(
         "settings": digest(settings),
         "source": source,
     }
-    for path in set(earlier) - {beside(stem, name) for name in files}:
-        path.unlink(missing_ok=True)
+    if other_formats := [entry for entry in other_formats if entry["name"] not in files]:
+        summary["other_formats"] = other_formats
+    if recipe.preview and preview is not None:
+        summary["preview_file"] = preview_entry(stem, preview)
     _write_bytes(summary_path, (json.dumps(summary, ensure_ascii=False, indent=1) + "\n").encode())
     return summary
+
+
+def _remove(stem: Path, earlier: Sequence[Path], replaced: Sequence[Path]) -> None:
+    """Remove what earlier results left and this one makes untrue: first, or a failed write would leave it for good.
+
+    Files of the segmentation that are replaced in one step stay until then.
+    """
+    for path in set(earlier) - set(replaced):
+        path.unlink(missing_ok=True)
+    if stem.is_dir() and any(path.parent == stem for path in earlier) and not any(stem.iterdir()):
+        stem.rmdir()
 
 
 def _write_labels(

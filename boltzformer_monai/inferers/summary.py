@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.limits import read_json
 
 __all__ = [
-    "FORMAT", "VERSION", "digest", "file_sha256", "in_doubt", "is_complete", "leftovers", "read_summary",
-    "source_digest",
+    "FORMAT", "VERSION", "digest", "file_sha256", "in_doubt", "is_complete", "leftovers", "outdated", "preview_entry",
+    "read_summary", "source_digest",
 ]  # fmt: skip
 
 FORMAT = "boltzformer-segmentation"
@@ -34,21 +37,87 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path}: exists and is no summary of a result; it would be lost, give the output another name"
         raise ConfigError(msg)
-    return content if content.get("version") == VERSION and isinstance(content.get("files"), list) else {}
+    listed = [content.get("files"), content.get("other_formats", [])]
+    sound = all(isinstance(files, list) and all(map(_is_entry, files)) for files in listed)
+    return content if content.get("version") == VERSION and sound else {}
 
 
-def leftovers(stem: Path, recipe: Recipe) -> list[Path]:
-    """Files of an earlier result of the same kind and name; those that are not written anew are removed.
+def leftovers(stem: Path) -> list[Path]:
+    """Return the files that earlier results of this name left, as they wrote them: a file changed since is the user's.
+
+    Raises:
+        ConfigError: as :func:`read_summary`.
+    """
+    return list(_earlier_files(stem, read_summary(beside(stem, ".json"))))
+
+
+def outdated(stem: Path, recipe: Recipe, source: str) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Sort the files of earlier results into those that a new one makes untrue, and those that go on to be true.
+
+    Another format of the very same result (same scan, prompts, model and settings) stays: ``a.dcm`` and ``a.nii.gz``
+    may both be wanted. Previews and uncertainty maps go always, unless they are written anew.
+
+    Args:
+        stem: path of the output without ending.
+        recipe: of the new result.
+        source: :func:`source_digest` of its scan.
+
+    Returns:
+        The paths that go, and the entries of the summary that stay.
 
     Raises:
         ConfigError: as :func:`read_summary`.
     """
     earlier = read_summary(beside(stem, ".json"))
-    if earlier.get("ending") != recipe.ending or earlier.get("masks") != recipe.masks:
-        return []  # none, or another output of that name
-    paths = [beside(stem, str(file["name"])) for file in earlier["files"]]
-    # The names come from a file, so they may not lead elsewhere.
-    return [p for p in paths if p.parent in (stem, stem.parent) and p.name.endswith((*ENDINGS, ".png"))]
+    same = bool(earlier) and earlier.get("source") == source and _content(earlier) == _content(recipe.as_dict())
+    gone, kept = [], []
+    for path, entry in _earlier_files(stem, earlier).items():
+        companion = path.suffix == ".png" or "-uncertainty." in path.name
+        if same and not companion:
+            kept.append(entry)
+        else:
+            gone.append(path)
+    return gone, kept
+
+
+def preview_entry(stem: Path, preview: Path) -> dict[str, Any]:
+    """Return what the summary keeps of a preview elsewhere: where it lies as seen from the output, and its hash."""
+    return {
+        "name": os.path.relpath(preview.absolute(), stem.parent.absolute()),
+        "bytes": preview.stat().st_size,
+        "sha256": file_sha256(preview),
+    }
+
+
+def _earlier_files(stem: Path, summary: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    found = {}
+    for entry in (*summary.get("files", ()), *summary.get("other_formats", ())):
+        path = beside(stem, str(entry["name"]))
+        # The names come from a file, so they may not lead elsewhere.
+        if path.parent in (stem, stem.parent) and path.name.endswith((*ENDINGS, ".png")) and _has_size(path, entry):
+            found[path] = entry
+    entry = summary.get("preview_file")
+    if isinstance(entry, dict):
+        path = stem.parent / str(entry.get("name"))
+        # It may lie anywhere, so it must be the very picture.
+        if path.suffix.lower() == ".png" and _has_size(path, entry) and file_sha256(path) == entry.get("sha256"):
+            found[path] = entry
+    return found
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("bytes"), int)
+
+
+def _has_size(path: Path, entry: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == entry.get("bytes")
+
+
+def _content(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide the voxels of the masks, not their files."""
+    prompts = [each["prompt"] if isinstance(each, dict) else each for each in settings.get("prompts", ())]
+    names = {each.name for each in fields(Recipe)} - {"prompts", "ending", "masks", "preview"}
+    return {"prompts": prompts, **{name: settings.get(name) for name in sorted(names | {"package"})}}
 
 
 def is_complete(stem: Path, recipe: Recipe, scan: Scan) -> bool:

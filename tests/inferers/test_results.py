@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,102 @@ def test_files_of_an_earlier_run_go_and_others_stay(scan: Scan, out: Path) -> No
     precious.touch()
     write_results(_result(scan), out / "a", replace(RECIPE, ending=".nrrd"), scan=scan)
     assert precious.exists()
+
+
+SEGMENTATIONS: tuple[dict[str, Any], ...] = (
+    {"ending": ".nii.gz"}, {"ending": ".nrrd"}, {"masks": True}, {"masks": True, "ending": ".nrrd"},
+)  # fmt: skip
+
+
+def _choice(draw: random.Random, out: Path) -> tuple[Recipe, Path | None]:
+    """A set of options of ``segment``, and where its preview goes."""
+    preview = draw.choice((None, None, Path("a.png"), Path("sheet.png"), Path("previews/a.png")))
+    recipe = replace(
+        RECIPE,
+        prompts=draw.choice((PROMPTS, PROMPTS[:2])),
+        repeats=draw.choice((1, 1, 2)),
+        preview=preview is not None,
+        **draw.choice(SEGMENTATIONS),
+    )
+    return recipe, None if preview in (None, Path("a.png")) else out / preview
+
+
+def _cut(result: Any, recipe: Recipe) -> Any:
+    masks = {prompt: result.mask(index) for index, prompt in enumerate(recipe.prompts)}
+    return StubResult(result.grid, masks, repeats=recipe.repeats)
+
+
+def test_after_any_two_runs_there_is_what_the_second_one_says(
+    scan: Scan, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 pairs of option sets: no preview, uncertainty map or mask of the first run stays beside another result."""
+    monkeypatch.setattr("boltzformer_monai.inferers.preview.contact_sheet", lambda *_, **__: os.urandom(9))
+    draw, whole, both = random.Random(0), _result(scan), 0
+    for number in range(150):
+        shutil.rmtree(out)
+        (out / "previews").mkdir(parents=True)
+        for name in ("mine.nii.gz", "a-mine.png", "previews/b.png"):
+            (out / name).write_bytes(b"mine")
+        (first, place), (second, other) = _choice(draw, out), _choice(draw, out)
+        write_results(_cut(whole, first), out / "a", first, scan=scan, preview=place)
+        before = {path.relative_to(out).as_posix() for path in written_paths(out / "a", first)}
+        write_results(_cut(whole, second), out / "a", second, scan=scan, preview=other)
+        expected = {path.relative_to(out).as_posix() for path in written_paths(out / "a", second, other)}
+        if (first.prompts, first.repeats) == (second.prompts, second.repeats):  # the same result in another format
+            kept = {name for name in before if "-uncertainty" not in name and not name.endswith((".png", ".json"))}
+            both += bool(kept - expected)
+            expected |= kept
+        assert _files(out) == {*expected, "mine.nii.gz", "a-mine.png", "previews/b.png"}, (number, first, second)
+        assert is_complete(out / "a", second, scan)
+        last = replace(RECIPE, prompts=PROMPTS[:1])
+        write_results(_cut(whole, last), out / "a", last, scan=scan)
+        left = {"a.nii.gz", "a.json", "mine.nii.gz", "a-mine.png", "previews/b.png"}
+        assert _files(out) == left, (number, first, second)
+        assert not (out / "a").exists()
+    assert both > 10
+
+
+def test_a_file_that_was_changed_by_hand_is_no_leftover(scan: Scan, out: Path) -> None:
+    write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    (out / "a.nii.gz").write_bytes(b"corrected in 3D Slicer")
+    write_results(_result(scan), out / "a", replace(RECIPE, seed=9, ending=".nrrd"), scan=scan)
+    assert (out / "a.nii.gz").read_bytes() == b"corrected in 3D Slicer"
+
+
+def test_a_preview_elsewhere_is_removed_only_if_it_is_the_very_one(scan: Scan, out: Path) -> None:
+    place = out.parent / "sheet.png"
+    recipe = replace(RECIPE, preview=True)
+    write_results(_result(scan), out / "a", recipe, scan=scan, preview=place)
+    assert str(out.parent) not in (out / "a.json").read_text(encoding="utf-8")
+    picture = bytearray(place.read_bytes())
+    picture[-1] ^= 1
+    place.write_bytes(picture)
+    write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    assert place.exists()
+    write_results(_result(scan), out / "a", recipe, scan=scan, preview=place)
+    write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    assert not place.exists()
+
+
+def test_a_failed_write_leaves_nothing_of_the_earlier_result_but_its_masks(
+    scan: Scan, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_results(_result(scan, repeats=2), out / "a", replace(RECIPE, repeats=2, preview=True), scan=scan)
+    failing = MagicMock(side_effect=VolumeError("the disk is full", reason="write"))
+    monkeypatch.setattr("boltzformer_monai.inferers.results.write_label_map", failing)
+    with pytest.raises(VolumeError):
+        write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    assert _files(out) == {"a.nii.gz"}
+
+
+@pytest.mark.parametrize("files", [None, [1], [{"bytes": 1}], [{"name": 1, "bytes": 1}]])
+def test_a_summary_that_lists_no_files_is_not_trusted(scan: Scan, out: Path, files: Any) -> None:
+    write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    summary = json.loads((out / "a.json").read_text(encoding="utf-8"))
+    (out / "a.json").write_text(json.dumps({**summary, "files": files}), encoding="utf-8")
+    assert not is_complete(out / "a", RECIPE, scan)
+    write_results(_result(scan), out / "a", RECIPE, scan=scan)
+    assert is_complete(out / "a", RECIPE, scan)
 
 
 def test_a_failed_write_leaves_no_summary(scan: Scan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
