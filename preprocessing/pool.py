@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.limits import MEMORY_VARIABLE, memory_budget, set_memory_gb
 
 __all__ = ["run_jobs"]
 
@@ -90,11 +91,13 @@ def _in_processes(
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Spawned, not forked: a fork copies locks that threads of image libraries may hold.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up_worker)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up_worker, initargs=(workers,))
 
 
-def _set_up_worker() -> None:
-    """Leave Ctrl-C to the parent, and never outlive it."""
+def _set_up_worker(workers: int) -> None:
+    """Leave Ctrl-C to the parent, never outlive it, and share the memory with the others."""
+    if MEMORY_VARIABLE not in os.environ:
+        set_memory_gb(memory_budget() / workers / 1e9)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -14,7 +14,7 @@ from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.limits import read_text
+from boltzformer_monai.limits import read_text, set_memory_gb
 from preprocessing.accounts import Account, take_account
 from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
@@ -56,6 +56,9 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     whole.add_argument("--channel", type=int, metavar="N", help="which picture of scans with several, from 0")
     whole.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="setting of the recipe")
     whole.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one volume each (default: 1)")
+    whole.add_argument(
+        "--memory-gb", metavar="GB", help="memory that a process may take to read a scan (default: half, shared by all)"
+    )
     whole.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the work")
     whole.add_argument("--strict", action="store_true", help="stop at the first scan that is refused")
     what = parser.add_argument_group("slices")
@@ -177,6 +180,8 @@ def _check(options: argparse.Namespace) -> None:
             logger.warning("--labels-json without --label: its modality and site are used, its names are not")
     if options.volume_id is not None:
         check_volume_id(options.volume_id)
+    if options.memory_gb is not None:
+        set_memory_gb(options.memory_gb)
     if options.workers < 1:
         raise ConfigError(f"--workers must be 1 or more, got {options.workers}")
     if options.key_file is not None:

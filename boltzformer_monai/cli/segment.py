@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError, PromptError, VolumeError
-from boltzformer_monai.limits import read_text
+from boltzformer_monai.limits import read_text, set_memory_gb
 
 _PLANES = ("axial", "coronal", "sagittal")
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm")
@@ -64,12 +64,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=4, help="slices per pass (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the attention sampling (0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
+    parser.add_argument(
+        "--memory-gb", metavar="GB", help="memory that reading one scan may take (half of the machine's)"
+    )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check what can be checked at once, then segment; see :mod:`boltzformer_monai.cli.segment_run`."""
+    if arguments.memory_gb is not None:
+        set_memory_gb(arguments.memory_gb)
     arguments.prompts = _checked([*arguments.prompts, *prompts_in(arguments.prompts_file)])
     _check_numbers(arguments)
     _check_inputs(arguments)

@@ -51,6 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--modality", choices=("CT", "MR"), help="of scans that do not say it")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
     parser.add_argument("--cache-mb", type=int, help="memory for scans and image features (a quarter of the machine's)")
+    parser.add_argument("--memory-gb", type=float, metavar="GB", help="memory that reading one scan may take (half)")
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
     )
@@ -103,6 +104,8 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
     conf["workspace"] = str(Path(arguments.workspace or conf.get("workspace") or default_workspace(studies)).resolve())
     if arguments.device is not None:
         conf["device"] = arguments.device
+    if arguments.memory_gb is not None:
+        conf["memory_gb"] = str(arguments.memory_gb)
     if arguments.cache_mb is not None:
         conf["cache_mb"] = str(arguments.cache_mb)
     if arguments.prompts:

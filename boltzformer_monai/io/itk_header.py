@@ -18,6 +18,9 @@ from boltzformer_monai.io.scan_files import lies_beside
 from boltzformer_monai.limits import open_file, require_room
 
 _LONGEST = 1 << 24  # bytes of header; a .seg.nrrd with many segments has some ten thousand
+_BLOCK = 1 << 16
+_NRRD_END = re.compile(rb"\n\r?\n")
+_META_END = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=[^\n]*\n", re.MULTILINE)
 _LONGEST_FIELD = 500  # bytes of an NRRD field; one of about a thousand overruns a buffer of ITK, which ends the process
 _RESULT_BYTES = 4  # of a voxel of what is made of ITK's image
 _LONGEST_KEY, _LONGEST_LINE = 200, 1 << 14  # of a MetaImage; ITK cuts longer ones and reads on amid the line
@@ -81,7 +84,7 @@ def check_is_scan(path: Path) -> None:
     Raises:
         VolumeError: the reason, and what to do.
     """
-    if re.search(r"^Segment\d+_", re.split(r"\n\r?\n", _text(path), maxsplit=1)[0], re.MULTILINE):
+    if re.search(r"^Segment\d+_", re.split(r"\n\r?\n", _text(path, _NRRD_END), maxsplit=1)[0], re.MULTILINE):
         msg = f"{path}: is a segmentation, not a scan; pass the scan that it was drawn on, and this file as its label"
         raise VolumeError(msg, reason="not an image")
 
@@ -144,7 +147,7 @@ def _check_meta_place(path: Path, fields: Mapping[str, str], dimensions: int) ->
 
 def _nrrd_fields(path: Path) -> tuple[dict[str, str], int, bool]:
     """Return the fields (names in lower case without spaces), where the header ends, and whether voxels follow it."""
-    text, fields = _text(path), {}
+    text, fields = _text(path, _NRRD_END), {}
     if re.match(r"NRRD000[1-6]\r?\n", text) is None:
         msg = f"{path}: cannot be read as NRRD (it does not begin with an NRRD header); convert it to NRRD"
         raise VolumeError(msg, reason="damaged")
@@ -168,7 +171,7 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int, bool]:
 
 def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
     """Return the fields, and where the header ends."""
-    text, fields, place = _text(path), {}, 0
+    text, fields, place = _text(path, _META_END), {}, 0
     while place < len(text):
         end = text.find("\n", place) + 1 or len(text)
         line, place = text[place:end], end
@@ -183,10 +186,16 @@ def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
     raise VolumeError(msg, reason="damaged")
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, end: re.Pattern[bytes]) -> str:
+    """Return the start of a file, with its header as far as ``end`` closes it, and some of what follows."""
+    head = b""
     try:
         with open_file(path) as file:
-            return file.read(_LONGEST).decode("latin-1")  # one character a byte
+            while len(head) < _LONGEST and (block := file.read(_BLOCK)):
+                head += block
+                if end.search(head, max(0, len(head) - _BLOCK - _LONGEST_LINE)):
+                    break
+        return head.decode("latin-1")  # one character a byte
     except OSError as error:
         msg = f"{path}: cannot be opened ({error.strerror}); check that it may be read"
         raise VolumeError(msg, reason="missing") from error

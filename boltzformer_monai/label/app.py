@@ -36,6 +36,7 @@ from boltzformer_monai.label.service import SegmentService
 from boltzformer_monai.label.strategy import MostUncertain
 from boltzformer_monai.label.temporary import hold_temporary_folder
 from boltzformer_monai.label.train_task import BoltzFormerTrainTask
+from boltzformer_monai.limits import set_memory_gb
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class BoltzFormerApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self._temporary = hold_temporary_folder()
         self.settings = ServerSettings.from_conf(conf, studies=studies)
+        if self.settings.memory_gb:
+            set_memory_gb(self.settings.memory_gb, "memory_gb")
         self.service = SegmentService(self.settings)
         super().__init__(
             app_dir=app_dir,

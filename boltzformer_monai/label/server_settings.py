@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import os
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import Any
 from boltzformer_monai.data.prompts import split_prompts
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.prompt_groups import checked_prompts
+from boltzformer_monai.limits import machine_memory
 
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 _ORIGIN = re.compile(rf"https?://{_NAME.pattern}(:\d+)?/?")
@@ -34,6 +35,7 @@ class ServerSettings:
         modality: ``"CT"`` or ``"MR"`` of scans that do not state theirs.
         cache_mb: image features and scans kept between requests, in megabytes; 0 keeps none; default: a quarter of
             the machine's memory, as a scan's features can be gigabytes.
+        memory_gb: memory that reading one file may take, in gigabytes; 0: half of what the process may have.
         together: prompts decoded together on a CPU; one by one, a single prompt is cheapest.
         slices_together: slices decoded together on a CPU; 0: the more, the smaller the network's pictures are.
         batch_size: slices per pass on a GPU.
@@ -60,6 +62,7 @@ class ServerSettings:
     precision: str = "auto"
     modality: str | None = None
     cache_mb: int = field(default_factory=lambda: default_cache_mb())
+    memory_gb: float = 0.0
     together: int = 1
     slices_together: int = 0
     batch_size: int = 4
@@ -117,6 +120,9 @@ class ServerSettings:
             if not 1 <= getattr(self, name) <= 3600:
                 msg = f"{name} must be from 1 to 3600 seconds, got {getattr(self, name)}"
                 raise ConfigError(msg)
+        if not 0 <= self.memory_gb < math.inf:
+            msg = f"memory_gb must be at least 0, got {self.memory_gb}"
+            raise ConfigError(msg)
         if not 0 < self.learning_rate < 1:
             msg = f"learning_rate must lie between 0 and 1, got {self.learning_rate}"
             raise ConfigError(msg)
@@ -153,12 +159,8 @@ def default_workspace(studies: str) -> str:
 
 
 def default_cache_mb() -> int:
-    """A quarter of the machine's memory, where the system tells it, and 2 GiB at least."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        memory = 0
-    return max(2048, memory // 4 // 2**20)
+    """A quarter of the memory that the process may have."""
+    return machine_memory() // 4 // 2**20
 
 
 def _parsed(key: str, kind: str, value: Any) -> Any:
