@@ -43,6 +43,10 @@ def slice_name(volume_id: str, plane: str, index: int) -> str:
     return f"{volume_id}_{plane}_{index:04d}.png"
 
 
+MOST_SLICES = 1 << 17
+"""Of a volume; what a table claims beyond that is damage, and must not be counted through."""
+
+
 def parse_label_values(text: str | int) -> tuple[int, ...]:
     """Read ``"2"``, ``2`` or a composite ``"2+3"`` as ascending label values.
 
@@ -55,3 +59,14 @@ def parse_label_values(text: str | int) -> tuple[int, ...]:
         msg = f"label value {text!r} is not a whole number from 1 to 65535, nor several joined by +, like 2+3"
         raise DatasetError(msg)
     return tuple(values)
+
+
+def stored_slices(slices: int, every: int, neighbours: int) -> set[int]:
+    """Indices of the slices of a volume that are on disk: every n-th one from 0, with its neighbours on either side."""
+
+    def wanted(index: int) -> bool:
+        before = index % every
+        after = every - before
+        return before <= neighbours or (after <= neighbours and index + after < slices)
+
+    return {index for index in range(slices) if wanted(index)}

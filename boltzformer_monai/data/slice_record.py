@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from boltzformer_monai.data.slice_format import RECORDS_FOLDER, VOLUME_FIELDS, parse_label_values, slice_name
+from boltzformer_monai.data.slice_format import (
+    MOST_SLICES,
+    RECORDS_FOLDER,
+    VOLUME_FIELDS,
+    parse_label_values,
+    slice_name,
+    stored_slices,
+)
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.limits import read_json
@@ -58,9 +65,7 @@ class VolumeRecord:
 
     def stored(self) -> list[int]:
         """Indices of the slices that are on disk: every n-th one, and its neighbours."""
-        reach, count = int(self.entry["neighbours"]), int(self.entry["slices"])
-        wanted = {index + step for index in self.taken() for step in range(-reach, reach + 1)}
-        return sorted(wanted & set(range(count)))
+        return sorted(stored_slices(*(int(self.entry[name]) for name in ("slices", "every", "neighbours"))))
 
     def files(self) -> set[str]:
         """Its pictures, as paths below the folder of the data set."""
@@ -154,6 +159,7 @@ def _parse(path: Path) -> VolumeRecord:
     try:
         record = VolumeRecord(**read_json(path))
         whole = record.volume == path.stem and all(field in record.entry for field in VOLUME_FIELDS)
+        whole = whole and 0 <= int(record.entry["slices"]) <= MOST_SLICES and int(record.entry["every"]) >= 1
     except (OSError, ValueError, TypeError) as error:
         msg = f"{path}: cannot be read ({error}); remove it and slice its volume again"
         raise DatasetError(msg) from None

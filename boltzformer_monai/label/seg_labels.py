@@ -97,8 +97,9 @@ def _too_many(path: Path, value: int) -> VolumeError:
 
 
 def _raw(path: Path, image: Volume) -> Segmentation:
-    content = np.fromfile(path, np.uint8)
-    if content.size != image.array.size:
-        msg = f"{path}: has {content.size} bytes, but the scan has {image.array.size} voxels; send one byte for each"
+    size = path.stat().st_size
+    if size != image.array.size:
+        msg = f"{path}: has {size} bytes, but the scan has {image.array.size} voxels; send one byte for each"
         raise VolumeError(msg, reason="grid")
+    content = np.fromfile(path, np.uint8)
     return Segmentation(Volume(content.reshape(image.shape, order="F"), image.affine, source=str(path)))

@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.label.safety import UPLOADS, check_id
+from boltzformer_monai.limits import inflated_size
 
 _LONGEST_HEADER = 1 << 24  # bytes, as the readers have it
-_CHUNK = 1 << 20
 _DEFLATED = (b"\x1f\x8b", b"\x78")  # gzip, zlib
 # An NRRD header ends with an empty line; the last field of a MetaImage's says where the voxels are.
 _HEADER = {
@@ -26,7 +26,7 @@ _HEADER = {
     ".mha": re.compile(rb"\A.*?ElementDataFile\s*=[^\n]*\n", re.DOTALL),
 }
 _ELSEWHERE = {
-    ".nrrd": re.compile(rb"^\s*data\s*file\s*:", re.IGNORECASE | re.MULTILINE),
+    ".nrrd": re.compile(rb"(?:^|\r)\s*data\s*file\s*:", re.IGNORECASE | re.MULTILINE),
     ".mha": re.compile(rb"(?i:ElementDataFile)\s*=(?!\s*(?:LOCAL|Local|local)\s*\Z)"),
 }
 
@@ -91,17 +91,11 @@ def saved(file: BinaryIO, suffix: str) -> Iterator[Path]:
 
 def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
     file.seek(start)
-    data = file.read(_CHUNK)
-    if not data.startswith(_DEFLATED):
+    if not file.read(2).startswith(_DEFLATED):
         return
-    stream, total = zlib.decompressobj(47), 0  # 47: gzip or zlib, whichever its first bytes say
+    file.seek(start)
     try:
-        while data and total <= limit:
-            total += len(stream.decompress(data, _CHUNK))
-            data = stream.unconsumed_tail
-            if stream.eof:  # gzip files may be strung together
-                data, stream = stream.unused_data, zlib.decompressobj(47)
-            data = data or file.read(_CHUNK)
+        total = inflated_size(file, limit)
     except zlib.error:
         return  # the reader says what is wrong with it
     if total > limit:

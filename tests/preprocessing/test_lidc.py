@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -254,3 +255,15 @@ def test_filling_equals_flooding_from_outside(seed: int, backwards: bool):
     chain = [pixel for pixel, before in zip(chain, [chain[-1], *chain], strict=False) if pixel != before]
     outline = Outline("", 0.0, tuple(reversed(chain) if backwards else chain))
     np.testing.assert_array_equal(fill_outline(outline, (25, 23)), flooded(set(chain), (25, 23)))
+
+
+def test_an_xml_of_more_than_any_reading_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "large.xml"
+    with path.open("wb") as file:
+        file.write(b"<LidcReadMessage>")
+        file.truncate(50_000_000)
+    with pytest.raises(DatasetError, match="has 50 MB, and at most 17 MB are read"):
+        read_readings(path)
+    os.mkfifo(tmp_path / "pipe.xml")
+    with pytest.raises(DatasetError, match="pipe, socket or device"):
+        read_readings(tmp_path / "pipe.xml")

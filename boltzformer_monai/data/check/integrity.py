@@ -20,7 +20,14 @@ from boltzformer_monai.data.check.findings import Findings
 from boltzformer_monai.data.check.left_out import drawn_targets
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.plausibility import acquisition_plane
-from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values
+from boltzformer_monai.data.slice_format import (
+    DATASET_FILE,
+    MANIFEST_FILE,
+    MOST_SLICES,
+    SPLITS,
+    parse_label_values,
+    stored_slices,
+)
 from boltzformer_monai.data.slices import SliceReader, SliceRow
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.orientation import axis_codes, axis_map, parse_codes
@@ -235,7 +242,7 @@ def _check_files(data_set: DataSet, findings: Findings) -> int:
     reader = data_set.reader
     named = {"images": {row.image.name for row in reader.rows}, "labels": set[str]()}
     named["labels"].update(row.label.name for row in reader.rows if row.label is not None)
-    lacking = {volume_id: _stored_slices(entry) for volume_id, entry in reader.volumes.items()}
+    lacking = {volume_id: _stored(entry) for volume_id, entry in reader.volumes.items()}
     without_rows = 0
     for folder, names in named.items():
         place = reader.root / folder
@@ -257,11 +264,8 @@ def _check_files(data_set: DataSet, findings: Findings) -> int:
     return without_rows
 
 
-def _stored_slices(entry: Mapping[str, Any]) -> set[int]:
-    """Indices of the slices that a volume has on disk: every n-th one, with its neighbours."""
-    count, every, reach = int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0))
-    wanted = (index + step for index in range(0, count, every) for step in range(-reach, reach + 1))
-    return {index for index in wanted if 0 <= index < count}
+def _stored(entry: Mapping[str, Any]) -> set[int]:
+    return stored_slices(int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0)))
 
 
 def _owner(file: str, volumes: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -297,7 +301,8 @@ def _is_usable(entry: Mapping[str, Any]) -> bool:
     except (TypeError, KeyError, ValueError, DatasetError):
         return False
     texts = [entry[field] for field in ("patient", "modality", "site", "plane")]
-    return all(values) and min(numbers) >= 1 and all(isinstance(text, str) for text in (*texts, *caveats))
+    sizes_fit = min(numbers) >= 1 and numbers[0] <= MOST_SLICES
+    return all(values) and sizes_fit and all(isinstance(text, str) for text in (*texts, *caveats))
 
 
 def _distinct(name: str, names: Counter[str]) -> str:
