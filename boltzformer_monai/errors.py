@@ -104,6 +104,24 @@ class CancelledError(BoltzFormerError):
     reason = "cancelled"
 
 
+def why(error: BaseException) -> str:
+    """Return what an error says, on one line; of one of the operating system the reason, without its number or path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def cannot_open(path: object, error: BaseException) -> VolumeError | None:
+    """Return the error about a file that the operating system does not give; None where something else is wrong.
+
+    A missing permission is no damage: nobody should export a scan again for it.
+    """
+    # What libraries raise as OSError about the content of a file has no number.
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    return VolumeError(f"{path}: cannot be opened ({why(error)}); check that it may be read", reason="missing")
+
+
 def user_error(error: BaseException | None) -> BoltzFormerError | None:
     """The user error in a chain of causes (MONAI wraps what its expressions and transforms raise), or ``None``."""
     while error is not None and not isinstance(error, BoltzFormerError):

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from boltzformer_monai.errors import BoltzFormerError, ConfigError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, why
 
 __all__ = ["CommandParser", "run_command", "warnings_shown"]
 
@@ -35,6 +35,11 @@ def run_command(command: Callable[[], int], *, kept: Callable[[], str] = lambda:
             return command()
     except BoltzFormerError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise  # nothing that a user can find
+        print(f"error: {error.filename}: {why(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted: {kept()}", file=sys.stderr)

@@ -13,7 +13,7 @@ from boltzformer_monai.data.datalist import pseudonym
 from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.limits import read_text, set_memory_gb
 from preprocessing.accounts import Account, take_account
 from preprocessing.cases import Case
@@ -212,7 +212,7 @@ def _read_key(options: argparse.Namespace) -> str:
     try:
         key: str = read_text(options.key_file).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{options.key_file}: cannot be read as the key of the pseudonyms ({error})") from None
+        raise ConfigError(f"{options.key_file}: cannot be read as the key of the pseudonyms ({why(error)})") from None
     if not key:
         raise ConfigError(f"{options.key_file}: is empty; it must hold the secret key of the pseudonyms")
     return key

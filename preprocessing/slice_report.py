@@ -15,7 +15,7 @@ from boltzformer_monai.data.datalist import pseudonym
 from boltzformer_monai.data.slice_format import REPORT_FILE
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import reported
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.left_out import HIDDEN
 from boltzformer_monai.limits import open_text
@@ -131,7 +131,7 @@ def check_mapping(path: Path) -> dict[str, Sequence[str]]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path}: cannot be read ({error}); name a new file, or a table that --mapping wrote"
+        msg = f"{path}: cannot be read ({why(error)}); name a new file, or a table that --mapping wrote"
         raise ConfigError(msg) from None
     if tuple(head) != _MAPPING or any(len(row) != len(_MAPPING) for row in rows):
         msg = f"{path}: exists and is not a table that --mapping wrote; name another file"

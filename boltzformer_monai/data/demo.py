@@ -20,7 +20,7 @@ from typing import Any
 from boltzformer_monai.data.phantom import ALL_PHANTOM_LABELS, PhantomKind, make_phantom
 from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.data.slice_writer import SliceWriter
-from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map
 from boltzformer_monai.limits import read_json
@@ -271,7 +271,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read ({error})"
+        msg = f"{path}: cannot be read ({why(error)})"
         raise DatasetError(msg) from None
     if not isinstance(content, dict):
         msg = f"{path}: is not a JSON object"

@@ -14,7 +14,7 @@ import numpy as np
 from boltzformer_monai.data.prompts import normalise_site, normalise_target
 from boltzformer_monai.data.slice_format import parse_label_values
 from boltzformer_monai.data.windows import normalise_modality
-from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.limits import read_json
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
@@ -51,8 +51,7 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
         msg = f"{place}: no such file"
         raise DatasetError(msg) from None
     except (OSError, ValueError) as error:
-        said = error.strerror or error if isinstance(error, OSError) else error
-        msg = f"{place}: cannot be read as JSON ({said})"
+        msg = f"{place}: cannot be read as JSON ({why(error)})"
         raise DatasetError(msg) from None
     except DatasetError as error:
         msg = f"{place}: {error}"

@@ -17,7 +17,7 @@ from boltzformer_monai.data.slice_format import (
     VERSION,
     VOLUME_FIELDS,
 )
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.limits import open_text, read_json
 
@@ -36,7 +36,7 @@ def read_description(root: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read ({error})"
+        msg = f"{path}: cannot be read ({why(error)})"
         raise DatasetError(msg) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path}: is not the description of a {FORMAT} data set"
@@ -83,7 +83,7 @@ def read_manifest(root: Path) -> Iterator[dict[str, str]]:
                     raise DatasetError(msg)
                 yield fields
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path}: cannot be read ({error})"
+        msg = f"{path}: cannot be read ({why(error)})"
         raise DatasetError(msg) from None
 
 

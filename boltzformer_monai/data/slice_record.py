@@ -24,7 +24,7 @@ from boltzformer_monai.data.slice_format import (
     slice_name,
     stored_slices,
 )
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.limits import read_json
 
@@ -161,7 +161,7 @@ def _parse(path: Path) -> VolumeRecord:
         whole = record.volume == path.stem and all(field in record.entry for field in VOLUME_FIELDS)
         whole = whole and 0 <= int(record.entry["slices"]) <= MOST_SLICES and int(record.entry["every"]) >= 1
     except (OSError, ValueError, TypeError) as error:
-        msg = f"{path}: cannot be read ({error}); remove it and slice its volume again"
+        msg = f"{path}: cannot be read ({why(error)}); remove it and slice its volume again"
         raise DatasetError(msg) from None
     if not whole:
         msg = f"{path}: is not a complete record of its volume; remove it and slice the volume again"

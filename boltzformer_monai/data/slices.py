@@ -17,7 +17,7 @@ from boltzformer_monai.data.picture_files import open_picture
 from boltzformer_monai.data.slice_files import read_description, read_manifest
 from boltzformer_monai.data.slice_format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values, slice_name
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
-from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.limits import parse_json
 
 __all__ = ["SPLITS", "SliceReader", "SliceRow", "read_mask", "read_png"]
@@ -212,7 +212,7 @@ def read_png(path: Path) -> np.ndarray:
         with open_picture(path) as picture:
             pixels = np.array(picture)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
-        msg = f"{path}: cannot be read as PNG ({error}); slice its volume again"
+        msg = f"{path}: cannot be read as PNG ({why(error)}); slice its volume again"
         raise DatasetError(msg) from None
     if pixels.ndim != 2:
         msg = f"{path}: has {pixels.ndim} axes, a stored slice is a grey picture"

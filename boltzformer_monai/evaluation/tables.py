@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.metrics import SliceScore
 from boltzformer_monai.limits import open_text
@@ -67,7 +67,7 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
                     )
                 )
     except (OSError, ValueError, TypeError) as error:
-        msg = f"{source}: cannot be read as slice scores ({error})"
+        msg = f"{source}: cannot be read as slice scores ({why(error)})"
         raise DatasetError(msg) from None
     return scores
 

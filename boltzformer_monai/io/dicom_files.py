@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, cannot_open
 from boltzformer_monai.io.dicom_frames import FrameGeometry, classic_geometry, frame_geometries
 from boltzformer_monai.io.dicom_kinds import DICOM_SUFFIXES, other_kind
 from boltzformer_monai.io.dicom_open import read_dicom
@@ -211,6 +211,8 @@ def _sort_in(found: Found, path: Path, dataset: Dataset) -> None:
 
 
 def _broken(path: Path, error: Exception) -> VolumeError:
+    if (closed := cannot_open(path, error)) is not None:
+        return closed
     msg = f"{path}: cannot be read as DICOM ({one_line(error)}); is the file complete?"
     return VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged")
 

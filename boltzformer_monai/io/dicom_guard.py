@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, cannot_open
 from boltzformer_monai.io.dicom_files import broken_dicom, one_line
 
 __all__ = ["damage_as_volume_error"]
@@ -27,5 +27,7 @@ def damage_as_volume_error(path: str | os.PathLike[str], what: str, *, reason: s
     try:
         yield
     except broken_dicom() as error:
+        if (closed := cannot_open(path, error)) is not None:
+            raise closed from error
         msg = f"{path}: {what} ({one_line(error)}); is the file complete, or truncated?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else reason) from error

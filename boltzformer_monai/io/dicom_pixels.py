@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, cannot_open
 from boltzformer_monai.io.dicom_bits import BITS_TAGS, OVERLAY_TAGS, PixelBits
 from boltzformer_monai.io.dicom_claims import check_compressed_claim, check_room_for_slices
 from boltzformer_monai.io.dicom_files import SliceHeader, broken_dicom, one_line
@@ -85,6 +85,8 @@ def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
         stored = cells if bits is None else bits.values(cells)
         padding = padding_mask(cells, stored, bits, dataset, header.path)
     except broken_dicom() as error:
+        if (closed := cannot_open(header.path, error)) is not None:
+            raise closed from error
         msg = f"{header.path}: its pixels cannot be decoded ({one_line(error)}); is the file complete?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged") from error
     shape = (header.frames, header.rows, header.columns)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, cannot_open
 from boltzformer_monai.io.payload import check_deflated, check_raw, read_blocks
 from boltzformer_monai.limits import open_file, require_room
 
@@ -60,9 +60,8 @@ def read_nifti(path: Path, *, layers: bool = False, dtype: type | None = None) -
         affine = _affine(path, header)
         return _voxels(path, header, data_path, _shape(path, header, layers=layers), dtype), affine
     except (HeaderDataError, WrapStructError, EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
-        if isinstance(error, OSError) and error.strerror:
-            msg = f"{path}: cannot be opened ({error.strerror}); check that it may be read"
-            raise VolumeError(msg, reason="missing") from error
+        if (closed := cannot_open(path, error)) is not None:
+            raise closed from error
         msg = f"{path}: cannot be read as NIfTI ({one_line(error)}); is the file complete?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged") from error
     except MemoryError as error:

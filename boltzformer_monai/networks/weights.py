@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer
 from boltzformer_monai.networks.reference import convert_published
@@ -94,7 +94,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         # PyTorch's own words advise to load the file unsafely: not for users to read.
-        raise _unreadable(file) from error
+        raise _unreadable(file, error) from error
     except Exception as error:  # safetensors raises its own type, which derives from nothing else
         if type(error).__module__.startswith("safetensors"):
             msg = f"{file} cannot be read as a checkpoint ({error})"
@@ -106,7 +106,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _unreadable(file: Path) -> CheckpointError:
+def _unreadable(file: Path, error: BaseException) -> CheckpointError:
+    if (closed := cannot_open(file, error)) is not None:
+        return CheckpointError(str(closed))
     msg = f"{file} cannot be read as a checkpoint: it is damaged, or not a model.pt of this package; copy it again"
     return CheckpointError(msg)
 
@@ -124,7 +126,7 @@ def _check_records(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
     except (*_DAMAGE, zipfile.BadZipFile) as error:
-        raise _unreadable(file) from error
+        raise _unreadable(file, error) from error
     if (
         any(record.compress_type != zipfile.ZIP_STORED for record in records)
         or sum(record.file_size for record in records) > file.stat().st_size

@@ -31,7 +31,7 @@ import numpy as np
 
 from boltzformer_monai.data.picture_files import open_picture
 from boltzformer_monai.data.windows import StoredGrey, normalise_modality
-from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, cannot_open, why
 from boltzformer_monai.io.label_layers import Layer, flatten_layers
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
@@ -182,7 +182,7 @@ def _read_marker(folder: Path) -> dict[str, str]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as JSON ({error})"
+        msg = f"{path}: cannot be read as JSON ({why(error)})"
         raise DatasetError(msg) from None
     patients = content.get("patients") if isinstance(content, dict) and content.get("format") == MARKER_FORMAT else None
     if not isinstance(patients, dict) or not all(isinstance(patient, str) and patient for patient in patients.values()):
@@ -236,6 +236,8 @@ def _read_mask(path: Path) -> np.ndarray:
         msg = f"{path}: no such file"
         raise VolumeError(msg, reason="missing") from None
     except (OSError, ValueError, SyntaxError) as error:
-        msg = f"{path}: cannot be read as a picture ({' '.join(str(error).split())})"
+        if (closed := cannot_open(path, error)) is not None:
+            raise closed from None
+        msg = f"{path}: cannot be read as a picture ({why(error)})"
         raise VolumeError(msg, reason="damaged") from None
     return np.asarray(pixels != 0 if flat else pixels.any(axis=2))

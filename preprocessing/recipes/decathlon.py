@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.limits import read_json
 
 __all__ = ["entries", "read_description", "target_labels"]
@@ -29,7 +29,7 @@ def read_description(path: Path, *, what: str) -> dict[str, Any]:
         msg = f"{path}: no such file; give the folder of {what}"
         raise DatasetError(msg) from None
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as JSON ({' '.join(str(error).split())})"
+        msg = f"{path}: cannot be read as JSON ({why(error)})"
         raise DatasetError(msg) from None
     kinds = {"modality": dict, "labels": dict, "training": list}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):

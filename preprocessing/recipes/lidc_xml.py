@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw
 
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import DatasetError, cannot_open, why
 from boltzformer_monai.limits import TEXT_LIMIT, open_file
 
 __all__ = ["Outline", "Readings", "fill_outline", "read_readings", "read_series_uid"]
@@ -117,7 +117,9 @@ def _parse(path: Path) -> ElementTree.Element:
         with open_file(path, limit=TEXT_LIMIT) as file:
             return ElementTree.parse(file, ElementTree.XMLParser(target=_NoDoctype())).getroot()
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:  # LookupError: unknown encoding
-        msg = f"{path}: cannot be read as XML ({' '.join(str(error).split())}); get the file again"
+        if (closed := cannot_open(path, error)) is not None:
+            raise DatasetError(str(closed)) from None
+        msg = f"{path}: cannot be read as XML ({why(error)}); get the file again"
         raise DatasetError(msg) from None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from boltzformer_monai.data.picture_files import open_picture
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.windows import normalise_modality
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, cannot_open, why
 from boltzformer_monai.io.orientation import parse_codes
 from boltzformer_monai.io.volume import Volume
 
@@ -84,7 +84,9 @@ def _grey_pixels(path: Path) -> np.ndarray:
         raise VolumeError(msg, reason="missing") from None
     # Pillow reports broken PNG chunks as SyntaxError.
     except (OSError, ValueError, SyntaxError) as error:
-        msg = f"{path}: cannot be read as a picture ({' '.join(str(error).split())})"
+        if (closed := cannot_open(path, error)) is not None:
+            raise closed from None
+        msg = f"{path}: cannot be read as a picture ({why(error)})"
         raise VolumeError(msg, reason="damaged") from None
     if pixels.ndim == 2:
         return pixels

@@ -15,6 +15,7 @@ from preprocessing import check_dataset
 from preprocessing.check_dataset import main
 from preprocessing.dataset_page import TABLE9_HEADINGS
 from tests.data.slice_cases import add, make_volume
+from tests.data.test_picture_files import write_png_bomb
 
 SCRIPT = Path(__file__).resolve().parents[2] / "preprocessing" / "check_dataset.py"
 NAMES = {1: "liver", 2: "kidney right"}
@@ -158,3 +159,29 @@ def test_as_users_start_it_from_another_folder(slices: Path, tmp_path: Path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 errors, 0 warnings, 0 notes")
     assert (tmp_path / "out.json").is_file()
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_a_picture_that_claims_too_many_pixels_is_a_finding(
+    slices: Path, capsys: pytest.CaptureFixture[str], folder: str
+):
+    write_png_bomb(slices / folder / "case1_axial_0002.png", 60000, 60000)
+    assert main(["--input", str(slices)]) == 1
+    said = capsys.readouterr()
+    (line,) = [line for line in said.out.splitlines() if line.startswith("error [")]
+    assert f"{folder}/case1_axial_0002.png" in line
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("file", ["dataset.json", "volumes/case1.json", "manifest.csv", "fingerprint.json"])
+@pytest.mark.parametrize("content", ["[" * 200_000 + "]" * 200_000, '{"a":' * 100_000, "\0" * 1000, "\xff"])
+def test_damaged_texts_are_one_line(
+    slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str
+):
+    target = tmp_path / file if file == "fingerprint.json" else slices / file
+    target.write_bytes(content.encode("latin-1"))
+    code = main(["--input", str(slices), "--json", str(tmp_path / "fingerprint.json")])
+    said = capsys.readouterr()
+    lines = [line for line in f"{said.out}\n{said.err}".splitlines() if line.startswith("error")]
+    assert "Traceback" not in said.err
+    assert (code, len(lines)) in {(2, 1), (1, 1)} if file != "volumes/case1.json" else code in {0, 1, 2}
