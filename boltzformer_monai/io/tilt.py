@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.limits import require_room
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,8 @@ def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
         raise VolumeError(msg, reason="gantry tilt")
     last = [other for other in range(3) if other != axis] + [axis]
     affine = volume.affine[:, [*last, 3]]
-    array, moved = _unsheared(volume.array.transpose(last), affine, nearest=order == "nearest", label=label)
+    stack = volume.array.transpose(last)
+    array, moved = _unsheared(stack, affine, volume.source or "volume", nearest=order == "nearest", label=label)
     back = np.argsort(last)
     return replace(volume, array=np.ascontiguousarray(array.transpose(back)), affine=moved[:, [*back, 3]])
 
@@ -118,7 +121,9 @@ def _slice_axis(affine: np.ndarray) -> tuple[int | None, float]:
     return None, float(np.degrees(np.arcsin(min(float(np.sort(cosines, axis=None)[-4]), 1.0))))
 
 
-def _unsheared(stack: np.ndarray, affine: np.ndarray, *, nearest: bool, label: bool) -> tuple[np.ndarray, np.ndarray]:
+def _unsheared(
+    stack: np.ndarray, affine: np.ndarray, where: str, *, nearest: bool, label: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Shift the slices of (I, J, slices) within their planes; return the enlarged stack and its affine."""
     plane, step = affine[:3, :2], affine[:3, 2]
     normal = np.cross(plane[:, 0], plane[:, 1])
@@ -131,6 +136,9 @@ def _unsheared(stack: np.ndarray, affine: np.ndarray, *, nearest: bool, label: b
     moved[:3, 3] += plane @ low
     padding = 0 if label else float(stack.min())
     size = (*(np.array(stack.shape[:2]) + high - low), stack.shape[2])
+    # A header may state any angle and any size of a voxel. While a slice is moved there are three of it, in doubles.
+    voxels, each = math.prod(int(length) for length in size), stack.itemsize if label else 4
+    require_room(voxels * each + 3 * 8 * voxels // int(size[2]), 1, where)
     result = np.full(size, padding, dtype=stack.dtype if label else np.float32)
     for index, shift in enumerate(shifts - low):
         if nearest:

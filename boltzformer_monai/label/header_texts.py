@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.limits import open_file
 
 __all__ = ["without_texts"]
 
@@ -52,7 +53,7 @@ def without_texts(source: Path, target: Path) -> bool:
         OSError: a file cannot be read or written.
     """
     name = source.name.lower()
-    with source.open("rb") as file:
+    with open_file(source) as file:
         if name.endswith((".nii", ".nii.gz")):
             return _nifti(file, target)
         if name.endswith(".nrrd"):
@@ -78,7 +79,8 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
             size = int.from_bytes(stream.read(4), "little")
             stream.seek(0)
             kind = nibabel.Nifti2Header if size in (540, 0x1C020000) else nibabel.Nifti1Header
-            header = kind.from_fileobj(stream, check=False)
+            # Without its extensions, which may claim any length and are left out anyway.
+            header = kind(stream.read(kind.sizeof_hdr), check=False)
         except (OSError, EOFError, ValueError, WrapStructError, ImageFileError) as error:
             msg = f"{target.name}: its header cannot be read, so what it says is not sent"
             raise VolumeError(msg) from error
@@ -88,7 +90,6 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
             return False
         for key in texts:
             header[key] = b""
-        header.extensions.clear()
         header["vox_offset"] = header.single_vox_offset
         stream.seek(start_of_voxels)
         with contextlib.ExitStack() as opened:

@@ -145,3 +145,12 @@ def test_a_skewed_grid_is_no_stack_of_slices(tmp_path: Path) -> None:
         with pytest.raises(VolumeError) as caught:
             read_volume(path, tilt=tilt)
         assert caught.value.reason == "gantry tilt"
+
+
+def test_a_tilt_whose_grid_would_fill_the_memory_is_refused() -> None:
+    affine: Any = np.diag([0.001, 0.001, 9000.0, 1.0])
+    affine[0, 2] = 100.0  # 100,000 voxels from slice to slice
+    flat = Volume(np.zeros((4, 5, 100_000), np.float32), affine)
+    with pytest.raises(VolumeError, match="--memory-gb") as caught:
+        resample_tilt(flat)
+    assert caught.value.reason == "too large"
