@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.data.datalist import pseudonym
 from boltzformer_monai.data.slice_format import REPORT_FILE
 from boltzformer_monai.data.slice_record import VolumeRecord
@@ -116,7 +117,7 @@ def write_mapping(
                 rows[name] = (name, "", "", str(each.absolute()), _LEFT_OUT, kind)
         table = csv.writer(file)
         table.writerow(_MAPPING)
-        table.writerows(rows[volume_id] for volume_id in sorted(rows))
+        table.writerows([to_cell(value) for value in rows[volume_id]] for volume_id in sorted(rows))
 
 
 def check_mapping(path: Path) -> dict[str, Sequence[str]]:
@@ -136,7 +137,8 @@ def check_mapping(path: Path) -> dict[str, Sequence[str]]:
     if tuple(head) != _MAPPING or any(len(row) != len(_MAPPING) for row in rows):
         msg = f"{path}: exists and is not a table that --mapping wrote; name another file"
         raise ConfigError(msg)
-    return {row[0]: row for row in rows}
+    plain = ([from_cell(text) for text in row] for row in rows)
+    return {row[0]: row for row in plain}
 
 
 def _done(record: VolumeRecord, split: str) -> dict[str, Any]:

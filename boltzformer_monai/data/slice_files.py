@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.data.slice_format import (
     COLUMNS,
     DATASET_FILE,
@@ -81,7 +82,7 @@ def read_manifest(root: Path) -> Iterator[dict[str, str]]:
                 if any(fields[column] is None for column in COLUMNS):
                     msg = f"{path}, line {table.line_num}: has too few fields; the file is cut off"
                     raise DatasetError(msg)
-                yield fields
+                yield {column: from_cell(fields[column]) for column in COLUMNS}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         msg = f"{path}: cannot be read ({why(error)})"
         raise DatasetError(msg) from None
@@ -102,6 +103,6 @@ def write_tables(
         with new[MANIFEST_FILE].open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
-            table.writerows(rows)
+            table.writerows([to_cell(value) for value in row] for row in rows)
         text = json.dumps(description, indent=1, ensure_ascii=False)
         new[DATASET_FILE].write_text(text + "\n", encoding="utf-8")

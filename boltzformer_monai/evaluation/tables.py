@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.metrics import SliceScore
@@ -26,14 +27,18 @@ FALSE_HEADINGS = ("target", "absent from", "answered", "false ml", "false compon
 
 
 def write_scores_csv(scores: Iterable[SliceScore], path: str | os.PathLike[str]) -> Path:
-    """Write one row an instance: the fields of :class:`SliceScore` and `dice` (empty where there is none); atomic."""
+    """Write one row an instance: the fields of :class:`SliceScore` and `dice` (empty where there is none); atomic.
+
+    Text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
     target = Path(path)
     with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*_COLUMNS, "dice"])
         for score in scores:
             value = score.dice
-            table.writerow([*(getattr(score, name) for name in _COLUMNS), "" if value is None else f"{value:.6f}"])
+            cells = (to_cell(getattr(score, name)) for name in _COLUMNS)
+            table.writerow([*cells, "" if value is None else f"{value:.6f}"])
     return target
 
 
@@ -53,13 +58,16 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
                 msg = f"{source}: lacks the column {', '.join(missing)}; it is no table of slice scores"
                 raise DatasetError(msg)
             for row in table:
+                if None in row.values():
+                    msg = f"{source}, line {table.line_num}: has too few fields; the file is cut off"
+                    raise DatasetError(msg)
                 scores.append(
                     SliceScore(
-                        image=row["image"],
-                        volume=row["volume"],
-                        patient=row["patient"],
-                        target=row["target"],
-                        prompt=row["prompt"],
+                        image=from_cell(row["image"]),
+                        volume=from_cell(row["volume"]),
+                        patient=from_cell(row["patient"]),
+                        target=from_cell(row["target"]),
+                        prompt=from_cell(row["prompt"]),
                         area_fraction=float(row["area_fraction"]),
                         truth=int(row["truth"]),
                         predicted=int(row["predicted"]),
