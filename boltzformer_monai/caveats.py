@@ -28,6 +28,7 @@ WARNINGS: Mapping[str, str] = {
     "another plane": "the network was trained on slices of another plane; these are new to it",
     "assumed modality": "the file does not state it, so it is taken for the only one that the network was trained on",
     "no thresholds": "the presence head was never calibrated, so masks are kept on slices without the object too",
+    "gantry tilt": "slices stacked at an angle keep their place; some software opens no NIfTI file of a sheared grid",
 }
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
 
@@ -36,6 +37,8 @@ REPAIRS: Mapping[str, str] = {
     "inverted display": "Hounsfield units do not depend on the display; values without units are taken as viewers show "
     "them",
     "repeated contours": "a contour that was stored twice means the same as one",
+    "grid": "an annotation a small share of a voxel off its scan's grid was drawn on that scan; nothing is resampled",
+    "right angles": "axes off right angles by no more than rounded directions are; no voxel's centre leaves its voxel",
 }
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
 

@@ -73,8 +73,8 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     drawn = None if case.annotation is None else case.annotation.draw_on(image)
     labels, notes = ({}, []) if drawn is None else _named(drawn, case, settings)
     label = None if drawn is None else drawn.volume
-    if tilt_degrees(image.affine):
-        notes.append(f"gantry tilt of {tilt_degrees(image.affine):.1f} degrees, resampled to a right-angled grid")
+    if tilt_degrees(image):
+        notes.append(f"gantry tilt of {tilt_degrees(image):.1f} degrees, resampled to a right-angled grid")
         label = None if label is None else resample_tilt(replace(label, affine=image.affine), order="nearest")
         image = resample_tilt(image)
     for note in notes:

@@ -41,6 +41,12 @@ class FrameGeometry:
     rescaled: bool = False
     rescale_type: str = ""
 
+    @property
+    def directions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of a row and of a column, LPS; the stated cosines are none when they have few decimals."""
+        row, column = np.array(self.cosines, dtype=np.float64).reshape(2, 3)
+        return row / (np.linalg.norm(row) or 1.0), column / (np.linalg.norm(column) or 1.0)
+
 
 def frame_geometries(dataset: Dataset) -> list[FrameGeometry]:
     """Return the geometry of every frame of an object with functional groups, in the order of the frames.

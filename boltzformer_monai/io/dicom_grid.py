@@ -6,12 +6,15 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_files import SliceHeader
+from boltzformer_monai.io.grids import SKEW
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 
 _GAP_TOLERANCE = 0.01  # of the slice spacing, for one gap
 _ROUNDING_MM = 0.01  # of one gap, always: some scanners write positions with two decimals
 _DRIFT_TOLERANCE = 0.1  # of the slice spacing, for one slice against the evenly spaced line through all
 _COSINE_TOLERANCE = 1e-4
+_TILT_DEGREES = 0.1
+_MISSING = 0.1  # a gap this near to whole steps looks like missing slices
 
 
 def ordered(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
@@ -29,8 +32,7 @@ def ordered(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
             distances or off a line, or a single slice states no thickness.
     """
     _check_alike(slices)
-    row, column = np.array(slices[0].geometry.cosines).reshape(2, 3)
-    row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
+    row, column = slices[0].geometry.directions
     normal = np.cross(row, column)
     # Path and frame decide between equal positions, so that the message about them is always the same.
     slices = sorted(slices, key=lambda s: (float(np.array(s.geometry.position) @ normal), str(s.path), s.frame or 0))
@@ -47,7 +49,7 @@ def _check_alike(slices: list[SliceHeader]) -> None:
     first = slices[0]
     cosines, spacing = np.array(first.geometry.cosines), np.array(first.geometry.pixel_spacing)
     row, column = cosines.reshape(2, 3)
-    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1e-3):
+    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1.01 * SKEW):
         msg = f"{first.path}: ImageOrientationPatient is not two unit vectors at a right angle; the header is damaged"
         raise VolumeError(msg, reason="orientation")
     for header in slices[1:]:
@@ -90,10 +92,12 @@ def _even_step(slices: list[SliceHeader], positions: np.ndarray, normal: np.ndar
         )
         raise VolumeError(msg, reason="same position")
     worst = int(np.argmax(np.abs(gaps - typical)))
-    if abs(gaps[worst] - typical) > max(_GAP_TOLERANCE * typical, _ROUNDING_MM + 1e-6):
+    odd = np.abs(gaps - typical) > max(_GAP_TOLERANCE * typical, _ROUNDING_MM + 1e-6)
+    if odd[worst]:
         msg = (
             f"{folder}: uneven slices: {gaps[worst]:.4g} mm between {slices[worst].name} and "
-            f"{slices[worst + 1].name}, {typical:.4g} mm elsewhere; is a slice missing? export the series again"
+            f"{slices[worst + 1].name}, {typical:.4g} mm at most places{_tilted(positions, normal)}; "
+            f"{_advice(odd, gaps / typical)}"
         )
         raise VolumeError(msg, reason="uneven spacing")
     # Only now, with every gap alike, does the mean step describe them all (and drift over many slices is bounded).
@@ -104,3 +108,22 @@ def _even_step(slices: list[SliceHeader], positions: np.ndarray, normal: np.ndar
         msg = f"{folder}: {off} lies {drift.max():.3g} mm off the line of the other slices; not one volume"
         raise VolumeError(msg, reason="off the line")
     return step
+
+
+def _tilted(positions: np.ndarray, normal: np.ndarray) -> str:
+    """Say how much the line of the slices leans, if it does; unevenness does not hide it."""
+    line = positions[-1] - positions[0]
+    degrees = float(np.degrees(np.arccos(min(1.0, line @ normal / np.linalg.norm(line)))))
+    return f", and stacked {degrees:.2g} degrees off their normal (gantry tilt)" if degrees >= _TILT_DEGREES else ""
+
+
+def _advice(odd: np.ndarray, steps: np.ndarray) -> str:
+    """Guess, from the gaps alone, what made them uneven, and say that it is a guess."""
+    lost = np.rint(steps[odd]) - 1
+    if (lost >= 1).all() and (np.abs(steps[odd] - 1 - lost) < _MISSING).all():
+        slices = "a slice is" if lost.sum() == 1 else f"{lost.sum():.0f} slices are"
+        return f"perhaps {slices} missing (a guess from the gaps); compare with the archive and export it again"
+    return (
+        f"{odd.sum()} of {len(odd)} gaps differ, and not by whole steps, so perhaps no slice is missing (a guess) and "
+        "it was acquired like this; pass the part with even slices, or have it resampled to even ones"
+    )

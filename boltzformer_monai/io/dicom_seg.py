@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,11 @@ from boltzformer_monai.io.dicom_frames import FrameGeometry, frame_geometries
 from boltzformer_monai.io.dicom_guard import damage_as_volume_error
 from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.dicom_pixels import stored_values
+from boltzformer_monai.io.grids import GRID_TOLERANCE, Misfit
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.lattice import Place, check_frame_of_reference, find_place, in_plane_axes, inside
 from boltzformer_monai.io.orientation import LPS_TO_RAS
-from boltzformer_monai.io.volume import GRID_TOLERANCE_MM, Volume
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.limits import require_room
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SIDES = ("left", "right")
-# A frame repeats the position of its slice, and slices may stray from the even grid that was made of them (dicom.py).
-_SLACK_ACROSS = 0.1  # of the slice spacing
-_SLACK_IN_PLANE = 0.02  # of the pixel spacing
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,17 @@ class _Header:
     threshold: float
 
 
-def read_dicom_seg(path: Path, image: Volume) -> FlatSegments:
+def read_dicom_seg(path: Path, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> FlatSegments:
     """Read a DICOM SEG on the grid of an image.
 
     Frames are found by their position; a slice without a frame is empty. A voxel of a fractional segment belongs to it
     from half of the MaximumFractionalValue on. A segment's name is its SegmentLabel, else its SegmentDescription, else
     what its property type means; "left" or "right" from the type's modifier goes before a name that does not say it.
+
+    Args:
+        path: of the SEG.
+        image: the image; its grid and frame of reference decide.
+        tolerance: how far, as a share of a voxel, a frame may lie from the image's voxels.
 
     Raises:
         VolumeError: damaged or truncated, another frame of reference than the image's, or a frame that is not a slice
@@ -63,10 +66,11 @@ def read_dicom_seg(path: Path, image: Volume) -> FlatSegments:
         header = _parse(path, dataset)
         frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "")
     check_frame_of_reference(path, frame_of_reference, image)
-    matched = bool(frame_of_reference and image.frame_of_reference)
     # All places before any pixel: a grid that fits the image bounds what is decoded.
-    places = [_place(header, index, image, matched=matched) for index in range(len(header.frames))]
-    return flatten_layers(image.shape, header.titles, _layers(header, dataset, places))
+    places = [_place(header, index, image, tolerance=tolerance) for index in range(len(header.frames))]
+    flat = flatten_layers(image.shape, header.titles, _layers(header, dataset, places))
+    worst = max((place.off for place in places), key=lambda off: off.voxels, default=Misfit())
+    return replace(flat, caveats=worst.caveat())
 
 
 def _parse(path: Path, dataset: Dataset) -> _Header:
@@ -106,25 +110,24 @@ def _title(segment: Dataset) -> str:
     return f"{side} {title}" if side and title and not any(word in title.lower() for word in _SIDES) else title
 
 
-def _place(header: _Header, index: int, image: Volume, *, matched: bool) -> Place:
+def _place(header: _Header, index: int, image: Volume, *, tolerance: float) -> Place:
     """Return the slice of the image that a frame shows."""
     frame = header.frames[index]
     what = f"{header.path}: frame {index + 1}"
     if frame.position is None or frame.cosines is None or frame.pixel_spacing is None:
         msg = f"{what} has no usable position, orientation or pixel spacing, so its place in the patient is unknown"
         raise VolumeError(msg, reason="no geometry")
+    row, column = frame.directions
     affine = np.eye(4)
-    affine[:3, 0] = LPS_TO_RAS * frame.cosines[:3] * frame.pixel_spacing[1]
-    affine[:3, 1] = LPS_TO_RAS * frame.cosines[3:] * frame.pixel_spacing[0]
+    affine[:3, 0] = LPS_TO_RAS * row * frame.pixel_spacing[1]
+    affine[:3, 1] = LPS_TO_RAS * column * frame.pixel_spacing[0]
     affine[:3, 3] = LPS_TO_RAS * frame.position
     axes = in_plane_axes(affine[:3, :2], image)
     if axes is None:
         msg = f"{what} does not lie along the slices of the image; resample it to the image first"
         raise VolumeError(msg, reason="grid")
     affine[:3, 2] = image.affine[:3, axes[2]]
-    slack = [max(GRID_TOLERANCE_MM, _SLACK_IN_PLANE * length if matched else 0) for length in image.spacing]
-    slack[axes[2]] = max(GRID_TOLERANCE_MM, _SLACK_ACROSS * image.spacing[axes[2]] if matched else 0)
-    place = find_place(affine, (header.columns, header.rows, 1), image, what=what, slack=(slack[0], slack[1], slack[2]))
+    place = find_place(affine, (header.columns, header.rows, 1), image, what=what, tolerance=tolerance)
     if not inside(place, image):
         msg = f"{what} lies outside the image; pass the scan that it was drawn on, in full"
         raise VolumeError(msg, reason="grid")

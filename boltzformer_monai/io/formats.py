@@ -11,6 +11,7 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
 from boltzformer_monai.io.itk_header import check_is_scan, check_metaimage, check_nrrd
 from boltzformer_monai.io.nifti import PAIRS, one_line, read_nifti, three_dimensions
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
@@ -82,7 +83,8 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
 
     Args:
         array: the voxels.
-        affine: voxel → RAS+ mm (4, 4).
+        affine: voxel → RAS+ mm (4, 4). A hair off right angles it is put at right angles (see
+            :func:`~boltzformer_monai.io.grids.right_angled`), since ITK opens no other NIfTI file; a gantry tilt stays.
         path: of the file.
         fast: compress an NRRD no more than is quick, as .nii.gz always is; for files that are read once.
 
@@ -92,6 +94,8 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
     if not path.name.lower().endswith(_WRITABLE):
         msg = f"{path}: a label map can be written as {', '.join(_WRITABLE)}; choose one of these endings"
         raise VolumeError(msg, reason="unsupported format")
+    upright = right_angled(affine, array.shape)
+    affine = affine if upright is None else upright
     try:
         with atomic_path(path) as temporary:
             if path.name.lower().endswith(".nrrd"):
@@ -156,10 +160,10 @@ def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image = nibabel.Nifti1Image(np.asfortranarray(array), affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
-        image.set_qform(affine, code=1)
-    else:  # the quaternion cannot hold a gantry tilt; better none than a wrong one
+    image.set_qform(affine, code=1)
+    if distance(image.get_qform(), affine, array.shape).voxels > GRID_TOLERANCE:
+        # No quaternion holds a gantry tilt, nor precisely a turn by nearly 180 degrees. Software that prefers it would
+        # show another place without a word; so only the sform is left, which ITK takes unless it is sheared.
         image.set_qform(None, code=0)
     nibabel.save(image, path)
 

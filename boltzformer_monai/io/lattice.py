@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.grids import GRID_TOLERANCE, Misfit, distance, right_angled
 from boltzformer_monai.io.orientation import AxisMap, signed_permutation
-from boltzformer_monai.io.volume import GRID_TOLERANCE_MM, Volume
+from boltzformer_monai.io.volume import Volume
 
 __all__ = ["Place", "check_frame_of_reference", "find_place", "in_plane_axes", "inside", "voxels_inside"]
 
@@ -28,20 +29,17 @@ class Place:
         axes: brings the axes of the box to those of the image.
         corner: the image's voxel at which the box then begins; may lie outside the image.
         shape: of the box in the image's axes.
+        off: how far its voxels lie from the image's.
     """
 
     axes: AxisMap
     corner: Triple
     shape: Triple
+    off: Misfit = Misfit()
 
 
 def find_place(
-    affine: np.ndarray,
-    shape: Triple,
-    image: Volume,
-    *,
-    what: str,
-    slack: tuple[float, float, float] = (GRID_TOLERANCE_MM,) * 3,
+    affine: np.ndarray, shape: Triple, image: Volume, *, what: str, tolerance: float = GRID_TOLERANCE
 ) -> Place:
     """Find the voxels of an image that a grid consists of.
 
@@ -50,26 +48,46 @@ def find_place(
         shape: its voxels along each of its axes.
         image: the image; only its grid matters.
         what: the grid's name in messages, e.g. a path.
-        slack: how far, in mm along each axis of the image, its voxels may lie from the image's.
+        tolerance: how far, as a share of a voxel along each axis, its voxels may lie from the image's.
 
     Raises:
         VolumeError: the grid's axes or voxel sizes are not the image's, or it lies between the image's voxels.
     """
-    to_voxels = np.linalg.inv(image.affine)
+    place = _place(affine, shape, image.affine)
+    if place is None or place.off.voxels > tolerance:  # or drawn on the grid at right angles, as which we write it
+        upright = right_angled(image.affine, image.shape)
+        place = place if upright is None else _place(affine, shape, upright) or place
+    if place is not None and place.off.voxels <= tolerance:
+        return place
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    turned = (np.abs(np.linalg.inv(image.affine)[:3, :3] @ affine[:3, :3]).argmax(axis=0)).tolist()
+    of_image = np.array(image.spacing)[turned]
+    if (np.abs(sizes / of_image - 1) * np.array(shape) > tolerance).any():
+        what += f": its voxels measure {_times(sizes)} mm, those of the image {_times(of_image)} mm"
+    elif place is None:
+        what += ": its axes are not those of the image"
+    else:
+        what += f": lies {place.off} off the image's voxels"
+    msg = f"{what}; pass the scan that it was drawn on, or resample it to the image first"
+    raise VolumeError(msg, reason="grid")
+
+
+def _place(affine: np.ndarray, shape: Triple, grid: np.ndarray) -> Place | None:
+    """Return the nearest place in a grid, None where the axes or voxel sizes are no hair the same."""
+    to_voxels = np.linalg.inv(grid)
     axes = signed_permutation((to_voxels @ affine)[:3, :3])
     if axes is None:
-        msg = f"{what}: its axes or voxel sizes are not those of the image; resample it to the image first"
-        raise VolumeError(msg, reason="grid")
+        return None
     moved = axes.apply_to_affine(affine, shape)
-    size = np.array(shape)[list(axes.order)]
-    corner = np.rint((to_voxels @ moved)[:3, 3])
-    ends = np.array(np.meshgrid(*[(0, n - 1) for n in size])).reshape(3, -1)
-    voxels = (to_voxels @ moved @ np.vstack([ends, np.ones(ends.shape[1])]))[:3]
-    away = np.abs(voxels - ends - corner[:, None]).max(axis=1) * image.spacing
-    if (away > slack).any():
-        msg = f"{what}: lies {away.max():.3g} mm off the image's voxels; resample it to the image first"
-        raise VolumeError(msg, reason="grid")
-    return Place(axes, _triple(corner), _triple(size))
+    size = _triple(np.array(shape)[list(axes.order)])
+    corner = _triple(np.rint((to_voxels @ moved)[:3, 3]))
+    expected = grid.copy()
+    expected[:3, 3] = (grid @ (*corner, 1))[:3]
+    return Place(axes, corner, size, distance(moved, expected, size))
+
+
+def _times(lengths: np.ndarray) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)
 
 
 def in_plane_axes(directions: np.ndarray, image: Volume) -> tuple[int, int, int] | None:
@@ -79,7 +97,7 @@ def in_plane_axes(directions: np.ndarray, image: Volume) -> tuple[int, int, int]
         directions: (3, 2), RAS+ mm from pixel to pixel along the plane's axes.
         image: the image; only its grid matters.
     """
-    steps = np.abs(np.rint(np.linalg.inv(image.affine)[:3, :3] @ directions))
+    steps = np.abs(np.linalg.inv(image.affine)[:3, :3] @ directions) * np.array(image.spacing)[:, None]  # mm
     first, second = int(np.argmax(steps[:, 0])), int(np.argmax(steps[:, 1]))
     return None if first == second else (first, second, 3 - first - second)
 

@@ -7,6 +7,7 @@ grid that the file cannot hold.
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
 import os
 import zlib
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError, cannot_open
+from boltzformer_monai.io.grids import Misfit, distance, right_angled
 from boltzformer_monai.io.payload import check_deflated, check_raw, read_blocks
 from boltzformer_monai.limits import open_file, require_room
 
@@ -28,6 +30,11 @@ PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = {348: "NIfTI-1", 540: "NIfTI-2"}
 _SPACES = range(6)  # what sform and qform codes may be
+_QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+_ROUNDING = 3 * float(np.finfo(np.float32).eps)  # of what three squares in single precision leave of 1, see _qforms
+_LONG = 1e-3  # beside an sform: four decimals and more
+_STEPS = 65  # tried in what rounding leaves open: 0.02 voxels each over 512
+_APART = 0.45  # of the smallest voxel size: half a voxel is a mistake of centres and corners, a registration is more
 _SINGLE = (b"n+1", b"n+2")
 _PAIR = (b"ni1", b"ni2")
 _LABEL_BYTES = 4  # of a voxel of the label map that is made of an array of another type, at most
@@ -158,33 +165,77 @@ def _affine(path: Path, header: Any) -> np.ndarray:
             msg = f"{path}: its header has the {name} {header[name]}, which does not exist; correct the header"
             raise VolumeError(msg, reason="damaged")
     sform, sform_code = header.get_sform(coded=True)
-    qform, qform_code = header.get_qform(coded=True)
+    qform_code = int(header["qform_code"])
     if not sform_code and not qform_code:
         msg = f"{path}: states no orientation (qform and sform codes are 0), so left and right are unknown; set one"
         raise VolumeError(msg, reason="no orientation")
-    if sform_code and qform_code and np.isfinite(sform).all() and np.isfinite(qform).all():
-        _check_agreement(path, header, sform, qform, same_space=sform_code == qform_code)
-    return np.asarray(sform if sform_code else qform, dtype=np.float64)
+    if not sform_code:
+        return next(_qforms(path, header))
+    if qform_code and np.isfinite([*sform.ravel(), *(float(header[name]) for name in _QFORM)]).all():
+        _check_agreement(path, header, sform, same_space=int(sform_code) == qform_code)
+    return np.asarray(sform, dtype=np.float64)
 
 
-def _check_agreement(path: Path, header: Any, sform: np.ndarray, qform: np.ndarray, *, same_space: bool) -> None:
+def _qforms(path: Path, header: Any, *, beside: bool = False) -> Iterator[np.ndarray]:
+    """Yield the affines that a quaternion may stand for, first the one that software makes of it.
+
+    Of the four parts of a unit quaternion the file holds three, in single precision. What they leave for the square of
+    the fourth is lost in their rounding where it is nearly 0, and software takes it for 0 there. So for turns by about
+    180 degrees, as many scans are stored, the angle is known to 0.1 degrees only: 0.6 voxels over 512.
+
+    Args:
+        path: of the file.
+        header: its header.
+        beside: whether an sform says the same, so that a quaternion that is longer than 1 by more than rounding (of
+            text with few decimals, say) may stand.
+    """
+    from nibabel.quaternions import quat2mat
+
+    *parts, x, y, z = (float(header[name]) for name in _QFORM)
+    sizes = np.array([float(header["pixdim"][axis]) for axis in range(4)])
+    left = 1 - float(np.dot(parts, parts))
+    usable = left >= -(_LONG if beside else _ROUNDING) and (sizes[1:] >= 0).all() and abs(sizes[0]) == 1
+    if not usable:  # false for NaN as well
+        what = f"its quaternion {parts} is no rotation or its pixdim {sizes.tolist()} no voxel size"
+        msg = f"{path}: {what}; correct the header"
+        raise VolumeError(msg, reason="damaged")
+    unknown = max(_ROUNDING, -left)
+    lowest, highest = np.sqrt(np.maximum((left - unknown, left + unknown), 0))
+    taken = np.sqrt(left) if left > _ROUNDING else 0.0
+    for scalar in (taken, *np.linspace(lowest, highest, _STEPS)):
+        quaternion = np.array([scalar, *parts])
+        affine = np.eye(4)
+        affine[:3, :3] = quat2mat(quaternion / np.linalg.norm(quaternion)) * (sizes[1:] * (1, 1, sizes[0]))
+        affine[:3, 3] = x, y, z
+        yield affine
+
+
+def _check_agreement(path: Path, header: Any, sform: np.ndarray, *, same_space: bool) -> None:
     """Refuse two orientations of which software would choose one or the other.
 
     Two spaces (say scanner and template) may differ by what a registration does, never by which way an axis points.
     """
-    lengths = np.linalg.norm(sform[:3, :3], axis=0) * np.linalg.norm(qform[:3, :3], axis=0)
-    if ((sform[:3, :3] * qform[:3, :3]).sum(axis=0) < 0.5 * lengths).any():  # more than 60 degrees apart
+    shape, more = _shape3(header), _qforms(path, header, beside=True)
+    first = next(more)
+    lengths = np.linalg.norm(sform[:3, :3], axis=0) * np.linalg.norm(first[:3, :3], axis=0)
+    if ((sform[:3, :3] * first[:3, :3]).sum(axis=0) < 0.5 * lengths).any():  # more than 60 degrees apart
         msg = f"{path}: its qform and sform point in opposite or different directions; correct the header before use"
         raise VolumeError(msg, reason="conflicting orientation")
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in _shape3(header)])).reshape(3, -1)
-    apart = np.linalg.norm((sform - qform)[:3] @ np.vstack([corners, np.ones(corners.shape[1])]), axis=0).max()
-    # Half a voxel: the quaternion is stored in single precision.
-    if apart <= 0.5 * np.linalg.norm(sform[:3, :3], axis=0).min():
-        return
+    sizes = np.linalg.norm(sform[:3, :3], axis=0)
+    if np.linalg.matrix_rank(sform[:3, :3] / np.maximum(sizes, 1e-9)) < 3:
+        return  # no affine at all, as whoever uses it will say
+    sforms = [sform]
+    if (upright := right_angled(sform, shape)) is not None:  # the quaternion has no shear, and begins at the same voxel
+        sforms.append(np.hstack([upright[:, :3], sform[:, 3:]]))
+    apart = Misfit(mm=np.inf)
+    for qform in itertools.chain([first], more):
+        apart = min(apart, *(distance(qform, each, shape) for each in sforms), key=lambda found: found.mm)
+        if apart.mm <= _APART * sizes.min():
+            return
     if same_space:
-        msg = f"{path}: its qform and sform claim the same space but lie {apart:.3g} mm apart; correct the header"
+        msg = f"{path}: its qform and sform claim the same space but lie {apart} apart; correct the header"
         raise VolumeError(msg, reason="conflicting orientation")
-    logger.warning("%s: qform and sform differ by %.3g mm (two spaces); the sform is used", path, apart)
+    logger.warning("%s: qform and sform differ by %s (two spaces); the sform is used", path, apart)
 
 
 def _shape3(header: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from boltzformer_monai.errors import DatasetError, VolumeError
 from boltzformer_monai.io.dicom_kinds import annotation_kind
+from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance
 from boltzformer_monai.io.label_layers import FlatSegments
 from boltzformer_monai.io.volume import Volume
 
@@ -68,23 +69,28 @@ class Segmentation:
         return Segmentation(self.volume, names, self.segments, self.titles, renamed)
 
 
-def read_segmentation(path: str | os.PathLike[str], image: Volume) -> Segmentation:
+def read_segmentation(
+    path: str | os.PathLike[str], image: Volume, *, tolerance: float = GRID_TOLERANCE
+) -> Segmentation:
     """Read an annotation on the grid of the scan that it was drawn on; nothing is ever resampled.
 
     Args:
         path: a label map or layers of segments (NIfTI, NRRD, MetaImage, 3D Slicer's .seg.nrrd), a DICOM SEG, a DICOM
             RTSTRUCT, or a folder with exactly one of the latter two.
         image: the scan; its grid and its frame of reference decide.
+        tolerance: how far, as a share of a voxel (up to 0.5), a voxel of the annotation may lie from the scan's.
 
     Returns:
-        Labels in the axes and with the affine of the image; other axis orders and flips are turned.
+        Labels in the axes and with the affine of the image; other axis orders and flips are turned. Its volume has a
+        caveat where the grids were not quite the same.
 
     Raises:
-        VolumeError: missing or damaged, no annotation, or not on the grid of the image within
-            :data:`~boltzformer_monai.io.volume.GRID_TOLERANCE_MM`.
+        VolumeError: missing or damaged, no annotation, or not on the grid of the image.
+        ConfigError: the tolerance is out of range.
     """
     from boltzformer_monai.io import dicom_files, formats
 
+    check_grid_tolerance(tolerance)
     place = Path(path)
     if not os.path.exists(place):
         msg = f"{place}: no such file or folder, or no permission to see it"
@@ -94,12 +100,12 @@ def read_segmentation(path: str | os.PathLike[str], image: Volume) -> Segmentati
     elif formats.is_image_file(place):
         from boltzformer_monai.io.slicer_seg import read_image_segments
 
-        drawn = read_image_segments(place, image)
+        drawn = read_image_segments(place, image, tolerance=tolerance)
         return Segmentation(drawn) if isinstance(drawn, Volume) else _on_image(drawn, image, path)
     elif not dicom_files.is_dicom_file(place):
         msg = f"{place}: unknown format; an annotation is NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT"
         raise VolumeError(msg, reason="unsupported format")
-    return _on_image(_read_dicom(place, image), image, path)
+    return _on_image(_read_dicom(place, image, tolerance), image, path)
 
 
 def _on_image(drawn: FlatSegments, image: Volume, path: str | os.PathLike[str]) -> Segmentation:
@@ -107,7 +113,7 @@ def _on_image(drawn: FlatSegments, image: Volume, path: str | os.PathLike[str]) 
     return Segmentation(volume, drawn.names, drawn.segments, drawn.titles)
 
 
-def _read_dicom(place: Path, image: Volume) -> FlatSegments:
+def _read_dicom(place: Path, image: Volume, tolerance: float) -> FlatSegments:
     from boltzformer_monai.io.dicom_seg import read_dicom_seg
     from boltzformer_monai.io.rtstruct import read_rtstruct
 
@@ -115,7 +121,7 @@ def _read_dicom(place: Path, image: Volume) -> FlatSegments:
     if not kind:
         msg = f"{place}: is a DICOM file but neither SEG nor RTSTRUCT; pass the object that holds the annotation"
         raise VolumeError(msg, reason="labels")
-    return (read_dicom_seg if kind == "SEG" else read_rtstruct)(place, image)
+    return read_dicom_seg(place, image, tolerance=tolerance) if kind == "SEG" else read_rtstruct(place, image)
 
 
 def _only_annotation(folder: Path) -> Path:

@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.io.grids import NOTICED, SKEW, Misfit, distance, right_angled
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.limits import require_room
 
 logger = logging.getLogger(__name__)
 
 TILTS = ("refuse", "resample", "keep")
-_TOLERANCE = 1e-3  # sine of the angle: 1 mm over a stack of 1 m
 _WHOLE = 6  # decimals: a shift this close to whole voxels moves them without interpolation
 
 
@@ -32,9 +33,10 @@ def check_tilt(choice: str) -> str:
     return choice
 
 
-def tilt_degrees(affine: np.ndarray) -> float:
-    """Return the angle between the slice axis and the normal of the slices; 0.0 within the tolerance of 1e-3 (sine)."""
-    return _slice_axis(affine)[1]
+def tilt_degrees(volume: Volume) -> float:
+    """Return the angle between the slice axis and the normal of the slices; 0.0 where rounding alone can explain it."""
+    upright = right_angled(volume.affine, volume.shape)
+    return _slice_axis(volume.affine)[1] if upright is None else 0.0
 
 
 def settle_tilt(volume: Volume, choice: str) -> Volume:
@@ -49,17 +51,19 @@ def settle_tilt(volume: Volume, choice: str) -> Volume:
         ConfigError: ``choice`` is none of these.
     """
     check_tilt(choice)
-    degrees = tilt_degrees(volume.affine)
+    degrees = tilt_degrees(volume)
     where = volume.source or "volume"
     if not degrees:
-        return volume
+        return _noted(volume)
     if choice == "resample":
         return resample_tilt(volume)
     if choice == "keep":
-        logger.warning(
-            "%s: the slices are stacked %.1f degrees off (gantry tilt); the affine is sheared", where, degrees
+        text = (
+            f"the slices are stacked {degrees:.1f} degrees off (gantry tilt), results keep the sheared affine; ITK, "
+            "3D Slicer and ITK-SNAP open no .nii.gz of it, choose .nrrd for them"
         )
-        return volume
+        logger.warning("%s: %s", where, text)
+        return replace(volume, caveats=(*volume.caveats, Caveat("gantry tilt", text)))
     msg = (
         f"{where}: its slices are stacked {degrees:.2g} degrees off their normal (gantry tilt), so its axes are not at "
         "right angles; --resample-tilt (tilt='resample') shifts each slice in its plane onto a right-angled grid"
@@ -92,9 +96,9 @@ def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
     if label and order == "linear":
         msg = f"{volume.source or 'volume'}: whole numbers (labels) cannot be interpolated; use order nearest"
         raise ConfigError(msg)
-    axis, degrees = _slice_axis(volume.affine)
-    if not degrees:
+    if not tilt_degrees(volume):
         return volume
+    axis = _slice_axis(volume.affine)[0]
     if axis is None:
         msg = f"{volume.source or 'volume'}: its three axes are all skewed; resample it to right angles elsewhere"
         raise VolumeError(msg, reason="gantry tilt")
@@ -106,6 +110,16 @@ def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
     return replace(volume, array=np.ascontiguousarray(array.transpose(back)), affine=moved[:, [*back, 3]])
 
 
+def _noted(volume: Volume) -> Volume:
+    """Return a scan that is no tilted one, with a word where its axes are noticeably off right angles."""
+    upright = right_angled(volume.affine, volume.shape)
+    moved = Misfit() if upright is None else distance(upright, volume.affine, volume.shape)
+    if moved.voxels < NOTICED:
+        return volume
+    text = f"its axes are not quite at right angles; results lie on the nearest grid that is, up to {moved} away"
+    return replace(volume, caveats=(*volume.caveats, Caveat("right angles", text)))
+
+
 def _slice_axis(affine: np.ndarray) -> tuple[int | None, float]:
     """Return the axis that is not at right angles to the other two, and by how many degrees it is off their normal.
 
@@ -115,9 +129,9 @@ def _slice_axis(affine: np.ndarray) -> tuple[int | None, float]:
     cosines = np.abs(directions.T @ directions)
     for axis in (2, 1, 0):
         one, other = (index for index in range(3) if index != axis)
-        if cosines[one, other] <= _TOLERANCE:
+        if cosines[one, other] <= SKEW:
             sine = float(np.hypot(cosines[axis, one], cosines[axis, other]))
-            return axis, float(np.degrees(np.arcsin(min(sine, 1.0)))) if sine > _TOLERANCE else 0.0
+            return axis, float(np.degrees(np.arcsin(min(sine, 1.0))))
     return None, float(np.degrees(np.arcsin(min(float(np.sort(cosines, axis=None)[-4]), 1.0))))
 
 

@@ -12,12 +12,11 @@ import numpy as np
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.io import orientation
+from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance, misfit
 from boltzformer_monai.io.orientation import AxisMap, signed_permutation
 
 MODALITIES = ("CT", "MR", "unknown")
 _VOXEL_MM = (1e-6, 1e4)  # no scanner is finer or coarser
-GRID_TOLERANCE_MM = 1e-3
-"""Two grids are the same when no voxel centre of one is further than this from its partner in the other."""
 
 
 @dataclass(frozen=True)
@@ -160,24 +159,29 @@ def read_label_map(path: str | os.PathLike[str]) -> Volume:
     return Volume(as_label_values(array, str(place)), affine, source=str(path))
 
 
-def reorient_label(label: Volume, image: Volume) -> Volume:
+def reorient_label(label: Volume, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Volume:
     """Bring a label map to the axis order of its image; the grids must already be the same in the patient.
 
     Nothing is resampled. A label of the same physical grid stored in another axis order or flip is permuted and
-    flipped; the result carries the image's affine.
+    flipped; the result carries the image's affine, and a caveat where the grids were not quite the same.
+
+    Args:
+        label: the label map.
+        image: its image; only the grid matters.
+        tolerance: how far, as a share of a voxel (up to 0.5), a voxel of the label may lie from the image's.
 
     Raises:
-        VolumeError: the two grids differ by more than 1e-3 mm anywhere, or in their number of voxels.
+        VolumeError: the two grids differ by more than that anywhere, or in their number of voxels.
+        ConfigError: the tolerance is out of range.
     """
+    check_grid_tolerance(tolerance)
     axes = signed_permutation((np.linalg.inv(image.affine) @ label.affine)[:3, :3])
     if axes is not None and axes.apply(label.array).shape == image.shape:
-        moved = axes.apply_to_affine(label.affine, label.shape)
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1)
-        homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
-        distance = np.linalg.norm(((moved - image.affine) @ homogeneous)[:3], axis=0).max()
-        if distance <= GRID_TOLERANCE_MM:
-            return replace(label, array=axes.apply(label.array).copy(order="K"), affine=image.affine)
-        difference = f"they lie up to {distance:.3g} mm apart"
+        found = misfit(axes.apply_to_affine(label.affine, label.shape), image.affine, image.shape)
+        if found.voxels <= tolerance:
+            array = axes.apply(label.array).copy(order="K")
+            return replace(label, array=array, affine=image.affine, caveats=(*label.caveats, *found.caveat()))
+        difference = f"they lie up to {found} apart"
     else:
         difference = "their axes or voxel counts differ"
     msg = (

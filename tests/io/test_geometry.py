@@ -85,13 +85,37 @@ def test_a_label_elsewhere_is_refused() -> None:
     image = make_volume()
     array = np.zeros(image.shape, np.uint8)
     shifted = image.affine.copy()
-    shifted[0, 3] += 0.002
-    coarser = image.affine @ np.diag([1.001, 1, 1, 1])
+    shifted[0, 3] += 0.11 * 0.7  # of a voxel
+    coarser = image.affine @ np.diag([1.06, 1, 1, 1])
     cases = [Volume(array, shifted), Volume(array, coarser), Volume(array[1:], image.affine)]
     cases += [Volume(array, image.affine @ np.diag([3.0, 1, 1, 1])), Volume(array, make_volume(tilt=TILT).affine)]
     for label in cases:
         with pytest.raises(VolumeError, match=r"3x4x5 voxels of 0\.7x0\.9x3 mm RAS"):
             reorient_label(label, image)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.0005, ""), (0.005, "0.0035 mm (0.5 % of a voxel)"), (0.09, "0.063 mm (9 % of a voxel)"), (0.3, "")],
+)
+def test_a_near_miss_is_put_on_the_grid_and_told(share: float, said: str) -> None:
+    image = make_volume(tilt=TILT)
+    array = image.array.astype(np.uint8)
     close = image.affine.copy()
-    close[0, 3] += 0.0005
-    assert np.array_equal(reorient_label(Volume(array, close), image).affine, image.affine)
+    close[:3, 3] += share * image.affine[:3, 0]
+    label = reorient_label(Volume(array, close).reoriented("ALI"), image, tolerance=0.5 if share > 0.1 else 0.1)
+    assert np.array_equal(label.affine, image.affine)
+    assert np.array_equal(label.array, array)
+    assert [caveat.kind for caveat in label.caveats] == ["grid"] * (share > 0.001)
+    assert said in "".join(caveat.text for caveat in label.caveats)
+    for tolerance in (0.9 * share, 0.0):
+        with pytest.raises(VolumeError, match="of a voxel") as caught:
+            reorient_label(Volume(array, close), image, tolerance=tolerance)
+        assert caught.value.reason == "grid"
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 0.51, float("nan")])
+def test_a_tolerance_is_less_than_half_a_voxel(tolerance: float) -> None:
+    image = make_volume()
+    with pytest.raises(ConfigError, match="half|share of a voxel"):
+        reorient_label(Volume(image.array.astype(np.uint8), image.affine), image, tolerance=tolerance)

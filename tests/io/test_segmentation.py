@@ -167,7 +167,7 @@ def test_other_grids_are_refused(tmp_path: Path) -> None:
     named = segment(0, "a", 1) | segment(1, "b", 2) | segment(2, "c", 3)
     for name, fields in (("a.nrrd", {}), ("a.seg.nrrd", named)):
         for affine in (
-            moved(IMAGE.affine, (0.003, 0, 0)),  # 0.0021 mm
+            moved(IMAGE.affine, (0.11, 0, 0)),  # of a voxel
             moved(IMAGE.affine, (0.5, 0, 0)),
             IMAGE.affine @ np.diag([2, 2, 1, 1]),
             make_volume(tilt=TILT).affine,

@@ -50,7 +50,7 @@ def test_a_linear_field_stays_where_it_is(shear: tuple[float, float], codes: str
     assert (straight.modality, straight.source, straight.frame_of_reference) == ("CT", "made here", "1.2.3")
     directions = straight.affine[:3, :3] / straight.spacing
     assert np.allclose(directions.T @ directions, np.eye(3), atol=1e-9)
-    assert tilt_degrees(straight.affine) == 0.0
+    assert tilt_degrees(straight) == 0.0
     # Linear interpolation of a linear field is exact, wherever all four neighbours lie in the scan.
     index = (worlds(straight) - volume.affine[:3, 3]) @ np.linalg.inv(volume.affine[:3, :3]).T
     last = np.array(volume.shape) - 1
@@ -97,9 +97,9 @@ def test_first_slice_is_untouched_and_whole_shifts_are_exact() -> None:
 def test_right_angles_pass_and_wrong_settings_do_not() -> None:
     upright = sheared(0.0, 0.0)
     assert resample_tilt(upright) is upright
-    assert tilt_degrees(sheared(0.0, 0.0009).affine) == 0.0
-    assert tilt_degrees(sheared(0.0, 0.0011).affine) == pytest.approx(np.degrees(0.0011), rel=1e-3)
-    assert tilt_degrees(sheared(0.0, 0.37).affine) == pytest.approx(np.degrees(np.arctan(0.37)))
+    assert tilt_degrees(sheared(0.0, 0.0017)) == 0.0
+    assert tilt_degrees(sheared(0.0, 0.0018)) == pytest.approx(np.degrees(0.0018), rel=1e-3)
+    assert tilt_degrees(sheared(0.0, 0.37)) == pytest.approx(np.degrees(np.arctan(0.37)))
     with pytest.raises(ConfigError, match="cubic"):
         resample_tilt(upright, order="cubic")
     with pytest.raises(ConfigError, match="nearest"):
@@ -138,7 +138,7 @@ def test_a_skewed_grid_is_no_stack_of_slices(tmp_path: Path) -> None:
     affine: Any = np.eye(4)
     affine[:3, :3] = [[1, 0.2, 0.3], [0, 1, 0.4], [0, 0, 1]]
     skewed = Volume(np.zeros((3, 4, 5), np.float32), affine)
-    assert tilt_degrees(affine) > 1
+    assert tilt_degrees(skewed) > 1
     path = save(skewed, tmp_path / "skewed.nii")
     assert read_volume(path, tilt="keep").shape == (3, 4, 5)
     for tilt in ("refuse", "resample"):
