@@ -42,7 +42,7 @@ REPAIRS: Mapping[str, str] = {
 }
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
 
-MILD = frozenset({"another plane", "assumed modality", "no thresholds"})
+MILD = frozenset({"another plane", "assumed modality", "no thresholds", "gantry tilt"})
 """Warnings that say how a result was made and do not by themselves put it in doubt: no exit code of their own."""
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from boltzformer_monai.data.windows import GreyScale
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.left_out import files_of
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume, read_volume
@@ -20,8 +21,12 @@ __all__ = ["Annotation", "Case", "LabelFile", "used_files"]
 class Annotation(Protocol):
     """Something that draws targets on a scan; must be picklable, because scans are sliced in other processes."""
 
-    def draw_on(self, image: Volume) -> Segmentation:
+    def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:
         """Return the annotation on the grid of the scan.
+
+        Args:
+            image: the scan.
+            tolerance: how far, as a share of a voxel, an annotation with a grid of its own may lie from the scan's.
 
         Raises:
             VolumeError: it cannot be read, or does not lie on the scan's grid.
@@ -46,9 +51,9 @@ class LabelFile:
     path: Path
     names: Mapping[str, str] | None = None
 
-    def draw_on(self, image: Volume) -> Segmentation:
+    def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:
         """Return the annotation on the grid of the scan."""
-        drawn = read_segmentation(self.path, image)
+        drawn = read_segmentation(self.path, image, tolerance=tolerance)
         return drawn if self.names is None else drawn.named(self.names)
 
     def files(self) -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ from boltzformer_monai import __version__
 from boltzformer_monai.data.slice_format import VERSION
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import SliceSettings
+from boltzformer_monai.io.grids import GRID_TOLERANCE
 from preprocessing.cases import Case
 
 __all__ = ["Job", "JobSettings", "Outcome", "source_digest"]
@@ -34,6 +35,7 @@ class JobSettings:
         tilt: what to do with a gantry tilt, ``"refuse"`` or ``"resample"``.
         composites: add targets that the vocabulary knows as the sum of annotated ones (kidney = left + right).
         allow_missing: a named label value that does not occur is a target that is absent; else it is a mistake.
+        grid_tolerance: how far, as a share of a voxel, an annotation may lie from the scan's grid.
     """
 
     root: Path
@@ -43,6 +45,7 @@ class JobSettings:
     tilt: str = "refuse"
     composites: bool = False
     allow_missing: bool = True
+    grid_tolerance: float = GRID_TOLERANCE
 
 
 @dataclass(frozen=True)

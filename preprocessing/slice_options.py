@@ -14,6 +14,7 @@ from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slice_volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError, why
+from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance
 from boltzformer_monai.limits import read_text, set_memory_gb
 from preprocessing.accounts import Account, take_account
 from preprocessing.cases import Case
@@ -82,6 +83,13 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     what.add_argument(
         "--resample-tilt", action="store_true", help="bring scans with a gantry tilt to a right-angled grid"
     )
+    what.add_argument(
+        "--grid-tolerance",
+        type=float,
+        default=GRID_TOLERANCE,
+        metavar="SHARE",
+        help=f"how far, as a share of a voxel, a label may lie from its scan's grid (default: {GRID_TOLERANCE})",
+    )
     about = parser.add_argument_group("the data set")
     about.add_argument("--name", help="its name (default: the folder's)")
     about.add_argument("--split", choices=SPLITS, help="pin the patients to a split (default: drawn by patient)")
@@ -124,6 +132,7 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
         tilt="resample" if options.resample_tilt else "refuse",
         composites=options.composites,
         allow_missing=bool(options.recipe or options.allow_missing),
+        grid_tolerance=check_grid_tolerance(options.grid_tolerance),
     )
 
 

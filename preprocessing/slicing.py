@@ -70,7 +70,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     if image.modality == "unknown" and case.window is None:
         msg = f"{case.image}: does not say its modality; add --modality CT or --modality MR"
         raise ConfigError(msg)
-    drawn = None if case.annotation is None else case.annotation.draw_on(image)
+    drawn = None if case.annotation is None else case.annotation.draw_on(image, tolerance=settings.grid_tolerance)
     labels, notes = ({}, []) if drawn is None else _named(drawn, case, settings)
     label = None if drawn is None else drawn.volume
     if tilt_degrees(image):

@@ -119,10 +119,11 @@ def write_volume(
     targets = {} if label is None else canonical_labels(labels or {})
     owner = pseudonym(patient, key=key)
     spacing = slice_spacing(image, settings.plane)
+    label = None if label is None else reorient_label(label, image)
     doubts = scan_caveats(image, modality=image.modality, planes=(settings.plane,))
     caveats = [*image.caveats, *(label.caveats if label is not None else ()), *doubts]
     grey = extract_slices(Volume(window.apply(image.array), image.affine), settings.plane)
-    values = None if label is None else label_slices(reorient_label(label, image), settings.plane)
+    values = None if label is None else label_slices(label, settings.plane)
     entry = {
         "patient": owner,
         "modality": image.modality,

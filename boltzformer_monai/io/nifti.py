@@ -275,10 +275,15 @@ def _voxels(path: Path, header: Any, data_path: Path, shape: tuple[int, ...], wa
     if offset < (int(header.sizeof_hdr) if header.is_single else 0):
         msg = f"{path}: its voxels cannot begin at byte {offset}; the header is damaged, export the scan again"
         raise VolumeError(msg, reason="damaged")
-    slope, intercept = header.get_slope_inter()
-    if np.isinf([header["scl_slope"], header["scl_inter"]]).any():  # nibabel would leave out the scaling
-        msg = f"{path}: its scl_slope or scl_inter is infinite, so its values are lost; export the scan again"
+    stated = [float(header[name]) for name in ("scl_slope", "scl_inter")]
+    scales = stated[0] != 0 and not np.isnan(stated[0])  # 0 and NaN say that the values are stored as they are
+    if np.isinf(stated).any() or (scales and np.isnan(stated[1])):
+        msg = (
+            f"{path}: its scl_slope is {stated[0]:g} and its scl_inter {stated[1]:g}, so its values are unknown; if "
+            "they are stored as they are, set scl_slope to 1 and scl_inter to 0, else export it again"
+        )
         raise VolumeError(msg, reason="damaged")
+    slope, intercept = header.get_slope_inter()
 
     def scaled(block: bytes) -> np.ndarray:
         stored = np.frombuffer(block, dtype)

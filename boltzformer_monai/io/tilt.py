@@ -62,7 +62,6 @@ def settle_tilt(volume: Volume, choice: str) -> Volume:
             f"the slices are stacked {degrees:.1f} degrees off (gantry tilt), results keep the sheared affine; ITK, "
             "3D Slicer and ITK-SNAP open no .nii.gz of it, choose .nrrd for them"
         )
-        logger.warning("%s: %s", where, text)
         return replace(volume, caveats=(*volume.caveats, Caveat("gantry tilt", text)))
     msg = (
         f"{where}: its slices are stacked {degrees:.2g} degrees off their normal (gantry tilt), so its axes are not at "
@@ -107,7 +106,9 @@ def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
     stack = volume.array.transpose(last)
     array, moved = _unsheared(stack, affine, volume.source or "volume", nearest=order == "nearest", label=label)
     back = np.argsort(last)
-    return replace(volume, array=np.ascontiguousarray(array.transpose(back)), affine=moved[:, [*back, 3]])
+    caveats = tuple(caveat for caveat in volume.caveats if caveat.kind != "gantry tilt")  # of a scan that was kept so
+    upright = np.ascontiguousarray(array.transpose(back))
+    return replace(volume, array=upright, affine=moved[:, [*back, 3]], caveats=caveats)
 
 
 def _noted(volume: Volume) -> Volume:

@@ -16,6 +16,7 @@ from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance, mis
 from boltzformer_monai.io.orientation import AxisMap, signed_permutation
 
 MODALITIES = ("CT", "MR", "unknown")
+_UNSCALED = 1e-3  # of 1: what is left of whole numbers up to 131 that a writer scaled into 16 bits
 _VOXEL_MM = (1e-6, 1e4)  # no scanner is finer or coarser
 
 
@@ -266,9 +267,15 @@ def as_label_values(array: np.ndarray, where: str) -> np.ndarray:
     """
     if array.dtype.kind == "f":  # some writers scale whole numbers, which leaves rounding errors
         with np.errstate(invalid="ignore"):  # false for NaN and infinity as well
-            if not all((np.abs(slab - np.rint(slab)) <= 1e-5).all() for slab in _slabs(array)):
-                msg = f"{where}: its values are not whole numbers, so it is no label map (a scan or probabilities?)"
-                raise VolumeError(msg, reason="labels")
+            for slab in _slabs(array):
+                whole = np.abs(slab - np.rint(slab)) <= _UNSCALED
+                if not whole.all():
+                    msg = (
+                        f"{where}: its values are not whole numbers ({slab[~whole].flat[0]:.5g}), so it is no label "
+                        "map; is it a scan or probabilities? or does its header scale labels? then store them unscaled "
+                        "(scl_slope 1, scl_inter 0)"
+                    )
+                    raise VolumeError(msg, reason="labels")
     lowest, highest = array.min(initial=0), array.max(initial=0)
     if array.dtype.kind == "f":
         lowest, highest = np.rint(lowest), np.rint(highest)

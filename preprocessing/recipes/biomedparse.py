@@ -32,6 +32,7 @@ import numpy as np
 from boltzformer_monai.data.picture_files import open_picture
 from boltzformer_monai.data.windows import StoredGrey, normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, cannot_open, why
+from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.label_layers import Layer, flatten_layers
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
@@ -66,7 +67,7 @@ class PictureMasks:
 
     masks: tuple[tuple[str, Path], ...]
 
-    def draw_on(self, image: Volume) -> Segmentation:
+    def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:  # noqa: ARG002
         """Return the masks on the grid of the picture (W, H, 1).
 
         Raises:

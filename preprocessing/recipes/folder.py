@@ -31,6 +31,7 @@ from pathlib import Path
 
 from boltzformer_monai.data.label_map import LabelMap, read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.left_out import Tree, find_left_out, read_tree
 from boltzformer_monai.io.scan_list import named_as_annotation
 from boltzformer_monai.io.segmentation import Segmentation
@@ -73,7 +74,7 @@ class Unusable:
     message: str
     paths: tuple[Path, ...]
 
-    def draw_on(self, image: Volume) -> Segmentation:
+    def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:  # noqa: ARG002
         """Raise.
 
         Raises:

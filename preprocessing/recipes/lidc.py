@@ -24,6 +24,7 @@ import numpy as np
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.dicom_files import broken_dicom, one_line
 from boltzformer_monai.io.dicom_open import read_dicom
+from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.left_out import read_tree
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.segmentation import Segmentation
@@ -58,7 +59,7 @@ class LidcConsensus:
     series: str
     agreement: int
 
-    def draw_on(self, image: Volume) -> Segmentation:
+    def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:  # noqa: ARG002
         """Return the consensus, value 1, on the grid of the CT, whose first two axes are the DICOM columns and rows.
 
         Raises:

@@ -104,6 +104,30 @@ def test_missing_slice_names_its_neighbours(write_series: SeriesWriter) -> None:
     assert "5 mm" in message
 
 
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ((5, 5, 10, 5), "perhaps a slice is missing (a guess"),
+        ((5, 15, 10, 5, 5, 5), "perhaps 3 slices are missing (a guess"),
+        ((5, 5, 5, 8, 8), "2 of 5 gaps differ, and not by whole steps, so perhaps no slice is missing (a guess)"),
+    ],
+)
+@pytest.mark.parametrize("lean", [0.0, 0.25])
+def test_uneven_slices_are_told_by_what_was_measured(
+    write_series: SeriesWriter, gaps: tuple[float, ...], said: str, lean: float
+) -> None:
+    places = np.cumsum((0, *gaps))
+
+    def change(dataset: Any, index: int) -> None:
+        dataset.ImagePositionPatient = [0, lean * places[index], places[index]]
+
+    stack = np.zeros((len(places), 4, 4), np.uint16)
+    text = refusal(write_series(stack, change=change)[0].parent, reason="uneven spacing")
+    assert said in text
+    assert f"{max(gaps)} mm between" in text
+    assert ("stacked 14 degrees off their normal (gantry tilt)" in text) == bool(lean)
+
+
 def test_an_average_never_hides_uneven_gaps(write_series: SeriesWriter) -> None:
     def change(dataset: Any, index: int) -> None:
         dataset.ImagePositionPatient = [0, 0, (0, 2.5, 5.0, 7.46, 10.0)[index]]

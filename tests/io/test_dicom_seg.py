@@ -145,6 +145,44 @@ def test_other_grids_are_refused(tmp_path: Path) -> None:
     assert refusal(path).reason == "grid"
 
 
+def test_another_pixel_spacing_is_said(tmp_path: Path) -> None:
+    path = write_seg(tmp_path / "seg.dcm", MASKS, IMAGE.affine @ np.diag([2, 1.5, 1, 1]))
+    text = str(refusal(path))
+    assert "frame 1: its voxels measure 1.4 x 1.35 x 3 mm, those of the image 0.7 x 0.9 x 3 mm" in text
+    assert "resample it" in text
+
+
+def test_a_near_miss_is_taken_and_told(tmp_path: Path) -> None:
+    affine = IMAGE.affine.copy()
+    affine[:3, 3] += (0.0035, 0, 0.03)
+    drawn = read_segmentation(write_seg(tmp_path / "seg.dcm", MASKS, affine), IMAGE).volume
+    assert np.array_equal(drawn.array, LABEL)
+    assert [caveat.kind for caveat in drawn.caveats] == ["grid"]
+    assert "0.0302 mm (1 % of a voxel)" in drawn.caveats[0].text
+
+
+def test_cosines_of_three_decimals_fit_the_image_that_states_them(tmp_path: Path) -> None:
+    """A row of 0.577, 0.577, 0.577 is shorter than 1: over 512 pixels by a third of a pixel."""
+    row, column = np.array([0.577, 0.577, 0.577]), np.array([0.707, -0.707, 0.0])
+    affine = np.eye(4)
+    units = [axis / np.linalg.norm(axis) for axis in (row, column)]
+    affine[:3, :3] = np.stack([*units, np.cross(*units)], axis=1) * (0.7, 0.7, 2)
+    image = Volume(np.zeros((600, 5, 3), np.float32), affine, frame_of_reference=FRAME_OF_REFERENCE)
+    mask = np.zeros(image.shape, bool)
+    mask[-1, 2, 1] = True
+
+    def rounded(dataset: Any) -> None:
+        plane = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+        plane.ImageOrientationPatient = [
+            f"{sign * v:.3f}" for axis in (row, column) for sign, v in zip((-1, -1, 1), axis, strict=True)
+        ]
+
+    path = write_seg(tmp_path / "seg.dcm", {1: mask}, affine, change=rounded)
+    drawn = read_segmentation(path, image).volume
+    assert np.array_equal(drawn.array != 0, mask)
+    assert drawn.caveats == ()
+
+
 def test_frame_of_reference_decides_where_both_are_known(tmp_path: Path) -> None:
     path = write_seg(tmp_path / "seg.dcm", MASKS, IMAGE.affine, frame_of_reference="1.2.3.10")
     error = refusal(path)

@@ -189,6 +189,45 @@ def test_contradicting_slicer_headers_are_refused(tmp_path: Path, fields: dict[s
     assert refusal(write_nrrd(tmp_path / "a.seg.nrrd", LABEL, IMAGE.affine, fields)).reason == "labels"
 
 
+@pytest.mark.parametrize("lacking", [("Layer",), ("Layer", "Name")])
+def test_slicer_files_that_state_no_layer(tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    named = segment(0, "liver", 2) | segment(1, "vessel", 1) | segment(2, "cyst", 3)
+    fields = {key: text for key, text in named.items() if key.partition("_")[2] not in lacking}
+    drawn = read_segmentation(write_nrrd(tmp_path / "one.seg.nrrd", LABEL, IMAGE.affine, fields), IMAGE)
+    assert np.array_equal(drawn.volume.array, LABEL)
+    assert drawn.names == (None if "Name" in lacking else {"1": "vessel", "2": "liver", "3": "cyst"})
+    # Older still: a binary layer for each segment, in their order, with no LabelValue either.
+    layers = np.stack([LABEL == 2, LABEL == 1, LABEL == 3], axis=-1).astype(np.uint8)
+    for without in (lacking, (*lacking, "LabelValue")):
+        fields = {key: text for key, text in named.items() if key.partition("_")[2] not in without}
+        fields = {key: "1" if key.endswith("LabelValue") else text for key, text in fields.items()}
+        drawn = read_segmentation(write_nrrd(tmp_path / "three.seg.nrrd", layers, IMAGE.affine, fields), IMAGE)
+        for number, mask in enumerate(np.moveaxis(layers, 3, 0), 1):
+            assert np.array_equal(voxels(drawn, drawn.segments[str(number)]), mask == 1)
+    two = write_nrrd(tmp_path / "two.seg.nrrd", layers[..., :2], IMAGE.affine, fields)
+    if "Name" not in lacking:
+        assert "lists 3 segments, not all of them in its 2 layers and does not say in which" in str(refusal(two))
+
+
+@pytest.mark.parametrize("name", ["plain.nii.gz", "layers.nii", "crop.seg.nrrd"])
+def test_a_near_miss_is_taken_and_told(tmp_path: Path, name: str) -> None:
+    affine = moved(IMAGE.affine, (0.01, 0, 0))
+    path = tmp_path / name
+    if name.startswith("crop"):
+        write_nrrd(path, LABEL[1:], moved(affine, (1, 0, 0)), segment(0, "a", 1) | segment(1, "b", 2))
+    else:
+        write_nifti(
+            path, LABEL if name.startswith("plain") else np.stack([LABEL == 1, LABEL == 2], -1).astype(np.uint8), affine
+        )
+    drawn = read_segmentation(path, IMAGE)
+    assert [(caveat.kind, "0.007 mm (1 % of a voxel)" in caveat.text) for caveat in drawn.volume.caveats] == [
+        ("grid", True)
+    ]
+    assert read_segmentation(path, IMAGE, tolerance=0.011).volume.array.any()
+    with pytest.raises(VolumeError, match="0.007 mm"):
+        read_segmentation(path, IMAGE, tolerance=0.009)
+
+
 def test_what_is_no_annotation_is_refused(tmp_path: Path) -> None:
     assert refusal(write_nifti(tmp_path / "scan.nii", LABEL + np.float32(0.5), IMAGE.affine)).reason == "labels"
     frames = np.stack([LABEL] * 3, axis=-1)

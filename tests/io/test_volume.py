@@ -100,6 +100,50 @@ def test_label_values_are_whole_numbers(tmp_path: Path) -> None:
         read_label_map(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("slope", "intercept", "result"),
+    [
+        (0, 0, "stored"),
+        (0, 5, "stored"),
+        (np.nan, np.nan, "stored"),
+        (1, 0, "stored"),
+        (1.0000001, 0, "stored"),
+        (2, 0, "doubled"),
+        (0.5, 0, "store them unscaled"),
+        (-1, 0, "at least 0"),
+        (1, np.nan, "set scl_slope to 1"),
+        (np.inf, 0, "set scl_slope to 1"),
+    ],
+)
+def test_scaled_labels(tmp_path: Path, slope: float, intercept: float, result: str) -> None:
+    values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 6
+    path = save_nifti(tmp_path / "a.nii", values)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([slope, intercept], "<f4").tobytes()
+    path.write_bytes(content)
+    if result in ("stored", "doubled"):
+        assert np.array_equal(read_label_map(path).array, values * (2 if result == "doubled" else 1))
+    else:
+        with pytest.raises(VolumeError, match=result):
+            read_label_map(path)
+
+
+def test_labels_that_nibabel_scaled_into_16_bits(tmp_path: Path) -> None:
+    import nibabel
+
+    values = (np.arange(200, dtype=np.float64) % 118).reshape(5, 8, 5)
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    image.set_data_dtype(np.int16)
+    image.header.set_slope_inter(117 / 65535, 58.5)
+    nibabel.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    stored = np.rint((values - 58.5) / (117 / 65535)).clip(-32768, 32767).astype("<i2")
+    content[112:120] = np.array([117 / 65535, 58.5], "<f4").tobytes()
+    content[352:] = stored.tobytes(order="F")
+    (tmp_path / "a.nii").write_bytes(content)
+    assert np.array_equal(read_label_map(tmp_path / "a.nii").array, values)
+
+
 def test_wrong_paths_and_formats(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "none.nii.gz")
     (tmp_path / "a.txt").write_text("hello")

@@ -222,6 +222,28 @@ def test_a_named_value_that_does_not_occur(scan: dict[str, Path], capsys: pytest
     assert not any(row.present for row in absent)
 
 
+def test_how_far_a_label_may_lie_from_its_scan(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    import nibabel
+
+    label = nibabel.load(scan["label"])
+    voxels, affine = np.asarray(label.dataobj), label.affine
+    for share, options, code in (
+        (0.005, [], 0),
+        (0.2, [], 2),
+        (0.2, ["--grid-tolerance", 0.25], 0),
+        (0.2, ["--grid-tolerance", 0.6], 2),
+    ):
+        moved = affine.copy()
+        moved[:3, 3] += share * affine[:3, 0]
+        nibabel.save(nibabel.Nifti1Image(voxels, moved), scan["label"])
+        assert main(arguments(scan, *options)) == code
+        said = capsys.readouterr().err
+        if code:
+            assert ("share of a voxel" if options else "of a voxel) apart") in said
+        else:
+            assert f"({100 * share:.2g} % of a voxel) off the scan's" in (scan["output"] / "report.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("argv", "match"),
     [
