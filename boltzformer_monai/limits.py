@@ -95,7 +95,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.{0 if size >= 1e10 else 2}{'f' if size >= 1e10 else 'g'}} GB"
 
 
-def open_file(path: str | os.PathLike[str], *, limit: int | None = None) -> BinaryIO:
+def open_file(path: str | os.PathLike[str], *, limit: int | None = None) -> io.BufferedReader:
     """Open an ordinary file for reading bytes; links are followed.
 
     Args:

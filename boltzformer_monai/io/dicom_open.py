@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 __all__ = ["read_dicom"]
+
+_OBJECT = 600  # bytes that pydicom makes of what one read gives: an element, or half an item of a sequence
+_LEAST = 4  # bytes of the file that one read takes
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _COPIES = 2  # of what is read: the bytes, and the values made of them
@@ -38,17 +42,49 @@ def read_dicom(
     """
     import pydicom
 
-    with open_file(path) as file:
+    with _opened(path) as file:
         _check_size(path, file, pixels=pixels)
         file.seek(0)
         some: dict[str, Any] = {} if tags is None else {"specific_tags": list(tags)}
         try:
             dataset = pydicom.dcmread(file, force=force, stop_before_pixels=not pixels, **some)
-        except MemoryError as error:
-            msg = f"{path}: does not fit into memory, or claims to be larger than it is; copy or export it again"
+        except Exception as error:
+            crowded = isinstance(file, _Counted) and file.exhausted
+            if not (crowded or isinstance(error, MemoryError)):  # pydicom makes an OSError of anything
+                raise
+            what = "has more elements than fit" if crowded else "claims more than fits"
+            msg = f"{path}: its header {what} into the memory; copy or export it again, or see --memory-gb"
             raise VolumeError(msg, reason="too large") from error
     dataset.filename = str(path)  # which pydicom 2 forgets for a deflated file
     return dataset
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    file = open_file(path)
+    crowded = os.fstat(file.fileno()).st_size // _LEAST * _OBJECT > memory_budget()
+    return _Counted(file) if crowded else file  # counting takes a little time, and few files are that large
+
+
+class _Counted(io.BufferedReader):
+    """A file that ends the reading when it is read in more pieces than the memory budget has room for their objects.
+
+    Four megabytes of empty items would become 600, and nothing in a header says how many there are.
+    """
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        super().__init__(file.detach())
+        self._left = memory_budget() // _OBJECT
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise MemoryError
+        return super().read(size)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it was read in too many pieces."""
+        return self._left < 0
 
 
 def _check_size(path: Path, file: BinaryIO, *, pixels: bool) -> None:

@@ -103,3 +103,17 @@ def test_pipes_among_the_slices_are_no_slices(write_series: SeriesWriter) -> Non
     assert read_volume(folder).shape == (7, 6, 3)
     with pytest.raises(VolumeError, match="pipe"):
         read_volume(folder / "pipe")
+
+
+def test_a_header_of_more_items_than_the_memory_holds_is_refused(
+    write_series: SeriesWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_series(_STACK)
+    content = paths[1].read_bytes()
+    items = b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 20_000 + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    place = content.index(b"\x08\0\x60\0CS")  # Modality, the next element
+    paths[1].write_bytes(content[:place] + items + content[place:])
+    monkeypatch.setenv(MEMORY_VARIABLE, "0.016")
+    with pytest.raises(VolumeError, match="its header has more elements than fit into the memory") as caught:
+        read_volume(paths[0].parent)
+    assert caught.value.reason == "too large"
