@@ -6,6 +6,7 @@ Readers ask here *before* they allocate, inflate or open.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import json
@@ -43,6 +44,7 @@ TEXT_LIMIT = 1 << 24
 _JSON_GROWTH = 32  # bytes of objects that a byte of JSON can become: "[]," is a list of 56 bytes
 _ROW_GROWTH = 8  # the same of a byte of a table
 _CHUNK = 1 << 20
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -124,14 +126,17 @@ def open_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: i
 
     Args:
         path: the file.
-        encoding: its encoding.
+        encoding: its encoding; a byte order mark, which Windows puts at the start of UTF-8 and UTF-16, goes before it.
         limit: bytes; default: what fits into the memory budget as rows of a table.
 
     Raises:
         OSError: it cannot be opened, is no ordinary file, or is longer than ``limit`` bytes.
     """
     file = open_file(path, limit=memory_budget() // _ROW_GROWTH if limit is None else limit)
-    return io.TextIOWrapper(file, encoding=encoding, newline="")
+    start = file.read(3)
+    file.seek(0)
+    marked = next((name for mark, name in _MARKS if start.startswith(mark)), encoding)
+    return io.TextIOWrapper(file, encoding=marked, newline="")
 
 
 def read_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int = TEXT_LIMIT) -> str:

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_USUAL_STARTS = (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
+# Further elements that a data set without preamble may begin with: version and class of the preface; dates, class and
+# UID of the object; dates and times of study to content; accession number, modality.
+_FIRST_ELEMENTS = tuple(
+    number.to_bytes(2, "little")
+    for number in (0x01, 0x02, 0x03, 0x10, 0x12, 0x13, 0x14, 0x16, 0x18, 0x20, 0x21, 0x22, 0x23, 0x2A,
+                   0x30, 0x31, 0x32, 0x33, 0x50, 0x60)
+)  # fmt: skip
+_FIRST_VRS = (b"CS", b"DA", b"TM", b"UI", b"SH", b"OB", b"LO", b"DT")
 _ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 # Nothing else is kept of a header: reading is faster, and no name or date can get into a message.
 _TAGS = [
@@ -152,8 +161,14 @@ def one_line(error: BaseException) -> str:
 
 
 def _looks_like_dicom(start: bytes) -> bool:
-    # Old files begin with the first element: group 0002 or 0008, little endian, and an element number that occurs.
-    return start[128:] == b"DICM" or start[:4] in (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
+    """Tell by the first 132 bytes; without a preamble a file begins with the first element of its first group."""
+    if start[128:] == b"DICM" or start[:4] in _USUAL_STARTS:
+        return True
+    group, element, vr, length = start[:2], start[2:4], start[4:6], int.from_bytes(start[4:8], "little")
+    if group not in (b"\x02\0", b"\x08\0") or element not in _FIRST_ELEMENTS:
+        return False
+    # Explicit VR, or implicit with the length of a short text; anything else only begins by chance like this.
+    return vr in _FIRST_VRS or length <= 128
 
 
 def _files(folder: Path) -> list[Path]:

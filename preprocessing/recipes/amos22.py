@@ -89,7 +89,7 @@ def _with_labels(folder: Path, content: Mapping[str, Any], key: str) -> dict[str
     plain = [{"image": entry} if isinstance(entry, str) else entry for entry in listed]
     return {
         key: [
-            {"label": str(entry["image"]).replace(images, labels), **entry}
+            {"label": str(entry["image"]).replace("\\", "/").replace(images, labels), **entry}
             if isinstance(entry, dict) and "image" in entry
             else entry
             for entry in plain

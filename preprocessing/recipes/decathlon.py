@@ -31,6 +31,9 @@ def read_description(path: Path, *, what: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         msg = f"{path}: cannot be read as JSON ({why(error)})"
         raise DatasetError(msg) from None
+    if isinstance(content, dict) and "channel_names" in content:
+        msg = f"{path}: is written for nnU-Net; use --recipe folder, which reads it"
+        raise DatasetError(msg)
     kinds = {"modality": dict, "labels": dict, "training": list}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         msg = f"{path}: lacks modality, labels or training; it is not the dataset.json of {what}"
@@ -60,7 +63,7 @@ def entries(path: Path, content: Mapping[str, Any], key: str) -> Iterator[tuple[
         msg = f"{path}: an entry of {key} has no image or no label"
         raise DatasetError(msg)
     for entry in listed:
-        image, label = path.parent / entry["image"], path.parent / entry["label"]
+        image, label = (_place(path.parent, entry[part]) for part in ("image", "label"))
         if image.name.startswith("._"):  # macOS leaves these behind in archives; they are no scans
             continue
         for file in (image, label):
@@ -68,3 +71,9 @@ def entries(path: Path, content: Mapping[str, Any], key: str) -> Iterator[tuple[
                 msg = f"{path}: names {file}, which does not exist; unpack the data set completely"
                 raise DatasetError(msg)
         yield re.sub(r"\.nii(\.gz)?$", "", image.name), image, label
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Return the file of an entry, which Windows may have written with backslashes."""
+    place = folder / name
+    return place if place.is_file() else folder / name.replace("\\", "/")

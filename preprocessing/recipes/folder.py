@@ -1,7 +1,8 @@
 """Scans of your own, in a plain folder; four forms are understood, and may lie side by side.
 
 - ``images/`` with ``labels/`` beside it (also ``imagesTr``/``labelsTr`` and the like): files of equal name belong
-  together. In the manner of nnU-Net an image may end in ``_0000``, ``_0001``, … for its channels.
+  together. In the manner of nnU-Net an image may end in ``_0000``, ``_0001``, … for its channels; its
+  ``dataset.json`` is read where there is no ``labels.json``.
 - One folder for each scan with ``image.*`` and ``label.*``.
 - Scans beside annotations that are named after them: ``CT7.nrrd`` with ``CT7.seg.nrrd`` or ``CT7_label.nrrd``; in a
   folder with a single scan and a single annotation, such as ``CT7.nrrd`` and ``Segmentation.seg.nrrd``, these two.
@@ -39,6 +40,7 @@ from boltzformer_monai.io.volume import Volume
 from preprocessing.cases import Annotation, Case, LabelFile, used_files
 from preprocessing.recipes import Option
 from preprocessing.recipes.dicom_archive import Archive, Series, find_series
+from preprocessing.recipes.nnunet import NNUNET_FILE, read_nnunet_names
 from preprocessing.recipes.patients import PatientGuesses, compile_pattern
 from preprocessing.recipes.scan_names import (
     by_channel,
@@ -167,8 +169,14 @@ class _Listing:
     ) -> None:
         self.top, self.modality, self.site, self.channel, self.patients = top, modality, site, channel, patients
         self.cases: list[Case] = []
-        names = top / NAMES_FILE
-        self._common = read_label_names(names) if names.is_file() else None
+        self._common = self._names_of(top)
+
+    def _names_of(self, folder: Path) -> LabelMap | None:
+        """Return what a labels.json in a folder says, or where there is none, a dataset.json of nnU-Net."""
+        if (path := folder / NAMES_FILE).is_file():
+            return read_label_names(path)
+        path = folder / NNUNET_FILE
+        return read_nnunet_names(path, channel=self.channel) if path.is_file() else None
 
     def add_pairs(self, place: Path, images: Sequence[Path], labels: Path | None) -> None:
         """Add the files of an images folder with those of equal name in the labels folder."""
@@ -306,13 +314,12 @@ class _Listing:
 
     def _drawn(self, labels: Sequence[Path], place: Path) -> tuple[Annotation | None, LabelMap]:
         """Return the annotation of a scan, named by the labels.json of its folder or the common one, and that."""
-        known = self._common
         folders = [*(label.parent for label in labels[:1]), place]  # of the labels first: it is nearer
-        own = next((path for each in folders if each != self.top and (path := each / NAMES_FILE).is_file()), None)
         try:
-            known = known if own is None else read_label_names(own)
+            own = (self._names_of(each) for each in folders if each != self.top)
+            known = next((names for names in own if names is not None), self._common)
         except DatasetError as error:  # one scan's mistake is not the others'
-            return Unusable(str(error), () if own is None else (own,)), LabelMap({})
+            return Unusable(str(error), tuple(labels)), LabelMap({})
         if len(labels) > 1:
             names = ", ".join(path.name for path in labels[:5])
             message = f"{labels[0].parent}: holds {len(labels)} annotations of one scan ({names}); keep the one meant"
