@@ -43,6 +43,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--masks", action="store_true", help="OUT is a folder with one mask for each prompt")
     parser.add_argument("--format", choices=[name[1:] for name in _ENDINGS], help="of the files in a folder (nii.gz)")
     parser.add_argument(
+        "--literal",
+        action="store_true",
+        help="show the network the prompts as they are, also with negations, sizes and counts, which it does not know",
+    )
+    parser.add_argument(
         "--arbitration", choices=("probability", "first"), default="probability",
         help="who gets a voxel that several prompts claim: the most probable (default), or the first",
     )  # fmt: skip

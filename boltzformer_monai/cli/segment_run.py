@@ -111,6 +111,7 @@ def _draft(arguments: argparse.Namespace) -> Recipe:
         preview=arguments.preview is not None,
         window=None if arguments.window is None else tuple(arguments.window),
         modality=arguments.modality,
+        literal=arguments.literal,
         precision=arguments.precision,
     )
 
@@ -141,6 +142,7 @@ def _inferer(arguments: argparse.Namespace, segmenter: VolumeSegmenter, recipe: 
         seed=recipe.seed,
         repeats=recipe.repeats,
         in_plane=recipe.in_plane,
+        literal=recipe.literal,
         progress=sys.stderr.isatty(),
     )
 

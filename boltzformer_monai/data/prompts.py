@@ -28,7 +28,10 @@ __all__ = [
     "normalise_site",
     "normalise_target",
     "prompts_for",
+    "site_names",
     "split_prompts",
+    "tidy",
+    "vocabulary_names",
 ]
 
 MAX_PROMPTS = 8
@@ -228,6 +231,23 @@ def _tidy(name: str, words: Mapping[str, str]) -> str:
 def site_adjective(site: str) -> str:
     sites = _vocabulary().sites
     return " and ".join(sites.get(part, (part, part))[1] for part in site.split(" and "))
+
+
+def vocabulary_names() -> Mapping[str, str]:
+    """Return every spelling that the vocabulary knows, tidied up and without side → the canonical name."""
+    return _vocabulary().aliases
+
+
+def site_names() -> Mapping[str, str]:
+    """Return every word for a site, adjectives included, without hyphens → the usual name."""
+    sites = _vocabulary().sites
+    adjectives = {adjective.replace("-", " "): name for name, adjective in sites.values()}
+    return {**adjectives, **{alias: name for alias, (name, _) in sites.items()}}
+
+
+def tidy(text: str) -> str:
+    """Return a text in lower case, without punctuation and leading article, each word in its usual spelling."""
+    return _tidy(text, _vocabulary().words)
 
 
 def composite_targets(targets: Mapping[str, str]) -> dict[str, str]:

@@ -38,6 +38,7 @@ class Recipe:
         preview: a contact sheet is wanted as well.
         window: that was given for all prompts, None for the training's.
         modality: that was given, None for the scan's own.
+        literal: the network was shown the prompts as they are, not in the training's spelling.
         precision: of the network's arithmetic, ``"fp32"`` or ``"bf16"`` once the network is there.
         device: kind of device that it ran on; devices round differently.
 
@@ -59,6 +60,7 @@ class Recipe:
     preview: bool = False
     window: tuple[str, ...] | None = None
     modality: str | None = None
+    literal: bool = False
     precision: str = "auto"
     device: str = ""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from boltzformer_monai.caveats import MILD, Caveat
 from boltzformer_monai.data.plausibility import acquisition_plane, scan_caveats
+from boltzformer_monai.data.prompt_check import Reading
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
 
@@ -24,7 +25,7 @@ def collect_caveats(
     modality: str,
     planes: Sequence[str],
     windows: PromptWindows,
-    prompts: Sequence[str],
+    readings: Sequence[Reading],
     known: Sequence[Caveat] = (),
 ) -> tuple[Caveat, ...]:
     """All caveats of a result, those that put it in doubt first, without repetition.
@@ -35,12 +36,12 @@ def collect_caveats(
         modality: what the scan is taken for.
         planes: that it is sliced along.
         windows: knows what the network was trained on.
-        prompts: as given.
+        readings: of the prompts.
         known: what was known before any scan was read.
     """
     found = [
         *known,
-        *windows.prompt_caveats(prompts),
+        *windows.prompt_caveats(readings),
         *windows.modality_caveats(stated, modality),
         *volume.caveats,
         # Averaged with the acquired plane, others are what was asked for.

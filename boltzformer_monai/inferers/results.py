@@ -88,8 +88,13 @@ def write_results(
         "format": FORMAT,
         "version": VERSION,
         "prompts": [
-            {**finding, "label": value, "caveats": [each.text for each in about(result.caveats, finding["prompt"])]}
-            for finding, value in zip(findings, values, strict=True)
+            {
+                **finding,
+                "shown": shown,
+                "label": value,
+                "caveats": [each.text for each in about(result.caveats, finding["prompt"])],
+            }
+            for finding, shown, value in zip(findings, result.shown, values, strict=True)
         ],
         "in_doubt": any(each.doubtful for each in result.caveats),
         "caveats": [each.as_dict() for each in result.caveats],
@@ -149,7 +154,9 @@ def _write_seg(result: VolumeResult, stem: Path, recipe: Recipe, scan: Scan) -> 
 
     def masks() -> Iterator[tuple[str, Any, np.ndarray]]:
         for index in found:
-            yield result.prompts[index], segment_code(result.prompts[index]), result.mask(index)
+            prompt = result.prompts[index]
+            known = not any(each.doubtful for each in about(result.caveats, prompt))
+            yield prompt, segment_code(prompt, known=known), result.mask(index)
 
     write_dicom_seg(
         path,

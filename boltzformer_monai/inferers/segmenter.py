@@ -145,6 +145,17 @@ class VolumeSegmenter:
         network = create_boltzformer(config).to(device).eval()
         return cls(network, Description(config, {"plane": "axial", "targets": []}), trained=False)
 
+    def windows(self, window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None) -> PromptWindows:
+        """What is known of prompts: their targets and windows in the training.
+
+        Args:
+            window: use this one for every prompt.
+
+        Raises:
+            ConfigError: no such window.
+        """
+        return PromptWindows(self.description.data, window=window)
+
     def inferer(
         self,
         prompts: Sequence[str],
@@ -164,7 +175,7 @@ class VolumeSegmenter:
             settings: others of :class:`~boltzformer_monai.inferers.sliding_volume.SlidingVolumeInferer`.
 
         Raises:
-            PromptError: a prompt cannot be used.
+            PromptError: a prompt cannot be used, or holds words that no training teaches.
             ConfigError: a setting is out of range.
             CheckpointError: the checkpoint's presence thresholds cannot be used.
         """
@@ -184,7 +195,7 @@ class VolumeSegmenter:
             prompts=prompts,
             tokenizer=self.tokenizer,
             image_size=self.description.network.image_size,
-            windows=PromptWindows(data, window=window),
+            windows=self.windows(window),
             planes=planes,
             presence=rule,
             presence_plane=trained,

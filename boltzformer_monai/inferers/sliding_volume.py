@@ -78,9 +78,11 @@ class SlidingVolumeInferer(Inferer):
         should_stop: asked before every pass; ``True`` stops the work with a ``CancelledError``.
         trained: ``False`` for an untrained network, which is refused: a random mask is worse than none.
         caveats: what is known of all results beforehand; each result holds them with those of its scan.
+        literal: show the network the prompts exactly as they are, also with words that it does not understand.
 
     Raises:
-        PromptError: no prompts, or one that is empty, too long, no valid text or given twice.
+        PromptError: no prompts, or one that is empty, too long, no valid text or given twice; or one with a negation,
+            size or count that is not meant literally.
         ConfigError: another setting is unknown or out of range.
     """
 
@@ -110,11 +112,13 @@ class SlidingVolumeInferer(Inferer):
         should_stop: Callable[[], bool] | None = None,
         trained: bool = True,
         caveats: Sequence[Caveat] = (),
+        literal: bool = False,
     ) -> None:
         super().__init__()
         self.prompts = checked_prompts(prompts)
         self.tokenizer = tokenizer
-        self.tokens = tokenizer(self.prompts)
+        self.readings = windows.read(self.prompts, literal=literal)
+        self.tokens = tokenizer([reading.shown for reading in self.readings])
         self.planes = _checked_planes(plane, planes)
         for name, value in (
             ("batch size", batch_size),
@@ -209,11 +213,11 @@ class SlidingVolumeInferer(Inferer):
             modality=modality,
             planes=self.planes,
             windows=self.windows,
-            prompts=self.prompts,
+            readings=self.readings,
             known=self.caveats,
         )
         log_caveats(caveats, volume, self._said)
-        groups = self.windows.group(self.prompts, modality)
+        groups = self.windows.group(self.readings, modality)
         shapes = [stack_shape(volume, plane) for plane in self.planes]
         on_cpu = network.mean.device.type == "cpu"
         encode = one_by_one(network.encode_image) if on_cpu and self.slices_together > 1 else network.encode_image
@@ -240,6 +244,7 @@ class SlidingVolumeInferer(Inferer):
             prompts=self.prompts,
             grid=volume if volume.modality == modality else dataclasses.replace(volume, modality=modality),
             caveats=caveats,
+            shown=[reading.shown for reading in self.readings],
             planes=self.planes,
             spool=spool,
             threshold=self.threshold,

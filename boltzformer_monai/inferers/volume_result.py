@@ -64,6 +64,7 @@ class VolumeResult:
         rule_planes: the planes in which it does; all of them where omitted.
         repeats: draws that the probabilities are means of.
         caveats: what a user must know of the result.
+        shown: the texts that the network was shown; the prompts where omitted.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class VolumeResult:
         rule_planes: Sequence[str] | None = None,
         repeats: int = 1,
         caveats: Sequence[Caveat] = (),
+        shown: Sequence[str] | None = None,
     ) -> None:
         self.prompts = tuple(prompts)
         self.grid = grid
@@ -86,6 +88,7 @@ class VolumeResult:
         self.rule_planes = self.planes if rule_planes is None else tuple(rule_planes)
         self.repeats = repeats
         self.caveats = tuple(caveats)
+        self.shown = self.prompts if shown is None else tuple(shown)
         self.level = min(255, math.ceil(256 * threshold))
         self._spool = spool
 

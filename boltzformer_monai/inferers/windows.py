@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.data.prompt_check import PromptReader, Reading
 from boltzformer_monai.data.prompts import find_target, normalise_prompt, site_adjective
 from boltzformer_monai.data.windows import GreyScale, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import ConfigError
@@ -26,6 +27,7 @@ class PromptWindows:
         self, data: Mapping[str, Any], *, window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None
     ) -> None:
         self.targets: list[Mapping[str, Any]] = list(data.get("targets", []))
+        self.reader = PromptReader(self.targets)
         self.fixed = None if window is None else parse_window(window)
 
     def modality(self, stated: str) -> str:
@@ -42,23 +44,22 @@ class PromptWindows:
         msg = "the scan does not say whether it is CT or MR; give --modality"
         raise ConfigError(msg)
 
-    def untrained(self, prompts: Sequence[str]) -> list[str]:
-        """Those that name no target of the training, whose masks mean little; none where the targets are not known."""
-        names = {str(entry["target"]) for entry in self.targets}
-        texts = {prompt: normalise_prompt(prompt) for prompt in prompts}
-        return [prompt for prompt, text in texts.items() if names and not any(_named_length(n, text) for n in names)]
+    def read(self, prompts: Sequence[str], *, literal: bool = False) -> list[Reading]:
+        """What is understood of each prompt; see :class:`~boltzformer_monai.data.prompt_check.PromptReader`.
 
-    def prompt_caveats(self, prompts: Sequence[str]) -> list[Caveat]:
+        Raises:
+            PromptError: a negation, size or count is part of no name, and the prompts are not meant literally.
+        """
+        return [self.reader.read(prompt, literal=literal) for prompt in prompts]
+
+    def is_unknown(self, reading: Reading) -> bool:
+        """Whether the prompt names no target of the training; never where its targets are not known."""
+        return bool(self.targets) and reading.target is None
+
+    def prompt_caveats(self, readings: Sequence[Reading]) -> list[Caveat]:
         """What to know of the masks of these prompts."""
-        names = ", ".join(sorted({str(entry["target"]) for entry in self.targets}))
-        return [
-            Caveat(
-                "unknown prompt",
-                f"{prompt!r} names no target of the training ({names}); its mask means little",
-                prompt,
-            )
-            for prompt in self.untrained(prompts)
-        ]
+        said = [(reading.prompt, self.reader.caveat_text(reading)) for reading in readings]
+        return [Caveat(found[0], found[1], prompt) for prompt, found in said if found is not None]
 
     def modality_caveats(self, stated: str, modality: str) -> list[Caveat]:
         """What to know of a scan that states this modality, or ``"unknown"``, and is taken for that one."""
@@ -71,11 +72,11 @@ class PromptWindows:
             found.append(Caveat("another modality", text))
         return found
 
-    def group(self, prompts: Sequence[str], modality: str) -> list[tuple[AnyWindow, list[int]]]:
+    def group(self, readings: Sequence[Reading], modality: str) -> list[tuple[AnyWindow, list[int]]]:
         """Prompts that share a window: the window and their indices, in order of first use."""
         groups: list[tuple[AnyWindow, list[int]]] = []
-        for index, prompt in enumerate(prompts):
-            window = self._of(prompt, modality)
+        for index, reading in enumerate(readings):
+            window = self._of(reading, modality)
             for other, members in groups:
                 if other == window:
                     members.append(index)
@@ -84,16 +85,23 @@ class PromptWindows:
                 groups.append((window, [index]))
         return groups
 
-    def _of(self, prompt: str, modality: str) -> AnyWindow:
+    def _of(self, reading: Reading, modality: str) -> AnyWindow:
         if self.fixed is not None:
             return self.fixed
         trained = [entry for entry in self.targets if entry["modality"] == modality]
         if not trained:
             return default_window(modality, "")
-        text = normalise_prompt(prompt)
-        # The longest target named decides, then the site named; both equal, the first of the training data.
-        best = max(trained, key=lambda entry: (_named_length(entry["target"], text), _names_site(entry["site"], text)))
-        return window_from_dict(dict(best["window"]))
+        text = normalise_prompt(reading.prompt)
+
+        def fit(entry: Mapping[str, Any]) -> tuple[int, bool]:
+            name = str(entry["target"])
+            if reading.target is not None:
+                return int(name == reading.target), _names_site(entry["site"], text)
+            # Of an unknown prompt the longest name in it decides, which is likely to be near what is meant.
+            return _named_length(name, text), _names_site(entry["site"], text)
+
+        # Then the site named; both equal, the first of the training data.
+        return window_from_dict(dict(max(trained, key=fit)["window"]))
 
 
 def _named_length(target: str, text: str) -> int:

@@ -21,7 +21,7 @@ UNCERTAINTY = (2, 20)
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 DTYPES = ("uint8", "uint16")
 KEYS = (
-    "prompts", "threshold", "seed", "uncertainty", "presence", "planes", "window", "arbitration", "modality",
+    "prompts", "threshold", "seed", "uncertainty", "presence", "planes", "window", "arbitration", "modality", "literal",
     "result_extension", "result_dtype",
 )  # fmt: skip
 HARMLESS = frozenset({
@@ -49,6 +49,7 @@ class SegmentRequest:
     window: str | tuple[float, float] | None = None
     arbitration: str = "probability"
     modality: str | None = None
+    literal: bool = False
     result_extension: str = ".nii.gz"
     result_dtype: str = "uint8"
 
@@ -222,6 +223,7 @@ _CHECKS: dict[str, Any] = {
     "window": _window,
     "arbitration": _choice(*ARBITRATIONS),
     "modality": _choice("CT", "MR"),
+    "literal": _truth,
     "result_extension": _choice(*EXTENSIONS),
     "result_dtype": _choice(*DTYPES),
 }

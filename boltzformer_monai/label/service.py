@@ -87,6 +87,8 @@ class SegmentService:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
         self._segmentations: set[Future[Segmented]] = set()
         self._model: Model | None = None
+        # What cannot be asked is said at the start, and not at every request.
+        self.model().segmenter.windows().read(self.default_prompts())
         self.vocabulary.declare(self.default_prompts())
 
     def model(self) -> Model:
@@ -170,7 +172,6 @@ class SegmentService:
         model = self._current()
         scan = Scan(image.name, image)
         modality = request.modality or self.settings.modality
-        volume = self._scans.read(scan, modality)
         rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
         inferer = model.segmenter.inferer(
             request.prompts,
@@ -186,8 +187,10 @@ class SegmentService:
             slices_together=self.settings.slices_together or _slices_together(model.segmenter),
             features=self.features,
             stacks=self._stacks,
+            literal=request.literal,
             should_stop=unwanted,
         )
+        volume = self._scans.read(scan, modality)  # not before the prompts are known to be sound
         before = self.features.misses
         result = inferer.segment(volume, model.segmenter.network)
         cached = self.features.misses == before
@@ -204,10 +207,11 @@ class SegmentService:
             ending=ending,
             window=None if request.window is None else _words(request.window),
             modality=modality or assumed,
+            literal=request.literal,
             precision=model.segmenter.network.precision,
             device=model.segmenter.network.mean.device.type,
         )
-        untrained = inferer.windows.untrained(request.prompts)
+        untrained = [reading.prompt for reading in inferer.readings if inferer.windows.is_unknown(reading)]
         return Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached, untrained, assumed)
 
     def _forget(self) -> None:

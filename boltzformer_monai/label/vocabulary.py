@@ -18,13 +18,14 @@ _log = logging.getLogger(__name__)
 
 MOST = 255
 DECLARED = 200
-"""Names that are remembered; the numbers above are for prompts that come later."""
+"""Names that are remembered; the numbers above are for prompts that come later, and for passing ones."""
 
 
 class Vocabulary:
     """Name → number from 1 on; a number that was given stays, also over restarts.
 
-    OHIF shows only numbers that /info declares, and 3D Slicer names segments in the order of their numbers.
+    OHIF shows only numbers that /info declares, and 3D Slicer names segments in the order of their numbers. A passing
+    name (a typing error, say) has one from the top, is never written down, and gives it back to later ones.
 
     Args:
         file: JSON, kept up to date.
@@ -34,14 +35,16 @@ class Vocabulary:
         self.file = file
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
+        self._passing: dict[str, int] = {}
         self._stamp: tuple[int, int] | None = None
         self._read()
 
     def names(self) -> dict[str, int]:
-        """All names declared so far, by number."""
+        """All names declared so far, by number, and the last passing ones."""
         with self._lock:
             self._read()
-            return dict(sorted(self._numbers.items(), key=lambda item: item[1]))
+            fresh = {name: self._passing[name] for name in self._fresh(list(self._passing))}
+            return dict(sorted((self._numbers | fresh).items(), key=lambda item: item[1]))
 
     def declare(self, names: Iterable[str]) -> None:
         """Give numbers to names that have none, as long as there is room."""
@@ -56,14 +59,34 @@ class Vocabulary:
                     self._numbers[name] = len(self._numbers) + 1
                 self._write()
 
-    def values(self, prompts: Sequence[str]) -> list[int]:
-        """A number for each of up to 255 different prompts; what is new is declared from now on."""
-        self.declare(prompts)
+    def values(self, prompts: Sequence[str], *, passing: Sequence[str] = ()) -> list[int]:
+        """A number for each of up to 255 different prompts; what is new is declared from now on.
+
+        Args:
+            prompts: all of them.
+            passing: those among them that must not become names of this server just because they were asked.
+        """
+        self.declare(prompt for prompt in prompts if prompt not in passing)
         with self._lock:
-            known = {normalise_prompt(name): number for name, number in self._numbers.items()}
+            self._pass(passing)
+            both = self._passing | self._numbers
+            known = {normalise_prompt(name): number for name, number in both.items()}
+            count = len(self._numbers)
         found = [known.get(normalise_prompt(prompt)) for prompt in prompts]
-        free = iter(sorted(set(range(1, MOST + 1)) - set(found), key=lambda n: (n <= len(known), n)))
+        free = iter(sorted(set(range(1, MOST + 1)) - set(found), key=lambda n: (n <= count, n)))
         return [next(free) if number is None else number for number in found]
+
+    def _pass(self, names: Sequence[str]) -> None:
+        """Numbers from the top for names that have none; the oldest passing ones give theirs back."""
+        wanted = self._fresh(names)[: MOST - DECLARED]
+        kept = {name: number for name, number in self._passing.items() if name not in wanted}
+        numbers = {name: self._passing[name] for name in wanted if name in self._passing}
+        for name in wanted:
+            if name not in numbers:
+                taken = {*kept.values(), *numbers.values()}
+                number = next((n for n in range(MOST, DECLARED, -1) if n not in taken), None)
+                numbers[name] = kept.pop(next(iter(kept))) if number is None else number
+        self._passing = kept | numbers  # the last ones last
 
     def _fresh(self, names: Sequence[str]) -> list[str]:
         known = {normalise_prompt(name) for name in self._numbers}

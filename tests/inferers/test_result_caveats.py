@@ -27,6 +27,7 @@ from boltzformer_monai.io.volume import Volume, read_volume
 from tests.inferers.volume_stub import StubResult
 
 LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kind": "hu", "level": 40, "width": 400}}
+WINDOWS = PromptWindows({"targets": [LIVER]})
 ASSUMED = Caveat("assumed modality", "taken as CT, which the file does not state")
 UNKNOWN = Caveat("unknown prompt", "'flux' names no target of the training", "flux")
 OF_ALL = Caveat("not HU", "all voxels lie between 0 and 1")
@@ -42,20 +43,20 @@ def test_all_sources_are_collected_once_and_the_worst_come_first() -> None:
     known = Caveat("no thresholds", "every mask is kept")
     found = result_caveats.collect_caveats(
         _volume(OF_ALL, modality="unknown"), stated="unknown", modality="CT", planes=["axial"],
-        windows=PromptWindows({"targets": [LIVER]}), prompts=["liver", "flux"], known=[known, known],
+        windows=WINDOWS, readings=WINDOWS.read(["liver", "flux"]), known=[known, known],
     )  # fmt: skip
     assert [each.kind for each in found] == ["unknown prompt", "not HU", "no thresholds", "assumed modality"]
     assert [each.doubtful for each in found] == [True, True, False, False]
     assert [each.prompt for each in found] == ["flux", None, None, None]
     nothing = result_caveats.collect_caveats(
-        _volume(), stated="CT", modality="CT", planes=["axial"], windows=PromptWindows({"targets": [LIVER]}),
-        prompts=["liver"],
+        _volume(), stated="CT", modality="CT", planes=["axial"], windows=WINDOWS,
+        readings=WINDOWS.read(["liver"]),
     )  # fmt: skip
     assert nothing == ()
     across = {}
     for planes in (["coronal"], ["axial", "coronal"]):
         (*across[len(planes)],) = result_caveats.collect_caveats(
-            _volume(), stated="MR", modality="MR", planes=planes, windows=PromptWindows({}), prompts=["liver"]
+            _volume(), stated="CT", modality="CT", planes=planes, windows=WINDOWS, readings=[]
         )
     assert [each.kind for each in across[1]] == ["acquisition plane"]
     assert across[2] == []  # averaged with the acquired one

@@ -18,7 +18,7 @@ class StubResult:
         self, grid: Volume, masks: dict[str, np.ndarray], *, repeats: int = 1, caveats: tuple[Caveat, ...] = ()
     ) -> None:
         self.grid, self.repeats, self.caveats = grid, repeats, caveats
-        self.prompts = tuple(masks)
+        self.prompts = self.shown = tuple(masks)
         self._masks = list(masks.values())
 
     def mask(self, index: int) -> np.ndarray:

@@ -1,0 +1,363 @@
+"""What a prompt names: a target of the training in any spelling, or something that nobody taught the network.
+
+A prompt is known when nothing is left of it once the target's name and the fillers are taken away: the modality, the
+site, articles, as in the prompts that the training is made of. One word more makes it another prompt: "no liver
+lesion" holds the name of a target and does not ask for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from boltzformer_monai.data.prompts import (
+    SIDES,
+    find_target,
+    normalise_prompt,
+    normalise_site,
+    normalise_target,
+    prompts_for,
+    site_adjective,
+    site_names,
+    tidy,
+    vocabulary_names,
+)
+from boltzformer_monai.errors import PromptError
+
+__all__ = ["PromptReader", "Reading", "misunderstood", "named_target"]
+
+_MODALITY = r"(?:cta?|mri?|mra|computed tomography|magnetic resonance(?: imaging)?)"
+_PICTURE = r"(?:scans?|images?|slices?|volumes?|imaging)"
+_ARTICLE = r"(?:the|an?)"
+_IN = r"(?:in|on|of|from|within)"
+_LONGEST_NAME = 8  # words
+_NEAR = 3  # names that are offered
+_LISTED = 8  # names that are listed where none is near
+
+_NEGATIONS = frozenset({
+    "no", "not", "without", "absent", "absence", "none", "never", "neither", "nor", "except", "excluding", "excludes",
+    "exclude", "minus", "lacking", "lacks", "negative", "cannot",
+})  # fmt: skip
+_SIZES = frozenset({
+    "large", "larger", "largest", "small", "smaller", "smallest", "big", "bigger", "biggest", "tiny", "tiniest", "huge",
+    "enormous", "sized", "size",
+})  # fmt: skip
+_COUNTS = frozenset({
+    "all", "every", "each", "any", "some", "several", "many", "multiple", "numerous", "few", "both", "most", "count",
+    "number",
+})  # fmt: skip
+_NUMBERS = frozenset({
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+})  # fmt: skip
+_BEFORE_A_COUNT = frozenset({
+    "the", "a", "and", "of", "with", "showing", "least", "most", "than", "about", "ct", "mr", "mri", "scan", "image",
+})  # fmt: skip
+_UNITS = r"(?:mm|cm|mm2|mm3|cm2|cm3|ml|cc|hu|millimet(?:er|re)s?|centimet(?:er|re)s?|millilit(?:er|re)s?)"
+_MEASURE = re.compile(rf"[<>≤≥]=?\s*\d*[.,]?\d*\s*{_UNITS}?|\b\d+(?:[.,]\d+)?\s*{_UNITS}\b")
+_PHRASES = re.compile(r"\bfree of\b|\b\w+-free\b|\bw/o\b|\w+n[’']t\b|\b(?:rather|other) than\b|\binstead of\b")
+
+_IRREGULAR = {
+    "metastases": "metastasis", "vertebrae": "vertebra", "hippocampi": "hippocampus", "atria": "atrium",
+    "bronchi": "bronchus", "nuclei": "nucleus", "foci": "focus", "thrombi": "thrombus", "diverticula": "diverticulum",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was understood of a prompt.
+
+    Attributes:
+        prompt: as given.
+        target: the target of the training that it names, as the training spells it; None where it names none, or
+            where the training's targets are not known.
+        site: the usual name of the site that it speaks of beside the target, or ``""``.
+        shown: the text for the network: the prompt, or the training's spelling of it, which alone it was taught.
+        misunderstood: the words that change a mask by chance only: negations, sizes, counts.
+        near: known names that may be meant instead.
+    """
+
+    prompt: str
+    target: str | None
+    site: str
+    shown: str
+    misunderstood: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
+
+
+class PromptReader:
+    """Reads prompts for a network that was trained on these targets.
+
+    Args:
+        targets: ``{"target", "site", "modality"}`` of each kind of training data, as a checkpoint holds them; none
+            where they are not known, and then only the vocabulary's names are.
+    """
+
+    def __init__(self, targets: Sequence[Mapping[str, Any]]) -> None:
+        self.names = tuple(sorted({str(entry["target"]) for entry in targets}))
+        # Once as it is, and once without the punctuation that is taken out of prompts.
+        self._of = {normalise_target(" ".join(_tokens(name))): name for name in self.names}
+        self._of |= {normalise_target(name): name for name in self.names}
+        kinds = {(str(entry.get("site", "")), str(entry.get("modality", "unknown"))) for entry in targets}
+        self._kinds = sorted(kinds)
+        self._sites = {site for place, _ in kinds for site in normalise_site(place).split(" and ")}
+
+    def read(self, prompt: str, *, literal: bool = False) -> Reading:
+        """What is understood of a prompt.
+
+        Args:
+            prompt: not empty.
+            literal: the network is shown the text exactly as it is.
+
+        Raises:
+            PromptError: a negation, size or count is part of no name, and the prompt is not meant literally.
+        """
+        text = normalise_prompt(prompt)
+        target, site, core = self._named(text)
+        if target is not None:
+            shown = prompt if literal else self._trained_text(text, target, site, core)
+            return Reading(prompt, target, site, prompt if shown == text else shown)
+        known = named_target(text) is not None
+        words = () if known else misunderstood(text, self._of)
+        near = self._near(core)
+        if words and not literal:
+            raise PromptError(_refusal(prompt, words, near))
+        return Reading(prompt, None, site, prompt, words, near)
+
+    def caveat_text(self, reading: Reading) -> tuple[str, str] | None:
+        """Kind and text of what must be known of its mask; None where the prompt is known, or no target is."""
+        if reading.misunderstood:
+            words = ", ".join(reading.misunderstood)
+            text = f"{reading.prompt!r}: {words!r} is not understood by the network; its mask means little"
+            return "words not understood", text
+        if reading.target is not None or not self.names:
+            return None
+        if reading.near:
+            hint = f"did you mean {' or '.join(map(repr, reading.near))}?"
+        else:
+            more = ", …" if len(self.names) > _LISTED else ""
+            hint = f"its targets are {', '.join(self.names[:_LISTED])}{more}"
+        text = f"{reading.prompt!r} names no target of the training, so its mask means little; {hint}"
+        return "unknown prompt", text
+
+    def _named(self, text: str) -> tuple[str | None, str, str]:
+        """(target or None, site, what is left without fillers) of a prompt."""
+        core, site = tidy(text), ""
+        if (target := self._of.get(normalise_target(text))) is not None:
+            return target, "", text
+        for core, site, loose in _peeled(text):
+            target = self._target(core)
+            # "in the lung", without a modality, says where the target is rather than what scan it is in.
+            if target is not None and (not loose or self._is_at(target, loose)):
+                return target, site, core
+        return None, site, core
+
+    def _target(self, core: str) -> str | None:
+        forms = list(dict.fromkeys(_forms(core)))
+        for form in forms:
+            if form in self._of:
+                return self._of[form]
+        for form in forms:
+            for canonical, name in self._of.items():
+                if _same_but_for_number(form, canonical):
+                    return name
+        return self._of.get(_phrases().get(core, ""))
+
+    def _is_at(self, target: str, sites: Iterable[str]) -> bool:
+        words = set(tidy(target).split())
+        return all(site in self._sites or site in words or find_target(site) is None for site in sites)
+
+    def _trained_text(self, text: str, target: str, site: str, core: str) -> str:
+        """The nearest text to the prompt that the training is made of."""
+        trained = {
+            each.lower(): each
+            for place, modality in self._kinds
+            for each in prompts_for(target, site=place, modality=modality)
+        }
+        if text in trained:
+            return text
+        name = normalise_target(target)
+        forms = []
+        for spoken in (word for word in ("ct", "mri") if re.search(rf"\b{word[:2]}", text)):
+            for where in (f"{site_adjective(site)} {spoken}", spoken):
+                forms += [f"{core} in {where}", f"{name} in {where}"]
+        return next((trained[form] for form in (*forms, core) if form in trained), name)
+
+    def _near(self, core: str) -> tuple[str, ...]:
+        spellings = {name: name for name in self.names} or {name: name for name in vocabulary_names()}
+        for name in self.names:
+            entry = find_target(name)
+            spellings.update(dict.fromkeys(entry.synonyms, name) if entry is not None else {})
+        near = [spellings[each] for each in difflib.get_close_matches(core, spellings, n=_NEAR, cutoff=0.75)]
+        words = {word for word in _singular(core).split() if word not in _ODD}
+        near += [name for name in self.names if set(_singular(name).split()) <= words]
+        near += [name for name in self.names if words and words < set(_singular(name).split())]
+        return tuple(dict.fromkeys(near))[:_NEAR]
+
+
+def named_target(text: str) -> str | None:
+    """The canonical name of the vocabulary's target that a prompt names with fillers only around it, else None."""
+    for core, _, _ in _peeled(text):
+        for form in _forms(core):
+            known = find_target(form)
+            if known is not None:
+                return known.name
+        if core in _phrases():
+            return _phrases()[core]
+    return None
+
+
+def misunderstood(text: str, names: Iterable[str] = ()) -> tuple[str, ...]:
+    """Negations, sizes and counts in a text that are no part of a name of the vocabulary or of ``names``."""
+    lower = text.lower()
+    found = [match[0].strip() for pattern in (_PHRASES, _MEASURE) for match in pattern.finditer(lower)]
+    known = {*vocabulary_names(), *map(tidy, names)}
+    words = _tokens(_MEASURE.sub(" ", lower))
+    left = _without_names(words, known)
+    for index, word in enumerate(left):
+        counts = (word.isdecimal() or word in _NUMBERS) and index + 1 < len(left) and left[index + 1] != "of"
+        begins = index == 0 or left[index - 1] in _BEFORE_A_COUNT
+        if word in _NEGATIONS | _SIZES | _COUNTS or (counts and begins):
+            found.append(word)
+    return tuple(dict.fromkeys(found))
+
+
+def _refusal(prompt: str, words: Sequence[str], near: Sequence[str]) -> str:
+    said = " and ".join(repr(word) for word in words)
+    instead = f"ask for {near[0]!r}" if near else "ask for the target alone"
+    return (
+        f"prompt {prompt[:80]!r}: {said} is not understood: no training teaches negations, sizes or counts; {instead}, "
+        'or say that the text is meant as it is: --literal, in a request "literal": true'
+    )
+
+
+def _tokens(text: str) -> list[str]:
+    return tidy(re.sub(r"[\"“”'’?!:]|\.(?!\d)", " ", unicodedata.normalize("NFC", text))).split()
+
+
+def _without_names(words: Sequence[str], names: Iterable[str]) -> list[str]:
+    """The words with a · in the place of each name, the longest first."""
+    known = frozenset(names)
+    left = list(words)
+    for length in range(_LONGEST_NAME, 0, -1):
+        index = 0
+        while index + length <= len(left):
+            span = " ".join(left[index : index + length])
+            if span in known or (span not in _ODD and _singular(span) in known):
+                left[index : index + length] = ["·"]
+            index += 1
+    return left
+
+
+def _peeled(text: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """What is left of a text as fillers are taken away one by one: (rest, site, sites named without a modality)."""
+    frames = _frames()
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [(" ".join(_tokens(text)), "", ())]
+    seen = set()
+    while waiting:
+        rest, site, loose = waiting.pop(0)
+        if (rest, loose) in seen or not rest:
+            continue
+        seen.add((rest, loose))
+        yield rest, site, loose
+        for pattern, is_loose in frames:
+            match = pattern.search(rest)
+            if match is None or not (shorter := rest[: match.start()] + rest[match.end() :]).strip():
+                continue
+            places = _places(match[0])
+            waiting.append((shorter.strip(), site or " and ".join(places), (*loose, *places) if is_loose else loose))
+
+
+@functools.cache
+def _frames() -> tuple[tuple[re.Pattern[str], bool], ...]:
+    """What stands around a target's name, and whether the site in it stands without a modality."""
+    place = "|".join(sorted(map(re.escape, site_names()), key=len, reverse=True))
+    places = rf"(?:{place})(?: (?:and )?(?:{place}))*"
+    picture = rf"(?:(?:{places} )?{_MODALITY}(?: {_PICTURE})?|(?:{places} )?{_PICTURE})(?: of (?:the )?{places})?"
+    scan = rf"(?:{_ARTICLE} )?(?:{places} )?"
+    patterns = {
+        rf"^{_ARTICLE} ": False,
+        rf"^{scan}{_MODALITY}(?: {_PICTURE})?(?: of| with| showing)?(?: {_ARTICLE})? ": False,
+        rf"^{scan}{_PICTURE} (?:of|with|showing)(?: {_ARTICLE})? ": False,
+        rf" {_IN} (?:{_ARTICLE} )?{picture}$": False,
+        rf" {_MODALITY}(?: {_PICTURE})?$": False,
+        rf" {places} {_MODALITY}(?: {_PICTURE})?$": False,  # "left lung CT" is not the left in a lung CT
+        rf" (?:in|on|within)(?: {_ARTICLE})? {places}$": True,
+    }
+    return tuple((re.compile(pattern), loose) for pattern, loose in patterns.items())
+
+
+def _places(words: str) -> tuple[str, ...]:
+    """The usual names of the sites in a text."""
+    names = site_names()
+    place = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    return tuple(dict.fromkeys(names[match[0]] for match in re.finditer(rf"\b(?:{place})\b", words)))
+
+
+_SIDE = re.compile(
+    r"^(?P<what>.+?) (?:(?:on|at|in|to|of) (?:the )?)?(?P<side>left|right)(?: hand)?(?: side)?$"
+)  # "kidney on the left", "kidney left side"; not "vessel of the left kidney"
+_BOTH = re.compile(r"^(?:both|left and right|right and left) (?P<what>.+)$")
+
+
+def _forms(core: str) -> Iterator[str]:
+    """Canonical names that a text without fillers may stand for."""
+    texts = [core]
+    if (match := _SIDE.match(core)) and not set(match["what"].split()) & set(SIDES):
+        texts.append(f"{match['side']} {match['what']}")
+    if match := _BOTH.match(core):
+        base = find_target(_singular(match["what"]))
+        if base is not None and base.side is None and {f"{side} {base.name}" for side in SIDES} <= {*base.composite_of}:
+            texts.append(base.name)
+    for text in texts:
+        for form in (text, _singular(text)):
+            yield normalise_target(form)
+
+
+@functools.cache
+def _phrases() -> Mapping[str, str]:
+    """Whole prompts of the vocabulary, such as "tumor in liver ct" → the target."""
+    found = {}
+    for name in dict.fromkeys(vocabulary_names().values()):
+        entry = find_target(name)
+        for phrase in entry.phrases if entry is not None else ():
+            for modality in ("ct", "mr", "mri"):
+                found[tidy(phrase.format(modality=modality))] = name
+    return found
+
+
+def _singular(text: str) -> str:
+    """Each word in the singular, roughly."""
+    return " ".join(map(_singular_word, text.split()))
+
+
+def _same_but_for_number(one: str, other: str) -> bool:
+    """Whether two texts differ at most in singular and plural; their words need not be English."""
+    pairs = list(zip(one.split(), other.split(), strict=False))
+    same_length = len(pairs) == one.count(" ") + 1 == other.count(" ") + 1
+    return same_length and all(a == b or a in _plurals(b) or b in _plurals(a) for a, b in pairs)
+
+
+def _plurals(word: str) -> tuple[str, ...]:
+    if len(word) < 3:
+        return ()
+    return f"{word}s", f"{word}es", *((f"{word[:-1]}ies",) if word.endswith("y") else ())
+
+
+def _singular_word(word: str) -> str:
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) < 4 or word.endswith(("ss", "us", "is")):
+        return word
+    if word.endswith("ies"):
+        return f"{word[:-3]}y"
+    if word.endswith(("shes", "ches", "xes", "sses")):
+        return word[:-2]
+    return word.removesuffix("s")
+
+
+_ODD = _NEGATIONS | _SIZES | _COUNTS | _NUMBERS

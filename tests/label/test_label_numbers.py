@@ -1,0 +1,34 @@
+"""Numbers of names: what was asked and is known stays, a typing error passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from boltzformer_monai.label.vocabulary import DECLARED, MOST, Vocabulary
+
+
+def test_a_passing_name_has_a_number_and_is_never_written_down(tmp_path: Path) -> None:
+    numbers = Vocabulary(tmp_path / "labels.json")
+    assert numbers.values(["liver", "liver lesoin", "spleen"], passing=["liver lesoin"]) == [1, MOST, 2]
+    assert numbers.names() == {"liver": 1, "spleen": 2, "liver lesoin": MOST}  # OHIF shows only what is declared
+    assert json.loads((tmp_path / "labels.json").read_text(encoding="utf-8"))["names"] == ["liver", "spleen"]
+    assert Vocabulary(tmp_path / "labels.json").names() == {"liver": 1, "spleen": 2}
+    assert numbers.values(["liver lesoin"], passing=["liver lesoin"]) == [MOST]  # the same again
+    numbers.declare(["Liver Lesoin"])  # a label was saved under this name
+    assert numbers.values(["liver lesoin"], passing=["liver lesoin"]) == [3]
+    assert numbers.names() == {"liver": 1, "spleen": 2, "Liver Lesoin": 3}
+
+
+def test_passing_names_never_run_out_of_numbers_and_never_share_one(tmp_path: Path) -> None:
+    numbers = Vocabulary(tmp_path / "labels.json")
+    numbers.declare(["liver"])
+    for start in range(0, 200, 7):
+        asked = [f"typo {n}" for n in range(start, start + 20)]
+        found = numbers.values(["liver", *asked], passing=asked)
+        assert found[0] == 1
+        assert len(set(found)) == 21
+        assert all(DECLARED < number <= MOST for number in found[1:])
+    assert len(numbers.names()) == 1 + MOST - DECLARED
+    asked = [f"other {n}" for n in range(MOST)]
+    assert sorted(numbers.values(asked, passing=asked)) == list(range(1, MOST + 1))
