@@ -88,7 +88,7 @@ class SegmentService:
         self._segmentations: set[Future[Segmented]] = set()
         self._model: Model | None = None
         # What cannot be asked is said at the start, and not at every request.
-        self.model().segmenter.windows().read(self.default_prompts())
+        self.model().segmenter.windows().read(self.settings.prompts or ())
         self.vocabulary.declare(self.default_prompts())
 
     def model(self) -> Model:

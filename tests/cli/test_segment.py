@@ -10,6 +10,7 @@ import pytest
 from boltzformer_monai.cli import main
 from boltzformer_monai.data.phantom import make_phantom
 from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
+from boltzformer_monai.io.volume import read_label_map
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,35 @@ def test_a_prompt_that_nobody_trained_is_answered_with_a_caveat_and_an_exit_code
     assert _run(scans / "scan.nii.gz", "--prompts", "left kidney in CT", *given) == 0
     caveats = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["caveats"]
     assert [each["kind"] for each in caveats] == ["no thresholds", "assumed modality"]
+
+
+def test_a_negation_is_refused_before_a_scan_is_read(
+    scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--prompts", "no left kidney", "--checkpoint", checkpoint, "--output", tmp_path / "out.nii.gz"]
+    with monkeypatch.context() as patch:
+        patch.setattr("boltzformer_monai.cli.segment_run.read_volume", lambda *_, **__: pytest.fail("too late"))
+        assert _run(scans / "scan.nii.gz", *given) == 2
+    stderr = capsys.readouterr().err
+    assert "'no' is not understood" in stderr
+    assert stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert _run(scans / "scan.nii.gz", *given, "--literal") == 4
+    (prompt,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["prompts"]
+    assert prompt["shown"] == "no left kidney"
+    assert "not understood" in prompt["caveats"][0]
+
+
+def test_a_spelling_gives_the_mask_of_the_name(scans: Path, checkpoint: Path, tmp_path: Path) -> None:
+    maps = []
+    for name in ("left kidney", "Kidney, left"):
+        out = tmp_path / f"{len(maps)}.nii.gz"
+        assert _run(scans / "scan.nii.gz", "--prompts", name, "--checkpoint", checkpoint, "--output", out) == 0
+        maps.append(read_label_map(out).array)
+        (prompt,) = json.loads(out.with_name(f"{len(maps) - 1}.json").read_text(encoding="utf-8"))["prompts"]
+        assert (prompt["prompt"], prompt["shown"]) == (name, "left kidney")
+    assert maps[0].any()
+    assert (maps[0] == maps[1]).all()
 
 
 @pytest.mark.parametrize("arguments", [["--precision", "foo"], ["--prompts"], ["--colour", "red"]])

@@ -26,8 +26,16 @@ from boltzformer_monai.inferers.prompt_codes import segment_code
         ("vessel of the left kidney", "Tissue", None),  # not a kidney
         ("portal vein and splenic vein", "Tissue", None),  # known, but without a code
         ("printsipiaalselt midagi", "Tissue", None),
+        ("no liver lesion", "Tissue", None),  # no lesion is meant
+        ("liver without metastases", "Tissue", None),
+        ("left kidney in a jar", "Tissue", None),
+        ("left kidneys", "Kidney", "left"),
     ],
 )
 def test_only_what_is_sure_gets_a_code_of_its_own(prompt: str, meaning: str, side: str | None) -> None:
     code = segment_code(prompt)
     assert (code.meaning, code.side) == (meaning, side)
+
+
+def test_what_the_network_does_not_know_has_no_code() -> None:
+    assert segment_code("nodule in the left lung", known=False).meaning == "Tissue"

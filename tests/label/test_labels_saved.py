@@ -76,6 +76,34 @@ def test_prompts_that_were_not_trained_are_told(client: Any) -> None:
     assert client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()["untrained"] == ["xyz"]
 
 
+def test_what_is_not_known_is_told_with_the_result_and_becomes_no_name_of_the_server(client: Any) -> None:
+    body = {"image": "scan_1", "prompts": ["livr", "Liver in CT"]}
+    reply = client.post("/boltzformer/api/segment", json=body).json()
+    assert reply["in_doubt"] is True
+    assert [(each["kind"], each["prompt"]) for each in reply["caveats"] if each["in_doubt"]] == [
+        ("unknown prompt", "livr")
+    ]
+    assert ["did you mean 'liver'" in text for each in reply["findings"] for text in each["caveats"]] == [True]
+    params = {"params": json.dumps({"prompts": "livr; Liver in CT"})}
+    reply = client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()
+    assert reply["in_doubt"] is True
+    numbers = client.app.state.boltzformer.service.vocabulary
+    written = json.loads(numbers.file.read_text(encoding="utf-8"))["names"]
+    assert "Liver in CT" in written
+    assert "livr" not in written
+
+
+def test_a_negation_is_refused_unless_it_is_meant_literally(client: Any) -> None:
+    body = {"image": "scan_1", "prompts": ["no liver"]}
+    reply = client.post("/boltzformer/api/segment", json=body)
+    assert reply.status_code == 400
+    assert "'no' is not understood" in reply.json()["detail"]
+    params = {"params": json.dumps({"prompts": "no liver"})}
+    assert client.post("/infer/boltzformer?image=scan_1&output=json", data=params).status_code == 400
+    reply = client.post("/boltzformer/api/segment", json={**body, "literal": True}).json()
+    assert [each["kind"] for each in reply["caveats"] if each["in_doubt"]] == ["words not understood"]
+
+
 def test_a_modality_that_nobody_stated_is_told(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"image": "scan_1", "prompts": ["liver"]}
     assert client.post("/boltzformer/api/segment", json=body).json()["assumed_modality"] is None  # the server was told
