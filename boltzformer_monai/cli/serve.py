@@ -196,6 +196,8 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
             host,
         )
     options = main.args_parser().parse_args(command)
+    # MONAI Label keeps the files of sessions in one folder for all its servers, and below the user's home.
+    settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(Path(conf["workspace"]) / "sessions")
     main.start_server_init_settings(options)
     served = app_instance()  # what cannot be used is said in one line here; in the web server it would be a traceback
     if studies.startswith(("http://", "https://")):

@@ -173,7 +173,7 @@ class Checks:
         arguments["label"].filename = f"upload{suffix}"
         if self._remote():
             return  # the datastore reads it, on the grid of its series
-        image = read_volume(image_path(self.app.datastore(), arguments["image"]), tilt="keep")
+        image = self.service.volume(image_path(self.app.datastore(), arguments["image"]))
         with saved(arguments["label"].file, suffix) as file:
             reorient_label(read_label_map(file), image)  # one that does not lie on the scan could never be learned
 

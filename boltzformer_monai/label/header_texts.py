@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.limits import open_file
@@ -74,7 +74,8 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
     file.seek(0)
     packed = start[:2] == _GZIP
     named = packed and bool(start[3] & _NAMED)
-    with gzip.GzipFile(fileobj=file) if packed else file as stream:
+    opened: Any = gzip.GzipFile(fileobj=file) if packed else file
+    with opened as stream:
         try:
             size = int.from_bytes(stream.read(4), "little")
             stream.seek(0)
@@ -92,10 +93,10 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
             header[key] = b""
         header["vox_offset"] = header.single_vox_offset
         stream.seek(start_of_voxels)
-        with contextlib.ExitStack() as opened:
-            out: BinaryIO = opened.enter_context(target.open("wb"))
+        with contextlib.ExitStack() as written:
+            out: Any = written.enter_context(target.open("wb"))
             if packed:
-                out = opened.enter_context(gzip.GzipFile("", "wb", _LEVEL, out, mtime=0))
+                out = written.enter_context(gzip.GzipFile("", "wb", _LEVEL, out, mtime=0))
             header.write_to(out)
             shutil.copyfileobj(stream, out, _CHUNK)
     return True

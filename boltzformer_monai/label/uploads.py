@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.label.safety import UPLOADS, check_id
-from boltzformer_monai.limits import inflated_size
+from boltzformer_monai.limits import inflated_size, memory_budget
 
 _LONGEST_HEADER = 1 << 24  # bytes, as the readers have it
 _DEFLATED = (b"\x1f\x8b", b"\x78")  # gzip, zlib
@@ -94,6 +94,7 @@ def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
     if not file.read(2).startswith(_DEFLATED):
         return
     file.seek(start)
+    limit = min(limit, memory_budget())  # what is more than that could not be read anyway
     try:
         total = inflated_size(file, limit)
     except zlib.error:

@@ -10,11 +10,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from boltzformer_monai.label.temporary import hold_temporary_folder, temporary_folder
-
+pytest.importorskip("monailabel")
 pytest.importorskip("fcntl")
+
+from boltzformer_monai.io.formats import write_image_file  # noqa: E402
+from boltzformer_monai.label.temporary import hold_temporary_folder, temporary_folder  # noqa: E402
+from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
+from tests.label.server import running  # noqa: E402
 
 _SERVER = """
 import sys, tempfile, time
@@ -110,3 +115,29 @@ def test_servers_that_start_together_leave_each_other_alone(tmp_path: Path) -> N
 
 def test_nothing_is_held_without_a_server() -> None:
     hold_temporary_folder().close()
+
+
+def test_what_a_server_writes_is_its_users_alone(checkpoint: Path, studies: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "studies"
+    folder.mkdir(mode=0o755)
+    (folder / "scan_0.nii.gz").write_bytes((studies / "scan_0.nii.gz").read_bytes())
+    given = {folder, folder / "scan_0.nii.gz"}
+    label = tmp_path / "label.nii.gz"
+    write_image_file(np.ones(SHAPE, np.uint8), AFFINE, label)
+    with running(folder, tmp_path, {"checkpoint": checkpoint, "modality": "CT"}, serve=True) as server:
+        scan = studies / "scan_1.nii.gz"
+        assert server.form("PUT", "/datastore/image?image=sent", {}, {"file": scan}).status == 200
+        assert server.form("PUT", "/session/", {}, {"files": scan}).status == 200
+        names = {"label_info": [{"name": "block", "idx": 1}]}
+        assert server.form("PUT", "/datastore/label?image=sent", {"params": names}, {"label": label}).status == 200
+        assert server.post("/boltzformer/api/segment", {"image": "scan_0", "prompts": ["liver"]}).status == 200
+        made = set(folder.rglob("*")) - given
+        assert {"sent.nii.gz", "datastore_v2.json", "labels.json", "app.log", "result.nii.gz"} <= {p.name for p in made}
+        assert {oct(each.stat().st_mode & 0o777) for each in made if each.is_file()} == {"0o600"}
+        assert {oct(each.stat().st_mode & 0o777) for each in made if each.is_dir()} == {"0o700"}
+        temporary = folder / ".boltzformer" / "tmp"
+        assert any(each.suffix == ".gz" for each in temporary.rglob("*"))
+        server.stop(signal.SIGKILL)
+        with temporary_folder(folder / ".boltzformer"):
+            assert not any(each.suffix == ".gz" for each in temporary.rglob("*"))
+    assert all(each.stat().st_mode & 0o777 not in (0o600, 0o700) for each in given)
