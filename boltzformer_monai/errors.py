@@ -42,8 +42,8 @@ REASONS: Mapping[str, str] = {
     "grid": "an annotation on another grid than its scan's, or drawn on another scan",
     "labels": "label values or names that contradict the annotation",
     "header": "the header lacks what an object that refers to the scan must repeat",
-    "modality": "neither CT nor MR, or not what was stated",
     "layout": "nothing says whether the file is a scan or an annotation, and of what",
+    "modality": "the scan says that it is neither CT nor MR, or not what was asked for; no option overrules it",
     "too large": "reading it would take more memory than it may",
     "write": "the output cannot be written; no scan is to blame",
 }

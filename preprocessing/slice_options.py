@@ -16,6 +16,7 @@ from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance
 from boltzformer_monai.limits import read_text, set_memory_gb
+from boltzformer_monai.modality import stated_modality
 from preprocessing.accounts import Account, take_account
 from preprocessing.cases import Case
 from preprocessing.command_line import CommandParser
@@ -106,6 +107,8 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     )
     about.add_argument("--redo", action="store_true", help="slice again what is there already")
     options = parser.parse_args(argv)
+    if options.modality is not None:
+        options.modality = stated_modality(options.modality)
     _check(options)
     return options
 

@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--uncertainty", type=int, metavar="K", help="decode K times; writes OUT-uncertainty as well")
     parser.add_argument("--presence", choices=("auto", "off"), default="auto", help="off: show masks on every slice")
     parser.add_argument("--preview", type=Path, metavar="PNG", help="contact sheet; a folder for many scans")
-    parser.add_argument("--modality", choices=("CT", "MR"), help="where neither the file nor the checkpoint says it")
+    parser.add_argument("--modality", metavar="CT|MR", help="where neither the file nor the checkpoint says it")
     parser.add_argument("--window", nargs="+", metavar="W", help="NAME or LEVEL WIDTH in HU; default: the training's")
     parser.add_argument(
         "--planes", "--plane", nargs="+", choices=_PLANES, metavar="PLANE",

@@ -24,6 +24,7 @@ from boltzformer_monai.inferers.summary import file_sha256, in_doubt, is_complet
 from boltzformer_monai.io.left_out import files_of, find_left_out, read_tree, tell_left_out
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.modality import stated_modality
 
 __all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]
 
@@ -110,8 +111,8 @@ def _draft(arguments: argparse.Namespace) -> Recipe:
         ending=arguments.ending,
         preview=arguments.preview is not None,
         window=None if arguments.window is None else tuple(arguments.window),
-        modality=arguments.modality,
         literal=arguments.literal,
+        modality=None if arguments.modality is None else stated_modality(arguments.modality),
         precision=arguments.precision,
     )
 

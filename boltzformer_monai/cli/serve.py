@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
         "--workspace", type=Path, metavar="DIR", help="where it keeps what it learns (FOLDER/.boltzformer)"
     )
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default prompts (the checkpoint's targets)")
-    parser.add_argument("--modality", choices=("CT", "MR"), help="of scans that do not say it")
+    parser.add_argument("--modality", metavar="CT|MR", help="of scans that do not say it")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
     parser.add_argument("--cache-mb", type=int, help="memory for scans and image features (a quarter of the machine's)")
     parser.add_argument("--memory-gb", type=float, metavar="GB", help="memory that reading one scan may take (half)")

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.modality import parse_modality
 
 __all__ = [
     "NAMED_WINDOWS",
@@ -147,20 +148,15 @@ _WINDOW_OF_SITE_WORD = {
     **dict.fromkeys(("brain", "head", "cerebral"), "brain"),
     **dict.fromkeys(("bone", "bones", "spine", "spinal", "skeleton"), "bone"),
 }
-_MODALITY_NAMES = {"ct": "CT", "mr": "MR", "mri": "MR", "": "unknown", "unknown": "unknown"}
 
 
 def normalise_modality(text: str) -> str:
-    """Return ``"CT"``, ``"MR"`` or ``"unknown"`` for what people write (``"mri"``, ``"CT"``, an empty string).
+    """Return ``"CT"``, ``"MR"`` or ``"unknown"`` for what people write (``"mri"``, ``"CTA"``, an empty string).
 
     Raises:
         ConfigError: the modality is another one.
     """
-    name = _MODALITY_NAMES.get(text.strip().lower())
-    if name is None:
-        msg = f"unknown modality {text!r}; use CT or MR"
-        raise ConfigError(msg)
-    return name
+    return parse_modality(text)
 
 
 def default_window(modality: str, site: str) -> Window | MRPercentiles:

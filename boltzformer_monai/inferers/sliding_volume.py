@@ -31,6 +31,7 @@ from boltzformer_monai.inferers.spool import SliceSpool
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.modality import stated_modality
 from boltzformer_monai.networks import BoltzFormer
 from boltzformer_monai.transforms import PromptTokenizer
 
@@ -138,7 +139,7 @@ class SlidingVolumeInferer(Inferer):
         self.image_size = image_size
         self.windows = windows
         self.neighbours = neighbours
-        self.modality = modality
+        self.modality = None if modality is None else stated_modality(modality)
         self.batch_size = batch_size
         self.threshold = threshold
         self.seed = seed

@@ -19,38 +19,43 @@ from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.dicom_grid import ordered
 from boltzformer_monai.io.dicom_padding import fill_padding
 from boltzformer_monai.io.dicom_pixels import decode_slices
-from boltzformer_monai.io.dicom_series import check_slices, choose_series
+from boltzformer_monai.io.dicom_series import check_slices, choose_series, with_modality
 from boltzformer_monai.io.volume import Volume
 
 __all__ = ["is_dicom_file", "read_dicom_series"]
 
 
 def read_dicom_series(
-    place: str | os.PathLike[str], *, series: str | None = None, files: Sequence[Path] = ()
+    place: str | os.PathLike[str],
+    *,
+    series: str | None = None,
+    files: Sequence[Path] = (),
+    modality: str | None = None,
 ) -> Volume:
     """Read one series of a DICOM folder (subfolders included), or one multi-frame file, as a volume.
 
     Files that are not DICOM, and DICOM objects that are not slices (DICOMDIR, SEG, RTSTRUCT, reports), are skipped.
 
     Args:
-        place: the folder of the series, or of a study with ``series`` chosen; or a file of a whole scan (enhanced CT,
-            MR, PET, or any other object with functional groups).
+        place: the folder of the series, or of a study with ``series`` chosen; or a file of a whole scan (enhanced CT
+            or MR, or any other object with functional groups).
         series: the SeriesInstanceUID to read; needed when there are several.
         files: all files of the series, where they are known already; then nothing else in ``place`` is looked at, and
             each of them must be a slice of the series.
+        modality: ``"CT"`` or ``"MR"`` where the header states none; it may not contradict the header.
 
     Returns:
         float32 (columns, rows, slices), rescaled slice by slice (Hounsfield units for CT); slices in the direction of
-        the slice normal; modality ``"CT"``, ``"MR"`` or ``"unknown"`` from the header. Slices stacked at an angle
-        (gantry tilt) give a sheared affine; :func:`~boltzformer_monai.io.volume.read_volume` decides about that.
+        the slice normal; modality ``"CT"``, ``"MR"``, or ``"unknown"`` where nothing states it. Slices stacked at an
+        angle (gantry tilt) give a sheared affine; :func:`~boltzformer_monai.io.volume.read_volume` decides about that.
 
     Raises:
-        VolumeError: nothing to read, several series and none chosen, or a series that is not one regular grayscale
-            volume (missing, doubled or turned slices, frames without a place, colour, truncated files); it names the
-            files.
+        VolumeError: nothing to read, several series and none chosen, another modality than CT, MR or the given one, or
+            a series that is not one regular grayscale volume (missing, doubled or turned slices, frames without a
+            place, colour, truncated files); it names the files.
     """
     path = Path(place)
-    slices = choose_series(path, series, files)
+    slices = with_modality(choose_series(path, series, files), modality)
     check_slices(slices)
     check_display(slices)
     if path.is_file() and slices[0].frame is None:
@@ -67,7 +72,7 @@ def read_dicom_series(
     return Volume(
         stack.transpose(2, 1, 0),
         affine,
-        modality=first.modality if first.modality in ("CT", "MR") else "unknown",
+        modality=first.modality or "unknown",
         source=str(place),
         frame_of_reference=first.frame_of_reference,
         caveats=(*caveats, *as_displayed(stack, first)),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom_codestream import images_in
 from boltzformer_monai.limits import require_room
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ _MOST_PIXELS = {
     "1.2.840.10008.1.2.4.70": 8,
 }
 """Transfer syntax → the most pixels that a byte can unfold into (JPEG-LS and JPEG 2000 have no such bound)."""
-_ITEM = b"\xfe\xff\x00\xe0"
-_START = 1 << 17  # bytes in which a compressed picture must state its size
-_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
-_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF of JPEG and JPEG-LS, without DHT, JPG, DAC
 
 
 def check_room_for_slices(slices: Sequence[SliceHeader]) -> None:
@@ -63,34 +59,8 @@ def check_compressed_claim(dataset: Dataset, path: Path) -> None:
     if most is not None and claimed > most * len(data):
         msg = f"{path}: its header claims {claimed} pixels, more than its {len(data)} compressed bytes can hold; "
         raise VolumeError(msg + "it is cut off or damaged, copy or export it again", reason="truncated")
-    for start in _items(data):
-        own = _own_size(start)
-        if own is not None and own != (rows, columns):
-            msg = f"{path}: holds a compressed picture of {own[1]}x{own[0]} pixels, its header says {columns}x{rows}; "
+    for image in images_in(data):
+        if (image.rows or rows, image.columns) != (rows, columns):
+            msg = f"{path}: holds a compressed picture of {image.columns}x{image.rows} pixels, its header says "
+            msg += f"{columns}x{rows}; "
             raise VolumeError(msg + "the file is damaged, export it again", reason="damaged")
-
-
-def _items(data: bytes) -> Iterator[bytes]:
-    """Yield the starts of the items of compressed data."""
-    at = 0
-    while at + 8 <= len(data):
-        tag, length = struct.unpack_from("<4sI", data, at)
-        if tag != _ITEM:
-            return
-        yield data[at + 8 : at + 8 + min(length, _START)]
-        at += 8 + length
-
-
-def _own_size(start: bytes) -> tuple[int, int] | None:
-    """Read (rows, columns) from the start of a compressed picture; None for an item in which none begins."""
-    at = start.find(_JPEG_2000, 0, 256)  # some writers leave the boxes of a JP2 file around it
-    if at >= 0 and len(start) >= at + 24:
-        right, bottom, left, top = struct.unpack_from(">4I", start, at + 8)
-        return bottom - top, right - left
-    at = 2
-    while start[:2] == _JPEG and at + 9 <= len(start) and start[at] == 0xFF:
-        if start[at + 1] in _FRAME_MARKERS:
-            rows, columns = struct.unpack_from(">2H", start, at + 5)
-            return None if rows == 0 else (rows, columns)  # 0: stated behind the first scan
-        at += 1 if start[at + 1] == 0xFF else 2 + int.from_bytes(start[at + 2 : at + 4], "big")
-    return None

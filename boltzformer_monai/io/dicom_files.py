@@ -20,6 +20,7 @@ from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.dicom_strangers import find_strangers, lost_slice
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import open_file
+from boltzformer_monai.modality import modality_of_header
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -55,6 +56,7 @@ class SliceHeader:
     """What is needed of one slice before its pixels are decoded.
 
     Attributes:
+        modality: ``"CT"``, ``"MR"``, another code in capitals, or "" where the header states none.
         frame: index in a file with functional groups; None where the file is the slice.
         frames: number of frames that the file states.
         bits: allocated for a pixel.
@@ -239,7 +241,7 @@ def _slices(path: Path, dataset: Dataset) -> list[SliceHeader]:
     header = SliceHeader(
         path=path,
         series=str(dataset.get("SeriesInstanceUID") or ""),
-        modality=str(dataset.get("Modality") or ""),
+        modality=modality_of_header(str(dataset.get("Modality") or ""), str(dataset.get("SOPClassUID") or "")),
         patient_id=str(dataset.get("PatientID") or ""),
         frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
         rows=int(dataset.Rows),

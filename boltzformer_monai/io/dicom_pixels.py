@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError, cannot_open
 from boltzformer_monai.io.dicom_bits import BITS_TAGS, OVERLAY_TAGS, PixelBits
 from boltzformer_monai.io.dicom_claims import check_compressed_claim, check_room_for_slices
+from boltzformer_monai.io.dicom_codestream import images_in
 from boltzformer_monai.io.dicom_files import SliceHeader, broken_dicom, one_line
 from boltzformer_monai.io.dicom_open import read_dicom
 from boltzformer_monai.io.dicom_padding import PADDING_TAGS, padding_mask
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 _FORMAT_TAGS = ["SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", *BITS_TAGS]
 _VALUE_TAGS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"  # of a fragment, and after the last
-_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"  # how their images begin
-# Frame headers of JPEG and JPEG-LS: all SOF markers but DHT, JPG and DAC, which share their range.
-_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_START = 1 << 17  # bytes in which an image must say what it is; marker segments before that take up to 64 KiB each
 
 
 def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -145,10 +142,15 @@ def _cells(dataset: Dataset, path: Path) -> tuple[np.ndarray, PixelBits | None]:
             return _framed(dataset, np.frombuffer(dataset[name].value, _byte_order(syntax) + kind)), None
     bits = PixelBits.of(dataset, path)
     if syntax.is_transfer_syntax and not syntax.is_compressed:
-        return _framed(dataset, _plain_cells(dataset, bits, syntax)), bits
+        cells = _plain_cells(dataset, bits, syntax)
+        rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
+        if cells.size - rows * columns * frames >= max(16, min(rows, columns)):  # a few bytes may fill up the last word
+            msg = f"{path}: has more pixels than the {frames} x {rows} x {columns} of its header; export it again"
+            raise VolumeError(msg, reason="damaged")
+        return _framed(dataset, cells), bits
     if syntax == uid.RLELossless:
         return _framed(dataset, np.asarray(_bare(dataset, replace(bits.whole, signed=False)).pixel_array)), bits
-    return _framed(dataset, _decompressed(dataset, bits, path)), bits
+    return _decompressed(dataset, bits, path), bits
 
 
 def _framed(dataset: Dataset, cells: np.ndarray) -> np.ndarray:
@@ -156,7 +158,7 @@ def _framed(dataset: Dataset, cells: np.ndarray) -> np.ndarray:
     return cells.reshape(-1)[: shape[0] * shape[1] * shape[2]].reshape(shape)  # the last byte may be one to even them
 
 
-def _byte_order(syntax: UID) -> str:
+def _byte_order(syntax: UID) -> Literal["<", ">"]:
     return "<" if syntax.is_little_endian else ">"
 
 
@@ -175,15 +177,16 @@ def _decompressed(dataset: Dataset, bits: PixelBits, path: Path) -> np.ndarray:
     from pydicom import uid
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    own = {image for image in map(_own_bits, _fragments(dataset.PixelData)) if image is not None}
+    own = {_image_bits(image.precision, signed=image.signed) for image in images_in(dataset.PixelData)}
     if len(own) > 1:
         msg = f"{path}: its frames are compressed with different numbers of bits; export it again"
         raise VolumeError(msg, reason="damaged")
-    if own:
-        image = own.pop()
+    image = own.pop() if own else None
+    if image is not None:
         _check_agreement(image, bits, path)
         values = _decode(_bare(dataset, image))
         if values is not None:
+            values = values[None] if values.ndim == 2 else values
             _check_values(values, image, bits, path, exact=syntax in _exact_syntaxes())
             return values
     # Neither decoder's own text tells a missing codec from damaged data; GDCM has all of these.
@@ -207,7 +210,7 @@ def _check_agreement(image: PixelBits, bits: PixelBits, path: Path) -> None:
 def _check_values(values: np.ndarray, image: PixelBits, bits: PixelBits, path: Path, *, exact: bool) -> None:
     """Refuse what the header and the compressed image understand differently, where that changes a value."""
     if image.stored < bits.stored and image.signed != bits.signed:
-        doubtful = (values >> (image.stored - 1)) & 1  # of the highest bit nobody knows whether it is a sign
+        doubtful = (values >> (image.stored - 1)) & 1 == 1  # of the highest bit nobody knows whether it is a sign
     elif image.stored > bits.stored and not exact:
         doubtful = ~bits.holds(values)  # bits beside the pixel survive no lossy compression
     else:
@@ -223,30 +226,6 @@ def _exact_syntaxes() -> set[str]:
     from pydicom import uid
 
     return {uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless}
-
-
-def _fragments(data: bytes) -> Iterator[bytes]:
-    """Yield the starts of the items of compressed data."""
-    at = 0
-    while at + 8 <= len(data):
-        tag, length = struct.unpack_from("<4sI", data, at)
-        if tag != _ITEM:
-            return
-        yield data[at + 8 : at + 8 + min(length, _START)]
-        at += 8 + length
-
-
-def _own_bits(start: bytes) -> PixelBits | None:
-    """Read what a compressed image says of its pixels; None for an item in which no image begins."""
-    at = start.find(_JPEG_2000, 0, 256)  # some writers leave the boxes of a JP2 file around it
-    if at >= 0 and len(start) > at + 42:
-        return _image_bits((start[at + 42] & 0x7F) + 1, signed=start[at + 42] > 0x7F)
-    at = 2
-    while start[:2] == _JPEG and at + 5 <= len(start) and start[at] == 0xFF:
-        if start[at + 1] in _FRAME_MARKERS:
-            return _image_bits(start[at + 4], signed=False)
-        at += 1 if start[at + 1] == 0xFF else 2 + int.from_bytes(start[at + 2 : at + 4], "big")
-    return None
 
 
 def _image_bits(precision: int, *, signed: bool) -> PixelBits | None:

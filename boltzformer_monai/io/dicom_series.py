@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError
@@ -47,6 +48,24 @@ def choose_series(place: Path, series: str | None, files: Sequence[Path] = ()) -
         raise VolumeError(msg, reason="several series")
     slices = groups[series] if series is not None else next(iter(groups.values()))
     _check_one_source(slices)
+    return slices
+
+
+def with_modality(slices: list[SliceHeader], modality: str | None) -> list[SliceHeader]:
+    """Return slices of a modality that can be used, with the given one where their headers state none.
+
+    Raises:
+        VolumeError: the headers state neither CT nor MR, or not the given one.
+    """
+    stated, folder = slices[0].modality, slices[0].path.parent
+    if not stated:
+        return slices if modality is None else [replace(header, modality=modality) for header in slices]
+    if stated not in ("CT", "MR"):
+        msg = f"{folder}: its DICOM headers say {stated}, which is neither CT nor MR; pass a scan that is"
+        raise VolumeError(msg, reason="modality")
+    if modality not in (None, stated):
+        msg = f"{folder}: its DICOM headers say {stated}, but {modality} was asked for; leave the modality out"
+        raise VolumeError(msg, reason="modality")
     return slices
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.caveats import Caveat
-from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import orientation
 from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance, misfit
 from boltzformer_monai.io.orientation import AxisMap, signed_permutation
+from boltzformer_monai.modality import parse_modality
 
 MODALITIES = ("CT", "MR", "unknown")
 _UNSCALED = 1e-3  # of 1: what is left of whole numbers up to 131 that a writer scaled into 16 bits
@@ -27,7 +28,7 @@ class Volume:
     Attributes:
         array: (I, J, K); float32 for images (Hounsfield units for CT), an integer type for labels.
         affine: (4, 4) float64, voxel index → world millimetres in RAS+ (the convention of nibabel and NIfTI).
-        modality: ``"CT"``, ``"MR"`` or ``"unknown"``.
+        modality: ``"CT"``, ``"MR"``, or ``"unknown"`` where nothing states it. A scan of another modality is no volume.
         source: where it came from (the path as given); never written into results.
         frame_of_reference: DICOM FrameOfReferenceUID, "" for other files; for matching annotations, never written.
         caveats: what its reader repaired or warns of; they travel with the volume into its results.
@@ -101,8 +102,9 @@ def read_volume(
 
     Args:
         path: the file, or the folder that holds the DICOM files (subfolders are searched too); a DICOM file of many
-            frames that lie in the patient (enhanced CT, MR, PET) is a whole scan.
-        modality: ``"CT"`` or ``"MR"`` where the file cannot say it; it may not contradict a DICOM header.
+            frames that lie in the patient (enhanced CT, MR) is a whole scan.
+        modality: CT or MR, in words that :func:`~boltzformer_monai.modality.parse_modality` knows, where the file
+            does not say it; it may not contradict a DICOM header.
         series: the SeriesInstanceUID to read when a DICOM folder holds several.
         files: the DICOM files of the series, where they are known already; the rest of the folder is left alone.
         tilt: what to do with slices stacked at an angle to their normal (gantry tilt, a sheared affine) in a file of
@@ -112,17 +114,19 @@ def read_volume(
         The volume in the orientation in which it is stored, array float32 (I, J, K).
 
     Raises:
-        VolumeError: the path is missing, broken, not three-dimensional, or its geometry cannot be trusted.
+        VolumeError: the path is missing, broken, of another modality than CT and MR, not three-dimensional, or its
+            geometry cannot be trusted.
         ConfigError: the modality or the treatment of tilt is not a known one.
     """
     from boltzformer_monai.io import dicom, formats
     from boltzformer_monai.io.tilt import check_tilt, settle_tilt
 
     check_tilt(tilt)
-    wanted = None if modality is None else _parse_modality(modality)
+    wanted = None if modality is None else parse_modality(modality)
+    wanted = None if wanted == "unknown" else wanted
     place = _existing(path)
     if files or place.is_dir() or (not formats.is_image_file(place) and dicom.is_dicom_file(place)):
-        volume = dicom.read_dicom_series(place, series=series, files=files)
+        volume = dicom.read_dicom_series(place, series=series, files=files, modality=wanted)
     else:
         if series is not None:
             msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"
@@ -130,13 +134,7 @@ def read_volume(
         array, affine = formats.read_scan_file(place)
         _check_finite(array, place)
         volume = Volume(array, affine, source=str(path))
-    if wanted is not None and wanted != volume.modality:
-        if volume.modality != "unknown":
-            msg = (
-                f"{place}: its DICOM headers say {volume.modality}, but {wanted} was asked for; leave the modality out"
-            )
-            raise VolumeError(msg, reason="modality")
-        volume = replace(volume, modality=wanted)
+        volume = volume if wanted is None else replace(volume, modality=wanted)
     return settle_tilt(volume, tilt)
 
 
@@ -242,14 +240,6 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         msg = f"{place}: no such file or folder, or no permission to see it"
         raise VolumeError(msg, reason="missing")
     return place
-
-
-def _parse_modality(text: str) -> str:
-    for name in MODALITIES:
-        if text.upper() == name.upper() or (name == "MR" and text.upper() == "MRI"):
-            return name
-    msg = f"unknown modality {text!r}; use CT or MR"
-    raise ConfigError(msg)
 
 
 def _check_finite(array: np.ndarray, place: Path) -> None:

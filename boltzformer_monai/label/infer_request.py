@@ -14,6 +14,7 @@ from boltzformer_monai.data.windows import GreyScale, parse_window
 from boltzformer_monai.errors import ConfigError, PromptError
 from boltzformer_monai.inferers.prompt_groups import checked_prompts
 from boltzformer_monai.inferers.volume_result import ARBITRATIONS
+from boltzformer_monai.modality import stated_modality
 
 MOST_PROMPTS = 255
 LONGEST_PROMPT = 500
@@ -205,6 +206,12 @@ def _window(key: str, value: Any) -> str | tuple[float, float]:
     return window
 
 
+def _modality(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _bad(key, "CT or MR", value)
+    return stated_modality(value)
+
+
 def _choice(*choices: str) -> Any:
     def check(key: str, value: Any) -> str:
         if value not in choices:
@@ -222,8 +229,8 @@ _CHECKS: dict[str, Any] = {
     "planes": _planes,
     "window": _window,
     "arbitration": _choice(*ARBITRATIONS),
-    "modality": _choice("CT", "MR"),
     "literal": _truth,
+    "modality": _modality,
     "result_extension": _choice(*EXTENSIONS),
     "result_dtype": _choice(*DTYPES),
 }

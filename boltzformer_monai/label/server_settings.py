@@ -16,6 +16,7 @@ from boltzformer_monai.data.prompts import split_prompts
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.prompt_groups import checked_prompts
 from boltzformer_monai.limits import machine_memory
+from boltzformer_monai.modality import stated_modality
 
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 _ORIGIN = re.compile(rf"https?://{_NAME.pattern}(:\d+)?/?")
@@ -128,10 +129,8 @@ class ServerSettings:
             raise ConfigError(msg)
         if self.prompts:
             checked_prompts(self.prompts)
-        if self.modality not in (None, "CT", "MR"):
-            msg = f"modality must be CT or MR, got {self.modality!r}"
-            raise ConfigError(msg)
-
+        if self.modality is not None:
+            object.__setattr__(self, "modality", stated_modality(self.modality))
         if odd := next((each for each in self.origins if not _ORIGIN.fullmatch(each)), None):
             msg = f"origins must look like https://viewer.example.org, got {odd!r}"
             raise ConfigError(msg)

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from boltzformer_monai.modality import names_another_modality, parse_modality
+
 __all__ = [
     "MARKER_FILE", "MARKER_FORMAT", "PictureName", "mask_name", "parse_picture_name", "parse_words", "safe_name",
 ]  # fmt: skip
@@ -19,9 +21,8 @@ MARKER_FILE = "boltzformer-export.json"
 MARKER_FORMAT = "boltzformer-biomedparse"
 
 NO_SITE = "unknown"
-_CT = re.compile(r"(?i)CT(-.*)?")
-# Sequences stand alone in some data sets ("T1"), after "MRI-" in most.
-_MR = re.compile(r"(?i)MRI?(-.*)?|(T1|T2|FLAIR|ADC|DWI|PD)([-*]?[a-z]*)")
+# The part that is a modality, told from a site; sequences stand alone in some data sets ("T1"), after "MRI-" in most.
+_MODALITY = re.compile(r"(?i)(CT|CTA|CBCT|MRI?|MRA)([-+ ].*)?|(T1|T2|FLAIR|ADC|DWI|PD)([-*]?[a-z]*)")
 _UNSAFE = re.compile(r"[%+/\\_.:*?\"<>|\x00-\x1f\x7f]")
 _SPOKEN = {"CT": "CT", "MR": "MRI"}
 
@@ -52,10 +53,9 @@ def parse_picture_name(stem: str) -> PictureName | None:
     if len(parts) != 3 or not parts[0]:
         return None
     for token, site in ((parts[1], parts[2]), (parts[2], parts[1])):
-        modality = "CT" if _CT.fullmatch(token) else "MR" if _MR.fullmatch(token) else None
-        if modality is not None:
+        if _MODALITY.fullmatch(token) and not names_another_modality(token):  # such as CT-PET
             place = parse_words(site)
-            return PictureName(parts[0], modality, "" if place == NO_SITE else place)
+            return PictureName(parts[0], parse_modality(token), "" if place == NO_SITE else place)
     return None
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.modality import names_another_modality, parse_modality, stated_modality
 from preprocessing.cases import Case, LabelFile
 from preprocessing.recipes.decathlon import entries, read_description, target_labels
 
@@ -53,13 +53,13 @@ def cases(
 
     Args:
         folder: the task's folder, with ``dataset.json``, ``imagesTr`` and ``labelsTr``.
-        modality: overrides the task's.
+        modality: overrides the task's, unless that is neither CT nor MR.
         site: overrides the task's; needed for a task that is not one of the ten.
         channel: which modality of a task with several, counted from 0.
 
     Raises:
         DatasetError: ``dataset.json`` is missing, damaged, or names files that are not there.
-        ConfigError: the task needs a channel or a site, or has no such channel.
+        ConfigError: the task needs a channel, a site or a modality, has no such channel, or is neither CT nor MR.
     """
     path = folder / "dataset.json"
     content = read_description(path, what="one Decathlon task, such as Task04_Hippocampus")
@@ -70,7 +70,12 @@ def cases(
             f"{path}: {content.get('name')!r} is none of the ten tasks of the Decathlon; say its body site with --site"
         )
         raise ConfigError(msg)
-    spoken, picked = _channel(path, content["modality"], channel)
+    name, picked = _channel(path, content["modality"], channel)
+    try:
+        spoken = _modality(name, modality)
+    except ConfigError as error:
+        msg = f"{path}: {error}"
+        raise ConfigError(msg) from None
     site = site or ("" if task is None else task.site)
     named = labels if task is None else task.labels
     published = re.compile("$." if task is None else rf"(?i){task.prefix}_\d{{1,3}}")
@@ -81,7 +86,7 @@ def cases(
             image,
             LabelFile(label, named),
             site,
-            modality=modality or spoken,
+            modality=spoken,
             channel=picked,
             public=bool(published.fullmatch(stem)),
         )
@@ -104,7 +109,7 @@ def _find_task(folder: Path, content: Mapping[str, Any], labels: Mapping[str, st
 
 
 def _channel(path: Path, channels: Mapping[str, str], channel: int | None) -> tuple[str, int | None]:
-    """Return the spoken modality and the channel to take from a 4-D file (None for an ordinary one)."""
+    """Return what the channel is called and the channel to take from a 4-D file (None for an ordinary one)."""
     listed = ", ".join(f"{number} {name}" for number, name in channels.items())
     if len(channels) > 1 and channel is None:
         msg = f"{path}: every scan has {len(channels)} channels ({listed}); choose one with --channel"
@@ -113,5 +118,15 @@ def _channel(path: Path, channels: Mapping[str, str], channel: int | None) -> tu
     if name is None:
         msg = f"{path}: has no channel {channel}; it has {listed or 'none'}"
         raise ConfigError(msg)
-    # Everything in the Decathlon that is not CT is a sequence of MR: "MRI", "T2", "ADC", "FLAIR", "t1gd", …
-    return normalise_modality("CT" if name.strip().upper() == "CT" else "MR"), channel if len(channels) > 1 else None
+    return name, channel if len(channels) > 1 else None
+
+
+def _modality(name: str, given: str | None) -> str:
+    """Return CT or MR for what a channel is called; what is given decides where that says neither."""
+    if given is not None and not names_another_modality(name):
+        return stated_modality(given)
+    found = parse_modality(name)
+    if found == "unknown":
+        msg = "does not say its modality; add --modality CT or --modality MR"
+        raise ConfigError(msg)
+    return found

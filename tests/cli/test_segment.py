@@ -55,6 +55,26 @@ def test_dicom_and_nifti_give_the_same_mask(scans: Path, checkpoint: Path, tmp_p
     np.testing.assert_array_equal(maps[0], maps[1])
 
 
+@pytest.mark.parametrize("options", [(), ("--modality", "CT")])
+def test_a_pet_is_no_ct_whatever_the_option(
+    scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    import pydicom
+
+    for path in (scans / "series").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.Modality = "PT"
+        (tmp_path / "pet").mkdir(exist_ok=True)
+        dataset.save_as(tmp_path / "pet" / path.name)
+    out = tmp_path / "out.nii.gz"
+    arguments = (tmp_path / "pet", "--prompts", "liver", "--checkpoint", checkpoint, "--output", out, *options)
+    assert _run(*arguments) == 2
+    assert "say PT, which is neither CT nor MR" in capsys.readouterr().err
+    assert not out.exists()
+    assert _run(*arguments[:7], "--modality", "PET") == 2
+    assert "modality 'PET' is another than CT and MR" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

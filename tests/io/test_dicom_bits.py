@@ -172,6 +172,17 @@ def test_the_message_names_a_deflated_file(write_series: SeriesWriter) -> None:
         read_volume(path.parent)
 
 
+def test_more_pixels_than_the_header_says(write_series: SeriesWriter) -> None:
+    def change(dataset: Any, index: int) -> None:
+        dataset.PixelData += bytes(extra)
+
+    extra = 2  # some writers fill up a word
+    assert read_volume(write_series(np.ones((3, 20, 18)), change=change)[0].parent).shape == (18, 20, 3)
+    extra = 2 * 20  # a column more than the header says would shear the picture
+    with pytest.raises(VolumeError, match="more pixels than the 1 x 20 x 18 of its header"):
+        read_volume(write_series(np.ones((3, 20, 18)), change=change)[0].parent)
+
+
 def test_an_overlay_inside_the_pixel_is_refused(write_series: SeriesWriter) -> None:
     def change(dataset: Any, index: int) -> None:
         dataset.add_new((0x6002, 0x100), "US", 16)
@@ -189,6 +200,10 @@ def test_an_overlay_inside_the_pixel_is_refused(write_series: SeriesWriter) -> N
         (codecs.jpeg_2000(np.full((4, 4), 4095), 12, signed=False), "90", (16, 16, 15, 1), "12 unsigned bits"),
         (codecs.jpeg_2000(np.full((4, 4), -1), 12, signed=True), "90", (16, 16, 15, 0), "12 signed bits"),
         (codecs.jpeg_lossless(np.full((4, 4), 4095), 12), "70", (16, 16, 15, 1), "12 unsigned bits"),
+        # As many pixels, in other rows.
+        (codecs.jpeg_2000(np.zeros((2, 8)), 12, signed=False), "90", (16, 12, 11, 0), "picture of 8x2"),
+        (codecs.jpeg_lossless(np.zeros((8, 2)), 12), "70", (16, 12, 11, 0), "picture of 2x8"),
+        (codecs.jpeg_lossless(np.zeros((5, 4)), 12), "70", (16, 12, 11, 0), "picture of 4x5"),
         # What lies beside the pixel does not survive lossy compression.
         (codecs.jpeg_2000(np.full((4, 4), 4096), 16, signed=False), "91", (16, 12, 11, 0), "16 unsigned bits"),
         (codecs.jpeg_2000(np.full((4, 4), -1), 16, signed=True), "91", (16, 12, 11, 0), "16 signed bits"),

@@ -14,11 +14,15 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from boltzformer_monai.errors import DatasetError  # noqa: E402
+from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
+from boltzformer_monai.data.phantom_files import write_phantom_dicom  # noqa: E402
+from boltzformer_monai.errors import DatasetError, VolumeError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
+from boltzformer_monai.io.scan_list import Scan  # noqa: E402
 from boltzformer_monai.label import background  # noqa: E402
 from boltzformer_monai.label.background import FAILED, in_background  # noqa: E402
 from boltzformer_monai.label.corrected_labels import names_in  # noqa: E402
+from boltzformer_monai.label.scan_cache import ScanCache  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 
 
@@ -115,6 +119,28 @@ def test_a_modality_that_nobody_stated_is_told(client: Any, monkeypatch: pytest.
     params = {"params": json.dumps({"prompts": "liver"})}
     reply = client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()
     assert reply["assumed_modality"] == "CT"
+
+
+@pytest.mark.parametrize("assumed", [None, "CT"])
+def test_a_pet_is_not_served(tmp_path: Path, assumed: str | None) -> None:
+    import pydicom
+
+    image, _ = make_phantom("abdomen", seed=1, size=(48, 48, 4))
+    write_phantom_dicom(image, tmp_path / "pet", seed=1)
+    for path in (tmp_path / "pet").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.Modality = "PT"
+        dataset.save_as(path)
+    with pytest.raises(VolumeError, match="say PT"):
+        ScanCache(1 << 20).read(Scan("pet", tmp_path / "pet"), assumed)
+
+
+def test_a_request_may_say_cta_and_not_pet(client: Any) -> None:
+    body = {"image": "scan_1", "prompts": ["liver"]}
+    assert client.post("/boltzformer/api/segment", json={**body, "modality": "CTA"}).status_code == 200
+    reply = client.post("/boltzformer/api/segment", json={**body, "modality": "PET"})
+    assert reply.status_code == 400
+    assert "modality 'PET' is another than CT and MR" in reply.text
 
 
 def test_background_work_steps_back_and_fails_in_one_line(

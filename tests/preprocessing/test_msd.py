@@ -87,6 +87,33 @@ def test_a_task_of_several_modalities_needs_a_channel(tmp_path: Path):
     assert (image.modality, case.site) == ("MR", "prostate")
 
 
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        *((name, "CT") for name in ("CT", "ct", "CTA", "CBCT", "CT scan")),
+        *((n, "MR") for n in ("MRI", "T2", "t1gd", "ADC")),
+    ],
+)
+def test_what_the_channel_is_called(tmp_path: Path, name: str, modality: str):
+    assert msd(make_task(tmp_path / "Task03_Liver", modality=(name,)))[0].modality == modality
+
+
+@pytest.mark.parametrize("name", ["PET", "US", "ultrasound", "X-ray", "PET-CT"])
+def test_a_channel_that_is_neither_ct_nor_mr(tmp_path: Path, name: str):
+    task = make_task(tmp_path / "Task03_Liver", modality=(name,))
+    for given in (None, "CT", "MR"):
+        with pytest.raises(ConfigError, match=rf"dataset\.json: modality '{name}' is another"):
+            msd(task, modality=given)
+
+
+def test_a_channel_that_says_nothing_needs_a_modality(tmp_path: Path):
+    for number, name in enumerate(("image", "")):
+        task = make_task(tmp_path / str(number) / "Task03_Liver", modality=(name,))
+        with pytest.raises(ConfigError, match=r"dataset\.json: .*(use CT or MR|add --modality)"):
+            msd(task)
+        assert msd(task, modality="MRI")[0].modality == "MR"
+
+
 def test_an_unreadable_scan_fails_when_it_is_read_a_missing_file_at_once(tmp_path: Path):
     task = make_task(tmp_path / "Task03_Liver")
     broken = task / "imagesTr" / "liver_001.nii.gz"

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from boltzformer_monai.data.phantom import make_phantom
+from boltzformer_monai.data.phantom_files import write_phantom_dicom
 from boltzformer_monai.data.slices import SliceReader, read_mask
 from boltzformer_monai.data.windows import NAMED_WINDOWS, Window
 from boltzformer_monai.io.volume import Volume, write_label_map
@@ -45,6 +47,21 @@ def error_of(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
+
+
+@pytest.mark.parametrize("given", [(), ("--modality", "CT")])
+def test_a_pet_is_not_sliced(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...]):
+    import pydicom
+
+    image, _ = make_phantom("abdomen", seed=1, size=(32, 32, 4))
+    write_phantom_dicom(image, tmp_path / "pet", seed=1)
+    for path in (tmp_path / "pet").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.Modality = "PT"
+        dataset.save_as(path)
+    argv = ["--image", str(tmp_path / "pet"), "--output", str(tmp_path / "out"), *given]
+    assert "say PT, which is neither CT nor MR" in error_of(capsys, argv)
+    assert "modality 'ultrasound' is another" in error_of(capsys, [*argv[:4], "--modality", "ultrasound"])
 
 
 def test_one_volume(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,95 @@
+"""Which modality a text names: a DICOM header, the description of a data set, an option.
+
+Three answers are different things: CT or MR; none stated, which a user may settle; and another one, which nobody may
+call CT or MR.
+"""
+
+from __future__ import annotations
+
+import re
+
+from boltzformer_monai.errors import ConfigError
+
+__all__ = ["names_another_modality", "parse_modality", "stated_modality"]
+
+_WORD = re.compile(r"[a-z0-9]+")
+_CT = frozenset(["ct", "cta", "cbct", "ctpa", "ctac", "cect", "ncct", "hrct", "ldct", "computed", "computerized",
+                 "computerised"])  # fmt: skip
+_MR = frozenset(["mr", "mra", "mrs", "magnetic", "flair", "dwi", "dti", "adc", "swi", "stir", "mprage", "tof", "pd",
+                 "pdw", "ssfp", "bssfp", "dixon", "ciss", "fiesta", "lge", "proton"])  # fmt: skip
+# Sequences such as T1, T1w, T2f and t1gd; kinds of MRI such as fMRI and cineMRI.
+_MR_FORM = re.compile(r"t[12](?![0-9])[a-z0-9]*|[a-z]*mri")
+_ANOTHER = frozenset(["pet", "pt", "fdg", "positron", "spect", "photon", "emission", "scintigraphy", "nm", "us",
+                      "ivus", "ultrasound", "ultrasonography", "sonography", "echocardiography", "cr", "dx", "dr", "xr",
+                      "rf", "xa", "mg", "mammography", "mammogram", "tomosynthesis", "fluoroscopy", "radiograph",
+                      "radiography", "oct", "coherence", "optical", "fundus", "endoscopy", "colonoscopy", "dermoscopy",
+                      "histology", "histopathology", "pathology", "microscopy", "photography", "thermography",
+                      "infrared"])  # fmt: skip
+_XRAY = re.compile(r"(?i)\bx[ -]?rays?\b")
+# SOP classes (after 1.2.840.10008.5.1.4.1.1.) that hold one modality only, for headers without Modality.
+_OF_CLASS = {
+    **dict.fromkeys(("2", "2.1", "2.2"), "CT"), **dict.fromkeys(("4", "4.1", "4.3", "4.4"), "MR"),
+    **dict.fromkeys(("128", "128.1", "130"), "PT"), **dict.fromkeys(("3.1", "6.1", "6.2"), "US"), "20": "NM",
+    **dict.fromkeys(("12.1", "12.1.1", "13.1.1"), "XA"), **dict.fromkeys(("12.2", "12.2.1"), "RF"), "1": "CR",
+    "1.1": "DX", **dict.fromkeys(("1.2", "13.1.3"), "MG"),
+}  # fmt: skip
+
+
+def parse_modality(text: str) -> str:
+    """Return ``"CT"`` (also for CTA, CBCT, …), ``"MR"`` (also for MRI, T1w, FLAIR, …), or ``"unknown"`` for no words.
+
+    Raises:
+        ConfigError: it names another modality, several, or none that is known.
+    """
+    found = _named(text)
+    if found == "another":
+        msg = f"modality {text!r} is another than CT and MR, which no network here is trained on; use CT or MR scans"
+        raise ConfigError(msg)
+    if not found:
+        msg = f"unknown modality {text!r}; use CT or MR"
+        raise ConfigError(msg)
+    return found
+
+
+def stated_modality(text: str) -> str:
+    """Return ``"CT"`` or ``"MR"`` for what a user states.
+
+    Raises:
+        ConfigError: it is neither, or nothing.
+    """
+    found = parse_modality(text)
+    if found == "unknown":
+        msg = f"unknown modality {text!r}; use CT or MR"
+        raise ConfigError(msg)
+    return found
+
+
+def names_another_modality(text: str) -> bool:
+    """Tell whether a text names a modality that is neither CT nor MR, which no option may overrule."""
+    return _named(text) == "another"
+
+
+def modality_of_header(text: str, sop_class: str) -> str:
+    """Return what a DICOM header states: ``"CT"``, ``"MR"``, another code in capitals, or ``""`` for nothing.
+
+    Args:
+        text: Modality.
+        sop_class: SOPClassUID, which says it where Modality is empty.
+    """
+    text = text.strip()
+    if not text:
+        return _OF_CLASS.get(sop_class.removeprefix("1.2.840.10008.5.1.4.1.1."), "")
+    found = _named(text)
+    return found if found in ("CT", "MR") else text.upper()
+
+
+def _named(text: str) -> str:
+    """Return CT, MR, unknown (nothing stated), another, or "" for what is not understood or names CT and MR."""
+    words = _WORD.findall(text.lower())
+    if not words or words == ["unknown"]:
+        return "unknown"
+    ct = any(word in _CT for word in words)
+    mr = any(word in _MR or _MR_FORM.fullmatch(word) for word in words)
+    if any(word in _ANOTHER for word in words) or (_XRAY.search(text) and not ct):  # X-ray CT is CT
+        return "another"
+    return "" if ct == mr else "CT" if ct else "MR"
