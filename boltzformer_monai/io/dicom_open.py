@@ -25,7 +25,7 @@ _COPIES = 2  # of what is read: the bytes, and the values made of them
 
 
 def read_dicom(
-    path: Path, *, tags: Sequence[str] | None = None, pixels: bool = True, force: bool = True
+    path: Path, *, tags: Sequence[str | int] | None = None, pixels: bool = True, force: bool = True
 ) -> FileDataset:
     """Read a DICOM file by pydicom.
 

@@ -72,7 +72,7 @@ def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray
 def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the stored values of all frames of a file (frames, rows, columns), and which of them are padding."""
     try:
-        tags = [*_FORMAT_TAGS, *_VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
+        tags: list[str | int] = [*_FORMAT_TAGS, *_VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
         dataset = read_dicom(header.path, tags=tags)
         if _is_cut_off(dataset):
             msg = f"{header.path}: its pixel data are missing or end early (truncated); copy or export the file again"
