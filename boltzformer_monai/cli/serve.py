@@ -91,7 +91,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     workspace = Path(settings["workspace"])
     app = _app_folder(workspace)
     if not remote:
-        _tell_if_empty(Path(studies))
+        _tell_what_is_served(Path(studies))
     with temporary_folder(workspace):
         _start(app, studies, settings, arguments.host, arguments.port)
 
@@ -129,10 +129,22 @@ def _check_folder(studies: Path) -> None:
         raise StorageError(msg) from error
 
 
-def _tell_if_empty(studies: Path) -> None:
+_OURS = ("datastore_v2.json", "datastore_v2.json.lock")  # MONAI Label's list and its lock
+
+
+def _tell_what_is_served(studies: Path) -> None:
+    """Say if there is no scan, and what of the folder is not served: it takes image files in the folder itself."""
+    from boltzformer_monai.io.left_out import find_left_out, read_tree, tell_left_out
     from boltzformer_monai.label.folder import SCANS
 
-    if not any(found for pattern in SCANS for found in studies.glob(pattern)):
+    scans = [found for pattern in SCANS for found in studies.glob(pattern)]
+    tree = read_tree(studies, follow=False)
+    ours = [path for path in tree.files if path.is_relative_to(studies / "labels") or path.name in _OURS]
+    for line in tell_left_out(find_left_out(tree, [*scans, *ours]), studies):
+        _log.warning("%s", line)
+    for place, why in tree.closed:
+        _log.warning("%s: left out, it cannot be opened (%s)", place, why)
+    if not scans:
         _log.warning(
             "no scan (%s) lies in %s itself; what is put there is noticed; DICOM series need a DICOMweb server",
             ", ".join(SCANS),

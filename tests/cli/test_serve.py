@@ -213,10 +213,23 @@ def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
 def test_a_folder_without_scans_is_told(studies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("monailabel")
 
-    serve._tell_if_empty(studies)
+    serve._tell_what_is_served(studies)
     assert not caplog.records
-    serve._tell_if_empty(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    serve._tell_what_is_served(empty)
     assert "no scan (*.nii.gz" in caplog.text
+
+
+def test_what_is_not_served_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("monailabel")
+
+    folder = tmp_path / "scans"
+    for name in ("a.nii.gz", "b.mhd", "below/c.nii.gz", "labels/final/a.nii.gz", "datastore_v2.json", ".lock-changes"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    serve._tell_what_is_served(folder)
+    assert caplog.messages == [f"{folder}: left out, image files: b.mhd, below/c.nii.gz"]
 
 
 @pytest.mark.parametrize(
