@@ -31,7 +31,7 @@ def read_dicom(
 
     Args:
         path: the file.
-        tags: the only elements to read; default: all.
+        tags: the only elements to read, by keyword or number; default: all.
         pixels: whether to read the pixels, and what follows them.
         force: also read a file without preamble.
 
