@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -90,6 +91,7 @@ def export(
         for part in _PARTS:
             for name in (part, f"{part}_mask"):
                 (folder / name).mkdir(parents=True)
+        lost: Counter[str] = Counter()
         groups = [list(group) for _, group in groupby(rows, key=lambda row: row.image)]
         for group in tqdm(groups, desc="exporting", unit="slice", dynamic_ncols=True, disable=not progress):
             row = group[0]
@@ -97,7 +99,10 @@ def export(
             patients[volume] = row.patient
             stem = PictureName(f"{volume}_{row.slice_index:04d}", row.modality, row.site).stem
             masks = _write_pictures(folder, parts[row.split], stem, group, size)
+            lost.update(row.target for row in group if row not in masks)
             tables[parts[row.split]].add(stem, masks)
+        for target, count in lost.items():
+            logger.warning("%s is too small to be seen at %d pixels on %d slices; left out there", target, size, count)
         for part, table in tables.items():
             _write_json(folder / f"{part}.json", table.content)
         marker = {"format": MARKER_FORMAT, "version": 1, "name": reader.name, "patients": patients}
@@ -171,7 +176,6 @@ def _write_pictures(folder: Path, part: str, stem: str, rows: Sequence[SliceRow]
     for row in rows:
         mask = np.isin(square, row.label_values)
         if not mask.any():
-            logger.warning("%s: %s is too small to be seen at %d pixels; left out", row.image.name, row.target, size)
             continue
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{part}_mask" / mask_name(stem, row.target))
         kept.append(row)

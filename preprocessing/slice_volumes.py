@@ -39,6 +39,7 @@ from preprocessing.pool import run_jobs
 from preprocessing.slice_options import job_settings, listed_cases, parse_options, volume_id_of
 from preprocessing.slice_report import write_mapping, write_report
 from preprocessing.slicing import slice_case, worker_problem
+from preprocessing.tally import Tally
 
 
 class RefusedError(BoltzFormerError):
@@ -52,6 +53,7 @@ class _Run:
         self.options = options
         self.outcomes: list[Outcome] = []
         self.account = Account([])
+        self.warnings = Tally()
         # A single scan that is refused is an error like any other; of many, the rest goes on.
         self.strict = options.strict or not options.recipe
 
@@ -78,6 +80,8 @@ class _Run:
             try:
                 self._slice(jobs, writer, settings)
             finally:
+                for line in self.warnings.lines():
+                    print(f"warning: {line}", file=sys.stderr)
                 if writer.records or (options.recipe and self.outcomes):
                     write_report(
                         options.output, settings, writer.records, writer.splits(), self.outcomes, account.counts()
@@ -90,11 +94,12 @@ class _Run:
         done = {volume_id: (record.source, record.split) for volume_id, record in writer.records.items()}
         todo = [job for job in jobs if self.options.redo or done.get(job.volume_id) != (job.source, job.split)]
         replaced = writer.hide(job.volume_id for job in todo)
+        paths = {job.volume_id: _paths(job.case) for job in todo}
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="slicing", unit="volume", smoothing=0.1) as bar:
             for outcome in self._outcomes(todo, settings):
                 self.outcomes.append(outcome)
                 for line in outcome.warnings:
-                    bar.write(f"warning: {line}", file=sys.stderr)
+                    self.warnings.add(line, paths[outcome.volume_id])
                 if outcome.record is not None:
                     writer.accept(outcome.record)
                 else:
@@ -178,6 +183,12 @@ def _jobs(
             msg = f"{other.case.image} and {job.case.image} would both become volume {job.volume_id}; rename one"
             raise DatasetError(msg)
     return jobs
+
+
+def _paths(case: Case) -> list[str]:
+    """How the files of a case may be called in warnings."""
+    drawn = [] if case.annotation is None else list(map(str, case.annotation.files()))
+    return [str(case.image), *drawn, ", ".join(drawn)]
 
 
 def _crashed(job: Job) -> Outcome:

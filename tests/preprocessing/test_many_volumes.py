@@ -51,6 +51,21 @@ def test_one_bad_scan_does_not_stop_the_rest(task: Path, tmp_path: Path, capsys:
     assert report["volumes"]["liver_002"]["targets"] == {"liver": 2, "liver tumor": 2}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_name_that_the_vocabulary_does_not_know_is_told_once_with_how_often(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
+):
+    for number in range(5):
+        write_image(tmp_path / "in" / "images" / f"{number}.nii.gz")
+        write_label(tmp_path / "in" / "labels" / f"{number}.nii.gz", 1)
+    names = {"modality": "CT", "site": "abdomen", "labels": {"1": "flux 2"}}
+    (tmp_path / "in" / "labels.json").write_text(json.dumps(names))
+    given = ["--recipe", "folder", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert main([*given, "--workers", str(workers)]) == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if "does not know" in line]
+    assert lines == ['warning: the vocabulary does not know "flux 2"; its prompts are made of its name (5 times)']
+
+
 def test_strict_stops_and_keeps_what_is_done(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     spoil(task)
     assert main(arguments(task, tmp_path / "out", "--strict")) == 2

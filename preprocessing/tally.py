@@ -1,0 +1,38 @@
+"""Warnings of many scans as few lines: what is said of one scan after the other is said once, with how often."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["Tally"]
+
+_NUMBER = re.compile(r'"[^"]*"|\d+(?:\.\d+)?')  # a number in a name is part of the name
+
+
+class Tally:
+    """Counts lines of the form ``PATH: what`` by what they say; numbers in them may differ."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[tuple[str, str]]] = {}
+
+    def add(self, line: str, paths: Iterable[object]) -> None:
+        """Take up a line that begins with one of the paths, or with none."""
+        places = (f"{path}: " for path in paths)
+        place = max((place for place in places if line.startswith(place)), key=len, default="")
+        what = line.removeprefix(place)
+        kind = _NUMBER.sub(lambda match: match[0] if match[0].startswith('"') else "#", what)
+        self._found.setdefault(kind, []).append((place, what))
+
+    def lines(self) -> list[str]:
+        """One line for each kind, in order of first appearance; one that was said once has its path."""
+        told = []
+        for said in self._found.values():
+            place, what = said[0]
+            if len(said) == 1:
+                told.append(f"{place}{what}")
+            elif len({each for _, each in said}) == 1:
+                told.append(f"{what} ({len(said)} times)")
+            else:
+                told.append(f"{place}{what} (and {len(said) - 1} more like it)")
+        return told
