@@ -28,6 +28,7 @@ from tqdm import tqdm
 from boltzformer_monai.data.check.fingerprint import FORMAT, Checked, check_data_sets
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.files import replacing
+from boltzformer_monai.io.atomic import require_writable
 from boltzformer_monai.limits import read_json
 from preprocessing.command_line import CommandParser, run_command
 from preprocessing.dataset_page import TABLE9_HEADINGS, count_line, is_page, table9_rows, write_page
@@ -66,6 +67,7 @@ def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
 
     Raises:
         ConfigError: the reason.
+        StorageError: its folder cannot be written.
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file for {option}")
@@ -75,6 +77,7 @@ def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
         raise ConfigError(f"{path}: lies in a data set that is checked; choose another place for {option}")
     if os.path.lexists(path) and not (_is_fingerprint(path) if option == "--json" else is_page(path)):
         raise ConfigError(f"{path}: exists and was not made by {option} of this command; remove it or name another")
+    require_writable(path.parent)
 
 
 def _is_fingerprint(path: Path) -> bool:

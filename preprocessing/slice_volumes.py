@@ -30,6 +30,7 @@ from tqdm import tqdm
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
+from boltzformer_monai.io.atomic import require_writable
 from boltzformer_monai.io.left_out import tell_left_out
 from preprocessing.accounts import Account
 from preprocessing.cases import Case
@@ -65,6 +66,8 @@ class _Run:
         if options.remove:
             return self._remove(writer)
         job_settings(options, seed=writer.seed)  # refuses bad settings before anything is read
+        for place in (options.output, *([options.mapping.parent] if options.mapping is not None else [])):
+            require_writable(place, make=False)
         self.account = account = listed_cases(options)
         cases = account.cases
         for line in tell_left_out(account.left_out, account.top) if account.top else ():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.io.atomic import require_writable
 
 
 def add_parser(commands: Any) -> None:
@@ -29,6 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not (arguments.bundle_root / "configs" / "train.json").is_file():
         msg = f"no bundle at {arguments.bundle_root}; run from the repository's root or give --bundle-root"
         raise ConfigError(msg)
+    for option, value, least in (("--epochs", arguments.epochs, 1), ("--seed", arguments.seed, 0)):
+        if value is not None and value < least:
+            msg = f"{option} must be at least {least}, not {value}"
+            raise ConfigError(msg)
+    require_writable(arguments.output)
     from boltzformer_monai.cli.demo_run import run_demo
 
     result = run_demo(arguments.output, bundle_root=arguments.bundle_root, epochs=arguments.epochs, seed=arguments.seed)

@@ -84,9 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
     _check_numbers(arguments)
     _check_inputs(arguments)
     _check_output(arguments)
-    from boltzformer_monai.cli.segment_run import segment_scans
+    from boltzformer_monai.cli.segment_plan import plan_work
 
-    return segment_scans(arguments)
+    plan = plan_work(arguments)
+    from boltzformer_monai.cli.segment_run import segment_scans  # only now: it imports PyTorch
+
+    return segment_scans(arguments, plan)
 
 
 def prompts_in(path: Path | None) -> list[str]:

@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
+from boltzformer_monai.cli.segment_plan import Plan, check_seg
+from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
@@ -21,10 +22,9 @@ from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
 from boltzformer_monai.inferers.summary import file_sha256, in_doubt, is_complete, source_digest
+from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.left_out import files_of, find_left_out, read_tree, tell_left_out
-from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 from boltzformer_monai.io.volume import read_volume
-from boltzformer_monai.modality import stated_modality
 
 __all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]
 
@@ -35,51 +35,27 @@ IN_DOUBT = 4
 """Exit code where all is done, and a caveat puts a result in doubt."""
 
 
-def segment_scans(arguments: argparse.Namespace) -> int:
-    """Segment what IMAGE is; returns the exit code.
+def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
+    """Segment what was planned; returns the exit code.
 
     Raises:
         BoltzFormerError: the checkpoint, the prompts or the only scan cannot be used, or a result cannot be written.
     """
-    jobs, many = _jobs(arguments)
-    draft = _draft(arguments)
-    more = [arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
-    check_targets(jobs, draft, image=arguments.image, inputs=more)
-    prepare_folders(jobs, draft)
+    jobs = plan.jobs
     segmenter = VolumeSegmenter.from_checkpoint(
         arguments.checkpoint, device=device_by_name(arguments.device), precision=arguments.precision
     )
-    recipe = _recipe(draft, arguments, segmenter)
+    recipe = _recipe(plan.draft, arguments, segmenter)
     inferer = _inferer(arguments, segmenter, recipe)
-    if many:
+    if recipe.modality is None and all(job.scan.place.is_file() and is_image_file(job.scan.place) for job in jobs):
+        inferer.windows.modality("unknown")  # no image file states it; this says so before the first is read
+    if plan.many:
         return _segment_many(jobs, inferer, segmenter, recipe, left_out=_left_out(jobs, arguments.image))
     summary = _segment_one(jobs[0], inferer, segmenter, recipe)
     voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in summary["prompts"]}
     answer = {"output": str(result_path(jobs[0].stem, recipe)), "voxels": voxels, "found": _found(summary)}
     sys.stdout.write(json.dumps(answer | {"in_doubt": summary["in_doubt"]}, ensure_ascii=False) + "\n")
     return IN_DOUBT if summary["in_doubt"] else 0
-
-
-def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], bool]:
-    """Return what is to be done, and whether these are the scans of a folder."""
-    image, output, preview = arguments.image, arguments.output, arguments.preview
-    named_file = output.name.lower().endswith(arguments.ending) and not arguments.masks
-    stem = Path(str(output)[: -len(arguments.ending)]) if named_file else output
-    single = [Job(Scan(stem.name, image, arguments.series), stem, preview)]
-    if named_file and image.is_dir() and arguments.series is None and holds_only_image_files(image):
-        msg = f"{image} is a folder of scans, each with a result of its own; give a folder instead of {output}"
-        raise ConfigError(msg)
-    if named_file or image.is_file() or arguments.series is not None:
-        return single, False
-    scans = list_scans(image)
-    a_picture = preview is not None and preview.suffix.lower() == ".png"
-    if arguments.masks and len(scans) == 1 and scans[0].series is not None:
-        # The folder is one series, and its masks go straight into OUT.
-        return [replace(single[0], preview=preview if a_picture else _preview_of(preview, single[0].scan))], False
-    if a_picture:
-        msg = f"{image} is a folder of scans, each with a preview of its own; give a folder instead of {preview}"
-        raise ConfigError(msg)
-    return [Job(scan, output / scan.name, _preview_of(preview, scan)) for scan in scans], True
 
 
 def _left_out(jobs: Sequence[Job], folder: Path) -> str:
@@ -90,31 +66,6 @@ def _left_out(jobs: Sequence[Job], folder: Path) -> str:
         _log.info("%s", line)
     counts = ", ".join(f"{kind}: {len(paths)}" for kind, paths in found.items())
     return f"; left out: {counts}" if found else ""
-
-
-def _preview_of(folder: Path | None, scan: Scan) -> Path | None:
-    return None if folder is None else folder / f"{scan.name}.png"
-
-
-def _draft(arguments: argparse.Namespace) -> Recipe:
-    """The recipe as far as the arguments tell it; it decides already what is written where."""
-    return Recipe(
-        prompts=tuple(arguments.prompts),
-        model="",
-        seed=arguments.seed,
-        threshold=arguments.threshold,
-        planes=tuple(arguments.planes or ()),
-        in_plane=arguments.in_plane,
-        repeats=arguments.uncertainty or 1,
-        arbitration=arguments.arbitration,
-        masks=arguments.masks,
-        ending=arguments.ending,
-        preview=arguments.preview is not None,
-        window=None if arguments.window is None else tuple(arguments.window),
-        literal=arguments.literal,
-        modality=None if arguments.modality is None else stated_modality(arguments.modality),
-        precision=arguments.precision,
-    )
 
 
 def _recipe(draft: Recipe, arguments: argparse.Namespace, segmenter: VolumeSegmenter) -> Recipe:
@@ -180,6 +131,8 @@ def _segment_many(
                     skipped += 1
                     doubtful += in_doubt(job.stem)
                     continue
+                if not job.scan.problem:
+                    check_seg(job.scan, recipe)
                 summary = _segment_one(job, inferer, segmenter, recipe)
             except (BoltzFormerError, OSError) as error:
                 if getattr(error, "reason", "") == "write":

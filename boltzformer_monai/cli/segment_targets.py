@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boltzformer_monai.errors import ConfigError, StorageError
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.recipe import Recipe, written_paths
 from boltzformer_monai.inferers.summary import leftovers
+from boltzformer_monai.io.atomic import require_writable
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import Scan
 
@@ -76,13 +76,7 @@ def prepare_folders(jobs: Sequence[Job], recipe: Recipe) -> None:
     for job in jobs:
         places.append(job.stem if recipe.masks and job.stem.is_dir() else job.stem.parent)
     for folder in dict.fromkeys(places):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            msg = f"cannot write into {folder} ({error.strerror or error}); choose another place, or allow it"
-            raise StorageError(msg) from error
+        require_writable(folder)
 
 
 def _files(scan: Scan) -> Sequence[Path]:

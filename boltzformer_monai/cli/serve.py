@@ -84,12 +84,15 @@ def _serve(arguments: argparse.Namespace) -> None:
     remote = arguments.studies.startswith(("http://", "https://"))
     if not remote:
         _check_folder(Path(arguments.studies))
-    _check_checkpoint(arguments.checkpoint)
+    if not arguments.checkpoint.is_file():
+        msg = f"no checkpoint at {arguments.checkpoint}; give the model.pt of a training"
+        raise CheckpointError(msg)
     _check_port(arguments.host, arguments.port)
     studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
     settings = _conf(arguments, studies)
     workspace = Path(settings["workspace"])
     app = _app_folder(workspace)
+    _check_checkpoint(arguments.checkpoint)  # last: it is loaded for it
     if not remote:
         _tell_what_is_served(Path(studies))
     with temporary_folder(workspace):
@@ -155,9 +158,6 @@ def _tell_what_is_served(studies: Path) -> None:
 def _check_checkpoint(path: Path) -> None:
     from boltzformer_monai.networks.weights import load_checkpoint
 
-    if not path.is_file():
-        msg = f"no checkpoint at {path}; give the model.pt of a training"
-        raise CheckpointError(msg)
     with ThreadPoolExecutor(1) as thread:  # whose OpenMP threads end with it, see SegmentService
         thread.submit(load_checkpoint, path).result()
 

@@ -19,8 +19,10 @@ import torch
 from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from boltzformer_monai.data.slice_files import read_description
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, user_error
+from boltzformer_monai.io.atomic import require_writable
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
 
@@ -32,6 +34,8 @@ FREE_FORM = ("network_overrides", "settings_overrides", "_meta_")
 OVERLAYS = {"train": ("multi_gpu_train",)}
 # MONAI's own words for a wrong run id, and for a section that an override replaced by something else.
 _MONAI_USER_ERRORS = ("run ID ", "the referring item ")
+# Which setting says where a configuration writes.
+_WRITES = {"train": "output_dir", "evaluate": "output_dir", "inference": "output"}
 # Plain values that an override may give: the type, and the least value.
 _NUMBERS: dict[str, tuple[type, float]] = {
     "seed": (int, 0),
@@ -58,6 +62,8 @@ def start(bundle_root: str | Path, name: str) -> None:
     Raises:
         ConfigError: an override key is not in the configuration and no argument of the component it is given to, the
             device is not there, or ``bundle_root`` is not the bundle.
+        DatasetError: there is no slice dataset at ``dataset_dir``.
+        StorageError: what it writes has no place.
     """
     one_line_errors()
     configs = Path(bundle_root) / "configs"
@@ -87,9 +93,24 @@ def start(bundle_root: str | Path, name: str) -> None:
             what = "a whole number" if kind is int else "a number"
             msg = f"--{key} must be {what} of at least {least:g}, got {value!r}"
             raise ConfigError(msg)
-    device = parser.get("device")
-    if isinstance(device, str) and not device.startswith("$"):
+    if device := _literal(parser, "device"):
         device_by_name(device)
+    _check_places(parser, name)
+
+
+def _literal(parser: ConfigParser, key: str) -> str:
+    """A setting that is plain text; "" where it is none, or an expression."""
+    value = parser.get(key) if key else None
+    return value if isinstance(value, str) and not value.startswith(("$", "@")) else ""
+
+
+def _check_places(parser: ConfigParser, name: str) -> None:
+    """Look at what is read and written before the network is made and the data are loaded."""
+    dataset = _literal(parser, "dataset_dir")
+    if dataset and name in ("train", "evaluate"):
+        read_description(Path(dataset))
+    if place := _literal(parser, _WRITES.get(name, "")):
+        require_writable(Path(place).parent if _WRITES[name] == "output" else Path(place))
 
 
 def _is_argument(parser: ConfigParser, key: str) -> bool:

@@ -1,10 +1,16 @@
 """From a volume and prompts to probabilities, masks and a label map on the volume's own grid."""
 
-from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.segmenter import LoadVolumed, SaveLabelMapd, VolumeSegmenter
-from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
-from boltzformer_monai.inferers.volume_result import PromptFinding, VolumeResult
-from boltzformer_monai.inferers.windows import PromptWindows
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boltzformer_monai.evaluation.presence_rule import PresenceRule
+    from boltzformer_monai.inferers.segmenter import LoadVolumed, SaveLabelMapd, VolumeSegmenter
+    from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
+    from boltzformer_monai.inferers.volume_result import PromptFinding, VolumeResult
+    from boltzformer_monai.inferers.windows import PromptWindows
 
 __all__ = [
     "LoadVolumed",
@@ -16,3 +22,22 @@ __all__ = [
     "VolumeResult",
     "VolumeSegmenter",
 ]
+
+_HOMES = {
+    "LoadVolumed": "inferers.segmenter",
+    "PresenceRule": "evaluation.presence_rule",
+    "PromptFinding": "inferers.volume_result",
+    "PromptWindows": "inferers.windows",
+    "SaveLabelMapd": "inferers.segmenter",
+    "SlidingVolumeInferer": "inferers.sliding_volume",
+    "VolumeResult": "inferers.volume_result",
+    "VolumeSegmenter": "inferers.segmenter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: what is written where is planned before anybody waits for PyTorch."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(f"boltzformer_monai.{_HOMES[name]}"), name)

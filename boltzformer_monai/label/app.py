@@ -23,10 +23,11 @@ from monailabel.tasks.activelearning.random import Random
 
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
+from boltzformer_monai.io.dicom_seg_out import check_can_be_seg
 from boltzformer_monai.label.background import in_background
 from boltzformer_monai.label.connections import Connections, limit_connections
 from boltzformer_monai.label.departures import to_the_end
-from boltzformer_monai.label.dicomweb import open_dicomweb
+from boltzformer_monai.label.dicomweb import DicomWebDatastore, open_dicomweb
 from boltzformer_monai.label.folder import SCANS, FolderDatastore
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
 from boltzformer_monai.label.safety import image_path
@@ -135,10 +136,13 @@ class BoltzFormerApp(MONAILabelApp):
         image_id = str(request["image"])
         uploaded = self._uploaded(image_id)
         path = uploaded or image_path(store, image_id)
+        tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
+        saved = bool(request.get("save_label")) and uploaded is None
+        if saved and tag == DefaultLabelTag.FINAL.value and isinstance(store, DicomWebDatastore):
+            check_can_be_seg(path)  # which it will be sent as
         file, params = task({**copy.deepcopy(request), "image": str(path)})
         label_id = file
-        tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
-        if file and request.get("save_label") and uploaded is None:
+        if file and saved:
             info = {"model": MODEL, "params": params, "label_info": _label_info(params)}
             label_id = store.save_label(image_id, file, tag, info)
         return {"label": label_id, "tag": tag, "file": file, "params": params}

@@ -15,6 +15,7 @@ from boltzformer_monai.data.phantom import make_phantom
 from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.inferers import preview
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
+from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 
 
@@ -194,7 +195,7 @@ def test_the_source_is_what_was_read(room: Path, checkpoint: Path, monkeypatch: 
         os.utime(place, (1, 1))
         return volume
 
-    before = segment_run.source_digest(segment_run.Scan("scan", room / "scan.nii.gz"))
+    before = segment_run.source_digest(Scan("scan", room / "scan.nii.gz"))
     monkeypatch.setattr(segment_run, "read_volume", changed)
     assert _run("scan.nii.gz", checkpoint, "o.nii.gz") == 0
     assert json.loads((room / "o.json").read_text(encoding="utf-8"))["source"] == before

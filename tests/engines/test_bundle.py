@@ -13,9 +13,10 @@ import torch
 from monai.bundle import ConfigParser, create_workflow
 from monai.utils import set_determinism
 
+from boltzformer_monai import engines
 from boltzformer_monai.engines import bundle
 from boltzformer_monai.engines.settings import SETTINGS
-from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, StorageError
 from boltzformer_monai.networks.weights import load_checkpoint
 from tests.engines.cases import write_dataset
 from tests.networks.cases import SMALL
@@ -85,7 +86,7 @@ def start(config: ConfigParser) -> None:
         config.get_parsed_content("initialize")
     except RuntimeError as error:  # MONAI wraps what an expression raises
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ConfigError):
+        while cause is not None and not isinstance(cause, BoltzFormerError):
             cause = cause.__cause__ or cause.__context__
         raise cause or error from None
 
@@ -115,6 +116,22 @@ def test_unknown_overrides_are_refused(key: str, words: str):
 )
 def test_known_overrides_are_taken(overrides: dict[str, Any]):
     start(parser(**overrides))
+
+
+def test_what_is_read_and_written_is_looked_at_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def never(*arguments: Any, **settings: Any) -> None:
+        pytest.fail("a network was made")
+
+    monkeypatch.setattr(engines, "training_network", never)
+    (tmp_path / "a file").write_bytes(b"")
+    with pytest.raises(DatasetError, match="no such folder; make one with"):
+        start(parser(dataset_dir=str(tmp_path / "nothing")))
+    with pytest.raises(DatasetError, match=r"has no dataset\.json"):
+        start(parser(dataset_dir=str(tmp_path)))
+    with pytest.raises(StorageError, match="cannot write into .*a file"):
+        start(parser(output_dir=str(tmp_path / "a file" / "models")))
+    start(parser(dataset_dir=str(write_dataset(tmp_path / "slices")), output_dir=str(tmp_path / "models")))
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_a_bundle_that_is_not_there(tmp_path: Path):

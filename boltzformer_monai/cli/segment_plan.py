@@ -1,0 +1,106 @@
+"""What ``boltzformer segment`` is going to do, judged by names and headers: before PyTorch, checkpoint and pixels."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.inferers.recipe import Recipe
+from boltzformer_monai.io.dicom_seg_out import check_can_be_seg
+from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
+from boltzformer_monai.modality import stated_modality
+
+__all__ = ["Plan", "check_seg", "plan_work"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        jobs: the scans.
+        many: whether these are the scans of a folder, each with a result of its own.
+        draft: the recipe as far as the arguments tell it; it decides already what is written where.
+    """
+
+    jobs: Sequence[Job]
+    many: bool
+    draft: Recipe
+
+
+def plan_work(arguments: argparse.Namespace) -> Plan:
+    """List the scans, check what is written where, and make the folders.
+
+    Raises:
+        BoltzFormerError: there is no scan, a file would be lost, a folder cannot be written, or a DICOM SEG of the only
+            scan cannot be made.
+    """
+    jobs, many = _jobs(arguments)
+    draft = _draft(arguments)
+    more = [arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
+    check_targets(jobs, draft, image=arguments.image, inputs=more)
+    if not many:
+        check_seg(jobs[0].scan, draft)
+    prepare_folders(jobs, draft)
+    return Plan(jobs, many, draft)
+
+
+def check_seg(scan: Scan, recipe: Recipe) -> None:
+    """Check that the scan's headers allow the DICOM SEG that is wanted, if one is.
+
+    Raises:
+        VolumeError: they do not.
+    """
+    if recipe.ending == ".dcm":
+        check_can_be_seg(scan.files or scan.place, series=scan.series, names=recipe.prompts)
+
+
+def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], bool]:
+    """Return what is to be done, and whether these are the scans of a folder."""
+    image, output, preview = arguments.image, arguments.output, arguments.preview
+    named_file = output.name.lower().endswith(arguments.ending) and not arguments.masks
+    stem = Path(str(output)[: -len(arguments.ending)]) if named_file else output
+    single = [Job(Scan(stem.name, image, arguments.series), stem, preview)]
+    if named_file and image.is_dir() and arguments.series is None and holds_only_image_files(image):
+        msg = f"{image} is a folder of scans, each with a result of its own; give a folder instead of {output}"
+        raise ConfigError(msg)
+    if named_file or image.is_file() or arguments.series is not None:
+        return single, False
+    scans = list_scans(image)
+    a_picture = preview is not None and preview.suffix.lower() == ".png"
+    if arguments.masks and len(scans) == 1 and scans[0].series is not None:
+        # The folder is one series, and its masks go straight into OUT.
+        return [replace(single[0], preview=preview if a_picture else _preview_of(preview, single[0].scan))], False
+    if a_picture:
+        msg = f"{image} is a folder of scans, each with a preview of its own; give a folder instead of {preview}"
+        raise ConfigError(msg)
+    return [Job(scan, output / scan.name, _preview_of(preview, scan)) for scan in scans], True
+
+
+def _preview_of(folder: Path | None, scan: Scan) -> Path | None:
+    return None if folder is None else folder / f"{scan.name}.png"
+
+
+def _draft(arguments: argparse.Namespace) -> Recipe:
+    """The recipe as far as the arguments tell it; it decides already what is written where."""
+    return Recipe(
+        prompts=tuple(arguments.prompts),
+        model="",
+        seed=arguments.seed,
+        threshold=arguments.threshold,
+        planes=tuple(arguments.planes or ()),
+        in_plane=arguments.in_plane,
+        repeats=arguments.uncertainty or 1,
+        arbitration=arguments.arbitration,
+        masks=arguments.masks,
+        ending=arguments.ending,
+        preview=arguments.preview is not None,
+        window=None if arguments.window is None else tuple(arguments.window),
+        literal=arguments.literal,
+        modality=None if arguments.modality is None else stated_modality(arguments.modality),
+        precision=arguments.precision,
+    )
