@@ -51,6 +51,9 @@ REASONS: Mapping[str, str] = {
 with it. ``docs/data.md`` shows this table."""
 
 
+_LONGEST = 160  # letters of a foreign message
+
+
 class BoltzFormerError(Exception):
     """Base of all errors that a user's input can cause.
 
@@ -105,10 +108,24 @@ class CancelledError(BoltzFormerError):
 
 
 def why(error: BaseException) -> str:
-    """Return what an error says, on one line; of one of the operating system the reason, without its number or path."""
+    """Return what an error says, on one line; of one of the operating system the reason, without its number or path.
+
+    What only Python says of itself, such as the names of its types, is put into words.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split())
+    if isinstance(error, BoltzFormerError):
+        return said
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    if isinstance(error, KeyError) and error.args:
+        return f"it lacks {str(error.args[0])[:_LONGEST]}"
+    if isinstance(error, (TypeError, AttributeError, LookupError)):
+        return "it has not the form that is expected"
+    if isinstance(error, ArithmeticError) or said.startswith(("could not convert", "invalid literal")):
+        return "a number in it is none"
+    return said[:_LONGEST] or "it contradicts itself"
 
 
 def cannot_open(path: object, error: BaseException) -> VolumeError | None:

@@ -137,7 +137,8 @@ def read_demo_volumes(root: str | os.PathLike[str]) -> list[DemoVolume]:
             for entry in content["volumes"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"{folder / VOLUMES_FILE}: is not a list of demo volumes ({error}); delete {folder} and make it again"
+        place = folder / VOLUMES_FILE
+        msg = f"{place}: is not a list of demo volumes ({why(error)}); delete {folder} and make it again"
         raise DatasetError(msg) from None
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.errors import CheckpointError, ConfigError, why
 
 __all__ = ["PresenceEvidence", "PresenceRule", "calibrate"]
 
@@ -71,7 +71,7 @@ class PresenceRule:
         try:
             return cls(high=float(stored["high"]), low=float(stored["low"]))
         except (KeyError, TypeError, ValueError, ConfigError) as error:
-            msg = f"the checkpoint's presence thresholds {stored!r} cannot be used ({error}); train it again"
+            msg = f"the checkpoint's presence thresholds cannot be used ({why(error)}); train it again"
             raise CheckpointError(msg) from None
 
 

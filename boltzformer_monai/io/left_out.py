@@ -61,7 +61,7 @@ def read_tree(top: Path, *, follow: bool = True) -> Tree:
     tree = Tree(top)
 
     def closed(error: OSError) -> None:
-        place, why = Path(error.filename), error.strerror or type(error).__name__
+        place, why = Path(error.filename), error.strerror or "no permission"
         if place == top:
             msg = f"{top}: cannot be opened ({why}); allow it, or give another folder"
             raise VolumeError(msg, reason="missing") from error

@@ -79,7 +79,7 @@ def read_nifti(path: Path, *, layers: bool = False, dtype: type | None = None) -
 def one_line(error: BaseException) -> str:
     """Return the last line of an error's text, which is the most telling one for the libraries used here."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1] if lines else "it contradicts its own header"
 
 
 def three_dimensions(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:

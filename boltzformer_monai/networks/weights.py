@@ -97,7 +97,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise _unreadable(file, error) from error
     except Exception as error:  # safetensors raises its own type, which derives from nothing else
         if type(error).__module__.startswith("safetensors"):
-            msg = f"{file} cannot be read as a checkpoint ({error})"
+            msg = f"{file} cannot be read as a checkpoint ({why(error)})"
             raise CheckpointError(msg) from error
         raise
     if not isinstance(content, dict):
@@ -151,7 +151,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         _check_described(description.network, content["model"], path)
         network = create_boltzformer(description.network)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
-        msg = f"{path}: its description cannot be used ({error})"
+        msg = f"{path}: its description cannot be used ({why(error)})"
         raise CheckpointError(msg) from error
     load_strictly(network, content["model"], source=str(path))
     return network.to(device).eval(), description

@@ -1,0 +1,43 @@
+"""What libraries say is put into words before a user reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from boltzformer_monai.errors import ConfigError, why
+
+
+def raised(call: str) -> BaseException:
+    try:
+        eval(call, {"json": json})  # of this file's own texts
+    except Exception as error:  # noqa: BLE001
+        return error
+    raise AssertionError(call)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("{}['high']", "it lacks high"),
+        ("None.shape", "it has not the form that is expected"),
+        ("len(3)", "it has not the form that is expected"),
+        ("[][1]", "it has not the form that is expected"),
+        ("float('x')", "a number in it is none"),
+        ("int('x')", "a number in it is none"),
+        ("1 / 0", "a number in it is none"),
+        ("open('/no/such/file')", "No such file or directory"),
+        ("b'\\xff'.decode()", "it is no text in UTF-8"),
+        ("json.loads('{')", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("next(iter(()))", "it contradicts itself"),
+    ],
+)
+def test_exceptions_in_words(call: str, said: str) -> None:
+    assert why(raised(call)) == said
+    assert not re.search(r"Error|object|NoneType|'", why(raised(call)))
+
+
+def test_our_own_errors_stay_as_they_are() -> None:
+    assert why(ConfigError("use CT or MR")) == "use CT or MR"
