@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open
+from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open, why
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer
 from boltzformer_monai.networks.reference import convert_published
