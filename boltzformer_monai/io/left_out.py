@@ -70,7 +70,8 @@ def read_tree(top: Path, *, follow: bool = True) -> Tree:
     seen: set[str] = set()
     pending = [top]
     while pending:
-        start, links = pending.pop(0), []
+        start = pending.pop(0)
+        links: list[Path] = []
         for directory, subfolders, names in os.walk(start, onerror=closed):
             place, real = Path(directory), os.path.realpath(directory)
             if real in seen:
