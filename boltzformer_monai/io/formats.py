@@ -86,7 +86,8 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
         affine: voxel → RAS+ mm (4, 4). A hair off right angles it is put at right angles (see
             :func:`~boltzformer_monai.io.grids.right_angled`), since ITK opens no other NIfTI file; a gantry tilt stays.
         path: of the file.
-        fast: compress an NRRD no more than is quick, as .nii.gz always is; for files that are read once.
+        fast: for files that are read once: an NRRD is compressed no more than is quick, as .nii.gz always is, and
+            nothing waits for the disk.
 
     Raises:
         VolumeError: another suffix, a missing folder, or a file system that refuses.
@@ -97,7 +98,7 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
     upright = right_angled(affine, array.shape)
     affine = affine if upright is None else upright
     try:
-        with atomic_path(path) as temporary:
+        with atomic_path(path, durable=not fast) as temporary:
             if path.name.lower().endswith(".nrrd"):
                 _write_nrrd(array, affine, temporary, level=1 if fast else -1)
             else:

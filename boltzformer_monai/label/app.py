@@ -34,6 +34,7 @@ from boltzformer_monai.label.safety import image_path
 from boltzformer_monai.label.scoring import UncertaintyScoring
 from boltzformer_monai.label.server_settings import ServerSettings
 from boltzformer_monai.label.service import SegmentService
+from boltzformer_monai.label.sessions import ScanSessions
 from boltzformer_monai.label.strategy import MostUncertain
 from boltzformer_monai.label.temporary import hold_temporary_folder
 from boltzformer_monai.label.train_task import BoltzFormerTrainTask
@@ -90,6 +91,11 @@ class BoltzFormerApp(MONAILabelApp):
         """Ours: labels go back as DICOM SEG without tools that would have to be downloaded."""
         return open_dicomweb(self.studies, self.settings.workspace)
 
+    def _load_sessions(self, load: bool = False) -> ScanSessions | None:
+        """Ours, which a full disk or a kill leaves whole."""
+        stock = super()._load_sessions(load)
+        return None if stock is None else ScanSessions(stock.store_path, stock.expiry)
+
     def init_infers(self) -> dict[str, InferTask]:
         """The one model."""
         return {MODEL: BoltzFormerInferTask(self.service)}
@@ -144,7 +150,11 @@ class BoltzFormerApp(MONAILabelApp):
         label_id = file
         if file and saved:
             info = {"model": MODEL, "params": params, "label_info": _label_info(params)}
-            label_id = store.save_label(image_id, file, tag, info)
+            try:
+                label_id = store.save_label(image_id, file, tag, info)
+            except BaseException:
+                Path(file).unlink(missing_ok=True)
+                raise
         return {"label": label_id, "tag": tag, "file": file, "params": params}
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:

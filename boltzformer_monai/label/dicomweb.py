@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import tempfile
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +22,7 @@ from boltzformer_monai.io.dicom_seg_out import require_highdicom
 from boltzformer_monai.io.volume import read_volume
 from boltzformer_monai.label.archive import Archive
 from boltzformer_monai.label.corrected_labels import names_in
+from boltzformer_monai.label.dataset_zip import zipped
 from boltzformer_monai.label.dicomweb_cache import Cache
 from boltzformer_monai.label.dicomweb_lists import ArchiveLists
 from boltzformer_monai.label.safety import UPLOADS, UnknownIdError
@@ -224,14 +223,8 @@ class DicomWebDatastore(Datastore):
         return image_id
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """ZIP of images and final labels."""
-        pairs = self.datalist()[: limit_cases or None]
-        with tempfile.NamedTemporaryFile(delete=False, suffix=".zip") as file, zipfile.ZipFile(file, "w") as archive:
-            for pair in pairs:
-                for kind, path in pair.items():
-                    archive.write(path, f"{kind}/{Path(path).name}")
-            archive.writestr("metadata.json", json.dumps(self.json(), ensure_ascii=False, default=str))
-        return file.name
+        """ZIP of images and final labels, which the caller removes."""
+        return zipped(self.datalist()[: limit_cases or None], self.json())
 
     # Changes.
 

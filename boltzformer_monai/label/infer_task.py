@@ -103,7 +103,11 @@ class BoltzFormerInferTask(InferTask):
         names = {str(each["prompt"]): each["label"] for each in shown}
         with tempfile.NamedTemporaryFile(suffix=wanted.result_extension, delete=False) as file:
             path = Path(file.name)
-        write_image_file(labels.astype(wanted.result_dtype, copy=False), result.grid.affine, path, fast=True)
+        try:
+            write_image_file(labels.astype(wanted.result_dtype, copy=False), result.grid.affine, path, fast=True)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         params: dict[str, Any] = {
             "label_names": names,
             "findings": findings,

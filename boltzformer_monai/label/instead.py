@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import ohif
+from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from boltzformer_monai.label.header_texts import without_texts
 from boltzformer_monai.label.proxied import pass_on
+from boltzformer_monai.label.safety import parse_json
+from boltzformer_monai.label.uploads import saved
 
 __all__ = ["call"]
 
@@ -38,6 +44,43 @@ def _ohif_file(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
     if "/" in path and file.is_relative_to(folder) and file.is_file():
         return FileResponse(file)
     return _stock(endpoint, arguments)
+
+
+def _with_upload(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
+    """An uploaded scan has a file only as long as it is needed; MONAI Label's stays behind when the disk is full."""
+    if (upload := arguments.get("file")) is None:
+        return _stock(endpoint, arguments)
+    with _saved(upload) as path:
+        return _stock(endpoint, {**arguments, "file": None, "image": str(path)})
+
+
+def _add_image(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
+    info = parse_json(arguments["params"], "params")
+    if user := arguments["user"].username:
+        info["user"] = user
+    with _saved(arguments["file"]) as path:
+        return {"image": app_instance().datastore().add_image(arguments["image"], str(path), info)}
+
+
+def _save_label(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
+    app, image = app_instance(), arguments["image"]
+    info = parse_json(arguments["params"], "params")
+    with _saved(arguments["label"]) as path:
+        label = app.datastore().save_label(image, str(path), arguments["tag"], info)
+    return {**(app.on_save_label(image, label) or {}), "image": image, "label": label}
+
+
+def _add_session(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
+    sessions = app_instance().sessions()
+    if sessions is None:
+        raise HTTPException(406, "this server keeps no sessions")
+    name, session = sessions.add_files(arguments["files"], arguments["expiry"])
+    return {"session_id": name, "session_info": session.to_json()}
+
+
+def _saved(upload: UploadFile) -> AbstractContextManager[Path]:
+    name = str(upload.filename)  # as the checks have left it
+    return saved(upload.file, name[name.index(".") :])
 
 
 def _dataset(endpoint: _Endpoint, arguments: dict[str, Any]) -> Response:
@@ -73,8 +116,12 @@ def _passed_on(service: str) -> _Call:
 
 
 _INSTEAD: dict[str, _Call] = {
+    "api_add_image": _add_image,
+    "api_create_session": _add_session,
     "api_download_image": _image,
     "api_get_ohif": _ohif_file,
+    "api_run_inference": _with_upload,
+    "api_save_label": _save_label,
     "api_download_dataset": _dataset,
     "proxy": _passed_on(""),
     "proxy_wado": _passed_on("wado"),

@@ -31,6 +31,7 @@ from boltzformer_monai.errors import (
     user_error,
 )
 from boltzformer_monai.label.safety import UnknownIdError
+from boltzformer_monai.storage import FULL, disk_refusal
 
 _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
     (UnknownIdError, 404),
@@ -64,10 +65,13 @@ class Replies:
         """Status and line for what a request can cause; ``None`` for a bug."""
         if isinstance(error, HTTPException):
             # MONAI Label answers 500 where it means a mistake of the client.
+            if isinstance(error.__cause__, OSError) and (refusal := disk_refusal(error.__cause__)) is not None:
+                return _of_the_disk(refusal)  # met by FastAPI in an upload
             return (400 if error.status_code == 500 else error.status_code), self.one_line(str(error.detail))
         if (known := user_error(error)) is not None:
             if getattr(known, "reason", "") == "write":
-                return 503, self.one_line(str(known))
+                refusal = disk_refusal(known)
+                return 503 if refusal is None else _of_the_disk(refusal)[0], self.one_line(str(known))
             return next(status for kind, status in _STATUS if isinstance(known, kind)), self.one_line(str(known))
         if isinstance(error, MemoryError):
             return 413, "there is not enough memory for this; crop or resample the scan"
@@ -82,7 +86,7 @@ class Replies:
         if isinstance(error, MONAILabelException):
             bad = error.error in (MONAILabelError.INVALID_INPUT, MONAILabelError.APP_INIT_ERROR)
             return (404 if bad else 400), self.one_line(str(error.msg))
-        return None
+        return None if (refusal := disk_refusal(error)) is None else _of_the_disk(refusal)
 
     def one_line(self, text: str) -> str:
         """The text on one line, without the folders of absolute paths."""
@@ -119,5 +123,13 @@ class Replies:
         app.add_exception_handler(BoltzFormerError, known)
         app.add_exception_handler(MONAILabelException, known)
         app.add_exception_handler(HTTPException, known)
+        app.add_exception_handler(OSError, known)
         app.add_exception_handler(RequestValidationError, invalid)
         app.add_exception_handler(Exception, bug)
+
+
+def _of_the_disk(refusal: OSError) -> tuple[int, str]:
+    """Status and line; whatever writes leaves all as it was when it fails."""
+    if refusal.errno in FULL:
+        return 507, f"no room on the server's disk ({refusal.strerror}); nothing was changed: free some and ask again"
+    return 503, f"the server's disk refuses ({refusal.strerror}); nothing was changed: look at it and ask again"

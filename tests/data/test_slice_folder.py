@@ -62,7 +62,7 @@ def test_between_the_two_tables_a_kill_leaves_what_reads(root: Path, monkeypatch
         with SliceWriter(root) as writer:
             if change == "comes":
                 add(writer, "third")
-            monkeypatch.setattr("boltzformer_monai.io.atomic.os.replace", interrupted)
+            monkeypatch.setattr("boltzformer_monai.storage.os.replace", interrupted)
             if change == "comes":
                 writer.flush()
             else:

@@ -140,7 +140,7 @@ def test_a_list_that_cannot_be_written_leaves_the_last_label(
 
     names_of_7 = {"label_info": [{"name": "x", "idx": 7}]}
     with monkeypatch.context() as patched:
-        patched.setattr(FolderDatastore, "_update_datastore_file", full)
+        patched.setattr(FolderDatastore, "_write_list", full)
         with pytest.raises(OSError, match="full"):
             labelled.save_label("s0", str(tmp_path / "other.nii.gz"), "final", names_of_7)
     assert (studies / "labels" / "final" / "s0.nii.gz").read_bytes() == before

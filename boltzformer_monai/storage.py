@@ -1,0 +1,214 @@
+"""Files that are whole or not there, whatever ends the process; and what a disk says when it refuses one.
+
+A file is written beside its target under a hidden name of ours and then renamed. SIGKILL may leave the hidden file; its
+name says which process made it, so that the next one that writes there can tell what is left over from what is under
+way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from boltzformer_monai.errors import StorageError
+
+__all__ = [
+    "FULL", "REFUSED", "atomic_path", "disk_refusal", "require_writable", "sweep", "sync", "temporary_beside", "writing",
+]  # fmt: skip
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""There is no room: a full disk, a quota, a limit on the size of files."""
+REFUSED = frozenset(
+    {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EMFILE}
+    | {errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.EBUSY}
+)
+"""The file system, or what is below it, does not take it."""
+_LONGEST_NAME = 255  # bytes; what file systems take
+_PROBE = 64 * 1024  # bytes that must fit, so that a full disk is noticed
+_FORGOTTEN_S = 24 * 3600.0
+_OURS = re.compile(r"\.boltzformer-([a-z]+|([0-9a-f]{6})-([0-9]+))-[0-9a-f]{6}-.*", re.DOTALL)
+# Folders cannot be synchronised on Windows, nor on every network file system.
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EISDIR, errno.EBADF})
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary path to write to; when the block ends well, it becomes ``path`` in one step.
+
+    The temporary file lies in the same folder (so the rename is atomic) and ends with the same name (so writers that
+    choose a format by suffix, ``.nii.gz`` included, do the right thing). It is created by the writer, hence with the
+    user's ordinary permissions. When the block fails or is interrupted, it is removed and an older ``path`` stays as
+    it was.
+
+    Args:
+        path: the file to be written; its folder must exist.
+        durable: whether the new file outlasts a power failure from the moment that the block is left; and what killed
+            processes left in the folder is removed. Without it a kill is survived as well, and nothing waits for the
+            disk: for the many files of a slice data set, which can be made again.
+
+    Yields:
+        The path to write to, in the same folder.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written, or the block wrote nothing; it names ``path``.
+    """
+    target = Path(path)
+    if durable:
+        sweep(target.parent)
+    temporary = temporary_beside(target)
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        os.replace(temporary, target)
+        if durable:
+            sync(target.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(target)
+            del error.filename2  # of the rename
+        raise
+    finally:  # also on KeyboardInterrupt; after a successful rename there is nothing left to remove
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(target: Path, *, lock: str = "") -> Path:
+    """A hidden name in the same folder that ends as the target's and that :func:`sweep` knows.
+
+    Args:
+        target: what the file will become.
+        lock: letters, the name of the lock that its writer holds; otherwise the writer is known by its process.
+    """
+    start, end = f".boltzformer-{lock or f'{_machine()}-{os.getpid()}'}-{secrets.token_hex(3)}-", target.name
+    while len(os.fsencode(start + end)) > _LONGEST_NAME:
+        end = end[1:]
+    return target.with_name(start + end)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path, *, lock: str = "") -> None:
+    """Remove what killed processes left in a folder; what cannot be removed stays.
+
+    A file of a process of this machine goes once that process is gone, another machine's after a day without a change.
+
+    Args:
+        folder: only what lies in it is looked at, not what is in folders below it.
+        lock: held by the caller: what others wrote who held it goes at once, and nothing else.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if (named := _OURS.fullmatch(entry.name)) is None:
+                continue
+            with contextlib.suppress(OSError):
+                owner, machine, process = named.groups()
+                if owner != lock and (lock or not machine or not _left_over(entry, machine, int(process))):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], advice: str = "", *, much_else: bool = False) -> Iterator[None]:
+    """Say in the user's words that a file cannot be written.
+
+    Args:
+        path: what is written.
+        advice: what to do about it.
+        much_else: the block does more than writing, so that only what a disk says is put into these words.
+
+    Raises:
+        StorageError: the block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if much_else and error.errno not in FULL | REFUSED:
+            raise
+        full = error.errno in FULL
+        todo = advice or ("free space, or choose another folder" if full else "choose a folder that can be written")
+        raise StorageError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}); {todo}") from error
+
+
+def require_writable(folder: Path, *, make: bool = True) -> None:
+    """Try a folder with a file that is gone at once: before the work, not after it.
+
+    Args:
+        folder: made if it is not there.
+        make: False: try the nearest folder above it that is there, and make nothing.
+
+    Raises:
+        StorageError: it cannot be made, takes no file, or its disk is full.
+    """
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        place = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each))
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"\0" * _PROBE)
+    except OSError as error:
+        msg = f"cannot write into {folder} ({error.strerror or error}); choose another place, or allow it"
+        raise StorageError(msg) from error
+
+
+def disk_refusal(error: BaseException | None) -> OSError | None:
+    """The disk's refusal in a chain of causes: no room, no permission, a defect; ``None`` if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL | REFUSED:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _left_over(file: os.DirEntry[str], machine: str, process: int) -> bool:
+    if machine != _machine() or os.name == "nt":  # where signal 0 would end the process
+        return time.time() - file.stat(follow_symlinks=False).st_mtime > _FORGOTTEN_S
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's: it lives
+        pass
+    return False
+
+
+@functools.cache
+def _machine() -> str:
+    """Where a number means a process: this machine, and this container."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:6]

@@ -1,0 +1,71 @@
+"""Servers that start in no time, to be killed: everything is imported once, and each server is a copy of this process.
+
+``python -m tests.label.kill_server STUDIES``: for each line on standard input a server is started, and its process and
+port are printed. It is the datastore of a folder behind MONAI Label's routes and our checks, without a network.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+
+def web_application(studies: str) -> Any:
+    """MONAI Label's routes of the datastore with a folder's, opened now."""
+    from fastapi import FastAPI
+    from monailabel.config import settings
+    from monailabel.endpoints import datastore
+    from monailabel.interfaces.utils import app as stock
+
+    from boltzformer_monai.label.checks import Checks
+    from boltzformer_monai.label.folder import FolderDatastore
+    from boltzformer_monai.label.guard import guard_stock_routes
+    from boltzformer_monai.label.replies import Replies
+
+    store = FolderDatastore(studies, auto_reload=False, read_only=False)
+    server: Any = SimpleNamespace(studies=studies, datastore=lambda: store, on_save_label=lambda *_: None)
+    service: Any = SimpleNamespace(settings=SimpleNamespace(upload_mb=1))
+    settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES = "", studies
+    stock.apps[studies] = server
+    app = FastAPI()
+    app.include_router(datastore.router)
+    replies = Replies()
+    replies.add_to(app)
+    guard_stock_routes(app, Checks(server, service), replies)
+    return app
+
+
+def serve(studies: str) -> None:
+    """Until it is killed."""
+    import uvicorn
+
+    os.umask(0o077)  # as `boltzformer serve` does
+    config = uvicorn.Config(web_application(studies), log_level="critical")
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(64)
+    sys.stdout.write(f"{os.getpid()} {listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def main(studies: str) -> None:
+    """Start a server for each line."""
+    import uvicorn  # noqa: F401
+
+    import boltzformer_monai.label.folder  # noqa: F401
+    import boltzformer_monai.label.guard  # noqa: F401 (all that takes long)
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the killed
+    for _ in sys.stdin:
+        if os.fork() == 0:
+            sys.stdin.close()
+            serve(studies)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
