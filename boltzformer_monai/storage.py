@@ -25,7 +25,8 @@ from pathlib import Path
 from boltzformer_monai.errors import StorageError
 
 __all__ = [
-    "FULL", "REFUSED", "atomic_path", "disk_refusal", "require_writable", "sweep", "sync", "temporary_beside", "writing",
+    "FULL", "REFUSED", "atomic_path", "disk_refusal", "replacing", "require_writable", "sweep", "sync",
+    "temporary_beside", "writing",
 ]  # fmt: skip
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -181,6 +182,19 @@ def require_writable(folder: Path, *, make: bool = True) -> None:
     except OSError as error:
         msg = f"cannot write into {folder} ({error.strerror or error}); choose another place, or allow it"
         raise StorageError(msg) from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As :func:`atomic_path`, in the user's words; makes the folder.
+
+    Raises:
+        StorageError: the file cannot be written; an older one stays as it was.
+    """
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            yield temporary
 
 
 def disk_refusal(error: BaseException | None) -> OSError | None:

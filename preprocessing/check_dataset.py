@@ -27,9 +27,8 @@ from tqdm import tqdm
 
 from boltzformer_monai.data.check.fingerprint import FORMAT, Checked, check_data_sets
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.evaluation.files import replacing
-from boltzformer_monai.io.atomic import require_writable
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import replacing, require_writable
 from preprocessing.command_line import CommandParser, run_command
 from preprocessing.dataset_page import TABLE9_HEADINGS, count_line, is_page, table9_rows, write_page
 

@@ -15,9 +15,9 @@ from boltzformer_monai.data.check.fingerprint import Checked, Extreme
 from boltzformer_monai.data.slice_format import SPLITS
 from boltzformer_monai.data.slices import read_mask, read_png
 from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid
-from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.page import figure, html_page, table
 from boltzformer_monai.limits import read_text
+from boltzformer_monai.storage import replacing
 from preprocessing.charts import CHART_STYLE, balance_chart, grey_histogram, size_chart
 
 __all__ = ["TABLE9_HEADINGS", "count_line", "is_page", "table9_rows", "write_page"]

@@ -17,9 +17,9 @@ from boltzformer_monai.data.slice_format import REPORT_FILE
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_volume import reported
 from boltzformer_monai.errors import ConfigError, why
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.left_out import HIDDEN
 from boltzformer_monai.limits import open_text
+from boltzformer_monai.storage import atomic_path
 from preprocessing.accounts import Account
 from preprocessing.jobs import Job, JobSettings, Outcome
 

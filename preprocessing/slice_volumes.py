@@ -30,8 +30,8 @@ from tqdm import tqdm
 from boltzformer_monai.data.slice_record import VolumeRecord
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
-from boltzformer_monai.io.atomic import require_writable
 from boltzformer_monai.io.left_out import tell_left_out
+from boltzformer_monai.storage import require_writable
 from preprocessing.accounts import Account
 from preprocessing.cases import Case
 from preprocessing.command_line import run_command

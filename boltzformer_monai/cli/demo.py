@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.io.atomic import require_writable
+from boltzformer_monai.storage import require_writable
 
 
 def add_parser(commands: Any) -> None:

@@ -21,9 +21,9 @@ from boltzformer_monai.data.phantom import ALL_PHANTOM_LABELS, PhantomKind, make
 from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.errors import ConfigError, DatasetError, why
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import atomic_path
 
 __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_volumes"]
 
@@ -281,5 +281,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=False) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.storage import atomic_path
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -43,7 +43,7 @@ def write_phantom_nifti(image: Volume, label: Volume, folder: str | os.PathLike[
     nifti.set_sform(image.affine, code=1)
     nifti.set_qform(image.affine, code=1)
     nifti.header.set_xyzt_units("mm")
-    with atomic_path(image_path) as temporary:
+    with atomic_path(image_path, durable=False) as temporary:
         nib.save(nifti, temporary)
     write_label_map(label.array, label, label_path)
     return image_path, label_path
@@ -165,7 +165,7 @@ def _decimal(value: float) -> str:
 def _save(dataset: Dataset, path: Path) -> None:
     import pydicom
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=False) as temporary:
         if int(pydicom.__version__.split(".")[0]) >= 3:
             pydicom.dcmwrite(temporary, dataset, enforce_file_format=True)  # type: ignore[call-arg, unused-ignore]
         else:  # pydicom 2 takes the encoding from the data set and knows no enforce_file_format

@@ -19,8 +19,8 @@ from boltzformer_monai.data.slice_format import (
     VOLUME_FIELDS,
 )
 from boltzformer_monai.errors import DatasetError, why
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.limits import open_text, read_json
+from boltzformer_monai.storage import atomic_path
 
 
 def read_description(root: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def write_tables(
     with ExitStack() as stack:
         # What is entered last is renamed first.
         order = (DATASET_FILE, MANIFEST_FILE) if shrinking else (MANIFEST_FILE, DATASET_FILE)
-        new = {name: stack.enter_context(atomic_path(root / name)) for name in order}
+        new = {name: stack.enter_context(atomic_path(root / name, durable=False)) for name in order}
         with new[MANIFEST_FILE].open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)

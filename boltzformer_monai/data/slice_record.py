@@ -25,8 +25,8 @@ from boltzformer_monai.data.slice_format import (
     stored_slices,
 )
 from boltzformer_monai.errors import DatasetError, why
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import atomic_path
 
 __all__ = ["VolumeRecord", "read_record", "read_records", "record_path", "target_areas", "write_record"]
 
@@ -130,7 +130,7 @@ def record_path(root: Path, volume_id: str) -> Path:
 
 def write_record(root: Path, record: VolumeRecord) -> None:
     """Write a record in one step."""
-    with atomic_path(record_path(root, record.volume)) as temporary:
+    with atomic_path(record_path(root, record.volume), durable=False) as temporary:
         text = json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -22,9 +22,9 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from boltzformer_monai.data.slice_files import read_description
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, user_error
-from boltzformer_monai.io.atomic import require_writable
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
+from boltzformer_monai.storage import require_writable
 
 _log = logging.getLogger(__name__)
 

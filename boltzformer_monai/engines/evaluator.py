@@ -22,6 +22,7 @@ from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.metrics import SliceScore, summarise
 from boltzformer_monai.evaluation.tables import write_metrics_json, write_scores_csv
 from boltzformer_monai.networks.boltzformer import Decoded
+from boltzformer_monai.storage import writing
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
 from boltzformer_monai.transforms.load import slice_fit
 
@@ -130,7 +131,8 @@ def run_evaluation(
     :class:`~boltzformer_monai.engines.evaluate_volumes.ScoreVolumes` where the scorer has one.
     """
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     evaluator.run()
     counts = Counter(score.volume for score in scorer.scores)
     # 3-D scores only where every slice was scored for every target, absent ones included.

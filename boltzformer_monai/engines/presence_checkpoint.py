@@ -8,9 +8,8 @@ import torch
 
 from boltzformer_monai.data.slices import SliceReader
 from boltzformer_monai.engines.calibrate_presence import calibrate_presence
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.networks.boltzformer import BoltzFormer
-from boltzformer_monai.networks.weights import Description, read_weights
+from boltzformer_monai.networks.weights import Description, read_weights, save_checkpoint
 from boltzformer_monai.transforms import PromptTokenizer
 
 
@@ -38,6 +37,9 @@ def store_presence(
         device: where the network is.
         batch_size: slices at once.
         is_main: whether this process writes anything.
+
+    Raises:
+        StorageError: the checkpoint cannot be written; it stays as it was.
     """
     done = network.presence is None or "presence" in description.data
     if done or not is_main or not Path(checkpoint).is_file():
@@ -57,5 +59,4 @@ def store_presence(
     if rule is None:
         return
     description.data["presence"] = rule.as_dict()
-    with atomic_path(Path(checkpoint)) as temporary:
-        torch.save({**content, "description": description.state_dict()}, temporary)
+    save_checkpoint({**content, "description": description.state_dict()}, Path(checkpoint))

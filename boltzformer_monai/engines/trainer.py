@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.networks.boltzformer import Decoded
-from boltzformer_monai.networks.weights import Description
+from boltzformer_monai.networks.weights import Description, save_checkpoint
+from boltzformer_monai.storage import replacing, writing
 
 _log = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ class History:
         if evaluator.state.epoch == engine.state.epoch:  # MONAI runs validation as the trainer's epoch
             row.update({name: float(metrics[name]) for name in (VAL_LOSS, VAL_DICE) if name in metrics})
         self.epochs.append(row)
-        with atomic_path(self.path) as temporary:
-            Path(temporary).write_text(json.dumps(self.epochs, indent=1))
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(self.epochs, indent=1), encoding="utf-8")
 
 
 class Checkpoints:
@@ -154,8 +154,7 @@ class Checkpoints:
 
     def _save(self, name: str) -> None:
         content = {"model": self.network.state_dict(), "description": self.description.state_dict()}
-        with atomic_path(self.folder / name) as temporary:
-            torch.save(content, temporary)
+        save_checkpoint(content, self.folder / name)
 
 
 def _loss_of(output: Any) -> Any:
@@ -189,6 +188,10 @@ def run_training(
         settings: gradient clipping.
         patience: validations without a better loss before training stops.
         is_main: whether this process writes and shows anything (rank 0 in distributed training).
+
+    Raises:
+        StorageError: the folder cannot be written; checkpoints that are there stay whole.
+        ConfigError: the loss became infinite.
     """
     folder = Path(output_dir)
     best = folder / "model.pt"
@@ -206,10 +209,12 @@ def run_training(
     # Whatever the interval, the last epoch is validated: it may be the best, or the only one.
     trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(output_transform=_loss_of))
-    checkpoints = _attach_outputs(trainer, evaluator, folder, description) if is_main else None
+    with writing(folder):
+        checkpoints = _attach_outputs(trainer, evaluator, folder, description) if is_main else None
     started = time.monotonic()
     try:
-        trainer.run()
+        with writing(folder, much_else=True):  # TensorBoard's files
+            trainer.run()
     except KeyboardInterrupt:
         if checkpoints is not None:
             checkpoints.save_last()

@@ -10,7 +10,6 @@ from typing import Any
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.figures import loss_curve
-from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.page import figure, html_page, table
 from boltzformer_monai.evaluation.tables import (
     FALSE_HEADINGS,
@@ -23,6 +22,7 @@ from boltzformer_monai.evaluation.tables import (
     overlap_rows,
     percent,
 )
+from boltzformer_monai.storage import replacing
 
 __all__ = ["write_report"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.errors import DatasetError, why
-from boltzformer_monai.evaluation.files import replacing
 from boltzformer_monai.evaluation.metrics import SliceScore
 from boltzformer_monai.limits import open_text
+from boltzformer_monai.storage import replacing
 
 __all__ = ["markdown_table", "read_scores_csv", "write_metrics_json", "write_scores_csv"]
 

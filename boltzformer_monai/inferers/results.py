@@ -19,10 +19,10 @@ from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.recipe import Recipe, beside, mask_names, uncertainty_names
 from boltzformer_monai.inferers.result_caveats import about
 from boltzformer_monai.inferers.summary import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.dicom_seg_out import write_dicom_seg
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.storage import atomic_path
 
 if TYPE_CHECKING:
     from boltzformer_monai.inferers.volume_result import VolumeResult

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.volume import Volume, read_label_map, read_volume, reorient_label, write_label_map
 
-__all__ = ["Volume", "atomic_path", "read_label_map", "read_volume", "reorient_label", "write_label_map"]
+__all__ = ["Volume", "read_label_map", "read_volume", "reorient_label", "write_label_map"]

@@ -21,11 +21,11 @@ from typing import IO, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.dicom_files import broken_dicom, one_line
 from boltzformer_monai.io.dicom_seg import read_dicom_seg
 from boltzformer_monai.io.dicom_seg_source import SegSource, seg_source
 from boltzformer_monai.io.volume import Volume, reorient_label
+from boltzformer_monai.storage import atomic_path
 
 __all__ = [
     "LESION",

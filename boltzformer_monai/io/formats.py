@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
 from boltzformer_monai.io.itk_header import check_is_scan, check_metaimage, check_nrrd
 from boltzformer_monai.io.nifti import PAIRS, one_line, read_nifti, three_dimensions
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
+from boltzformer_monai.storage import atomic_path
 
 _NIFTI = (".nii", ".nii.gz", *PAIRS)
 _NRRD = (".nrrd", ".nhdr")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from monailabel.utils.async_tasks import utils
 
 from boltzformer_monai.errors import user_error
+from boltzformer_monai.storage import disk_refusal
 
 __all__ = ["in_background", "stop_background_tasks"]
 
@@ -37,7 +38,7 @@ def in_background(background: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (known := user_error(error)) is None:
+        if (known := user_error(error) or disk_refusal(error)) is None:
             raise
         _log.error("error: %s", known)
         raise SystemExit(FAILED) from None

@@ -17,10 +17,10 @@ import numpy as np
 from filelock import FileLock
 
 from boltzformer_monai.errors import StorageError
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.io.volume import Volume, write_label_map
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import atomic_path
 
 __all__ = ["Cache", "compact"]
 

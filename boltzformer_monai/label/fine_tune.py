@@ -26,11 +26,17 @@ from boltzformer_monai.engines.trainer import VAL_LOSS
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.summary import file_sha256
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import PRESETS
-from boltzformer_monai.networks.weights import Description, load_checkpoint, load_strictly, read_weights
+from boltzformer_monai.networks.weights import (
+    Description,
+    load_checkpoint,
+    load_strictly,
+    read_weights,
+    save_checkpoint,
+)
+from boltzformer_monai.storage import atomic_path
 from boltzformer_monai.transforms import PromptTokenizer
 
 _log = logging.getLogger(__name__)
@@ -163,8 +169,7 @@ def _spare_the_labels(
         return
     lowered = PresenceRule(high=min(rule.high, max(found.high, _EVEN)), low=min(rule.low, found.low))
     description.data["presence"] = lowered.as_dict()
-    with atomic_path(best) as temporary:
-        torch.save({**content, "description": description.state_dict()}, temporary)
+    save_checkpoint({**content, "description": description.state_dict()}, best)
 
 
 def _train(

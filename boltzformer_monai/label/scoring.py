@@ -14,12 +14,12 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from boltzformer_monai.errors import BoltzFormerError, StorageError
 from boltzformer_monai.inferers.summary import source_digest
-from boltzformer_monai.io.atomic import atomic_path
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.label.infer_request import parse_request
 from boltzformer_monai.label.safety import image_path
 from boltzformer_monai.label.service import Segmented, SegmentService
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import atomic_path
 
 _log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.label.corrected_labels import corrected_labels, write_slices
 from boltzformer_monai.label.fine_tune import fine_tune
 from boltzformer_monai.label.service import SegmentService
+from boltzformer_monai.storage import writing
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class BoltzFormerTrainTask(TrainTask):
             StorageError: the workspace cannot be written.
         """
         settings = self.service.settings
-        settings.workspace.mkdir(parents=True, exist_ok=True)
+        with writing(settings.workspace):
+            settings.workspace.mkdir(parents=True, exist_ok=True)
         lock = FileLock(settings.workspace / "training.lock")
         try:
             lock.acquire(timeout=0)
@@ -59,7 +61,8 @@ class BoltzFormerTrainTask(TrainTask):
             )
             raise DatasetError(msg) from None
         try:
-            return self._train(request, datastore)
+            with writing(settings.workspace, much_else=True):
+                return self._train(request, datastore)
         finally:
             lock.release()
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from boltzformer_monai.data.prompts import normalise_prompt
 from boltzformer_monai.errors import StorageError
-from boltzformer_monai.io.atomic import atomic_path
+from boltzformer_monai.storage import atomic_path
 
 _log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open, 
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer
 from boltzformer_monai.networks.reference import convert_published
+from boltzformer_monai.storage import disk_refusal, replacing
 
 FORMAT = "boltzformer-checkpoint"
 VERSION = 1
@@ -32,6 +33,25 @@ _DAMAGE = (
 )  # fmt: skip
 
 _ZIP = b"PK\x03\x04"  # by which PyTorch tells its own archives
+
+
+def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint in one step.
+
+    Args:
+        content: ``{"model": state dict, "description": plain values}``.
+        path: of the file; its folder is made.
+
+    Raises:
+        StorageError: it cannot be written; an older one stays as it was.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:  # of the writer of the ZIP file, which hides what the disk said
+            if (refusal := disk_refusal(error)) is None:
+                raise
+            raise refusal from None
 
 
 class Description:

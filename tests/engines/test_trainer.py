@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from boltzformer_monai.engines import (
     val_metrics,
 )
 from boltzformer_monai.engines.trainer import VAL_DICE, VAL_LOSS, Checkpoints, History
+from boltzformer_monai.errors import StorageError
 from boltzformer_monai.networks.boltzformer import Decoded
 
 
@@ -84,6 +87,24 @@ def test_only_a_better_validation_loss_replaces_the_best_checkpoint(tmp_path: Pa
         assert last["description"] == {"a": 1}
     assert kept == [0, 1, 1, 1, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, _Network(), SimpleNamespace(state_dict=dict))
+    checkpoints.save_last()
+    before = (tmp_path / "last.pt").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"last\.pt: cannot be written \(No space left on device\)"):
+        checkpoints.save_last()
+    trainer, evaluator = Engine(lambda _, loss: [{"loss": loss}]), Engine(lambda *_: None)
+    History(tmp_path / "history.json").attach(trainer, evaluator)
+    with pytest.raises(StorageError, match=r"history\.json: cannot be written \(No space left on device\)"):
+        trainer.run([0.5], max_epochs=1)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_curves_are_written_after_every_epoch(tmp_path: Path):

@@ -13,6 +13,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+WAITING = 16
+
 
 def web_application(studies: str) -> Any:
     """MONAI Label's routes of the datastore with a folder's, opened now."""
@@ -21,21 +23,25 @@ def web_application(studies: str) -> Any:
     from monailabel.endpoints import datastore
     from monailabel.interfaces.utils import app as stock
 
+    from boltzformer_monai.io.volume import read_volume
     from boltzformer_monai.label.checks import Checks
     from boltzformer_monai.label.folder import FolderDatastore
     from boltzformer_monai.label.guard import guard_stock_routes
+    from boltzformer_monai.label.lanes import Lanes
     from boltzformer_monai.label.replies import Replies
 
     store = FolderDatastore(studies, auto_reload=False, read_only=False)
     server: Any = SimpleNamespace(studies=studies, datastore=lambda: store, on_save_label=lambda *_: None)
-    service: Any = SimpleNamespace(settings=SimpleNamespace(upload_mb=1))
+    service: Any = SimpleNamespace(
+        settings=SimpleNamespace(upload_mb=1), volume=lambda path: read_volume(path, tilt="keep")
+    )
     settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES = "", studies
     stock.apps[studies] = server
     app = FastAPI()
     app.include_router(datastore.router)
     replies = Replies()
     replies.add_to(app)
-    guard_stock_routes(app, Checks(server, service), replies)
+    guard_stock_routes(app, Checks(server, service), replies, Lanes(WAITING))
     return app
 
 
@@ -63,8 +69,12 @@ def main(studies: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the killed
     for _ in sys.stdin:
         if os.fork() == 0:
-            sys.stdin.close()
-            serve(studies)
+            try:
+                serve(studies)
+            finally:  # it did not start
+                sys.stdout.write("0 0\n")
+                sys.stdout.flush()
+                os._exit(1)
 
 
 if __name__ == "__main__":

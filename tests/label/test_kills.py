@@ -50,6 +50,7 @@ class Writers:
         """The last one that was acknowledged."""
         self.tried: dict[Place, set[int]] = {}
         """Later ones that were sent: whether they are there is open."""
+        self.refused: list[int] = []
         self.count = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -65,6 +66,7 @@ class Writers:
         self._stop.set()
         for thread in threads:
             thread.join(60)
+        assert self.refused == []
 
     def _save(self, port: int, writer: int) -> None:
         while not self._stop.is_set():
@@ -79,8 +81,10 @@ class Writers:
                 status = _put(port, place, number, self.folder / f"{writer}{ending}")
             except (OSError, http.client.HTTPException):
                 return
-            assert status == 200
             with self._lock:
+                if status != 200:
+                    self.refused.append(status)
+                    return
                 self.saved[place], self.tried[place] = number, set()
 
     def check(self, port: int) -> None:
@@ -154,6 +158,7 @@ def servers(studies: Path) -> Iterator[Callable[[], tuple[int, int]]]:
         def start() -> tuple[int, int]:
             print(file=commands, flush=True)
             number, port = answers.readline().split()
+            assert number != "0", "the server did not start"
             return int(number), int(port)
 
         yield start

@@ -6,8 +6,11 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import random
 import tempfile
+import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,12 @@ import pytest
 
 pytest.importorskip("monailabel")
 
+from starlette.exceptions import HTTPException  # noqa: E402
+
+from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.label.folder import FolderDatastore  # noqa: E402
+from boltzformer_monai.label.replies import Replies  # noqa: E402
 from boltzformer_monai.label.sessions import ScanSessions  # noqa: E402
 from tests.label.faults import failing_disk  # noqa: E402
 
@@ -198,3 +205,52 @@ def test_whatever_call_fails_nothing_is_half_done(client: Any, store: FolderData
 def left_over(folder: Path) -> list[str]:
     hidden = [path.relative_to(folder).as_posix() for path in folder.rglob(".*")]
     return [name for name in hidden if name != "studies/.lock-changes"]
+
+
+@pytest.mark.parametrize(("code", "status"), [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EROFS, 503)])
+def test_wherever_the_disk_refuses_the_status_says_so(code: int, status: int) -> None:
+    refusal = OSError(code, os.strerror(code))
+
+    def told(error: Exception, cause: Exception | None = None) -> int:
+        error.__cause__ = cause
+        found = Replies().problem(error)
+        assert found is not None
+        return found[0]
+
+    assert told(refusal) == status
+    assert told(HTTPException(400, "There was an error parsing the body"), refusal) == status  # an upload
+    assert told(StorageError("scores.json: cannot be written"), refusal) == status
+    assert told(VolumeError("a.nii.gz: cannot be written", reason="write"), refusal) == status
+    assert told(RuntimeError("of a library"), refusal) == status
+    assert told(VolumeError("a.nii.gz: cannot be read"), refusal) == 422
+    assert Replies().problem(FileNotFoundError(errno.ENOENT, "none")) is None
+
+
+def test_an_archive_that_cannot_be_written_leaves_nothing(
+    store: FolderDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_image_file(np.ones(SIZE, np.uint8), np.eye(4), tmp_path / "label.nii.gz")
+    store.save_label("s0", str(tmp_path / "label.nii.gz"), "final", {})
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(OSError, match="space"):
+        store.get_dataset_archive(None)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_session_is_there_or_not(store: FolderDatastore, client: Any, tmp_path: Path) -> None:
+    """One that was never finished, and one whose folder cannot be deleted at once."""
+    sessions = client.app.state.boltzformer.sessions()
+    half = tmp_path / "sessions" / str(uuid.uuid4())
+    half.mkdir()
+    (tmp_path / "sessions" / "not ours").mkdir()
+    made = client.put("/session/", files=[("files", ("a.nii.gz", voxels(tmp_path, 1))) for _ in range(2)]).json()
+    folder = Path(sessions.get_session(made["session_id"]).image)
+    assert sorted(path.name for path in folder.iterdir()) == ["upload0.nii.gz", "upload1.nii.gz"]
+    assert sessions.remove_expired() == 1
+    assert client.get(f"/session/{made['session_id']}").status_code == 200
+    assert client.delete(f"/session/{made['session_id']}").status_code == 200
+    assert client.get(f"/session/{made['session_id']}").status_code == 404
+    assert [path.name for path in (tmp_path / "sessions").iterdir()] == ["not ours"]

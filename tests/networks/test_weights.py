@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from boltzformer_monai.engines.trainer import Checkpoints
-from boltzformer_monai.errors import CheckpointError
+from boltzformer_monai.errors import CheckpointError, StorageError
 from boltzformer_monai.networks import BoltzFormer, NetworkConfig, create_boltzformer, network_config
 from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
@@ -28,6 +28,7 @@ from boltzformer_monai.networks.weights import (
     load_published,
     load_strictly,
     read_weights,
+    save_checkpoint,
 )
 from tests.networks.cases import SMALL, images, prompts, randomise, small_network
 from tests.networks.published import published_state
@@ -66,6 +67,21 @@ def test_every_setting_is_part_of_the_description():
     # The weights are in the checkpoint: loading it must not fetch the backbone's again.
     assert other.network == network_config("hiera_s", sample_ratio=0.2, exact=True, mean=[0.1, 0.2, 0.3])
     assert other.data == DATA
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "model.pt"
+    save_checkpoint({"model": {"a": torch.ones(3)}}, path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"model\.pt: cannot be written \(File too large\); free space"):
+            save_checkpoint({"model": {"a": torch.zeros(1 << 18)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def altered(path: Path, target: Path, change: Any) -> Path:
