@@ -52,7 +52,8 @@ def read_image_segments(path: Path, image: Volume, *, tolerance: float = GRID_TO
     array, affine, fields = read_layers(path)
     slicer = _slicer_segments(path, fields, array.shape[3])
     if slicer:
-        place = find_place(affine, array.shape[:3], image, what=str(path), tolerance=tolerance)
+        columns, rows, slices, _ = array.shape
+        place = find_place(affine, (columns, rows, slices), image, what=str(path), tolerance=tolerance)
         titles = {segment.number: segment.name for segment in slicer}
         flat = flatten_layers(image.shape, titles, _slicer_layers(path, array, place, slicer, image))
         return replace(flat, caveats=place.off.caveat())
