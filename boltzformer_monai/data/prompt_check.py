@@ -67,7 +67,7 @@ _IRREGULAR = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What was understood of a prompt.
 
@@ -123,7 +123,7 @@ class PromptReader:
             return Reading(prompt, target, site, prompt if shown == text else shown)
         known = named_target(text) is not None
         words = () if known else misunderstood(text, self._of)
-        near = self._near(core)
+        near = self._near(core) if words or self.names else ()
         if words and not literal:
             raise PromptError(_refusal(prompt, words, near))
         return Reading(prompt, None, site, prompt, words, near)
