@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import re
 
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, VolumeError
 
-__all__ = ["names_another_modality", "parse_modality", "stated_modality"]
+__all__ = [
+    "modality_of_header",
+    "names_another_modality",
+    "parse_modality",
+    "settled_modality",
+    "stated_modality",
+]
 
 _WORD = re.compile(r"[a-z0-9]+")
 _CT = frozenset(["ct", "cta", "cbct", "ctpa", "ctac", "cect", "ncct", "hrct", "ldct", "computed", "computerized",
@@ -81,6 +87,28 @@ def modality_of_header(text: str, sop_class: str) -> str:
         return _OF_CLASS.get(sop_class.removeprefix("1.2.840.10008.5.1.4.1.1."), "")
     found = _named(text)
     return found if found in ("CT", "MR") else text.upper()
+
+
+def settled_modality(stated: str, wanted: str | None, *, source: str) -> str:
+    """Return the modality of a scan: what its header states, else what the user says, else ``"unknown"``.
+
+    Args:
+        stated: what the header states, see :func:`modality_of_header`; ``""`` for nothing.
+        wanted: ``"CT"`` or ``"MR"`` from the user, or None.
+        source: begins the messages: ``"scan.mha: its header says"``.
+
+    Raises:
+        VolumeError: the header states neither CT nor MR, or not what the user says.
+    """
+    if not stated:
+        return wanted or "unknown"
+    if stated not in ("CT", "MR"):
+        msg = f"{source} {stated}, which is neither CT nor MR; pass a scan that is"
+        raise VolumeError(msg, reason="modality")
+    if wanted not in (None, stated):
+        msg = f"{source} {stated}, but {wanted} was asked for; leave the modality out"
+        raise VolumeError(msg, reason="modality")
+    return stated
 
 
 def _named(text: str) -> str:

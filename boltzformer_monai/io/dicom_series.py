@@ -9,6 +9,7 @@ from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom_files import Found, SliceHeader, find_slices
+from boltzformer_monai.modality import settled_modality
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +58,9 @@ def with_modality(slices: list[SliceHeader], modality: str | None) -> list[Slice
     Raises:
         VolumeError: the headers state neither CT nor MR, or not the given one.
     """
-    stated, folder = slices[0].modality, slices[0].path.parent
-    if not stated:
-        return slices if modality is None else [replace(header, modality=modality) for header in slices]
-    if stated not in ("CT", "MR"):
-        msg = f"{folder}: its DICOM headers say {stated}, which is neither CT nor MR; pass a scan that is"
-        raise VolumeError(msg, reason="modality")
-    if modality not in (None, stated):
-        msg = f"{folder}: its DICOM headers say {stated}, but {modality} was asked for; leave the modality out"
-        raise VolumeError(msg, reason="modality")
-    return slices
+    stated = slices[0].modality
+    settled = settled_modality(stated, modality, source=f"{slices[0].path.parent}: its DICOM headers say")
+    return slices if settled in (stated, "unknown") else [replace(header, modality=settled) for header in slices]
 
 
 def check_slices(slices: list[SliceHeader]) -> None:

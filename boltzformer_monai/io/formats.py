@@ -11,7 +11,7 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
-from boltzformer_monai.io.itk_header import check_is_scan, check_metaimage, check_nrrd
+from boltzformer_monai.io.itk_header import check_is_scan, check_metaimage, check_nrrd, metaimage_modality
 from boltzformer_monai.io.nifti import PAIRS, one_line, read_nifti, three_dimensions
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.storage import atomic_path
@@ -59,6 +59,11 @@ def read_scan_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.name.lower().endswith(_NRRD):
         check_is_scan(path)
     return read_image_file(path, dtype=np.float32)
+
+
+def stated_modality(path: Path) -> str:
+    """Return what a file's header states, as DICOM codes it; ``""`` for nothing, which is all that most can state."""
+    return metaimage_modality(path) if path.name.lower().endswith(_META) else ""
 
 
 def read_layers(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:

@@ -16,6 +16,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.payload import check_deflated, check_raw, check_stream
 from boltzformer_monai.io.scan_files import lies_beside
 from boltzformer_monai.limits import open_file, require_room
+from boltzformer_monai.modality import modality_of_header
 
 _LONGEST = 1 << 24  # bytes of header; a .seg.nrrd with many segments has some ten thousand
 _BLOCK = 1 << 16
@@ -123,6 +124,16 @@ def check_metaimage(path: Path) -> None:
     _check_voxels(path, data, start, encoding, math.prod(sizes) * channels, _META_BYTES[kind[1]])
     if len(sizes) >= 3:
         _check_meta_place(path, fields, len(sizes))
+
+
+def metaimage_modality(path: Path) -> str:
+    """Return the Modality of a MetaImage (``MET_MOD_CT``) as DICOM codes it, ``""`` for none.
+
+    Raises:
+        VolumeError: the header is damaged.
+    """
+    stated = _meta_fields(path)[0].get("Modality", "").upper().removeprefix("MET_MOD_")
+    return "" if stated == "UNKNOWN" else modality_of_header(stated, "")
 
 
 def _check_meta_place(path: Path, fields: Mapping[str, str], dimensions: int) -> None:

@@ -14,7 +14,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import orientation
 from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance, misfit
 from boltzformer_monai.io.orientation import AxisMap, signed_permutation
-from boltzformer_monai.modality import parse_modality
+from boltzformer_monai.modality import parse_modality, settled_modality
 
 MODALITIES = ("CT", "MR", "unknown")
 _UNSCALED = 1e-3  # of 1: what is left of whole numbers up to 131 that a writer scaled into 16 bits
@@ -131,10 +131,10 @@ def read_volume(
         if series is not None:
             msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"
             raise VolumeError(msg, reason="unsupported format")
+        settled = settled_modality(formats.stated_modality(place), wanted, source=f"{place}: its header says")
         array, affine = formats.read_scan_file(place)
         _check_finite(array, place)
-        volume = Volume(array, affine, source=str(path))
-        volume = volume if wanted is None else replace(volume, modality=wanted)
+        volume = Volume(array, affine, settled, source=str(path))
     return settle_tilt(volume, tilt)
 
 

@@ -1,4 +1,4 @@
-"""Scans of another modality than CT and MR, and scans that state none."""
+"""Scans of another modality than CT and MR, and scans that state none: DICOM, and MetaImage, which can state it."""
 
 from __future__ import annotations
 
@@ -58,3 +58,26 @@ def test_a_ct_by_the_users_word_has_hounsfield_units_too(write_series: SeriesWri
     with pytest.raises(VolumeError, match="no Hounsfield units"):
         read_volume(folder, modality="CT")
     assert read_volume(folder, modality="MR").modality == "MR"
+
+
+def metaimage(folder: Path, stated: str) -> Path:
+    path = folder / "scan.mha"
+    header = "ObjectType = Image\nNDims = 3\nAnatomicalOrientation = RAI\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+    header += f"Offset = 0 0 0\nElementSpacing = 1 1 2\nDimSize = 4 4 3\nElementType = MET_SHORT\n{stated}"
+    path.write_bytes(header.encode() + b"ElementDataFile = LOCAL\n" + np.arange(48, dtype="<i2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("code", ["NM", "US", "PET", "OTHER"])
+@pytest.mark.parametrize("given", [None, "CT"])
+def test_a_metaimage_of_another_modality_is_refused(tmp_path: Path, code: str, given: str | None) -> None:
+    with pytest.raises(VolumeError, match="its header says .*, which is neither CT nor MR"):
+        read_volume(metaimage(tmp_path, f"Modality = MET_MOD_{code}\n"), modality=given)
+
+
+def test_a_metaimage_says_ct_mr_or_nothing(tmp_path: Path) -> None:
+    for code, modality in (("CT", "CT"), ("MR", "MR"), ("UNKNOWN", "unknown")):
+        assert read_volume(metaimage(tmp_path, f"Modality = MET_MOD_{code}\n")).modality == modality
+    assert read_volume(metaimage(tmp_path, "")).modality == "unknown"
+    with pytest.raises(VolumeError, match="says MR, but CT was asked for"):
+        read_volume(metaimage(tmp_path, "Modality = MET_MOD_MR\n"), modality="CT")
