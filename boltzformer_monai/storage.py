@@ -25,7 +25,7 @@ from pathlib import Path
 from boltzformer_monai.errors import StorageError
 
 __all__ = [
-    "FULL", "REFUSED", "atomic_path", "disk_refusal", "replacing", "require_writable", "sweep", "sync",
+    "FULL", "REFUSED", "atomic_path", "confirm", "disk_refusal", "replacing", "require_writable", "sweep", "sync",
     "temporary_beside", "writing",
 ]  # fmt: skip
 
@@ -64,6 +64,7 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
 
     Raises:
         OSError: the folder does not exist or cannot be written, or the block wrote nothing; it names ``path``.
+        StorageError: the file is there, but the disk does not confirm it.
     """
     target = Path(path)
     if durable:
@@ -75,7 +76,7 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
             sync(temporary)
         os.replace(temporary, target)
         if durable:
-            sync(target.parent)
+            confirm(target)
     except OSError as error:
         if error.filename in (None, str(temporary)):
             error.filename = str(target)
@@ -116,6 +117,22 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def confirm(path: Path) -> None:
+    """Wait until it is on the disk that a file got its name, or lost it: what is changed already.
+
+    Raises:
+        StorageError: the disk does not confirm it.
+    """
+    try:
+        sync(path.parent)
+    except OSError as error:
+        msg = (
+            f"{path}: changed, but the disk does not confirm it ({error.strerror or error}), "
+            "so it may be lost when the machine stops; look at it, and do it again if need be"
+        )
+        raise StorageError(msg) from error
 
 
 def sweep(folder: Path, *, lock: str = "") -> None:

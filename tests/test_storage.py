@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -64,6 +65,23 @@ def test_a_failure_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         temporary.write_text("new")
     assert missing.value.filename == str(tmp_path / "none" / "b")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_the_disk_does_not_confirm_was_changed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def broken(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    told = r"a\.json: changed, but the disk does not confirm it \(Input/output error\)"
+    with pytest.raises(StorageError, match=told), atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "a.json").read_text() == "new"
 
 
 def test_what_is_durable_was_synchronised_before_it_got_its_name(

@@ -131,8 +131,10 @@ def write_slices(
             if name in writer.records:
                 used.append(each)
                 continue
-            if each.sha256 and file_sha256(each.label) != each.sha256:
-                _log.warning("%s: its label was saved again just now, and is for the next training", each.image_id)
+            if each.sha256 and not (each.label.is_file() and file_sha256(each.label) == each.sha256):
+                _log.warning(
+                    "%s: its label was saved again or removed just now: left to the next training", each.image_id
+                )
                 continue
             try:
                 image = read_volume(each.image, tilt="keep")

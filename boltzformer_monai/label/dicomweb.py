@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from monailabel.config import settings
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, VolumeError, why
 from boltzformer_monai.io.dicom_seg_out import require_highdicom
-from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.io.volume import Volume, read_volume
 from boltzformer_monai.label.archive import Archive
 from boltzformer_monai.label.corrected_labels import names_in
 from boltzformer_monai.label.dataset_zip import zipped
@@ -27,6 +28,7 @@ from boltzformer_monai.label.dicomweb_cache import Cache
 from boltzformer_monai.label.dicomweb_lists import ArchiveLists
 from boltzformer_monai.label.safety import UPLOADS, UnknownIdError
 from boltzformer_monai.label.seg_labels import read_label, write_label_as_seg
+from boltzformer_monai.storage import disk_refusal
 
 __all__ = ["DicomWebDatastore", "open_dicomweb"]
 
@@ -105,7 +107,7 @@ class DicomWebDatastore(Datastore):
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Tag → id of the labels of an image."""
-        tags = [tag for tag in self.cache.tags(image_id) if tag != _FINAL]
+        tags = [tag for tag in self.cache.labels.tags(image_id) if tag != _FINAL]
         if image_id in self.lists.drawings():  # whatever is here, what the server has counts
             tags.append(_FINAL)
         return dict.fromkeys(tags, image_id)
@@ -127,7 +129,7 @@ class DicomWebDatastore(Datastore):
     def status(self) -> dict[str, Any]:
         """Numbers for /info."""
         labelled = len(self.get_labeled_images())
-        tags = {**self.cache.counts(), _FINAL: labelled}
+        tags = {**self.cache.labels.counts(), _FINAL: labelled}
         return {"total": len(self.list_images()), "completed": labelled, "label_tags": tags}
 
     def json(self) -> dict[str, Any]:
@@ -200,27 +202,44 @@ class DicomWebDatastore(Datastore):
 
         Raises:
             VolumeError: it is empty or not on the grid of the image.
+            StorageError: it cannot be kept here; the message says so where the server has it all the same.
         """
         source = Path(label_filename)
         tag = str(getattr(label_tag, "value", label_tag))  # MONAI Label passes members of its enumeration too
         info = {**(label_info or {}), "ts": int(time.time())}
         if tag != _FINAL and source.suffix != ".bin":
             ending = next((each for each in UPLOADS if source.name.endswith(each)), ".nii.gz")
-            self.cache.copy_label(image_id, tag, source, ending, info)
+            self.cache.labels.copy(image_id, tag, source, ending, info)
             return image_id
         folder = Path(self.image_folder(image_id))
         image = read_volume(folder, tilt="keep")
         labels, names = read_label(source, image, names_in(info))
         if tag == _FINAL:
-            with tempfile.TemporaryDirectory() as temporary:
-                seg = Path(temporary) / "label.dcm"
-                # Only inference on this server, whose result nobody has seen yet, says by which model.
-                write_label_as_seg(labels, names, image, seg, scan=folder, seen="model" not in info)
-                info["SeriesInstanceUID"], info["SOPInstanceUID"] = self.archive.store(seg)
-            self.refresh()
-        with self.cache.lock(f"{image_id}.label"):
-            self.cache.keep_label(image_id, tag, labels, image, {**info, "label_info": _listed(names)})
+            self._send(labels, names, image, folder, info)
+        try:
+            with self.cache.lock(f"{image_id}.label"):
+                self.cache.labels.keep(image_id, tag, labels, image, {**info, "label_info": _listed(names)})
+        except (OSError, BoltzFormerError) as error:
+            if tag != _FINAL:
+                raise
+            msg = (
+                "the label was saved: the DICOMweb server has it as DICOM SEG, so do not send it again; "
+                f"only the copy on this server could not be kept ({_reason(error)}); it is fetched when it is needed"
+            )
+            raise StorageError(msg) from error
         return image_id
+
+    def _send(self, labels: np.ndarray, names: Mapping[int, str], image: Volume, scan: Path, info: Any) -> None:
+        """Send a label to the server as DICOM SEG, and note what it is called there."""
+        # Once it was sent, a temporary file that cannot be deleted is no failure.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            seg = Path(temporary) / "label.dcm"
+            # Only inference on this server, whose result nobody has seen yet, says by which model.
+            write_label_as_seg(labels, names, image, seg, scan=scan, seen="model" not in info)
+            try:
+                info["SeriesInstanceUID"], info["SOPInstanceUID"] = self.archive.store(seg)
+            finally:
+                self.refresh()  # it may have come, though its answer did not
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """ZIP of images and final labels, which the caller removes."""
@@ -244,7 +263,7 @@ class DicomWebDatastore(Datastore):
         """Remove a label that is not final."""
         if label_tag == _FINAL:
             _refuse("remove final labels")
-        self.cache.drop_label(label_id, label_tag)
+        self.cache.labels.drop(label_id, label_tag)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Note something about an image, here only."""
@@ -253,8 +272,8 @@ class DicomWebDatastore(Datastore):
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Note something about a label, here only: a DICOM SEG does not change."""
-        path, known = self._label(label_id, label_tag)
-        self.cache.note_label(label_id, label_tag, {**known, **info, "name": path.name})
+        self._label(label_id, label_tag)
+        self.cache.labels.note(label_id, label_tag, info)
 
     # The parts of it.
 
@@ -263,14 +282,14 @@ class DicomWebDatastore(Datastore):
         if tag == _FINAL:
             with self.cache.lock(f"{image_id}.label"):
                 return self._final(image_id)
-        if (known := self.cache.label(image_id, tag)) is None:
+        if (known := self.cache.labels.get(image_id, tag)) is None:
             msg = f"no label {image_id[:64]!a} with the tag {tag[:64]!a}"
             raise UnknownIdError(msg, reason="missing")
         return known
 
     def _final(self, image_id: str) -> tuple[Path, dict[str, Any]]:
         drawing = self.lists.drawing(image_id)
-        known = self.cache.label(image_id, _FINAL)
+        known = self.cache.labels.get(image_id, _FINAL)
         if known is not None and known[1].get("SOPInstanceUID") == drawing.instance:
             return known
         image = read_volume(self.image_folder(image_id), tilt="keep")
@@ -279,12 +298,17 @@ class DicomWebDatastore(Datastore):
             self.archive.fetch(drawing, seg)
             labels, names = read_label(seg, image, {})
         info = {"SeriesInstanceUID": drawing.series, "SOPInstanceUID": drawing.instance, "ts": int(time.time())}
-        return self.cache.keep_label(image_id, _FINAL, labels, image, {**info, "label_info": _listed(names)})
+        return self.cache.labels.keep(image_id, _FINAL, labels, image, {**info, "label_info": _listed(names)})
 
 
 def _listed(names: Mapping[int, str]) -> list[dict[str, Any]]:
     """Names as 3D Slicer saves them."""
     return [{"name": name, "idx": value} for value, name in sorted(names.items())]
+
+
+def _reason(error: BaseException) -> str:
+    refusal = disk_refusal(error)
+    return why(error if refusal is None else refusal)
 
 
 def _refuse(what: str) -> NoReturn:

@@ -1,6 +1,6 @@
-"""Files of a DICOMweb server's datastore: series that were fetched, labels, and what is noted about both.
+"""Files of a DICOMweb server's datastore: series that were fetched, what is noted about them, and labels.
 
-``images/UID/*.dcm``, ``images/UID.nii.gz``, ``images/UID.json``, ``labels/TAG/UID.nii.gz``, ``labels/TAG/UID.json``.
+``images/UID/*.dcm``, ``images/UID.nii.gz``, ``images/UID.json``, and ``labels`` with what is kept there.
 Each file and each series appears in one step, so several processes (the server, a training) can use the folder at once.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from filelock import FileLock
 
 from boltzformer_monai.errors import StorageError
 from boltzformer_monai.io.formats import write_image_file
-from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.label.kept_labels import KeptLabels
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path
+from boltzformer_monai.storage import atomic_path, sweep, temporary_beside
 
 __all__ = ["Cache", "compact"]
 
@@ -30,6 +30,9 @@ class Cache:
 
     Args:
         root: made if needed.
+
+    Attributes:
+        labels: that are kept here.
 
     Raises:
         StorageError: it cannot be made.
@@ -41,6 +44,8 @@ class Cache:
             for folder in ("images", "labels", "locks"):
                 (root / folder).mkdir(parents=True, exist_ok=True)
             root.chmod(0o700)
+            sweep(root)
+            self.labels = KeptLabels(root / "labels", root / "locks" / "labels")
         except OSError as error:
             msg = f"{root}: cannot be written ({error.strerror}); set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"
             raise StorageError(msg) from error
@@ -63,20 +68,21 @@ class Cache:
             StorageError: the folder cannot be written; also what ``download`` raises.
         """
         folder = self.root / "images" / image
+        fetched = temporary_beside(self.root / "series")
         with self.lock(image):
             if folder.is_dir() and instances in (None, self.notes(image).get("instances")):
                 return folder
             try:
-                with tempfile.TemporaryDirectory(dir=self.root, prefix=".fetch-") as temporary:
-                    fetched = Path(temporary) / "series"
-                    fetched.mkdir()
-                    download(fetched)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    self.nifti(image).unlink(missing_ok=True)
-                    self.note(image, problem=None, instances=instances)
-                    fetched.replace(folder)
+                fetched.mkdir()
+                download(fetched)
+                shutil.rmtree(folder, ignore_errors=True)
+                self.nifti(image).unlink(missing_ok=True)
+                self.note(image, problem=None, instances=instances)
+                fetched.replace(folder)
             except OSError as error:
                 raise _cannot(folder, error) from error
+            finally:
+                shutil.rmtree(fetched, ignore_errors=True)
         return folder
 
     def nifti(self, image: str) -> Path:
@@ -97,72 +103,6 @@ class Cache:
         merged = {key: value for key, value in {**known, **info}.items() if value is not None}
         if merged != known:
             _write(self.root / "images" / f"{image}.json", merged)
-
-    # Labels.
-
-    def tags(self, image: str) -> list[str]:
-        """Tags of the labels of an image."""
-        return sorted(folder.name for folder in self._tagged() if (folder / f"{image}.json").is_file())
-
-    def counts(self) -> dict[str, int]:
-        """Tag → number of labels."""
-        return {folder.name: len(list(folder.glob("*.json"))) for folder in self._tagged()}
-
-    def label(self, image: str, tag: str) -> tuple[Path, dict[str, Any]] | None:
-        """File and information of a label."""
-        info = _read(self.root / "labels" / tag / f"{image}.json")
-        path = self.root / "labels" / tag / str(info.get("name", ""))
-        return (path, info) if info and path.is_file() else None
-
-    def keep_label(
-        self, image: str, tag: str, labels: np.ndarray, grid: Volume, info: Mapping[str, Any]
-    ) -> tuple[Path, dict[str, Any]]:
-        """Write a label map and its information; returns both, as :meth:`label` does.
-
-        Args:
-            image: its image.
-            tag: e.g. ``"final"``.
-            labels: ``(I, J, K)`` on the grid.
-            grid: the scan.
-            info: what to remember.
-        """
-        path = self._folder(tag) / f"{image}.nii.gz"
-        write_label_map(labels, grid, path)
-        known = {**info, "name": path.name}
-        self.note_label(image, tag, known)
-        return path, known
-
-    def copy_label(self, image: str, tag: str, source: Path, ending: str, info: Mapping[str, Any]) -> None:
-        """Keep a label's file as it is.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        name = f"{image}{ending}"
-        try:
-            with atomic_path(self._folder(tag) / name) as temporary:
-                shutil.copyfile(source, temporary)
-        except OSError as error:
-            raise _cannot(self._folder(tag) / name, error) from error
-        self.note_label(image, tag, {**info, "name": name})
-
-    def note_label(self, image: str, tag: str, info: Mapping[str, Any]) -> None:
-        """Replace the information of a label."""
-        _write(self._folder(tag) / f"{image}.json", info)
-
-    def drop_label(self, image: str, tag: str) -> None:
-        """Remove a label."""
-        if (known := self.label(image, tag)) is not None:
-            known[0].unlink(missing_ok=True)
-        (self.root / "labels" / tag / f"{image}.json").unlink(missing_ok=True)
-
-    def _folder(self, tag: str) -> Path:
-        folder = self.root / "labels" / tag
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def _tagged(self) -> list[Path]:
-        return [folder for folder in (self.root / "labels").iterdir() if folder.is_dir()]
 
 
 def compact(volume: Volume) -> np.ndarray:

@@ -24,11 +24,11 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from pydantic import BaseModel
 
-from boltzformer_monai.errors import DatasetError, StorageError
+from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.label.dataset_zip import zipped
 from boltzformer_monai.label.safety import UnknownIdError
-from boltzformer_monai.storage import sweep, sync, temporary_beside
+from boltzformer_monai.storage import confirm, sweep, sync, temporary_beside
 
 __all__ = ["SCANS", "SHA256", "FolderDatastore"]
 
@@ -338,14 +338,7 @@ class FolderDatastore(LocalDatastore):
         except BaseException:
             self._recover()
             raise
-        try:
-            sync(self._root if self._announced is None else file.parent)
-        except OSError as error:
-            msg = (
-                f"{file}: changed, but the disk does not confirm it ({error.strerror}), "
-                "so it may be lost when the machine stops; look at it, and do it again if need be"
-            )
-            raise StorageError(msg) from error
+        confirm(Path(self._datastore_config_path) if self._announced is None else file)
         if self._announced is not None or self._leaving:
             self._tidy_up()
 

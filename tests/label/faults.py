@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+KILL = -1
+"""Instead of an error: the process ends there and then."""
 _CALLS = ("open", "mkdir", "replace", "rename", "unlink", "remove", "rmdir", "fsync", "sendfile", "link", "chmod")
 
 
@@ -31,7 +33,7 @@ class Disk:
         self._lock = threading.Lock()
 
     def arm(self, at: int | None, errno: int = 0) -> None:
-        """Fail at the call of this number, from 1 on; ``None``: only count."""
+        """Fail at the call of this number, from 1 on, or end the process; ``None``: only count."""
         with self._lock:
             self.calls, self.failed, self._at, self._errno = 0, "", at, errno
 
@@ -46,6 +48,8 @@ class Disk:
             if self.calls != self._at:
                 return
             self.failed = name
+        if self._errno == KILL:
+            os._exit(9)
         raise OSError(self._errno, os.strerror(self._errno))
 
 

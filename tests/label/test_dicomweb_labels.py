@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import zipfile
@@ -23,13 +24,14 @@ from monailabel.interfaces.datastore import DefaultLabelTag  # noqa: E402
 
 from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.data.phantom_files import write_phantom_dicom  # noqa: E402
-from boltzformer_monai.errors import VolumeError  # noqa: E402
+from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
 from boltzformer_monai.io.dicom_seg_out import write_dicom_seg  # noqa: E402
 from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map  # noqa: E402
 from boltzformer_monai.label.archive import ArchiveError  # noqa: E402
 from boltzformer_monai.label.checks import Checks  # noqa: E402
 from boltzformer_monai.label.corrected_labels import corrected_labels  # noqa: E402
 from boltzformer_monai.label.dicomweb import open_dicomweb  # noqa: E402
+from boltzformer_monai.label.replies import Replies  # noqa: E402
 from boltzformer_monai.label.safety import UnknownIdError, label_path  # noqa: E402
 from boltzformer_monai.label.seg_labels import read_label  # noqa: E402
 from tests.label.dicom_series import NAMES, add_phantom, drawn, masks_by_highdicom, stored  # noqa: E402
@@ -115,6 +117,43 @@ def test_labels_that_cannot_be_sent_are_not_kept(archive: Orthanc, tmp_path: Pat
         store.save_label(uid, str(tmp_path / "other.nii.gz"), "final", dict(NAMES))
     assert store.get_labels_by_image_id(uid) == {}
     assert stored(archive, modality="SEG") == []
+
+
+def test_a_sent_label_whose_copy_cannot_be_kept_is_said_to_be_saved(
+    archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    file, labels = drawn(store, uid, tmp_path / "label.nii.gz")
+    store.save_label(uid, str(file), "final", dict(NAMES))
+    time.sleep(1.1)  # what DICOM's dates tell apart on every server
+    write_label_map(np.where(labels == 3, 1, 0), read_volume(tmp_path / "a"), tmp_path / "second.nii.gz")
+    cyst = {"label_info": [{"name": "cyst", "idx": 1}]}
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).is_relative_to(store.cache.labels.root):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(StorageError) as caught:
+            store.save_label(
+                uid, str(tmp_path / "second.nii.gz"), "final", {"label_info": [{"name": "cyst", "idx": 1}]}
+            )
+        status, told = Replies().problem(caught.value) or (0, "")
+        assert status == 507
+        assert "was saved: the DICOMweb server has it" in told
+        assert "do not send it again" in told
+        assert "could not be kept (No space left on device)" in told
+        assert "nothing was changed" not in told
+        # What is here is not taken for what the archive has.
+        with pytest.raises(StorageError, match="cannot be written"):
+            store.get_label_uri(uid, "final")
+    assert len(stored(archive, modality="SEG")) == 2
+    assert store.get_label_info(uid, "final")["label_info"] == cyst["label_info"]
+    np.testing.assert_array_equal(read_label_map(store.get_label_uri(uid, "final")).array == 1, labels == 3)
 
 
 def test_drafts_stay_here(archive: Orthanc, tmp_path: Path) -> None:
