@@ -33,7 +33,7 @@ WARNINGS: Mapping[str, str] = {
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
 
 REPAIRS: Mapping[str, str] = {
-    "padding": "what was never measured becomes the lowest measured value; windows and interpolation do not meet it",
+    "padding": "what was never measured becomes the darkest measured value; windows and interpolation do not meet it",
     "inverted display": "Hounsfield units do not depend on the display; values without units are taken as viewers show "
     "them",
     "repeated contours": "a contour that was stored twice means the same as one",

@@ -195,8 +195,11 @@ def inflated_size(file: BinaryIO, limit: int, *, wbits: int = 47) -> int:
     while data and total <= limit:
         total += len(stream.decompress(data, _CHUNK))
         data = stream.unconsumed_tail
-        if stream.eof and wbits > 0:  # gzip files may be strung together
+        if stream.eof and wbits > 0:  # gzip files may be strung together, with zeros between them
             data, stream = stream.unused_data, zlib.decompressobj(wbits)
+            while data.count(0) == len(data) and (more := file.read(_CHUNK)):
+                data = more
+            data = data.lstrip(b"\0")
         elif stream.eof:
             break
         data = data or file.read(_CHUNK)

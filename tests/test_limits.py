@@ -126,6 +126,10 @@ def test_inflating_stops_at_the_limit() -> None:
     whole = gzip.compress(b"\0" * 5_000_000) + gzip.compress(b"a" * 1000)
     assert limits.inflated_size(io.BytesIO(whole), 1 << 40) == 5_001_000
     assert 2_000_000 < limits.inflated_size(io.BytesIO(whole), 2_000_000) <= 2_000_000 + (1 << 20)
+    for zeros in (1, 1000, (1 << 20) - 20, 1 << 20, 3 << 20):
+        padded = gzip.compress(b"a" * 1000) + bytes(zeros) + gzip.compress(bytes(3_000_000)) + bytes(zeros)
+        assert len(gzip.decompress(padded)) == 3_001_000
+        assert limits.inflated_size(io.BytesIO(padded), 1 << 40) == 3_001_000
     packer = zlib.compressobj(wbits=-15)
     bare = packer.compress(b"\0" * 3_000_000) + packer.flush()
     assert limits.inflated_size(io.BytesIO(bare + b"\0"), 1 << 40, wbits=-15) == 3_000_000

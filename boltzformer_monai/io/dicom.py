@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom_display import as_displayed, check_display
+from boltzformer_monai.io.dicom_display import as_displayed, check_display, is_turned_over
 from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.dicom_grid import ordered
 from boltzformer_monai.io.dicom_padding import fill_padding
@@ -68,7 +68,7 @@ def read_dicom_series(
     if bad is not None:
         msg = f"{bad.path.parent}: {bad.name} is not finite after rescaling; its pixels or RescaleSlope are damaged"
         raise VolumeError(msg, reason="not finite")
-    caveats = () if padding is None else fill_padding(stack, padding, str(place))
+    caveats = () if padding is None else fill_padding(stack, padding, str(place), inverted=is_turned_over(first))
     return Volume(
         stack.transpose(2, 1, 0),
         affine,

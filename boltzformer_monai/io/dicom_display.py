@@ -31,22 +31,28 @@ def check_display(slices: Sequence[SliceHeader]) -> None:
             msg = f"{first.path.parent}: {first.name} is {first.photometric}, {header.name} is {header.photometric}; "
             msg += "they are not one scan, separate them"
             raise VolumeError(msg, reason="display")
-        if header.lut_shape and header.lut_shape != _SHAPES.get(header.photometric):
+        # Other shapes (LIN OD, of printers) do not say which end is bright.
+        if header.lut_shape in _SHAPES.values() and header.lut_shape != _SHAPES.get(header.photometric):
             msg = f"{header.path}: is {header.photometric} with PresentationLUTShape {header.lut_shape}, which "
             msg += "contradict each other: whether low values are bright is unknown; export it again"
             raise VolumeError(msg, reason="display")
+
+
+def is_turned_over(header: SliceHeader) -> bool:
+    """Whether values without units are shown inverted, so that their highest is the darkest."""
+    return header.photometric == "MONOCHROME1" and header.modality != "CT"
 
 
 def as_displayed(stack: np.ndarray, first: SliceHeader) -> tuple[Caveat, ...]:
     """Turn values without units over, in place, where viewers show them inverted; Hounsfield units stay.
 
     Args:
-        stack: the whole volume, rescaled, padding filled.
+        stack: the whole volume, rescaled, padding filled with the value that is shown darkest.
         first: the header of one of its slices.
     """
     if first.photometric != "MONOCHROME1":
         return ()
-    if first.modality == "CT":
+    if not is_turned_over(first):
         text = "viewers show this scan inverted (MONOCHROME1); its Hounsfield units were taken as they are"
         return (Caveat("inverted display", text),)
     lowest, highest = stack.min(), stack.max()

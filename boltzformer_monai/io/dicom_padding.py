@@ -1,8 +1,8 @@
 """Pixels that were never measured: PixelPaddingValue, which fills what the scanner's field of view leaves of a picture.
 
 Its number may be anything: -2000 in a CT (3024 HU below water), the highest value of all in an MR. It is compared with
-the stored values, before any rescaling, and becomes the lowest measured value of the volume. So no window, percentile
-or interpolation meets it.
+the stored values, before any rescaling, and becomes the darkest measured value of the volume: the lowest, or the
+highest where low values are shown bright. So no window, percentile or interpolation meets it.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ def padding_mask(
     return mask if mask.any() else None
 
 
-def fill_padding(stack: np.ndarray, padding: np.ndarray, where: str) -> tuple[Caveat, ...]:
-    """Give padding the lowest measured value, in place.
+def fill_padding(stack: np.ndarray, padding: np.ndarray, where: str, *, inverted: bool = False) -> tuple[Caveat, ...]:
+    """Give padding the measured value that is shown darkest, in place.
 
     Padding below or above everything measured is certain. Some exporters state a value that tissue takes too (0 in a CT
-    that is stored in HU); then only what reaches the edge of its slice is padding, and the rest is left as measured.
+    that is stored in HU); of that only what reaches the edge of its slice is padding, and the rest is left as measured.
 
     Args:
         stack: (slices, rows, columns), rescaled.
         padding: booleans of the same shape, at least one of them true.
         where: the path, for the message.
+        inverted: the values will be turned over, so that the highest becomes the lowest.
 
     Raises:
         VolumeError: there is nothing but padding.
@@ -82,13 +83,14 @@ def fill_padding(stack: np.ndarray, padding: np.ndarray, where: str) -> tuple[Ca
     values = stack[padding]
     count, kept = values.size, 0
     if values.max() >= lowest and values.min() <= highest:
-        for index in range(len(padding)):
-            padding[index] = _reaching_the_edge(padding[index])
+        for plane, mask in zip(stack, padding, strict=True):
+            mask &= _reaching_the_edge(mask) | (plane < lowest) | (plane > highest)
         kept = count - int(np.count_nonzero(padding))
-    stack[padding] = lowest
+    stack[padding] = highest if inverted else lowest
     caveats = []
     if count > kept:
         text = f"{count - kept} voxels are padding (PixelPaddingValue) and got the lowest measured value, {lowest:g}"
+        text += ", of the scan turned over" if inverted else ""
         caveats.append(Caveat("padding", text))
     if kept:
         text = f"{kept} voxels inside the slices have the value that the header calls padding (PixelPaddingValue), and "

@@ -74,6 +74,11 @@ def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         tags: list[str | int] = [*_FORMAT_TAGS, *_VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
         dataset = read_dicom(header.path, tags=tags)
+        syntax = dataset.file_meta.get("TransferSyntaxUID")
+        if syntax is not None and syntax.is_private:
+            msg = f"{header.path}: its pixels are stored in a maker's own way ({syntax}), which no decoder here knows; "
+            msg += "convert it to an uncompressed DICOM file or to NIfTI"
+            raise VolumeError(msg, reason="codec")
         if _is_cut_off(dataset):
             msg = f"{header.path}: its pixel data are missing or end early (truncated); copy or export the file again"
             raise VolumeError(msg, reason="truncated")

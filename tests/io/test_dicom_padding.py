@@ -34,6 +34,7 @@ def write(
     bits: int = 16,
     intercept: int = 0,
     raw: np.ndarray | None = None,
+    photometric: str = "MONOCHROME2",
     **more: Any,
 ) -> Path:
     def change(dataset: Any, index: int) -> None:
@@ -42,6 +43,7 @@ def write(
         dataset.is_implicit_VR = syntax == IMPLICIT
         codecs.store_cells(dataset, cells.astype(np.uint16), syntax)
         dataset.RescaleSlope, dataset.RescaleIntercept = 1, intercept
+        dataset.PhotometricInterpretation = photometric
         for tag, value in ((0x00280120, padding), (0x00280121, limit)):
             if value is not None:
                 dataset.add_new(tag, vr or ("SS" if signed else "US"), value)
@@ -143,13 +145,19 @@ def test_random_padding_is_never_seen(write_series: SeriesWriter, tmp_path: Path
         values = rng.integers(low, high + 1, inside.shape)
         values[0, 4, 4:6] = low, high
         stack = np.where(inside, values, padding)
+        modality, photometric = str(rng.choice(["CT", "MR"])), f"MONOCHROME{rng.integers(1, 3)}"
         folder = write(
-            write_series, stack, padding, signed=signed, intercept=-1024, modality=str(rng.choice(["CT", "MR"])),
+            write_series, stack, padding, signed=signed, intercept=-1024, modality=modality, photometric=photometric,
             syntax=str(rng.choice([EXPLICIT, IMPLICIT, codecs.BIG_ENDIAN, codecs.RLE])),
             folder=tmp_path / str(number),
         )  # fmt: skip
+        if (modality, photometric) == ("MR", "MONOCHROME1"):
+            values = low + high - values
         expected = np.where(inside, values, low).transpose(2, 1, 0) - 1024
-        assert np.array_equal(read_volume(folder).array, expected)
+        volume = read_volume(folder)
+        assert np.array_equal(volume.array, expected)
+        assert ("padding" in kinds(volume)) == (not inside.all())
+        assert ("inverted display" in kinds(volume)) == (photometric == "MONOCHROME1")
 
 
 def inverted(write_series: SeriesWriter, modality: str, shapes: tuple[str, ...] = ("INVERSE",), **more: Any) -> Path:
@@ -168,6 +176,45 @@ def test_an_mr_shown_inverted_is_turned_over(write_series: SeriesWriter) -> None
     shown = 100 + 570 - (np.arange(48).reshape(3, 4, 4) * 10 + 100) - 1024
     assert np.array_equal(volume.array, shown.transpose(2, 1, 0))
     assert "MONOCHROME1" in kinds(volume)["inverted display"]
+
+
+@pytest.mark.parametrize("padding", [4095, 0])
+def test_padding_of_an_mr_shown_inverted_is_dark(write_series: SeriesWriter, padding: int) -> None:
+    tissue = measured(102, 163)
+    stack = np.where(ROUND, tissue, padding)
+    volume = read_volume(write(write_series, stack, padding, modality="MR", photometric="MONOCHROME1"))
+    assert np.array_equal(volume.array.transpose(2, 1, 0), np.where(ROUND, 102 + 163 - tissue, 102))
+    assert "lowest measured value, 102, of the scan turned over" in kinds(volume)["padding"]
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_that_only_one_slice_scales_into_tissue(write_series: SeriesWriter, photometric: str) -> None:
+    stack = np.where(ROUND, measured(100, 1000), 4000)
+    stack[:2, 8:10, 8:10] = 4000  # 4000 in one slice, 400 in the other: that may be tissue
+    slopes = (1, 0.1, 1, 1)
+
+    def change(dataset: Any, index: int) -> None:
+        dataset.PhotometricInterpretation, dataset.PixelRepresentation = photometric, 0
+        codecs.store_cells(dataset, stack[index].astype(np.uint16), EXPLICIT)
+        dataset.RescaleSlope, dataset.RescaleIntercept = slopes[index], 0
+        dataset.add_new(0x00280120, "US", 4000)
+
+    volume = read_volume(write_series(stack, modality="MR", change=change)[0].parent)
+    scaled = (stack * np.reshape(slopes, (4, 1, 1))).astype(np.float32)
+    true = np.broadcast_to(ROUND, stack.shape).copy()
+    true[0, 8:10, 8:10] = False
+    low, high = scaled[true].min(), scaled[true].max()
+    assert (high, scaled[1, 8, 8]) == (1000, 400)
+    expected = np.where(true, low + high - scaled if photometric == "MONOCHROME1" else scaled, low)
+    assert np.allclose(volume.array.transpose(2, 1, 0), expected, atol=1e-3)
+    assert kinds(volume)["padding value in tissue"].startswith("4 voxels")
+
+
+@pytest.mark.parametrize("shape", ["LIN OD", "lin od ", "SOMETHING"])
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_a_shape_of_printers_says_nothing_of_inversion(write_series: SeriesWriter, modality: str, shape: str) -> None:
+    plain, other = (read_volume(inverted(write_series, modality, (each,))) for each in ("INVERSE", shape))
+    assert np.array_equal(other.array, plain.array)
 
 
 def test_hounsfield_units_do_not_depend_on_the_display(write_series: SeriesWriter) -> None:

@@ -90,6 +90,12 @@ def spoil_codec(dataset: Any) -> None:
     _encapsulate(dataset, "1.2.840.10008.1.2.4.100", b"a film, not a picture")
 
 
+def spoil_private_syntax(dataset: Any) -> None:
+    import pydicom
+
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID("1.2.840.113619.5.2")  # GE's own
+
+
 def spoil_stream(dataset: Any) -> None:
     _encapsulate(dataset, "1.2.840.10008.1.2.4.90", b"damaged on the way")
 
@@ -134,6 +140,7 @@ def spoil_patient(dataset: Any) -> None:
         (spoil_pixels, "end early", "truncated"),
         (spoil_missing_pixels, "missing", "truncated"),
         (spoil_codec, "neither pydicom nor SimpleITK", "codec"),
+        (spoil_private_syntax, "which no decoder here knows", "codec"),
         (spoil_stream, "JPEG 2000", "damaged"),
         (spoil_fragment, "end early", "truncated"),
         (spoil_patient, "differ in patient id", "several patients"),
