@@ -11,6 +11,7 @@ import re
 from boltzformer_monai.errors import ConfigError, VolumeError
 
 __all__ = [
+    "SPOKEN_MODALITY",
     "modality_of_header",
     "names_another_modality",
     "parse_modality",
@@ -25,6 +26,12 @@ _MR = frozenset(["mr", "mra", "mrs", "magnetic", "flair", "dwi", "dti", "adc", "
                  "pdw", "ssfp", "bssfp", "dixon", "ciss", "fiesta", "lge", "proton"])  # fmt: skip
 # Sequences such as T1, T1w, T2f and t1gd; kinds of MRI such as fMRI and cineMRI.
 _MR_FORM = re.compile(r"t[12](?![0-9])[a-z0-9]*|[a-z]*mri")
+# What is said of a scan, as a pattern of lower-case words; "t1" alone is a vertebra too, "computed" no name.
+SPOKEN_MODALITY = (
+    r"(?:comput(?:ed|eri[sz]ed) tomography|magnetic resonance(?: imaging)?|t[12](?: weighted|[a-z][a-z0-9]*)|[a-z]*mri|"
+    + "|".join(sorted((_CT | _MR) - {"computed", "computerized", "computerised", "magnetic", "proton"}))
+    + ")"
+)
 _ANOTHER = frozenset(["pet", "pt", "fdg", "positron", "spect", "photon", "emission", "scintigraphy", "nm", "us",
                       "ivus", "ultrasound", "ultrasonography", "sonography", "echocardiography", "cr", "dx", "dr", "xr",
                       "rf", "xa", "mg", "mammography", "mammogram", "tomosynthesis", "fluoroscopy", "radiograph",

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from boltzformer_monai.data.prompts import (
     SIDES,
@@ -23,18 +23,23 @@ from boltzformer_monai.data.prompts import (
     normalise_target,
     prompts_for,
     site_adjective,
+    site_contains,
     site_names,
     tidy,
     vocabulary_names,
 )
 from boltzformer_monai.errors import PromptError
+from boltzformer_monai.modality import SPOKEN_MODALITY, parse_modality
 
 __all__ = ["PromptReader", "Reading", "misunderstood", "named_target"]
 
-_MODALITY = r"(?:cta?|mri?|mra|computed tomography|magnetic resonance(?: imaging)?)"
+_Frame: TypeAlias = tuple[tuple[str, ...], bool]  # the sites that it names; whether it speaks of a scan
+
+_MODALITY = rf"(?:{SPOKEN_MODALITY}(?: {SPOKEN_MODALITY})*)"  # "T1w MRI"
 _PICTURE = r"(?:scans?|images?|slices?|volumes?|imaging)"
 _ARTICLE = r"(?:the|an?)"
 _IN = r"(?:in|on|of|from|within)"
+_FILLER = re.compile(rf"\b(?:{_ARTICLE}|{_IN}|with|to|at|{_MODALITY}|{_PICTURE})\b")
 _LONGEST_NAME = 8  # words
 _NEAR = 3  # names that are offered
 _LISTED = 8  # names that are listed where none is near
@@ -54,9 +59,7 @@ _COUNTS = frozenset({
 _NUMBERS = frozenset({
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
 })  # fmt: skip
-_BEFORE_A_COUNT = frozenset({
-    "the", "a", "and", "of", "with", "showing", "least", "most", "than", "about", "ct", "mr", "mri", "scan", "image",
-})  # fmt: skip
+_BEFORE_A_COUNT = re.compile(rf"the|a|and|of|with|showing|least|most|than|about|{_PICTURE}|{_MODALITY}")
 _UNITS = r"(?:mm|cm|mm2|mm3|cm2|cm3|ml|cc|hu|millimet(?:er|re)s?|centimet(?:er|re)s?|millilit(?:er|re)s?)"
 _MEASURE = re.compile(rf"[<>≤≥]=?\s*\d*[.,]?\d*\s*{_UNITS}?|\b\d+(?:[.,]\d+)?\s*{_UNITS}\b")
 _PHRASES = re.compile(r"\bfree of\b|\b\w+-free\b|\bw/o\b|\w+n[’']t\b|\b(?:rather|other) than\b|\binstead of\b")
@@ -102,9 +105,13 @@ class PromptReader:
         # Once as it is, and once without the punctuation that is taken out of prompts.
         self._of = {normalise_target(" ".join(_tokens(name))): name for name in self.names}
         self._of |= {normalise_target(name): name for name in self.names}
-        kinds = {(str(entry.get("site", "")), str(entry.get("modality", "unknown"))) for entry in targets}
-        self._kinds = sorted(kinds)
-        self._sites = {site for place, _ in kinds for site in normalise_site(place).split(" and ")}
+        self._trained: dict[str, dict[str, str]] = {name: {} for name in self.names}  # texts, by their lower case
+        self._sites = {name: _organs(name) for name in self.names}
+        for entry in targets:
+            name, site = str(entry["target"]), str(entry.get("site", ""))
+            texts = prompts_for(name, site=site, modality=str(entry.get("modality", "unknown")))
+            self._trained[name].update((text.lower(), text) for text in texts)
+            self._sites[name] |= {*normalise_site(site).split(" and ")} - {""}
 
     def read(self, prompt: str, *, literal: bool = False) -> Reading:
         """What is understood of a prompt.
@@ -123,9 +130,10 @@ class PromptReader:
             return Reading(prompt, target, site, prompt if shown == text else shown)
         known = named_target(text) is not None
         words = () if known else misunderstood(text, self._of)
-        near = self._near(core) if words or self.names else ()
+        meant = self._without(text, words) if words else None
+        near = (meant,) if meant else self._near(text) if words or self.names else ()
         if words and not literal:
-            raise PromptError(_refusal(prompt, words, near))
+            raise PromptError(_refusal(prompt, words, near, meant))
         return Reading(prompt, None, site, prompt, words, near)
 
     def caveat_text(self, reading: Reading) -> tuple[str, str] | None:
@@ -149,12 +157,12 @@ class PromptReader:
         core, site = tidy(text), ""
         if (target := self._of.get(normalise_target(text))) is not None:
             return target, "", text
-        for core, site, loose in _peeled(text):
+        for core, site, frames in _peeled(text):
             target = self._target(core)
-            # "in the lung", without a modality, says where the target is rather than what scan it is in.
-            if target is not None and (not loose or self._is_at(target, loose)):
+            if target is not None and all(self._is_at(target, *frame) for frame in frames):
                 return target, site, core
-        return None, site, core
+        # A site that the vocabulary does not know is a filler in the texts of the training only.
+        return next((name for name, texts in self._trained.items() if text in texts), None), site, core
 
     def _target(self, core: str) -> str | None:
         forms = list(dict.fromkeys(_forms(core)))
@@ -165,38 +173,60 @@ class PromptReader:
             for canonical, name in self._of.items():
                 if _same_but_for_number(form, canonical):
                     return name
-        return self._of.get(_phrases().get(core, ""))
+        return None
 
-    def _is_at(self, target: str, sites: Iterable[str]) -> bool:
-        words = set(tidy(target).split())
-        return all(site in self._sites or site in words or find_target(site) is None for site in sites)
+    def _is_at(self, target: str, places: Sequence[str], is_scan: bool) -> bool:
+        """Whether these places say nothing new of the target: it lies in each, or in one of those that a scan shows."""
+        own = self._sites[target]
+        if not own:  # the training does not say: any region will do, an organ may be the wrong one
+            return all(find_target(place) is None for place in places)
+        holds = [any(site_contains(place, site) for site in own) for place in places]
+        regions = [find_target(place) is None for place in places]
+        if not is_scan:
+            return all(holds)
+        return not places or (any(holds) and all(map(max, holds, regions)))
 
     def _trained_text(self, text: str, target: str, site: str, core: str) -> str:
         """The nearest text to the prompt that the training is made of."""
-        trained = {
-            each.lower(): each
-            for place, modality in self._kinds
-            for each in prompts_for(target, site=place, modality=modality)
-        }
+        trained = self._trained[target]
         if text in trained:
             return text
         name = normalise_target(target)
         forms = []
-        for spoken in (word for word in ("ct", "mri") if re.search(rf"\b{word[:2]}", text)):
+        said = {parse_modality(match[0]) for match in re.finditer(rf"\b{SPOKEN_MODALITY}\b", text)}
+        for spoken in (word for word, modality in (("ct", "CT"), ("mri", "MR")) if modality in said):
             for where in (f"{site_adjective(site)} {spoken}", spoken):
                 forms += [f"{core} in {where}", f"{name} in {where}"]
         return next((trained[form] for form in (*forms, core) if form in trained), name)
 
-    def _near(self, core: str) -> tuple[str, ...]:
-        spellings = {name: name for name in self.names} or {name: name for name in vocabulary_names()}
+    def _without(self, text: str, words: Sequence[str]) -> str | None:
+        """The name that is left once these words are taken off the ends; None where one stands between others."""
+        either = "|".join(map(re.escape, words))
+        left = re.sub(rf"^(?:(?:{_ARTICLE} )?(?:{either})\s+)+|(?:\s*(?:{either}))+$", "", text)
+        if not left or misunderstood(left, self._of):
+            return None
+        return self._named(left)[0] if self.names else named_target(left)
+
+    def _near(self, text: str) -> tuple[str, ...]:
+        """Names that hold all words of the text, or of which it holds all, or that differ by a letter; best first."""
+        spellings = {name: name for name in self.names} or dict(vocabulary_names())
         for name in self.names:
             entry = find_target(name)
-            spellings.update(dict.fromkeys(entry.synonyms, name) if entry is not None else {})
-        near = [spellings[each] for each in difflib.get_close_matches(core, spellings, n=_NEAR, cutoff=0.75)]
-        words = {word for word in _singular(core).split() if word not in _ODD}
-        near += [name for name in self.names if set(_singular(name).split()) <= words]
-        near += [name for name in self.names if words and words < set(_singular(name).split())]
-        return tuple(dict.fromkeys(near))[:_NEAR]
+            spellings.update(dict.fromkeys(entry.synonyms if entry is not None else (), name))
+        text = " ".join(_tokens(text))
+        said = {*_singular(_FILLER.sub(" ", text)).split()} - _ODD
+        spoken = {each: {*_singular(_FILLER.sub(" ", each)).split()} for each in spellings}
+        words = {word for each in spoken.values() for word in each}
+        known = {word: difflib.get_close_matches(word, words, n=1, cutoff=0.75) for word in sorted(said - words)}
+        meant = (said & words) | {word for close in known.values() for word in close}
+        misspelled = difflib.get_close_matches(text, spellings, n=_NEAR, cutoff=0.75)
+        score: dict[str, float] = {}
+        for each, name in spellings.items():
+            own, shared = spoken[each], spoken[each] & meant
+            whole = shared and (shared == own or (shared == meant and len(meant) == len(said)))
+            if whole or each in misspelled:
+                score[name] = max(score.get(name, 0.0), 2 * len(shared) / (len(own) + len(said)))
+        return tuple(sorted(score, key=lambda name: (-score[name], name)))[:_NEAR]
 
 
 def named_target(text: str) -> str | None:
@@ -206,8 +236,6 @@ def named_target(text: str) -> str | None:
             known = find_target(form)
             if known is not None:
                 return known.name
-        if core in _phrases():
-            return _phrases()[core]
     return None
 
 
@@ -220,15 +248,17 @@ def misunderstood(text: str, names: Iterable[str] = ()) -> tuple[str, ...]:
     left = _without_names(words, known)
     for index, word in enumerate(left):
         counts = (word.isdecimal() or word in _NUMBERS) and index + 1 < len(left) and left[index + 1] != "of"
-        begins = index == 0 or left[index - 1] in _BEFORE_A_COUNT
+        begins = index == 0 or _BEFORE_A_COUNT.fullmatch(left[index - 1]) is not None
         if word in _NEGATIONS | _SIZES | _COUNTS or (counts and begins):
             found.append(word)
     return tuple(dict.fromkeys(found))
 
 
-def _refusal(prompt: str, words: Sequence[str], near: Sequence[str]) -> str:
+def _refusal(prompt: str, words: Sequence[str], near: Sequence[str], meant: str | None) -> str:
     said = " and ".join(repr(word) for word in words)
-    instead = f"ask for {near[0]!r}" if near else "ask for the target alone"
+    instead = f"ask for {meant!r}" if meant else "ask for a target alone"
+    if near and not meant:
+        instead += f" (names near it: {', '.join(map(repr, near))})"
     return (
         f"prompt {prompt[:80]!r}: {said} is not understood: no training teaches negations, sizes or counts; {instead}, "
         'or say that the text is meant as it is: --literal, in a request "literal": true'
@@ -253,42 +283,42 @@ def _without_names(words: Sequence[str], names: Iterable[str]) -> list[str]:
     return left
 
 
-def _peeled(text: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """What is left of a text as fillers are taken away one by one: (rest, site, sites named without a modality)."""
-    frames = _frames()
-    waiting: list[tuple[str, str, tuple[str, ...]]] = [(" ".join(_tokens(text)), "", ())]
+def _peeled(text: str) -> Iterator[tuple[str, str, tuple[_Frame, ...]]]:
+    """What is left of a text as fillers are taken away one by one: (rest, site, the frames that were taken away)."""
+    waiting: list[tuple[str, str, tuple[_Frame, ...]]] = [(" ".join(_tokens(text)), "", ())]
     seen = set()
     while waiting:
-        rest, site, loose = waiting.pop(0)
-        if (rest, loose) in seen or not rest:
+        rest, site, frames = waiting.pop(0)
+        if (rest, frames) in seen or not rest:
             continue
-        seen.add((rest, loose))
-        yield rest, site, loose
-        for pattern, is_loose in frames:
+        seen.add((rest, frames))
+        yield rest, site, frames
+        for pattern, is_scan in _frames():
             match = pattern.search(rest)
             if match is None or not (shorter := rest[: match.start()] + rest[match.end() :]).strip():
                 continue
             places = _places(match[0])
-            waiting.append((shorter.strip(), site or " and ".join(places), (*loose, *places) if is_loose else loose))
+            more = ((places, is_scan),) if places else ()
+            waiting.append((shorter.strip(), site or " and ".join(places), (*frames, *more)))
 
 
 @functools.cache
 def _frames() -> tuple[tuple[re.Pattern[str], bool], ...]:
-    """What stands around a target's name, and whether the site in it stands without a modality."""
+    """What stands around a target's name, and whether its sites are what a scan shows, not where the target lies."""
     place = "|".join(sorted(map(re.escape, site_names()), key=len, reverse=True))
     places = rf"(?:{place})(?: (?:and )?(?:{place}))*"
     picture = rf"(?:(?:{places} )?{_MODALITY}(?: {_PICTURE})?|(?:{places} )?{_PICTURE})(?: of (?:the )?{places})?"
     scan = rf"(?:{_ARTICLE} )?(?:{places} )?"
     patterns = {
-        rf"^{_ARTICLE} ": False,
-        rf"^{scan}{_MODALITY}(?: {_PICTURE})?(?: of| with| showing)?(?: {_ARTICLE})? ": False,
-        rf"^{scan}{_PICTURE} (?:of|with|showing)(?: {_ARTICLE})? ": False,
-        rf" {_IN} (?:{_ARTICLE} )?{picture}$": False,
-        rf" {_MODALITY}(?: {_PICTURE})?$": False,
-        rf" {places} {_MODALITY}(?: {_PICTURE})?$": False,  # "left lung CT" is not the left in a lung CT
-        rf" (?:in|on|within)(?: {_ARTICLE})? {places}$": True,
+        rf"^{_ARTICLE} ": True,
+        rf"^{scan}{_MODALITY}(?: {_PICTURE})?(?: of| with| showing)?(?: {_ARTICLE})? ": True,
+        rf"^{scan}{_PICTURE} (?:of|with|showing)(?: {_ARTICLE})? ": True,
+        rf" {_IN} (?:{_ARTICLE} )?{picture}$": True,
+        rf" {_MODALITY}(?: {_PICTURE})?$": True,
+        rf" {places} {_MODALITY}(?: {_PICTURE})?$": True,  # "left lung CT" is not the left in a lung CT
+        rf" (?:in|on|within)(?: {_ARTICLE})? {places}$": False,
     }
-    return tuple((re.compile(pattern), loose) for pattern, loose in patterns.items())
+    return tuple((re.compile(pattern), is_scan) for pattern, is_scan in patterns.items())
 
 
 def _places(words: str) -> tuple[str, ...]:
@@ -298,9 +328,15 @@ def _places(words: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names[match[0]] for match in re.finditer(rf"\b(?:{place})\b", words)))
 
 
+def _organs(name: str) -> set[str]:
+    """The sites that a target's name itself speaks of: the lung of "lung nodule"; not the head of "femoral head"."""
+    return {place for place in _places(tidy(name)) if find_target(place) is not None}
+
+
 _SIDE = re.compile(
     r"^(?P<what>.+?) (?:(?:on|at|in|to|of) (?:the )?)?(?P<side>left|right)(?: hand)?(?: side)?$"
 )  # "kidney on the left", "kidney left side"; not "vessel of the left kidney"
+_IN_ORGAN = re.compile(rf"^(?P<what>.+?) (?:in|of|within) (?:{_ARTICLE} )?(?P<place>\w+)$")
 _BOTH = re.compile(r"^(?:both|left and right|right and left) (?P<what>.+)$")
 
 
@@ -313,21 +349,11 @@ def _forms(core: str) -> Iterator[str]:
         base = find_target(_singular(match["what"]))
         if base is not None and base.side is None and {f"{side} {base.name}" for side in SIDES} <= {*base.composite_of}:
             texts.append(base.name)
+    if match := _IN_ORGAN.match(core):  # "tumor in the liver" is a liver tumor
+        texts += [f"{organ} {match['what']}" for organ in _organs(match["place"])]
     for text in texts:
         for form in (text, _singular(text)):
             yield normalise_target(form)
-
-
-@functools.cache
-def _phrases() -> Mapping[str, str]:
-    """Whole prompts of the vocabulary, such as "tumor in liver ct" → the target."""
-    found = {}
-    for name in dict.fromkeys(vocabulary_names().values()):
-        entry = find_target(name)
-        for phrase in entry.phrases if entry is not None else ():
-            for modality in ("ct", "mr", "mri"):
-                found[tidy(phrase.format(modality=modality))] = name
-    return found
 
 
 def _singular(text: str) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "normalise_site",
     "normalise_target",
     "prompts_for",
+    "site_contains",
     "site_names",
     "split_prompts",
     "tidy",
@@ -198,6 +199,7 @@ def prompts_for(target: str, *, site: str, modality: str) -> tuple[str, ...]:
 class _Vocabulary:
     words: Mapping[str, str]  # spelling of a word → the usual one
     sites: Mapping[str, tuple[str, str]]  # any name of a site → (usual name, adjective)
+    within: Mapping[str, str]  # usual name of a site → of the larger one that it lies in
     targets: Mapping[str, Mapping[str, Any]]  # canonical name without side → entry
     aliases: Mapping[str, str]  # any tidied name → canonical name
 
@@ -218,7 +220,8 @@ def _vocabulary() -> _Vocabulary:
         for name, entry in targets.items()
         for alias in (name, *entry.get("synonyms", ()), *entry.get("spellings", ()))
     }
-    return _Vocabulary(words, sites, targets, aliases)
+    within = {name: entry["within"] for name, entry in content["sites"].items() if "within" in entry}
+    return _Vocabulary(words, sites, within, targets, aliases)
 
 
 def _tidy(name: str, words: Mapping[str, str]) -> str:
@@ -231,6 +234,11 @@ def _tidy(name: str, words: Mapping[str, str]) -> str:
 def site_adjective(site: str) -> str:
     sites = _vocabulary().sites
     return " and ".join(sites.get(part, (part, part))[1] for part in site.split(" and "))
+
+
+def site_contains(outer: str, inner: str) -> bool:
+    """Tell whether a site is the other or holds it, as the abdomen holds the liver; both by their usual names."""
+    return outer in (inner, "whole body", _vocabulary().within.get(inner))
 
 
 def vocabulary_names() -> Mapping[str, str]:

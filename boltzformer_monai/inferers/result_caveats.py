@@ -15,7 +15,7 @@ __all__ = ["about", "collect_caveats", "log_caveats"]
 
 _log = logging.getLogger(__name__)
 
-_OF_THE_RUN = MILD | {"unknown prompt", "words not understood", "another modality"}
+_OF_THE_RUN = (MILD - {"gantry tilt"}) | {"unknown prompt", "words not understood", "another modality"}
 
 
 def collect_caveats(
@@ -42,7 +42,7 @@ def collect_caveats(
     found = [
         *known,
         *windows.prompt_caveats(readings),
-        *windows.modality_caveats(stated, modality),
+        *windows.modality_caveats(stated, modality, readings),
         *volume.caveats,
         # Averaged with the acquired plane, others are what was asked for.
         *scan_caveats(volume, modality=modality, planes=() if acquisition_plane(volume) in planes else planes),

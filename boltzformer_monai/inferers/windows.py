@@ -8,7 +8,7 @@ from typing import Any
 
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.prompt_check import PromptReader, Reading
-from boltzformer_monai.data.prompts import find_target, normalise_prompt, site_adjective
+from boltzformer_monai.data.prompts import find_target, normalise_prompt, normalise_site, site_contains
 from boltzformer_monai.data.windows import GreyScale, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import ConfigError
 
@@ -61,15 +61,22 @@ class PromptWindows:
         said = [(reading.prompt, self.reader.caveat_text(reading)) for reading in readings]
         return [Caveat(found[0], found[1], prompt) for prompt, found in said if found is not None]
 
-    def modality_caveats(self, stated: str, modality: str) -> list[Caveat]:
-        """What to know of a scan that states this modality, or ``"unknown"``, and is taken for that one."""
+    def modality_caveats(self, stated: str, modality: str, readings: Sequence[Reading]) -> list[Caveat]:
+        """What to know of prompts in a scan that states this modality, or ``"unknown"``, and is taken for that one."""
         known = sorted({str(entry["modality"]) for entry in self.targets})
         found = []
         if stated == "unknown":
             found.append(Caveat("assumed modality", f"taken as {modality}, which the file does not state"))
         if known and modality not in known:
             text = f"the network was trained on {' and '.join(known)}; on {modality} its masks mean little"
-            found.append(Caveat("another modality", text))
+            return [*found, Caveat("another modality", text)]
+        for reading in readings:
+            own = sorted({str(entry["modality"]) for entry in self.targets if entry["target"] == reading.target})
+            if own and modality not in own:
+                text = (
+                    f"{reading.prompt!r} was trained on {' and '.join(own)} only; on {modality} its mask means little"
+                )
+                found.append(Caveat("another modality", text, reading.prompt))
         return found
 
     def group(self, readings: Sequence[Reading], modality: str) -> list[tuple[AnyWindow, list[int]]]:
@@ -89,19 +96,28 @@ class PromptWindows:
         if self.fixed is not None:
             return self.fixed
         trained = [entry for entry in self.targets if entry["modality"] == modality]
+        if reading.target is not None:
+            trained = [entry for entry in trained if entry["target"] == reading.target]
         if not trained:
             return default_window(modality, "")
         text = normalise_prompt(reading.prompt)
 
         def fit(entry: Mapping[str, Any]) -> tuple[int, bool]:
-            name = str(entry["target"])
-            if reading.target is not None:
-                return int(name == reading.target), _names_site(entry["site"], text)
             # Of an unknown prompt the longest name in it decides, which is likely to be near what is meant.
-            return _named_length(name, text), _names_site(entry["site"], text)
+            return _named_length(str(entry["target"]), text), _is_at(entry, reading.site)
 
         # Then the site named; both equal, the first of the training data.
-        return window_from_dict(dict(max(trained, key=fit)["window"]))
+        best = max(trained, key=fit)
+        one = all(entry["window"] == best["window"] for entry in trained)
+        if reading.target is None and not one and not any(fit(best)):
+            return default_window(modality, reading.site)  # nothing speaks for any of them
+        return window_from_dict(dict(best["window"]))
+
+
+def _is_at(entry: Mapping[str, Any], site: str) -> bool:
+    """Whether a kind of training data comes from the site that a prompt names, or from a part of it."""
+    inner = normalise_site(str(entry["site"])).split(" and ")
+    return any(site_contains(outer, place) for outer in site.split(" and ") for place in inner if outer and place)
 
 
 def _named_length(target: str, text: str) -> int:
@@ -109,7 +125,3 @@ def _named_length(target: str, text: str) -> int:
     known = find_target(target)
     spellings = (target, *(known.synonyms if known else ()))
     return max((len(s) for s in spellings if re.search(rf"\b{re.escape(s)}\b", text)), default=0)
-
-
-def _names_site(site: str, text: str) -> bool:
-    return any(re.search(rf"\b{re.escape(word)}\b", text) for word in (site, site_adjective(site)))

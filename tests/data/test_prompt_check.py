@@ -60,6 +60,17 @@ READER = _reader(
         ("small bowel", "small bowel", "small bowel"),
         ("first rib", "rib 1", "rib 1"),
         ("nonenhancing tumour core", "non enhancing tumor", "non enhancing tumor"),
+        ("tumor in the liver CT", "liver tumor", "liver tumor in CT"),
+        ("the tumour in a liver CT scan", "liver tumor", "liver tumor in CT"),
+        ("tumor in liver", "liver tumor", "liver tumor"),
+        ("neoplasms within the liver", "liver tumor", "liver tumor"),
+        ("nodule in lung", "lung nodule", "lung nodule"),
+        ("nodules in the lungs", "lung nodule", "lung nodule"),
+        ("lung nodule in CBCT", "lung nodule", "lung nodule in CT"),
+        ("HRCT: lung nodule", "lung nodule", "lung nodule in CT"),
+        ("liver in T1-weighted MRI", "liver", "liver"),
+        ("FLAIR MRI of the liver", "liver", "liver"),
+        ("liver in chest and abdomen CT", "liver", "liver in CT"),
         ("flux capacitors in CT images", "flux capacitor", "flux capacitor in CT"),
         ("Large holes", "large hole", "large hole"),
     ],
@@ -89,6 +100,10 @@ def test_any_spelling_of_a_name_is_known_and_shown_as_the_training_spells_it(
         ("hole", "large hole"),
         ("spleen", None),
         ("left kidney in a jar", "left kidney"),
+        ("liver in the brain", "liver"),
+        ("liver in chest CT", "liver"),
+        ("lung nodule in ultrasound", "lung nodule"),
+        ("lung nodule in the liver and lung", "lung nodule"),
     ],
 )
 def test_one_word_more_or_less_is_unknown_and_what_is_near_is_offered(prompt: str, near: str | None) -> None:
@@ -130,6 +145,75 @@ def test_negations_sizes_and_counts_are_refused_unless_meant_literally(prompt: s
     assert repr(words[0])[1:-1] in text
 
 
+@pytest.fixture
+def two_organs() -> PromptReader:
+    return PromptReader([
+        {"target": "lesion", "site": "liver", "modality": "CT"},
+        {"target": "prostate", "site": "prostate", "modality": "MR"},
+        {"target": "liver", "site": "abdomen", "modality": "CT"},
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompt", ["lesion in the prostate", "lesion in prostate MRI", "liver in the brain", "prostate in the liver"]
+)
+def test_the_site_of_another_target_is_no_filler(two_organs: PromptReader, prompt: str) -> None:
+    reading = two_organs.read(prompt)
+    assert (reading.target, reading.shown) == (None, prompt)
+    assert reading.near
+    assert reading.near[0] in prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "shown"),
+    [
+        ("lesion in the liver", "lesion", "lesion"),
+        ("lesion in abdominal CT", "lesion", "lesion in CT"),
+        ("lesion in MRI", "lesion", "lesion"),  # the MR of another target
+        ("prostate in CT", "prostate", "prostate"),
+        ("prostate in pelvic MRI", "prostate", "prostate in MRI"),
+        ("liver in whole-body CT", "liver", "liver in CT"),
+    ],
+)
+def test_a_target_is_shown_in_texts_of_its_own_training(
+    two_organs: PromptReader, prompt: str, target: str, shown: str
+) -> None:
+    reading = two_organs.read(prompt)
+    assert (reading.target, reading.shown) == (target, shown)
+
+
+TUMORS = _reader("brain tumor", "liver", "liver tumor", "vessel")
+
+
+@pytest.mark.parametrize(
+    ("reader", "prompt", "near"),
+    [
+        (_reader("brain tumor", "liver", "liver lesion"), "tumor in liver", ("liver",)),
+        (TUMORS, "tumor wall in liver", ("liver tumor", "liver")),
+        (TUMORS, "tumor", ("brain tumor", "liver tumor")),
+        (TUMORS, "tumor in the livr", ("liver tumor", "liver")),
+    ],
+)
+def test_what_is_near_is_judged_by_the_whole_text(reader: PromptReader, prompt: str, near: tuple[str, ...]) -> None:
+    assert reader.read(prompt).near == near
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("no tumor in liver", "ask for 'liver tumor',"),
+        ("the biggest tumor in liver CT", "ask for 'liver tumor',"),
+        ("liver minus tumor", "ask for a target alone (names near it: 'liver tumor', 'liver'),"),
+        ("liver w/o tumor", "ask for a target alone (names near it: 'liver tumor', 'liver'),"),
+        ("no zebra", "ask for a target alone,"),
+    ],
+)
+def test_a_refusal_names_a_target_only_where_nothing_else_can_be_meant(prompt: str, said: str) -> None:
+    with pytest.raises(PromptError) as error:
+        TUMORS.read(prompt)
+    assert said in str(error.value)
+
+
 def test_where_the_targets_are_not_known_nothing_is_warned_of() -> None:
     reader = PromptReader([])
     for prompt in ("liver", "both kidneys", "first rib", "a zebra", "segment 4 of the liver"):
@@ -149,7 +233,13 @@ def test_the_names_of_the_vocabulary_hold_no_word_that_is_refused() -> None:
 
 def test_every_text_of_the_training_is_known_and_shown_as_it_is() -> None:
     for name in (*VOCABULARY, "flux capacitor", "left my thing", "Large Hole (2)"):
-        for site, modality in (("abdomen", "CT"), ("thorax", "MR"), ("", "unknown"), ("chest and abdomen", "CT")):
+        for site, modality in (
+            ("abdomen", "CT"),
+            ("thorax", "MR"),
+            ("", "unknown"),
+            ("chest and abdomen", "CT"),
+            ("jaw", "CT"),
+        ):
             reader = _reader(name, site=site, modality=modality)
             for text in prompts_for(name, site=site, modality=modality):
                 reading = reader.read(text)
@@ -159,11 +249,16 @@ def test_every_text_of_the_training_is_known_and_shown_as_it_is() -> None:
 # --- The kind: any known name, any fillers, any spelling; and any of them with one thing more.
 
 FRAMES = (
-    "{}", "{} in CT", "{} in abdominal CT", "{} in abdomen CT", "CT scan of the {}", "the {}", "{} on CT",
-    "{} in the CT scan", "{} in a chest CT image", "abdominal CT of the {}", "MRI of the {}",
-    "{} in whole-body CT", "a {} in the abdomen",
-    "CT: {}", "{}, in CT", "{} CT", "image of the {}", "{} in an MR image of the chest and abdomen", "{} in the pelvis",
+    "{}", "{} in CT", "{} in SITE CT", "CT scan of the {}", "the {}", "{} on CT", "{} in CBCT", "SITE CTA: {}",
+    "{} in the CT scan", "{} in a SITE CT image", "SITE CT of the {}", "MRI of the {}", "{} in T2w MRI",
+    "{} in whole-body CT", "a {} in the SITE", "CT: {}", "{}, in CT", "{} CT", "image of the {}",
+    "{} in an MR image of the neck and SITE",
 )  # fmt: skip
+SITES = {  # site of the training → words for it and for what holds it
+    "abdomen": ("abdomen", "abdominal", "whole body"), "liver": ("liver", "hepatic", "abdominal"),
+    "lung": ("lung", "pulmonary", "chest", "thoracic"), "prostate": ("prostate", "pelvis", "pelvic"),
+    "brain": ("brain", "cerebral", "head"), "knee": ("knee", "leg"),
+}  # fmt: skip
 INTRUDERS = {
     "negation": ("no", "not", "without", "absent"),
     "size": ("large", "small", "biggest", "tiny", "> 5 mm", "2 cm"),
@@ -206,11 +301,12 @@ def test_known_name_times_fillers_times_spelling_is_known(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(250):
         names = _trained(rng)
-        name, reader = rng.choice(names), _reader(*names)
-        prompt = rng.choice(FRAMES).format(_spelled(name, rng))
+        site = rng.choice([*SITES])
+        name, reader = rng.choice(names), _reader(*names, site=site)
+        prompt = rng.choice(FRAMES).replace("SITE", rng.choice(SITES[site])).format(_spelled(name, rng))
         reading = reader.read(prompt)
         assert reading.target == name, (prompt, names)
-        texts = {text.lower() for text in prompts_for(name, site="abdomen", modality="CT")}
+        texts = {text.lower() for text in prompts_for(name, site=site, modality="CT")}
         assert " ".join(reading.shown.lower().split()) in texts, prompt
         assert reader.caveat_text(reading) is None
 
@@ -228,7 +324,7 @@ def test_a_known_name_with_a_negation_size_count_or_another_word_is_never_known(
     for _ in range(250):
         names = _trained(rng)
         name, reader = rng.choice(names), _reader(*names)
-        frame = rng.choice(FRAMES)
+        frame = rng.choice(FRAMES).replace("SITE", "abdomen")
         kind = rng.choice([*INTRUDERS, "other"])
         intruder = rng.choice(INTRUDERS.get(kind, OTHERS))
         words = frame.format(f"{intruder} {name}").split()
@@ -245,6 +341,28 @@ def test_a_known_name_with_a_negation_size_count_or_another_word_is_never_known(
                 reader.read(prompt)
         elif not reading.misunderstood:
             assert reader.read(prompt) == reading
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_name_at_the_site_of_another_target_is_never_known(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(250):
+        names = [_invented(rng) for _ in range(3)]
+        sites = rng.sample([*SITES], 3)
+        modalities = [rng.choice(["CT", "MR"]) for _ in names]
+        kinds = zip(names, sites, modalities, strict=True)
+        reader = PromptReader([{"target": name, "site": site, "modality": each} for name, site, each in kinds])
+        frame = rng.choice([each for each in FRAMES if "SITE" in each and "neck" not in each])
+        at = rng.randrange(3)
+        own, word = rng.randrange(3), rng.choice(SITES[sites[at]])
+        prompt = frame.replace("SITE", word).format(names[own])
+        reading = reader.read(prompt)
+        if word in SITES[sites[own]] or word == "whole body" or (word.startswith("abdom") and sites[own] == "liver"):
+            texts = prompts_for(names[own], site=sites[own], modality=modalities[own])
+            assert (reading.target, reading.shown.lower() in {text.lower() for text in texts}) == (names[own], True)
+        else:
+            assert (reading.target, reading.shown) == (None, prompt), (prompt, names, sites)
+            assert names[own] in reading.near
 
 
 @pytest.mark.parametrize("seed", range(4))

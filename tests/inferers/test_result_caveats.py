@@ -30,6 +30,7 @@ LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kin
 WINDOWS = PromptWindows({"targets": [LIVER]})
 ASSUMED = Caveat("assumed modality", "taken as CT, which the file does not state")
 UNKNOWN = Caveat("unknown prompt", "'flux' names no target of the training", "flux")
+TILTED = Caveat("gantry tilt", "slices are stacked at an angle of 12 degrees")
 OF_ALL = Caveat("not HU", "all voxels lie between 0 and 1")
 
 
@@ -69,8 +70,9 @@ def test_the_log_says_what_is_the_same_for_all_scans_once_and_names_the_scan_of_
     scan = _volume(OF_ALL)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            result_caveats.log_caveats((UNKNOWN, OF_ALL), scan, said)
-    assert caplog.messages == [UNKNOWN.text, f"scan.nii.gz: {OF_ALL.text}", f"scan.nii.gz: {OF_ALL.text}"]
+            result_caveats.log_caveats((UNKNOWN, OF_ALL, TILTED), scan, said)
+    of_scan = [f"scan.nii.gz: {each.text}" for each in (OF_ALL, TILTED)]
+    assert caplog.messages == [UNKNOWN.text, *of_scan, *of_scan]
 
 
 def test_they_travel_from_the_reader_through_a_meta_tensor(

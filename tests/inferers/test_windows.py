@@ -47,6 +47,42 @@ def test_an_unknown_target_takes_the_site_that_the_prompt_names() -> None:
     assert _groups(PromptWindows(DATA), ["a shadow in chest CT"], "CT") == [(CHEST, [0])]
 
 
+def test_a_site_is_found_in_any_spelling_and_none_is_not_every_one() -> None:
+    of_site = {name: {**DATA["targets"][2], "site": name, "window": w.to_dict()} for name, w in NAMED_WINDOWS.items()}
+    bare = {**DATA["targets"][2], "site": "", "window": NAMED_WINDOWS["bone"].to_dict()}
+    windows = PromptWindows({"targets": [bare, of_site["abdomen"], {**of_site["chest"], "site": "Thorax"}]})
+    prompts = ["aorta", "aorta in thoracic CT", "aorta in the chest", "chest CT of the aorta", "aorta in the belly"]
+    assert _groups(windows, prompts, "CT") == [(NAMED_WINDOWS["bone"], [0]), (CHEST, [1, 2, 3]), (ABDOMEN, [4])]
+    windows = PromptWindows({"targets": [of_site["abdomen"], of_site["lung"]]})
+    assert _groups(windows, ["aorta in chest CT"], "CT") == [(NAMED_WINDOWS["lung"], [0])]  # the chest holds the lungs
+
+
+MIXED = PromptWindows(
+    {
+        "targets": [
+            {"target": "lung nodule", "modality": "CT", "site": "lung", "window": NAMED_WINDOWS["lung"].to_dict()},
+            {"target": "liver", "modality": "CT", "site": "abdomen", "window": NAMED_WINDOWS["liver"].to_dict()},
+            {"target": "prostate", "modality": "MR", "site": "prostate", "window": MRPercentiles().to_dict()},
+        ]
+    }
+)
+
+
+def test_a_target_of_another_modality_has_a_caveat_and_no_other_targets_window() -> None:
+    readings = MIXED.read(["prostate", "liver", "zebra"])
+    assert MIXED.group(readings, "CT") == [(ABDOMEN, [0, 2]), (NAMED_WINDOWS["liver"], [1])]
+    (caveat,) = MIXED.modality_caveats("CT", "CT", readings)
+    assert (caveat.kind, caveat.prompt, caveat.doubtful) == ("another modality", "prostate", True)
+    assert caveat.text == "'prostate' was trained on MR only; on CT its mask means little"
+    assert [each.prompt for each in MIXED.modality_caveats("MR", "MR", readings)] == ["liver"]
+
+
+def test_a_scan_of_a_modality_that_no_target_has_is_said_once() -> None:
+    windows = PromptWindows(DATA)
+    (caveat,) = windows.modality_caveats("MR", "MR", windows.read(["liver", "aorta"]))
+    assert (caveat.kind, caveat.prompt, caveat.doubtful) == ("another modality", None, True)
+
+
 def test_a_fixed_window_serves_all_prompts() -> None:
     groups = _groups(PromptWindows(DATA, window=[50, 300]), ["liver", "lung nodule"], "CT")
     assert len(groups) == 1
