@@ -12,6 +12,7 @@ from boltzformer_monai.errors import ConfigError, VolumeError
 
 __all__ = [
     "SPOKEN_MODALITY",
+    "modality_of_channel",
     "modality_of_header",
     "names_another_modality",
     "parse_modality",
@@ -20,8 +21,8 @@ __all__ = [
 ]
 
 _WORD = re.compile(r"[a-z0-9]+")
-_CT = frozenset(["ct", "cta", "cbct", "ctpa", "ctac", "cect", "ncct", "hrct", "ldct", "computed", "computerized",
-                 "computerised"])  # fmt: skip
+_CT = frozenset(["ct", "cta", "cbct", "ctpa", "ctac", "cect", "ncct", "hrct", "ldct", "mdct", "msct", "dect", "3dct",
+                 "4dct", "pcct", "pcdct", "computed", "computerized", "computerised"])  # fmt: skip
 _MR = frozenset(["mr", "mra", "mrs", "magnetic", "flair", "dwi", "dti", "adc", "swi", "stir", "mprage", "tof", "pd",
                  "pdw", "ssfp", "bssfp", "dixon", "ciss", "fiesta", "lge", "proton"])  # fmt: skip
 # Sequences such as T1, T1w, T2f and t1gd; kinds of MRI such as fMRI and cineMRI.
@@ -32,11 +33,11 @@ SPOKEN_MODALITY = (
     + "|".join(sorted((_CT | _MR) - {"computed", "computerized", "computerised", "magnetic", "proton"}))
     + ")"
 )
-_ANOTHER = frozenset(["pet", "pt", "fdg", "positron", "spect", "photon", "emission", "scintigraphy", "nm", "us",
+_ANOTHER = frozenset(["pet", "pt", "fdg", "positron", "spect", "emission", "scintigraphy", "nm", "us",
                       "ivus", "ultrasound", "ultrasonography", "sonography", "echocardiography", "cr", "dx", "dr", "xr",
                       "rf", "xa", "mg", "mammography", "mammogram", "tomosynthesis", "fluoroscopy", "radiograph",
                       "radiography", "oct", "coherence", "optical", "fundus", "endoscopy", "colonoscopy", "dermoscopy",
-                      "histology", "histopathology", "pathology", "microscopy", "photography", "thermography",
+                      "histology", "histopathology", "microscopy", "photography", "thermography",
                       "infrared"])  # fmt: skip
 _XRAY = re.compile(r"(?i)\bx[ -]?rays?\b")
 # SOP classes (after 1.2.840.10008.5.1.4.1.1.) that hold one modality only, for headers without Modality.
@@ -82,6 +83,16 @@ def names_another_modality(text: str) -> bool:
     return _named(text) == "another"
 
 
+def modality_of_channel(name: str) -> str:
+    """Return ``"CT"`` or ``"MR"`` for what a data set calls a channel, ``""`` for a name that means neither.
+
+    Raises:
+        ConfigError: it names another modality.
+    """
+    found = _named(name)
+    return parse_modality(name) if found == "another" else found.replace("unknown", "")
+
+
 def modality_of_header(text: str, sop_class: str) -> str:
     """Return what a DICOM header states: ``"CT"``, ``"MR"``, another code in capitals, or ``""`` for nothing.
 
@@ -97,15 +108,15 @@ def modality_of_header(text: str, sop_class: str) -> str:
 
 
 def settled_modality(stated: str, wanted: str | None, *, source: str) -> str:
-    """Return the modality of a scan: what its header states, else what the user says, else ``"unknown"``.
+    """Return the modality of a scan: what its file or data set states, else what the user says, else ``"unknown"``.
 
     Args:
-        stated: what the header states, see :func:`modality_of_header`; ``""`` for nothing.
+        stated: what a header or a description states, see :func:`modality_of_header`; ``""`` for nothing.
         wanted: ``"CT"`` or ``"MR"`` from the user, or None.
         source: begins the messages: ``"scan.mha: its header says"``.
 
     Raises:
-        VolumeError: the header states neither CT nor MR, or not what the user says.
+        VolumeError: what is stated is neither CT nor MR, or not what the user says.
     """
     if not stated:
         return wanted or "unknown"

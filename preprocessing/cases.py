@@ -12,6 +12,7 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.left_out import files_of
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
+from boltzformer_monai.io.tilt import settle_tilt
 from boltzformer_monai.io.volume import Volume, read_volume
 from preprocessing.recipes.pictures import PICTURE_SUFFIX, read_channel, read_picture
 
@@ -106,7 +107,7 @@ class Case:
         if self.problem:
             raise VolumeError(self.problem, reason=self.reason)
         if self.channel is not None:
-            return read_channel(self.image, self.channel, self.modality or "unknown")
+            return settle_tilt(read_channel(self.image, self.channel, self.modality or "unknown"), tilt)
         if self.image.suffix.lower() == PICTURE_SUFFIX:
             return read_picture(self.image, self.modality or "unknown")
         return read_volume(self.image, modality=self.modality, series=self.series, files=self.files, tilt=tilt)

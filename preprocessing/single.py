@@ -23,6 +23,8 @@ def single_case(options: argparse.Namespace) -> Case:
         BoltzFormerError: a file is missing, or the labels.json or the DICOM folder cannot be read.
     """
     names = LabelMap({}) if options.labels_json is None else read_label_names(options.labels_json)
+    if options.labels_json is not None:
+        names = names.settled(options.modality, source=options.labels_json)
     stated = None if names.modality == "unknown" else names.modality
     for path in (options.image, options.label):
         if path is not None and not os.path.exists(path):

@@ -5,16 +5,24 @@ from __future__ import annotations
 import pytest
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.modality import modality_of_header, names_another_modality, parse_modality, stated_modality
+from boltzformer_monai.modality import (
+    modality_of_channel,
+    modality_of_header,
+    names_another_modality,
+    parse_modality,
+    stated_modality,
+)
 
 CT = (
     "CT", "ct ", "CTA", "CBCT", "CT scan", "computed tomography", "Computed_Tomography", "cone-beam CT",
     "CT angiography", "contrast-enhanced CT", "CECT", "NCCT", "HRCT", "CTPA", "low-dose CT", "X-ray CT",
-    "CT (portal venous)",
+    "CT (portal venous)", "cone beam CT", "photon-counting CT", "PCCT", "MDCT", "MSCT", "DECT", "dual-energy CT",
+    "4DCT", "4D-CT", "CT, pathology proven",
 )  # fmt: skip
 MR = (
     "MR", "MRI", "mri", "T1", "T2w", "T1-weighted", "t1gd", "T1ce", "t2f", "FLAIR", "T2-FLAIR", "T2*", "ADC", "DWI",
     "MRA", "MRI-T1", "fMRI", "cineMRI", "magnetic resonance imaging", "MPRAGE", "bSSFP", "PD", "proton density",
+    "MRI (pathology confirmed)",
 )  # fmt: skip
 ANOTHER = (
     "PET", "PT", "PET/CT", "PET-CT", "PET-MR", "FDG-PET", "positron emission tomography", "SPECT", "SPECT/CT", "NM",
@@ -44,6 +52,13 @@ def test_what_is_not_understood_is_no_modality(text: str) -> None:
     assert not names_another_modality(text)
     with pytest.raises(ConfigError, match="unknown modality"):
         parse_modality(text)
+
+
+def test_a_channel_means_ct_or_mr_or_nothing_but_no_other_one() -> None:
+    said = {"CTA": "CT", "T2": "MR", "zscore": "", "": "", "MR-CT": "", "unknown": ""}
+    assert {name: modality_of_channel(name) for name in said} == said
+    with pytest.raises(ConfigError, match="'PET' is another than CT and MR"):
+        modality_of_channel("PET")
 
 
 def test_an_option_says_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from boltzformer_monai.data.slice_format import parse_label_values
 from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.modality import settled_modality
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
 
@@ -36,6 +37,19 @@ class LabelMap:
     labels: Mapping[str, str]
     modality: str = "unknown"
     site: str = ""
+
+    def settled(self, wanted: str | None, *, source: object) -> LabelMap:
+        """Return it with the modality that it states, else the one that the user says.
+
+        Args:
+            wanted: ``"CT"`` or ``"MR"`` from the user, or None.
+            source: the file that it was read from.
+
+        Raises:
+            VolumeError: the user says another one than the file.
+        """
+        stated = "" if self.modality == "unknown" else self.modality
+        return replace(self, modality=settled_modality(stated, wanted, source=f"{source}: it says"))
 
 
 def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
@@ -65,7 +79,6 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     try:
         named = {value: name for value, name in labels.items() if value.strip() != "0" or not _is_background(name)}
         canonical_labels(named)
-        _check_twice(named)
         return LabelMap(named, normalise_modality(modality), normalise_site(site))
     except (ConfigError, DatasetError) as error:
         msg = f"{place}: {error}"
@@ -76,11 +89,16 @@ def canonical_labels(labels: Mapping[int | str, str] | Mapping[int, str] | Mappi
     """Return canonical target name → value text (``"2"``, ``"2+3"``), in the order given.
 
     Raises:
-        DatasetError: there are none, a value is not one, or two values mean the same target.
+        DatasetError: there are none, a value is not one, two values mean the same target, or one value, written in two
+            ways such as ``"1"`` and ``"01"``, means two.
     """
     targets: dict[str, str] = {}
+    names: dict[str, str] = {}
     for value, name in labels.items():
         text = "+".join(str(part) for part in parse_label_values(value))
+        if names.setdefault(text, name) != name:
+            msg = f'label value {text} is named "{names[text]}" and "{name}"; keep one of them'
+            raise DatasetError(msg)
         target = normalise_target(name)
         if not target:
             msg = f"label value {text} has an empty name"
@@ -192,16 +210,6 @@ def _is_value(part: object) -> bool:
     if isinstance(part, list):
         return all(isinstance(each, int) for each in part)
     return isinstance(part, int) or (isinstance(part, str) and part.replace("+", "").strip().isdecimal())
-
-
-def _check_twice(labels: Mapping[str, str]) -> None:
-    """Refuse one value under two names, written in two ways such as ``"1"`` and ``"01"``."""
-    names: dict[tuple[int, ...], str] = {}
-    for text, name in labels.items():
-        other = names.setdefault(parse_label_values(text), name)
-        if other != name:
-            msg = f'label value {text} is named "{other}" and "{name}"; keep one of them'
-            raise DatasetError(msg)
 
 
 def _is_background(name: str) -> bool:

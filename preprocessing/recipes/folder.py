@@ -5,7 +5,7 @@
   ``dataset.json`` is read where there is no ``labels.json``.
 - One folder for each scan with ``image.*`` and ``label.*``.
 - Scans beside annotations that are named after them: ``CT7.nrrd`` with ``CT7.seg.nrrd`` or ``CT7_label.nrrd``; in a
-  folder with a single scan and a single annotation, such as ``CT7.nrrd`` and ``Segmentation.seg.nrrd``, these two.
+  folder with a single scan and a single annotation that names no scan, such as ``Segmentation.seg.nrrd``, these two.
 - DICOM series, anywhere: one scan each; its annotation is the SEG or RTSTRUCT, anywhere too, that refers to it, or
   where there is none, a ``label.*`` in its folder or the one above, if no other series lies there.
 
@@ -31,12 +31,13 @@ from itertools import groupby
 from pathlib import Path
 
 from boltzformer_monai.data.label_map import LabelMap, read_label_names
-from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.left_out import Tree, find_left_out, read_tree
 from boltzformer_monai.io.scan_list import named_as_annotation
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.modality import stated_modality
 from preprocessing.cases import Annotation, Case, LabelFile, used_files
 from preprocessing.recipes import Option
 from preprocessing.recipes.dicom_archive import Archive, Series, find_series
@@ -102,7 +103,7 @@ def cases(
 
     Args:
         folder: where to look, subfolders included.
-        modality: ``"CT"`` or ``"MR"``; default: as the labels.json or the DICOM header says.
+        modality: CT or MR, where neither the labels.json (or dataset.json) nor the DICOM header says it.
         site: overrides the labels.json.
         channel: which ``_0000`` file, or which picture of four-dimensional NIfTI files.
         patient_pattern: see above.
@@ -110,6 +111,7 @@ def cases(
 
     Raises:
         DatasetError: there is no folder or no scan, or the labels.json at the top is damaged.
+        VolumeError: the labels.json at the top says another modality than ``modality``.
         ConfigError: scans have several channels and none was chosen, or a pattern does not fit.
     """
     if not folder.is_dir():
@@ -117,6 +119,7 @@ def cases(
         raise DatasetError(msg)
     patients = PatientGuesses(compile_pattern("patient_pattern", patient_pattern, group=True))
     chosen = compile_pattern("annotation", annotation, group=False)
+    modality = None if modality is None else stated_modality(modality)
     tree = read_tree(folder)
     listing = _Listing(folder, modality, site, channel, patients)
     taken: set[Path] = set()
@@ -173,10 +176,12 @@ class _Listing:
 
     def _names_of(self, folder: Path) -> LabelMap | None:
         """Return what a labels.json in a folder says, or where there is none, a dataset.json of nnU-Net."""
+        names = None
         if (path := folder / NAMES_FILE).is_file():
-            return read_label_names(path)
-        path = folder / NNUNET_FILE
-        return read_nnunet_names(path, channel=self.channel) if path.is_file() else None
+            names = read_label_names(path)
+        elif (path := folder / NNUNET_FILE).is_file():
+            names = read_nnunet_names(path, channel=self.channel)
+        return None if names is None else names.settled(self.modality, source=path)
 
     def add_pairs(self, place: Path, images: Sequence[Path], labels: Path | None) -> None:
         """Add the files of an images folder with those of equal name in the labels folder."""
@@ -238,7 +243,8 @@ class _Listing:
             if other is None:
                 message = (
                     f"{path}: is an image file in no known layout; call it image.* and its label label.*, in a folder "
-                    "of their own, or put it into images/ and its label of the same name into labels/"
+                    f"of their own, or its label {stem_of(path)}_label.*, or put it into images/ and its label of the "
+                    "same name into labels/"
                 )
             elif only_image([path]) is not None:
                 message = (
@@ -318,7 +324,7 @@ class _Listing:
         try:
             own = (self._names_of(each) for each in folders if each != self.top)
             known = next((names for names in own if names is not None), self._common)
-        except DatasetError as error:  # one scan's mistake is not the others'
+        except (DatasetError, VolumeError) as error:  # one scan's mistake is not the others'
             return Unusable(str(error), tuple(labels)), LabelMap({})
         if len(labels) > 1:
             names = ", ".join(path.name for path in labels[:5])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError, DatasetError
-from boltzformer_monai.modality import names_another_modality, parse_modality, stated_modality
+from boltzformer_monai.modality import modality_of_channel, settled_modality, stated_modality
 from preprocessing.cases import Case, LabelFile
 from preprocessing.recipes.decathlon import entries, read_description, target_labels
 
@@ -53,13 +53,14 @@ def cases(
 
     Args:
         folder: the task's folder, with ``dataset.json``, ``imagesTr`` and ``labelsTr``.
-        modality: overrides the task's, unless that is neither CT nor MR.
+        modality: CT or MR, where the task does not say it.
         site: overrides the task's; needed for a task that is not one of the ten.
         channel: which modality of a task with several, counted from 0.
 
     Raises:
         DatasetError: ``dataset.json`` is missing, damaged, or names files that are not there.
         ConfigError: the task needs a channel, a site or a modality, has no such channel, or is neither CT nor MR.
+        VolumeError: the task says another modality than ``modality``.
     """
     path = folder / "dataset.json"
     content = read_description(path, what="one Decathlon task, such as Task04_Hippocampus")
@@ -71,11 +72,7 @@ def cases(
         )
         raise ConfigError(msg)
     name, picked = _channel(path, content["modality"], channel)
-    try:
-        spoken = _modality(name, modality)
-    except ConfigError as error:
-        msg = f"{path}: {error}"
-        raise ConfigError(msg) from None
+    spoken = _modality(path, name, modality)
     site = site or ("" if task is None else task.site)
     named = labels if task is None else task.labels
     published = re.compile("$." if task is None else rf"(?i){task.prefix}_\d{{1,3}}")
@@ -121,12 +118,16 @@ def _channel(path: Path, channels: Mapping[str, str], channel: int | None) -> tu
     return name, channel if len(channels) > 1 else None
 
 
-def _modality(name: str, given: str | None) -> str:
+def _modality(path: Path, name: str, given: str | None) -> str:
     """Return CT or MR for what a channel is called; what is given decides where that says neither."""
-    if given is not None and not names_another_modality(name):
-        return stated_modality(given)
-    found = parse_modality(name)
-    if found == "unknown":
-        msg = "does not say its modality; add --modality CT or --modality MR"
+    try:
+        stated = modality_of_channel(name)
+    except ConfigError as error:
+        msg = f"{path}: {error}"
+        raise ConfigError(msg) from None
+    wanted = None if given is None else stated_modality(given)
+    settled = settled_modality(stated, wanted, source=f"{path}: its channel {name!r} says")
+    if settled == "unknown":
+        msg = f"{path}: its channel {name!r} does not say its modality; add --modality CT or --modality MR"
         raise ConfigError(msg)
-    return found
+    return settled

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.data.label_map import LabelMap, canonical_labels
-from boltzformer_monai.data.windows import normalise_modality
-from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, why
+from boltzformer_monai.errors import BoltzFormerError, DatasetError, why
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.modality import modality_of_channel
 
 __all__ = ["NNUNET_FILE", "read_nnunet_names"]
 
@@ -19,7 +19,7 @@ def read_nnunet_names(path: Path, *, channel: int | None) -> LabelMap | None:
     """Read names of labels, and the modality from the name of a channel.
 
     ``{"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "kidney": [2, 3]}}``; a region is a target
-    of several values. Only channels called as a modality say one; that of "T2" is given by ``--modality``.
+    of several values. Only channels called as a modality say one; that of "zscore" is given by ``--modality``.
 
     Args:
         path: the file.
@@ -29,7 +29,8 @@ def read_nnunet_names(path: Path, *, channel: int | None) -> LabelMap | None:
         The names; None for a ``dataset.json`` of another kind.
 
     Raises:
-        DatasetError: it is damaged, or has voxels that say "ignore", which nothing here can express.
+        DatasetError: it is damaged, the channel is of another modality than CT and MR, two labels mean the same voxels,
+            or some voxels say "ignore", which nothing here can express.
     """
     try:
         content = read_json(path)
@@ -52,10 +53,11 @@ def read_nnunet_names(path: Path, *, channel: int | None) -> LabelMap | None:
         raise DatasetError(msg)
     try:
         canonical_labels(named)
+        spoken = modality_of_channel(str(channels.get(str(channel or 0), "")))
     except BoltzFormerError as error:
         msg = f"{path}: {error}"
         raise DatasetError(msg) from None
-    return LabelMap(named, _modality(channels.get(str(channel or 0))))
+    return LabelMap(named, spoken or "unknown")
 
 
 def _value(path: Path, name: str, value: Any) -> str:
@@ -63,11 +65,4 @@ def _value(path: Path, name: str, value: Any) -> str:
     if not values or not all(isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in values):
         msg = f'{path}: the values of "{name}" must be whole numbers above 0, not {value!r}'
         raise DatasetError(msg)
-    return "+".join(map(str, values))
-
-
-def _modality(name: object) -> str:
-    try:
-        return normalise_modality(name) if isinstance(name, str) else "unknown"
-    except ConfigError:
-        return "unknown"
+    return "+".join(map(str, sorted(values)))

@@ -19,7 +19,7 @@ _ENDING = re.compile(r"(?i)(\.seg)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr(\.gz)?|im
 _IMAGES = re.compile(r"(?i)(images?|imgs?|scans?)(Tr|Va|Ts)?")
 _LABELS = {"labels", "label", "masks", "segmentations"}
 _CHANNEL = re.compile(r"_(\d{4})$")
-_ANNOTATION = re.compile(r"(?i)[-_. ]*(labels?|masks?|seg|segmentation)$")
+_ANNOTATION = re.compile(r"(?i)((^|[-_. ]+)(labels?|masks?|seg|segmentation))+$")  # also CT7-label.seg
 _ONE_IMAGE = {"image", "img", "scan"}
 _ONE_LABEL = {"label", "labels", "mask", "seg", "segmentation"}
 
@@ -66,16 +66,16 @@ def labels_in(files: Sequence[Path], *, dicom: bool = False) -> list[Path]:
 def named_pairs(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Return (scan, annotation) where the names say so: ``CT7.nrrd`` with ``CT7-label.nrrd`` or ``CT7.seg.nrrd``.
 
-    A single scan and a single annotation in a folder belong together whatever the rest of their names.
+    An annotation whose name says of no scan, such as ``Segmentation.seg.nrrd``, is of the single scan of its folder,
+    if it is the single annotation.
     """
     images = [file for file in files if is_scan(file) and "uncertainty" not in file.name.lower()]
     drawn = [file for file in images if named_as_annotation(file, file.parent)]
     scans = [file for file in images if file not in drawn]
-    if len(scans) == 1 and len(drawn) == 1:
-        return [(scans[0], drawn[0])]
+    names = ("",) if len(scans) == len(drawn) == 1 else ()
     pairs = []
     for scan in scans:
-        own = [file for file in drawn if _ANNOTATION.sub("", split_ending(file.name)[0]) == stem_of(scan)]
+        own = [file for file in drawn if _ANNOTATION.sub("", split_ending(file.name)[0]) in (stem_of(scan), *names)]
         if len(own) == 1 and sum(stem_of(other) == stem_of(scan) for other in scans) == 1:
             pairs.append((scan, own[0]))
     return pairs

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boltzformer_monai.data.label_map import check_values, read_label_names
+from boltzformer_monai.data.label_map import canonical_labels, check_values, read_label_names
 from boltzformer_monai.errors import DatasetError
 
 
@@ -23,6 +23,12 @@ def test_label_names(tmp_path: Path):
             read_label_names(path)
     with pytest.raises(DatasetError, match="no such file"):
         read_label_names(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("labels", [{"1": "liver", "01": "tumor"}, {"1+2": "liver", "2+1": "tumor"}])
+def test_one_value_written_in_two_ways_has_one_name(labels: dict[str, str]):
+    with pytest.raises(DatasetError, match='named "liver" and "tumor"; keep one'):
+        canonical_labels(labels)
 
 
 def test_label_values_are_compared_with_their_names():

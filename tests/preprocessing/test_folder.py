@@ -29,11 +29,26 @@ def test_images_and_labels_of_equal_name(tmp_path: Path, caplog: pytest.LogCaptu
     assert "1 labels have no image (carla" in caplog.text
 
 
-def test_options_count_more_than_the_file(tmp_path: Path):
+def test_a_site_counts_more_than_the_file_a_modality_does_not(tmp_path: Path):
     write_image(tmp_path / "images" / "a.nii.gz")
     write_names(tmp_path)
-    case = listed(tmp_path, modality="MR", site="leg")["a"]
-    assert (case.modality, case.site) == ("MR", "leg")
+    case = listed(tmp_path, modality="CTA", site="leg")["a"]
+    assert (case.modality, case.site) == ("CT", "leg")
+    with pytest.raises(VolumeError, match=r"labels\.json: it says CT, but MR was asked for; leave the modality out"):
+        listed(tmp_path, modality="MR")
+    write_names(tmp_path, {"labels": CT_NAMES["labels"]})
+    assert listed(tmp_path, modality="MR")["a"].modality == "MR"
+
+
+def test_a_labels_json_of_another_modality_than_asked_for_harms_only_its_scan(tmp_path: Path):
+    for patient, spoken in (("anna", "CT"), ("bert", "MR"), ("carla", "")):
+        write_image(tmp_path / patient / "image.nii.gz")
+        write_label(tmp_path / patient / "label.nii.gz", 1, 2)
+        write_names(tmp_path / patient, {**CT_NAMES, "modality": spoken})
+    cases = listed(tmp_path, modality="CT")
+    assert [cases[name].modality for name in ("anna", "carla")] == ["CT", "CT"]
+    with pytest.raises(DatasetError, match=r"bert/labels\.json: it says MR, but CT was asked for"):
+        cases["bert"].annotation.draw_on(cases["anna"].read_image())
 
 
 def test_the_manner_of_nnu_net(tmp_path: Path):
@@ -71,6 +86,24 @@ def test_a_channel_of_four_dimensional_files(tmp_path: Path):
     assert image.modality == "MR"
     with pytest.raises(VolumeError, match="has no channel 7, only 0 to 2"):
         listed(tmp_path, channel=7, modality="MR")["a"].read_image()
+
+
+@pytest.mark.parametrize("channel", [None, 1])
+def test_a_tilted_scan_is_treated_as_chosen_whatever_the_channel(tmp_path: Path, channel: int | None):
+    import nibabel as nib
+
+    path = write_image(tmp_path / "images" / "a.nii.gz", channels=0 if channel is None else 2)
+    sheared = np.diag([-0.8, -0.8, 5.0, 1.0])
+    sheared[1, 2] = 1.0
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), sheared), path)
+    case = listed(tmp_path, channel=channel, modality="CT")["a"]
+    with pytest.raises(VolumeError, match="gantry tilt") as caught:
+        case.read_image()
+    assert caught.value.reason == "gantry tilt"
+    kept = case.read_image(tilt="keep")
+    np.testing.assert_allclose(kept.affine, sheared, atol=1e-6)
+    assert [caveat.kind for caveat in kept.caveats] == ["gantry tilt"]
+    assert case.read_image(tilt="resample").affine[1, 2] == pytest.approx(0)
 
 
 def test_a_folder_for_each_scan_with_names_of_its_own_or_common_ones(tmp_path: Path):

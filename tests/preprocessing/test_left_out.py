@@ -117,6 +117,41 @@ def test_annotations_named_after_their_scans(tmp_path: Path):
     assert [case.patient for case in cases.values()] == ["p1_ct", "p2_ct"]
 
 
+@pytest.mark.parametrize(
+    ("drawn", "pairs"),
+    [
+        ("BraTS_002_seg.nii.gz", False),
+        ("other-label.nrrd", False),
+        ("Segmentation_BraTS_002.seg.nrrd", False),
+        ("mask_of_002_mask.nii", False),
+        ("BraTS_001_seg.nii.gz", True),
+        ("BraTS_001-label.seg.nrrd", True),
+        ("Segmentation.seg.nrrd", True),
+        ("labels.nii", True),
+    ],
+)
+def test_a_single_annotation_is_not_taken_for_another_scan(tmp_path: Path, drawn: str, pairs: bool):
+    write_image(tmp_path / "BraTS_001.nii.gz")
+    (tmp_path / drawn).touch()
+    write_names(tmp_path)
+    case = listed(tmp_path)["BraTS_001" if pairs else "BraTS_001.nii.gz"]
+    if pairs:
+        assert case.annotation.files() == (tmp_path / drawn,)
+    else:
+        assert case.annotation is None
+        with pytest.raises(VolumeError, match=r"BraTS_001\.nii\.gz: is an image file .* BraTS_001_label\.\*"):
+            case.read_image()
+
+
+def test_a_scan_whose_name_ends_like_an_annotation_keeps_its_own(tmp_path: Path):
+    for name in ("CT", "CTseg"):
+        write_image(tmp_path / f"{name}.nii.gz")
+        write_label(tmp_path / f"{name}_label.nii.gz", 1)
+    write_names(tmp_path)
+    found = {name: case.annotation.files()[0].name for name, case in listed(tmp_path).items()}
+    assert found == {"CT": "CT_label.nii.gz", "CTseg": "CTseg_label.nii.gz"}
+
+
 def test_a_scan_in_no_layout_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     top, out, private = tmp_path / "in", tmp_path / "out", tmp_path / "private.csv"
     write_image(top / "p1" / "image.nii.gz")

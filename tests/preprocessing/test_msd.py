@@ -106,6 +106,13 @@ def test_a_channel_that_is_neither_ct_nor_mr(tmp_path: Path, name: str):
             msd(task, modality=given)
 
 
+@pytest.mark.parametrize(("name", "given"), [("CT", "MR"), ("CTA", "MRI"), ("MRI", "CT"), ("T2", "CT")])
+def test_a_channel_of_another_modality_than_asked_for(tmp_path: Path, name: str, given: str):
+    task = make_task(tmp_path / "Task03_Liver", modality=(name,))
+    with pytest.raises(VolumeError, match=rf"dataset\.json: its channel '{name}' says (CT|MR), but (MR|CT) was asked"):
+        msd(task, modality=given)
+
+
 def test_a_channel_that_says_nothing_needs_a_modality(tmp_path: Path):
     for number, name in enumerate(("image", "")):
         task = make_task(tmp_path / str(number) / "Task03_Liver", modality=(name,))

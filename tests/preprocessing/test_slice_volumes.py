@@ -64,6 +64,12 @@ def test_a_pet_is_not_sliced(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert "modality 'ultrasound' is another" in error_of(capsys, [*argv[:4], "--modality", "ultrasound"])
 
 
+def test_a_labels_json_is_not_overruled(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    said = error_of(capsys, arguments(scan, "--modality", "MR"))
+    assert said == f"error: {scan['labels_json']}: it says CT, but MR was asked for; leave the modality out"
+    assert not scan["output"].exists()
+
+
 def test_one_volume(scan: dict[str, Path], capsys: pytest.CaptureFixture[str]):
     assert main(arguments(scan)) == 0
     streams = capsys.readouterr()

@@ -12,7 +12,7 @@ import pytest
 
 from boltzformer_monai.cli.segment import prompts_in
 from boltzformer_monai.data.label_map import read_label_names
-from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.volume import read_volume
 from preprocessing.recipes import load_recipe
@@ -59,13 +59,27 @@ def test_names_and_modality_of_nnunet(tmp_path: Path):
 
 
 def test_a_channel_of_nnunet_says_the_modality(tmp_path: Path):
-    top = nnunet(tmp_path / "a", channels={"0": "CT", "1": "T2"}, labels={"background": 0, "liver": 1})
-    with pytest.raises(ConfigError, match="one of 2 channels of a scan; choose one with --channel"):
+    channels = {"0": "CT", "1": "T2", "2": "zscore", "3": "PET"}
+    top = nnunet(tmp_path / "a", channels=channels, labels={"background": 0, "liver": 1})
+    with pytest.raises(ConfigError, match="one of 4 channels of a scan; choose one with --channel"):
         listed(top)
     assert {case.modality for case in listed(top, channel=0).values()} == {"CT"}
     cases = listed(top, channel=1)
-    assert {case.modality for case in cases.values()} == {None}  # nothing is guessed; --modality says it
+    assert {case.modality for case in cases.values()} == {"MR"}
     assert {case.image.name for case in cases.values()} == {"case_001_0001.nii.gz", "case_002_0001.nii.gz"}
+    assert {case.modality for case in listed(top, channel=2).values()} == {None}  # nothing is guessed
+    assert {case.modality for case in listed(top, channel=2, modality="mri").values()} == {"MR"}
+    for given in (None, "CT", "MR"):
+        with pytest.raises(DatasetError, match=r"dataset\.json: modality 'PET' is another than CT and MR"):
+            listed(top, channel=3, modality=given)
+
+
+@pytest.mark.parametrize("name", ["MRI", "T2"])
+def test_nnunets_file_is_not_overruled(tmp_path: Path, name: str):
+    top = nnunet(tmp_path / "a", channels={"0": name}, labels={"liver": 1})
+    with pytest.raises(VolumeError, match=r"dataset\.json: it says MR, but CT was asked for; leave the modality out"):
+        listed(top, modality="CT")
+    assert {case.modality for case in listed(top, modality="MRI").values()} == {"MR"}
 
 
 def test_a_labels_json_counts_more_than_nnunets_file(tmp_path: Path):
@@ -82,6 +96,7 @@ def test_a_labels_json_counts_more_than_nnunets_file(tmp_path: Path):
         ({"liver": -1}, "whole numbers"),
         ({"liver": []}, "whole numbers"),
         ({"liver": 1, "spleen": 1}, "same values"),
+        ({"lesion": [1, 2], "tumor": [2, 1]}, "same values"),
         ({"liver": 1, "Liver": 2}, "both named"),
         ([], "must be objects"),
     ],
