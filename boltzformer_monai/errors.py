@@ -136,7 +136,12 @@ def cannot_open(path: object, error: BaseException) -> VolumeError | None:
     # What libraries raise as OSError about the content of a file has no number.
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    return VolumeError(f"{path}: cannot be opened ({why(error)}); check that it may be read", reason="missing")
+    return not_opened(path, error)
+
+
+def not_opened(path: object, error: OSError, advice: str = "check that it may be read") -> VolumeError:
+    """Return the error about a file or folder whose opening failed with ``error``; ``advice``: what to do."""
+    return VolumeError(f"{path}: cannot be opened ({why(error)}); {advice}", reason="missing")
 
 
 def user_error(error: BaseException | None) -> BoltzFormerError | None:

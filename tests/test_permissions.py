@@ -75,4 +75,4 @@ def test_what_a_library_says_of_the_content_is_no_missing_permission() -> None:
         "a: cannot be opened (Permission denied); check that it may be read"
     )
     assert why(OSError("two\nlines")) == "two lines"
-    assert why(EOFError()) == "EOFError"
+    assert why(EOFError()) == "it contradicts itself"

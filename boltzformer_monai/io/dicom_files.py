@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boltzformer_monai.errors import VolumeError, cannot_open
+from boltzformer_monai.errors import VolumeError, cannot_open, not_opened
 from boltzformer_monai.io.dicom_frames import FrameGeometry, classic_geometry, frame_geometries
 from boltzformer_monai.io.dicom_kinds import DICOM_SUFFIXES, other_kind
 from boltzformer_monai.io.dicom_open import read_dicom
@@ -109,7 +109,7 @@ def is_dicom_file(path: Path) -> bool:
         with open_file(path) as file:
             return _looks_like_dicom(file.read(132))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise not_opened(path, error) from error
 
 
 def find_slices(place: Path, files: Sequence[Path] = ()) -> Found:
@@ -187,10 +187,6 @@ def _refuse_unreadable(error: OSError) -> None:
     raise VolumeError(msg, reason="missing") from error
 
 
-def _unreadable(path: Path, error: OSError) -> VolumeError:
-    return VolumeError(f"{path}: cannot be opened ({one_line(error)})", reason="missing")
-
-
 def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:
     """Return these fields of a file; None for one that is not DICOM and does not claim to be.
 
@@ -201,7 +197,7 @@ def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:
         with open_file(path) as file:
             start = file.read(132)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise not_opened(path, error) from error
     try:
         if _looks_like_dicom(start):
             return read_dicom(path, tags=tags, pixels=False)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, why
 from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
 from boltzformer_monai.io.itk_header import check_is_scan, check_metaimage, check_nrrd, metaimage_modality
-from boltzformer_monai.io.nifti import PAIRS, one_line, read_nifti, three_dimensions
+from boltzformer_monai.io.nifti import PAIRS, last_line, read_nifti, three_dimensions
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.storage import atomic_path
 
@@ -100,6 +100,9 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
     if not path.name.lower().endswith(_WRITABLE):
         msg = f"{path}: a label map can be written as {', '.join(_WRITABLE)}; choose one of these endings"
         raise VolumeError(msg, reason="unsupported format")
+    if not path.parent.is_dir():
+        msg = f"{path}: cannot be written (its folder does not exist); make it, or choose another place"
+        raise VolumeError(msg, reason="write")
     upright = right_angled(affine, array.shape)
     affine = affine if upright is None else upright
     try:
@@ -108,8 +111,10 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
                 _write_nrrd(array, affine, temporary, level=1 if fast else -1)
             else:
                 _write_nifti(array, affine, temporary)
-    except (OSError, RuntimeError) as error:  # SimpleITK reports everything as RuntimeError
-        msg = f"{path}: cannot be written ({one_line(error)}); does its folder exist and have room?"
+    except (OSError, RuntimeError) as error:
+        # SimpleITK reports everything as RuntimeError, in many lines about the temporary file.
+        said = why(error) if isinstance(error, OSError) else "the disk does not take it"
+        msg = f"{path}: cannot be written ({said}); does its folder have room, and may you write there?"
         raise VolumeError(msg, reason="write") from error
 
 
@@ -126,7 +131,7 @@ def _read_itk(
     try:
         image = SimpleITK.ReadImage(str(path), imageIO="NrrdImageIO" if nrrd else "MetaImageIO")
     except (RuntimeError, MemoryError) as error:
-        msg = f"{path}: cannot be read as {path.suffix[1:].upper()} ({one_line(error)}); is the file complete?"
+        msg = f"{path}: cannot be read as {path.suffix[1:].upper()} ({last_line(error)}); is the file complete?"
         raise VolumeError(msg, reason="damaged") from error
     components = image.GetNumberOfComponentsPerPixel()
     if components != 1 and not layers:

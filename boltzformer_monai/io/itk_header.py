@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, not_opened
 from boltzformer_monai.io.payload import check_deflated, check_raw, check_stream
 from boltzformer_monai.io.scan_files import lies_beside
 from boltzformer_monai.limits import open_file, require_room
@@ -208,8 +208,7 @@ def _text(path: Path, end: re.Pattern[bytes]) -> str:
                     break
         return head.decode("latin-1")  # one character a byte
     except OSError as error:
-        msg = f"{path}: cannot be opened ({error.strerror}); check that it may be read"
-        raise VolumeError(msg, reason="missing") from error
+        raise not_opened(path, error) from error
 
 
 def _check_voxels(path: Path, data: Path, start: int, encoding: str, voxels: int, size: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, not_opened, why
 from boltzformer_monai.io.dicom_files import is_dicom_file
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.scan_files import scan_files
@@ -61,11 +61,10 @@ def read_tree(top: Path, *, follow: bool = True) -> Tree:
     tree = Tree(top)
 
     def closed(error: OSError) -> None:
-        place, why = Path(error.filename), error.strerror or "no permission"
+        place = Path(error.filename)
         if place == top:
-            msg = f"{top}: cannot be opened ({why}); allow it, or give another folder"
-            raise VolumeError(msg, reason="missing") from error
-        tree.closed.append((place, why))
+            raise not_opened(top, error, "allow it, or give another folder") from error
+        tree.closed.append((place, why(error)))
 
     seen: set[str] = set()
     pending = [top]

@@ -69,14 +69,14 @@ def read_nifti(path: Path, *, layers: bool = False, dtype: type | None = None) -
     except (HeaderDataError, WrapStructError, EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
         if (closed := cannot_open(path, error)) is not None:
             raise closed from error
-        msg = f"{path}: cannot be read as NIfTI ({one_line(error)}); is the file complete?"
+        msg = f"{path}: cannot be read as NIfTI ({last_line(error)}); is the file complete?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged") from error
     except MemoryError as error:
         msg = f"{path}: does not fit into memory; crop or resample the scan first"
         raise VolumeError(msg, reason="too large") from error
 
 
-def one_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """Return the last line of an error's text, which is the most telling one for the libraries used here."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "it contradicts its own header"

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, not_opened
 from boltzformer_monai.io.dicom_files import broken_dicom, read_header
 from boltzformer_monai.io.dicom_kinds import other_kind
 from boltzformer_monai.io.formats import is_image_file
@@ -75,10 +75,10 @@ def list_scans(folder: Path) -> list[Scan]:
 
     def closed(error: OSError) -> None:
         place = Path(error.filename)
-        msg = f"{place}: cannot be opened ({error.strerror}); allow it, or move it elsewhere"
+        problem = not_opened(place, error, "allow it, or move it elsewhere")
         if place == folder:
-            raise VolumeError(msg, reason="missing") from error
-        scans.append(Scan(str(place.relative_to(folder)), place, problem=msg))
+            raise problem from error
+        scans.append(Scan(str(place.relative_to(folder)), place, problem=str(problem)))
 
     for directory, subfolders, names in os.walk(folder, onerror=closed):
         subfolders[:] = [
