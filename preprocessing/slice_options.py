@@ -64,7 +64,7 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     whole.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the work")
     whole.add_argument("--strict", action="store_true", help="stop at the first scan that is refused")
     what = parser.add_argument_group("slices")
-    what.add_argument("--modality", metavar="CT|MR", help="default: as labels-json, DICOM header or recipe say")
+    what.add_argument("--modality", metavar="CT|MR", help="where neither labels-json, header nor recipe says it")
     what.add_argument("--site", help="body site of prompts and window, e.g. abdomen (default: as above)")
     what.add_argument("--plane", default="axial", metavar="PLANE", help="axial (default), coronal or sagittal")
     what.add_argument(
