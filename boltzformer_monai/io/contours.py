@@ -6,12 +6,14 @@ overlap in part are united: only then is nothing lost of what somebody has drawn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from boltzformer_monai.errors import VolumeError
 
 if TYPE_CHECKING:
     from matplotlib.path import Path as Polygon
@@ -23,6 +25,11 @@ _APART = 0.25  # pixels: two lines nearer to each other than this are one, round
 _BESIDE = _APART / 2  # pixels from a line to the points that stand for its sides
 _STEP = 0.5  # pixels between the places where two contours are compared
 _AT_ONCE = 256  # points whose distances are in memory together
+_CROSSINGS = 1 << 20  # of lines with rows of pixels that are in memory together
+# What comparing the contours of one slice may cost, in looks at one point beside one line (some nanoseconds each). A
+# thousand outlines inside one of thousands of points take a tenth of it.
+_MOST_WORK = 5e9
+_PER_PAIR, _PER_PLACE, _PER_DISTANCE, _PER_BOX = 100_000, 2000, 10, 5
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class FilledRegion:
     crossing: int = 0
 
 
-def fill_region(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> FilledRegion:
+def fill_region(contours: Sequence[np.ndarray], shape: tuple[int, int], *, where: str = "a region") -> FilledRegion:
     """Return the pixels whose centres lie in a region: holes are left out, copies ignored, overlapping parts united.
 
     Two contours are copies when they run less than a quarter of a pixel beside each other, whatever their first point
@@ -49,9 +56,14 @@ def fill_region(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> Fille
     Args:
         contours: each (N, 2) in pixels, the centre of the first pixel being (0, 0); closed from last to first point.
         shape: of the picture.
+        where: whose contours they are, for the message.
+
+    Raises:
+        VolumeError: they are so many or so long, far beyond any picture, that comparing them would take minutes.
     """
-    outlines = [_Outline(_once(contour)) for contour in contours]
-    related = _relations(outlines)
+    work = _Work(where)
+    outlines = [_Outline(_once(contour), work) for contour in contours]
+    related = _relations(outlines, work)
     dropped = {second for (_, second), how in related.items() if how == "same"}
     related = {pair: how for pair, how in related.items() if not dropped & {*pair}}
     kept = [index for index in range(len(outlines)) if index not in dropped]
@@ -60,24 +72,27 @@ def fill_region(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> Fille
         mask = fill_contours([outlines[index].points for index in kept], shape)
         return FilledRegion(mask, len(dropped))
     around: dict[int, list[int]] = {index: [] for index in kept}
+    within: dict[int, list[int]] = {index: [] for index in kept}
     for (first, second), how in related.items():
         if how in ("inside", "around"):
             inner, outer = (first, second) if how == "inside" else (second, first)
             around[inner].append(outer)
+            within[outer].append(inner)
     depth: dict[int, int] = {}
     for index in sorted(kept, key=lambda each: len(around[each])):
         depth[index] = 1 + max((depth.get(outer, 0) for outer in around[index]), default=-1)
     mask = np.zeros(shape, dtype=bool)
     for index in kept:
         if depth[index] % 2 == 0:
-            holes = [hole for hole in kept if depth[hole] % 2 and index in around[hole]]
+            holes = [inner for inner in within[index] if depth[inner] % 2]
             _add(mask, outlines[index].points, [outlines[hole].points for hole in holes])
     return FilledRegion(mask, len(dropped), len(crossing))
 
 
-def copies(contours: Sequence[np.ndarray]) -> int:
+def copies(contours: Sequence[np.ndarray], *, where: str = "a region") -> int:
     """Return how many of the contours are copies of another one; see :func:`fill_region`."""
-    related = _relations([_Outline(contour) for contour in contours])
+    work = _Work(where)
+    related = _relations([_Outline(contour, work) for contour in contours], work)
     return len({second for (_, second), how in related.items() if how == "same"})
 
 
@@ -101,26 +116,46 @@ def fill_contours(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.
     # Every edge crosses the rows low <= row < high; on each it inverts all pixels from the crossing on.
     first = np.clip(np.ceil(low[:, 0]), 0, rows).astype(np.int64)
     crossed = np.clip(np.ceil(high[:, 0]), 0, rows).astype(np.int64) - first
-    edge = np.repeat(np.arange(len(starts)), crossed)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[edge]
-    slope = (high[edge, 1] - low[edge, 1]) / (high[edge, 0] - low[edge, 0])
-    crossing = np.round(low[edge, 1] + (row - low[edge, 0]) * slope, 2 * _DECIMALS)
-    column = np.clip(np.ceil(crossing), 0, columns).astype(np.int64)
-    inverted = np.bincount(row * (columns + 1) + column, minlength=rows * (columns + 1))
+    inverted = np.zeros(rows * (columns + 1), dtype=np.int64)
+    together = np.cumsum(crossed) // _CROSSINGS
+    for edges in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(together)) + 1):
+        edge = np.repeat(edges, crossed[edges])
+        before = np.cumsum(crossed[edges]) - crossed[edges]
+        row = np.arange(len(edge)) - np.repeat(before, crossed[edges]) + first[edge]
+        slope = (high[edge, 1] - low[edge, 1]) / (high[edge, 0] - low[edge, 0])
+        crossing = np.round(low[edge, 1] + (row - low[edge, 0]) * slope, 2 * _DECIMALS)
+        column = np.clip(np.ceil(crossing), 0, columns).astype(np.int64)
+        inverted += np.bincount(row * (columns + 1) + column, minlength=len(inverted))
     return (inverted.reshape(rows, columns + 1).cumsum(axis=1)[:, :columns] % 2).astype(bool)
+
+
+class _Work:
+    """What comparing contours has cost; no small file may keep a reader busy for hours."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self._left = where, _MOST_WORK
+
+    def spend(self, amount: float) -> None:
+        """Called before the work is done and its memory taken."""
+        self._left -= amount
+        if not self._left >= 0:
+            msg = f"{self._where}: its contours on one slice are too many or too long to be outlines of anything in a "
+            msg += "scan; the file is damaged, export it again"
+            raise VolumeError(msg, reason="damaged")
 
 
 class _Outline:
     """One contour, and points close beside it on either side."""
 
-    def __init__(self, points: np.ndarray) -> None:
-        self.points = points
+    def __init__(self, points: np.ndarray, work: _Work) -> None:
+        self.points, self._work = points, work
         self.low, self.high = points.min(axis=0), points.max(axis=0)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Even-odd; (N,) boolean."""
         inside = np.zeros(len(points), dtype=bool)
         near = ((points > self.low) & (points < self.high)).all(axis=1)
+        self._work.spend(_PER_BOX * len(points) + np.count_nonzero(near) * len(self.points))
         if near.any():
             inside[near] = self._path.contains_points(points[near])
         return inside
@@ -130,6 +165,7 @@ class _Outline:
         start, along = self.points, np.roll(self.points, -1, axis=0) - self.points
         square = np.maximum((along**2).sum(axis=1), 1e-12)
         for chunk in np.array_split(points, -(-len(points) // _AT_ONCE) or 1):
+            self._work.spend(_PER_DISTANCE * len(chunk) * len(start))
             away = chunk[:, None] - start
             share = np.clip((away * along).sum(axis=2) / square, 0, 1)
             away -= share[:, :, None] * along
@@ -145,6 +181,7 @@ class _Outline:
         """
         along = np.roll(self.points, -1, axis=0) - self.points
         length = np.hypot(*along.T)
+        self._work.spend(_PER_PLACE * float(np.ceil(length / _STEP).sum()))
         parts = np.ceil(length / _STEP).astype(np.int64)
         edge = np.repeat(np.arange(len(parts)), parts)
         part = np.arange(len(edge)) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -163,18 +200,30 @@ class _Outline:
         return Polygon(np.concatenate([self.points, self.points[:1]]))
 
 
-def _relations(outlines: Sequence[_Outline]) -> dict[tuple[int, int], str]:
+def _relations(outlines: Sequence[_Outline], work: _Work) -> dict[tuple[int, int], str]:
     """How contours lie to each other, for the pairs (first < second) that share an area."""
+    related = {}
+    for first, second in _neighbours(outlines, work):
+        work.spend(_PER_PAIR)
+        how = _relation(outlines[first], outlines[second])
+        if how:
+            related[first, second] = how
+    return related
+
+
+def _neighbours(outlines: Sequence[_Outline], work: _Work) -> Iterator[tuple[int, int]]:
+    """Yield the pairs (first < second) whose boxes overlap."""
     low = np.array([outline.low for outline in outlines])
     high = np.array([outline.high for outline in outlines])
-    related = {}
-    for second in range(1, len(outlines)):
-        shared = np.minimum(high[:second], high[second]) - np.maximum(low[:second], low[second])
-        for first in np.flatnonzero((shared > _APART).all(axis=1)):
-            how = _relation(outlines[first], outlines[second])
-            if how:
-                related[int(first), second] = how
-    return related
+    order = np.argsort(low[:, 0], kind="stable")
+    low, high = low[order], high[order]
+    ends = np.searchsorted(low[:, 0], high[:, 0] - _APART)  # only those before begin where this one has not ended
+    for index, end in enumerate(ends):
+        after = slice(index + 1, end)
+        work.spend(_PER_BOX * max(0, int(end) - index))
+        shared = np.minimum(high[after], high[index]) - np.maximum(low[after], low[index])
+        for other in order[after][(shared > _APART).all(axis=1)]:
+            yield min(int(order[index]), int(other)), max(int(order[index]), int(other))
 
 
 def _relation(one: _Outline, other: _Outline) -> str:
@@ -204,7 +253,7 @@ def _add(mask: np.ndarray, contour: np.ndarray, holes: Sequence[np.ndarray]) -> 
     low = np.clip(np.floor(contour.min(axis=0)), 0, mask.shape).astype(np.int64)
     high = np.clip(np.ceil(contour.max(axis=0)) + 1, low, mask.shape).astype(np.int64)
     size = (int(high[0] - low[0]), int(high[1] - low[1]))
-    area = fill_contours([contour - low], size)
+    area, empty = fill_contours([contour - low], size), np.zeros(size, dtype=bool)
     for hole in holes:
-        area &= ~fill_contours([hole - low], size)
-    mask[low[0] : high[0], low[1] : high[1]] |= area
+        _add(empty, hole - low, ())
+    mask[low[0] : high[0], low[1] : high[1]] |= area & ~empty

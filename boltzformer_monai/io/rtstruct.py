@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _XOR = "CLOSEDPLANAR_XOR"
 _CLOSED = ("CLOSED_PLANAR", _XOR)
 _OFF_SLICE = 0.1  # of the slice spacing: how far from a slice a contour may lie
+_FAR = 10_000  # pixels that a contour may reach beyond the image, which may be cut out of the scan it was drawn on
 _BESIDE = 0.5 + 1e-3  # pixels from the outermost centres to the edge of the picture
 
 
@@ -62,7 +63,7 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
 
     Raises:
         VolumeError: damaged or truncated, another frame of reference than the image's, or a contour that does not lie
-            on a slice of the image; it names the ROI.
+            on a slice of the image, reaches far beyond it or is too long; it names the ROI.
     """
     with damage_as_volume_error(path, "cannot be read as RTSTRUCT"):
         rois = _parse(path, read_dicom(path))
@@ -159,21 +160,26 @@ def _points(contour: Dataset) -> np.ndarray:
 def _fill(path: Path, roi: _Roi, image: Volume, found: _Found) -> Iterator[Layer]:
     """Yield the slices of one ROI, and note what is met."""
     to_voxels = np.linalg.inv(image.affine)
-    contours = [points @ to_voxels[:3, :3].T + to_voxels[:3, 3] for points in roi.contours]
-    across = int(np.argmin(sum(np.ptp(points, axis=0) for points in contours)))
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers out of all measure are refused below
+        contours = [points @ to_voxels[:3, :3].T + to_voxels[:3, 3] for points in roi.contours]
+        across = int(np.argmin(sum(np.ptp(points, axis=0) for points in contours)))
     in_plane = [axis for axis in range(3) if axis != across]
     size = np.array(image.shape)
     by_slice: dict[int, list[np.ndarray]] = {}
     cut_off = False
     for points in contours:
         position = float(np.rint(points[:, across].mean()))
-        if np.abs(points[:, across] - position).max() > _OFF_SLICE or not 0 <= position < size[across]:
+        if not (np.abs(points[:, across] - position).max() <= _OFF_SLICE and 0 <= position < size[across]):
             msg = (
                 f'{path}: a contour of "{roi.name}" lies on no slice of the image; pass the scan that it was drawn on, '
                 "in full and in its own slices"
             )
             raise VolumeError(msg, reason="grid")
         flat = points[:, in_plane]
+        if not np.maximum(-flat, flat - size[in_plane]).max() <= _FAR:
+            msg = f'{path}: a contour of "{roi.name}" reaches more than {_FAR} pixels beyond the image; its points are '
+            msg += "not in millimetres of this scan, export it again"
+            raise VolumeError(msg, reason="grid")
         cut_off |= bool((flat < -_BESIDE).any() or (flat > size[in_plane] - 1 + _BESIDE).any())
         by_slice.setdefault(int(position), []).append(flat)
     if cut_off and not (roi.frame_of_reference and image.frame_of_reference):
@@ -186,7 +192,8 @@ def _fill(path: Path, roi: _Roi, image: Volume, found: _Found) -> Iterator[Layer
         logger.warning('%s: "%s" reaches beyond the image and is cut off there', path, roi.name)
     found.slices = sorted(by_slice)
     for position in found.slices:
-        low, region = _filled(by_slice[position], size[in_plane], xor=roi.xor)
+        where = f'{path}: "{roi.name}"'
+        low, region = _filled(by_slice[position], size[in_plane], xor=roi.xor, where=where)
         found.repeated += region.repeated
         found.crossing += region.crossing
         corner = np.insert(low, across, position)
@@ -194,10 +201,12 @@ def _fill(path: Path, roi: _Roi, image: Volume, found: _Found) -> Iterator[Layer
         yield Layer(roi.number, mask, (int(corner[0]), int(corner[1]), int(corner[2])))
 
 
-def _filled(contours: list[np.ndarray], limit: np.ndarray, *, xor: bool) -> tuple[np.ndarray, FilledRegion]:
+def _filled(contours: list[np.ndarray], limit: np.ndarray, *, xor: bool, where: str) -> tuple[np.ndarray, FilledRegion]:
     """Fill contours, (N, 2) in pixels, inside their bounding box; return its first pixel too."""
     points = np.concatenate(contours)
     low = np.clip(np.floor(points.min(axis=0)), 0, limit).astype(np.int64)
     high = np.clip(np.ceil(points.max(axis=0)) + 1, low, limit).astype(np.int64)
     moved, shape = [contour - low for contour in contours], (int(high[0] - low[0]), int(high[1] - low[1]))
-    return low, FilledRegion(fill_contours(moved, shape), copies(moved)) if xor else fill_region(moved, shape)
+    if xor:
+        return low, FilledRegion(fill_contours(moved, shape), copies(moved, where=where))
+    return low, fill_region(moved, shape, where=where)

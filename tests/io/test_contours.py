@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
 
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io import contours as module
 from boltzformer_monai.io.contours import fill_contours, fill_region
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume
@@ -221,3 +225,87 @@ def test_a_hole_that_touches_the_outer_line_stays_a_hole() -> None:
     region = fill_region([box((0.5, 0.5), (8.5, 8.5)), box((0.45, 3.5), (4.5, 5.5))], (10, 10))
     assert region.mask.sum() == 64 - 8
     assert region.crossing == 0
+
+
+def nested_squares(size: float, count: int = 3) -> list[np.ndarray]:
+    return [box((-size + step, -size + step), (size + step, size + step)) for step in range(count)]
+
+
+@pytest.mark.parametrize("size", [1e6, 1e8, 1e15, 1e300])
+def test_contours_without_measure_are_refused_by_name(tmp_path: Path, size: float) -> None:
+    started = perf_counter()
+    with pytest.raises(VolumeError, match="^here: its contours on one slice are too many or too long") as caught:
+        fill_region(nested_squares(size * 10), (10, 10), where="here")
+    assert caught.value.reason == "damaged"
+    image = Volume(np.zeros((9, 9, 3), np.float32), np.eye(4), frame_of_reference=FRAME_OF_REFERENCE)
+    path = write_rtstruct(
+        tmp_path / "rt.dcm", {"GTV": [np.insert(each, 2, 1, axis=1) for each in nested_squares(size)]}
+    )
+    with pytest.raises(VolumeError, match=r'"GTV" .*(10000 pixels beyond|on no slice)') as caught:
+        read_segmentation(path, image)
+    assert caught.value.reason == "grid"
+    assert perf_counter() - started < 20
+
+
+def test_contours_around_a_scan_that_was_cut_small(tmp_path: Path) -> None:
+    """The body around a small part of it, its hole and a copy, all far beyond the picture, and what lies inside."""
+    image = Volume(np.zeros((9, 9, 3), np.float32), np.eye(4), frame_of_reference=FRAME_OF_REFERENCE)
+    far = [box((-9000.0, -9000.0), (4.5, 9000.0)), box((-8000.0, -8000.0), (2.5, 8000.0))]
+    contours = [*far, far[0][::-1], box((0.5, 0.5), (1.5, 1.5))]
+    path = write_rtstruct(tmp_path / "rt.dcm", {"body": [np.insert(each, 2, 1, axis=1) for each in contours]})
+    expected = np.zeros((9, 9), bool)
+    expected[3:5], expected[1, 1] = True, True
+    assert np.array_equal(read_segmentation(path, image).volume.array[:, :, 1] == 1, expected)
+
+
+def test_thousands_of_small_contours_are_compared_with_their_neighbours_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_WORK", 1e8)  # each with each would be 2e9
+    places = np.argwhere(np.ones((173, 173)))
+    region = fill_region([box((-0.4, -0.4), (0.4, 0.4)) + place for place in places], (173, 173))
+    assert (region.mask.all(), region.repeated, region.crossing) == (True, 0, 0)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-3])
+def test_thousands_of_contours_in_one_place_are_refused(monkeypatch: pytest.MonkeyPatch, apart: float) -> None:
+    assert module._MOST_WORK / module._PER_PAIR <= 50_000  # pairs, each a millisecond at most
+    monkeypatch.setattr(module, "_MOST_WORK", module._MOST_WORK / 50)
+    contours = [box((1.5, 1.5), (4.5, 4.5)) + apart * number for number in range(1500)]
+    with pytest.raises(VolumeError, match="too many"):
+        fill_region(contours, (100, 100))
+    with pytest.raises(VolumeError, match="too many"):
+        module.copies(contours)
+
+
+def test_hundreds_of_outlines_inside_a_long_one_are_no_reason_to_refuse() -> None:
+    angles = np.linspace(0, 2 * np.pi, 1000, endpoint=False)
+    body = 250 + 248 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    places = 100 + 12 * np.argwhere(np.ones((25, 25)))
+    holes = [box((-2.5, -2.5), (2.5, 2.5)) + place for place in places]
+    region = fill_region([body, *holes], (500, 500))
+    assert region.mask.sum() == fill_contours([body], (500, 500)).sum() - 25 * len(holes)
+
+
+def test_a_line_that_crosses_every_row_many_times_takes_little_memory() -> None:
+    count = 20_000
+    zigzag = np.stack([np.tile([-0.5, 499.5], count), np.linspace(0.2, 499.8, 2 * count)], axis=1)
+    tracemalloc.start()
+    mask = fill_contours([zigzag], (500, 500))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.shape == (500, 500)
+    assert peak < 300_000_000
+
+
+def test_boxes_in_any_order_are_compared_with_all_that_they_meet() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        lows = random.uniform(0, 50, (30, 2))
+        boxes = [box(tuple(low), tuple(low + random.uniform(2, 15, 2))) for low in lows]
+        expected = np.zeros((70, 70), bool)
+        for each in boxes:
+            expected |= fill_contours([each], (70, 70))
+        inside = any(
+            (one.min(0) > other.min(0)).all() and (one.max(0) < other.max(0)).all() for one in boxes for other in boxes
+        )
+        if not inside:
+            assert np.array_equal(fill_region(boxes, (70, 70)).mask, expected)
