@@ -11,9 +11,13 @@ from boltzformer_monai.data.prompt_check import Reading
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["about", "collect_caveats", "log_caveats"]
+__all__ = ["SERIES", "SERIES_IN_DOUBT", "about", "collect_caveats", "in_doubt", "log_caveats", "remark", "seg_series"]
 
 _log = logging.getLogger(__name__)
+
+SERIES = "Segmentation by text prompts"
+SERIES_IN_DOUBT = "Segmentation by text prompts, IN DOUBT: see its segments"
+"""SeriesDescription of a DICOM SEG: at most 64 letters."""
 
 _OF_THE_RUN = (MILD - {"gantry tilt"}) | {"unknown prompt", "words not understood", "another modality"}
 
@@ -53,6 +57,22 @@ def collect_caveats(
 def about(caveats: Iterable[Caveat], prompt: str) -> list[Caveat]:
     """Those of one prompt."""
     return [each for each in caveats if each.prompt == prompt]
+
+
+def in_doubt(caveats: Iterable[Caveat]) -> bool:
+    """Whether one of them puts the result in doubt."""
+    return any(each.doubtful for each in caveats)
+
+
+def seg_series(caveats: Iterable[Caveat]) -> str:
+    """SeriesDescription of a DICOM SEG."""
+    return SERIES_IN_DOUBT if in_doubt(caveats) else SERIES
+
+
+def remark(caveats: Sequence[Caveat], prompt: str) -> str:
+    """What to know of a prompt's mask: first of the prompt, then of the whole scan."""
+    of_all = [each for each in caveats if each.prompt is None]
+    return ". ".join(each.text for each in (*about(caveats, prompt), *of_all))
 
 
 def log_caveats(caveats: Sequence[Caveat], volume: Volume, said: set[Caveat]) -> None:

@@ -17,7 +17,7 @@ from boltzformer_monai import __version__
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.recipe import Recipe, beside, mask_names, uncertainty_names
-from boltzformer_monai.inferers.result_caveats import about
+from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
 from boltzformer_monai.inferers.summary import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
 from boltzformer_monai.io.dicom_seg_out import write_dicom_seg
 from boltzformer_monai.io.scan_list import Scan
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["write_results"]
 
 _log = logging.getLogger(__name__)
-
-SERIES = "Segmentation by text prompts"
-SERIES_IN_DOUBT = "Segmentation by text prompts, IN DOUBT: see its segments"
-"""SeriesDescription of a DICOM SEG: at most 64 letters."""
 
 
 def write_results(
@@ -96,7 +92,7 @@ def write_results(
             }
             for finding, shown, value in zip(findings, result.shown, values, strict=True)
         ],
-        "in_doubt": any(each.doubtful for each in result.caveats),
+        "in_doubt": in_doubt(result.caveats),
         "caveats": [each.as_dict() for each in result.caveats],
         **{key: value for key, value in settings.items() if key != "prompts"},
         "files": [{"name": name, "bytes": beside(stem, name).stat().st_size} for name in files],
@@ -155,7 +151,7 @@ def _write_seg(result: VolumeResult, stem: Path, recipe: Recipe, scan: Scan) -> 
     def masks() -> Iterator[tuple[str, Any, np.ndarray]]:
         for index in found:
             prompt = result.prompts[index]
-            known = not any(each.doubtful for each in about(result.caveats, prompt))
+            known = not in_doubt(about(result.caveats, prompt))
             yield prompt, segment_code(prompt, known=known), result.mask(index)
 
     write_dicom_seg(
@@ -167,16 +163,10 @@ def _write_seg(result: VolumeResult, stem: Path, recipe: Recipe, scan: Scan) -> 
         algorithm="BoltzFormer",
         version=__version__,
         model=recipe.model[:16],
-        description=SERIES_IN_DOUBT if any(each.doubtful for each in result.caveats) else SERIES,
-        remarks={prompt: _remark(result, prompt) for prompt in result.prompts},
+        description=seg_series(result.caveats),
+        remarks={prompt: remark(result.caveats, prompt) for prompt in result.prompts},
     )
     return [recipe.ending], numbers
-
-
-def _remark(result: VolumeResult, prompt: str) -> str:
-    """What to know of a segment: first of its prompt, then of the whole scan."""
-    of_all = [each for each in result.caveats if each.prompt is None]
-    return ". ".join(each.text for each in (*about(result.caveats, prompt), *of_all))
 
 
 def _write_uncertainty(result: VolumeResult, stem: Path, recipe: Recipe) -> list[str]:

@@ -14,11 +14,12 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.prompts import control_character, normalise_target
 from boltzformer_monai.data.slice_volume import SliceSettings
 from boltzformer_monai.data.slice_writer import SliceWriter
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
-from boltzformer_monai.errors import BoltzFormerError, StorageError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError
 from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.io.volume import read_label_map, read_volume
 from boltzformer_monai.label.folder import SHA256
@@ -93,6 +94,26 @@ def names_in(info: Mapping[str, Any]) -> dict[int, str]:
         if whole and isinstance(name, str) and _as_prompt(name) and normalise_target(name) not in ("", "background"):
             names[value] = _as_prompt(name)
     return names
+
+
+def caveats_in(info: Mapping[str, Any]) -> tuple[Caveat, ...]:
+    """What must be known of a label that the model made, of prompts under the names that :func:`names_in` gives.
+
+    Raises:
+        ConfigError: they are not as this server writes them.
+    """
+    params = info.get("params")
+    listed = params.get("caveats") if isinstance(params, Mapping) else None
+    found = []
+    for each in listed if isinstance(listed, list) else ():
+        kind, text, prompt = (
+            each.get(key) if isinstance(each, Mapping) else None for key in ("kind", "text", "prompt")
+        )
+        if not (isinstance(kind, str) and isinstance(text, str) and isinstance(prompt, str | None)):
+            msg = f"a caveat of a label has a kind and a text, and a prompt that it is about, got {str(each)[:60]!a}"
+            raise ConfigError(msg)
+        found.append(Caveat(kind, text, prompt and _as_prompt(prompt)))
+    return tuple(found)
 
 
 def _as_prompt(name: str) -> str:

@@ -22,7 +22,7 @@ from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError
 from boltzformer_monai.io.dicom_seg_out import require_highdicom
 from boltzformer_monai.io.volume import Volume, read_volume
 from boltzformer_monai.label.archive import Archive
-from boltzformer_monai.label.corrected_labels import names_in
+from boltzformer_monai.label.corrected_labels import caveats_in, names_in
 from boltzformer_monai.label.dataset_zip import zipped
 from boltzformer_monai.label.dicomweb_cache import Cache
 from boltzformer_monai.label.dicomweb_lists import ArchiveLists
@@ -202,6 +202,7 @@ class DicomWebDatastore(Datastore):
 
         Raises:
             VolumeError: it is empty or not on the grid of the image.
+            ConfigError: what is said of it is not as this server's model says it.
             StorageError: it cannot be kept here; the message says so where the server has it all the same.
         """
         source = Path(label_filename)
@@ -235,7 +236,8 @@ class DicomWebDatastore(Datastore):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             seg = Path(temporary) / "label.dcm"
             # Only inference on this server, whose result nobody has seen yet, says by which model.
-            write_label_as_seg(labels, names, image, seg, scan=scan, seen="model" not in info)
+            caveats = caveats_in(info) if "model" in info else None
+            write_label_as_seg(labels, names, image, seg, scan=scan, caveats=caveats)
             try:
                 info["SeriesInstanceUID"], info["SOPInstanceUID"] = self.archive.store(seg)
             finally:

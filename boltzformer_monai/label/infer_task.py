@@ -10,7 +10,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from scipy import ndimage
 
-from boltzformer_monai.inferers.result_caveats import about
+from boltzformer_monai.inferers.result_caveats import about, in_doubt
 from boltzformer_monai.inferers.volume_result import in_memory_order
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.label.infer_request import UNCERTAINTY, SegmentRequest, parse_request
@@ -114,7 +114,7 @@ class BoltzFormerInferTask(InferTask):
             "not_found": [each["prompt"] for each in findings if not each["found"]],
             "untrained": segmented.untrained,
             "assumed_modality": segmented.assumed_modality,
-            "in_doubt": any(each.doubtful for each in result.caveats),
+            "in_doubt": in_doubt(result.caveats),
             "caveats": [each.as_dict() for each in result.caveats],
             # What OHIF's panel asks for.
             "centroids": {name: [label, *places[label][1]] for name, label in names.items()},

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from boltzformer_monai import __version__
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.inferers.prompt_codes import segment_code
+from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
 from boltzformer_monai.io.dicom_seg_out import SegmentCode, write_dicom_seg
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume
@@ -59,9 +61,15 @@ def read_label(path: Path, image: Volume, names: Mapping[int, str]) -> tuple[np.
 
 
 def write_label_as_seg(
-    labels: np.ndarray, names: Mapping[int, str], image: Volume, path: Path, *, scan: Path, seen: bool
+    labels: np.ndarray,
+    names: Mapping[int, str],
+    image: Volume,
+    path: Path,
+    *,
+    scan: Path,
+    caveats: Sequence[Caveat] | None,
 ) -> None:
-    """Write a label map as DICOM SEG, a segment for each value, coded by its name.
+    """Write a label map as DICOM SEG, a segment for each value, coded by its name, with what to know of it.
 
     Args:
         labels: ``(I, J, K)`` on the grid of the image.
@@ -69,15 +77,17 @@ def write_label_as_seg(
         image: the scan.
         path: of the SEG.
         scan: folder of the series.
-        seen: by a person, who may have corrected it.
+        caveats: of the model's result that this is; None where a person has seen it, who may have corrected it.
 
     Raises:
         VolumeError: the label map is empty, or no SEG of this series can be written.
     """
 
+    of_model = caveats or ()
+
     def masks() -> Iterator[tuple[str, SegmentCode | None, np.ndarray]]:
         for value, name in sorted(names.items()):
-            yield name, segment_code(name), labels == value
+            yield name, segment_code(name, known=not in_doubt(about(of_model, name))), labels == value
 
     write_dicom_seg(
         path,
@@ -86,8 +96,9 @@ def write_label_as_seg(
         grid=image,
         algorithm="BoltzFormer",
         version=__version__,
-        description="Corrected segmentation" if seen else "Segmentation by text prompts",
-        made="SEMIAUTOMATIC" if seen else "AUTOMATIC",
+        description="Corrected segmentation" if caveats is None else seg_series(of_model),
+        made="SEMIAUTOMATIC" if caveats is None else "AUTOMATIC",
+        remarks={name: remark(of_model, name) for name in names.values()},
     )
 
 
