@@ -115,6 +115,7 @@ class FolderDatastore(LocalDatastore):
         if auto_reload and (handler := getattr(self, "_handler", None)) is not None:
             # Files that are copied in, and another process's list, get their names by a move.
             handler.on_created = handler.on_deleted = handler.on_moved = self._noticed
+            handler.on_modified = self._list_noticed
 
     @_alone
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -218,11 +219,17 @@ class FolderDatastore(LocalDatastore):
         """Of the thread that watches the folder, which an error would end."""
         try:
             if str(getattr(event, "dest_path", "") or event.src_path) == self._datastore_config_path:
-                self._init_from_datastore_file()
+                with self._turn():  # which reads it; outside it, what was read could undo a change under way
+                    pass
             else:
                 self.refresh()
         except Exception:  # noqa: BLE001 (whatever it is, the next change must be noticed too)
             _log.exception("a change in the folder could not be taken up")
+
+    def _list_noticed(self, event: Any) -> None:
+        """Of scans and labels that grow the end is awaited; they are read when they are asked for."""
+        if str(event.src_path) == self._datastore_config_path:
+            self._noticed(event)
 
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
         """As MONAI Label's, without hidden files, and without those that were removed but could not be deleted yet."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -198,6 +200,46 @@ def test_the_watcher_sees_moves_and_survives_errors(studies: Path, label: str) -
     assert store.get_labels_by_image_id("z") == {}
     store.remove_image("z")
     assert "z" not in store.list_images()
+
+
+@pytest.mark.parametrize("how", ["moved", "modified"])
+def test_a_list_that_was_noticed_undoes_no_change_under_way(
+    studies: Path, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Another process's list is read by the watcher, and a label saved before that reading is taken up."""
+    store = opened(studies, reload=True)
+    handler, path = store._handler, store._datastore_config_path
+    store._observer.stop()  # its part is played here
+    store._observer.join()
+    store.save_label("s0", label, "final", dict(NAMES))
+    write_image_file(np.ones((4, 4, 2), np.uint8), np.eye(4), tmp_path / "label.nrrd")
+    event = SimpleNamespace(src_path=path, dest_path="" if how == "modified" else path)
+    opened(studies).update_image_info("s1", {"seen": True})
+    read, replaced = threading.Event(), threading.Event()
+    validate, tidy_up = module.LocalDatastoreModel.model_validate, FolderDatastore._tidy_up
+    watcher = threading.Thread(target=getattr(handler, f"on_{how}"), args=(event,))
+
+    def slowly(content: Any) -> Any:
+        model = validate(content)
+        if threading.current_thread() is watcher:
+            read.set()
+            replaced.wait(2)  # a turn is waited for; nobody's turn is not
+        return model
+
+    def tidied(self: FolderDatastore) -> None:
+        replaced.set()
+        watcher.join(1)  # of an unlocked reading the end falls just here
+        tidy_up(self)
+
+    monkeypatch.setattr(module.LocalDatastoreModel, "model_validate", slowly)
+    monkeypatch.setattr(FolderDatastore, "_tidy_up", tidied)
+    watcher.start()
+    assert read.wait(10)
+    store.save_label("s0", str(tmp_path / "label.nrrd"), "final", {"label_info": [{"name": "tumour", "idx": 1}]})
+    watcher.join(10)
+    assert not watcher.is_alive()
+    assert names(opened(studies)) == names(store) == {"s0": {1: "tumour"}}
+    assert opened(studies).get_image_info("s1")["seen"] is True
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[]", b'{"objects": 3}'])
