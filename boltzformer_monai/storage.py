@@ -38,6 +38,7 @@ REFUSED = frozenset(
 """The file system, or what is below it, does not take it."""
 _LONGEST_NAME = 255  # bytes; what file systems take
 _PROBE = 64 * 1024  # bytes that must fit, so that a full disk is noticed
+_BOOT = Path("/proc/sys/kernel/random/boot_id")  # of Linux: another one after each start
 _FORGOTTEN_S = 24 * 3600.0
 _OURS = re.compile(r"\.boltzformer-([a-z]+|([0-9a-f]{6})-([0-9]+))-[0-9a-f]{6}-.*", re.DOTALL)
 # Folders cannot be synchronised on Windows, nor on every network file system.
@@ -138,7 +139,8 @@ def confirm(path: Path) -> None:
 def sweep(folder: Path, *, lock: str = "") -> None:
     """Remove what killed processes left in a folder; what cannot be removed stays.
 
-    A file of a process of this machine goes once that process is gone, another machine's after a day without a change.
+    A file of a process of this machine goes once that process is gone; another machine's, and one from before this
+    machine was started, after a day without a change.
 
     Args:
         folder: only what lies in it is looked at, not what is in folders below it.
@@ -237,9 +239,13 @@ def _left_over(file: os.DirEntry[str], machine: str, process: int) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Where a number means a process: this machine, and this container."""
-    try:
+    """Where a number means a process: this machine, since its start, and this container.
+
+    Copies of a machine have one name, and the same containers in it, but were started each for itself.
+    """
+    start = space = ""
+    with contextlib.suppress(OSError):
+        start = _BOOT.read_text(encoding="ascii").strip()
+    with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:6]
+    return hashlib.sha256(f"{platform.node()} {start} {space}".encode()).hexdigest()[:6]

@@ -133,6 +133,33 @@ def test_another_machines_file_goes_after_a_day(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [new]
 
 
+def test_a_copy_of_this_machine_is_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same name, with one folder of the network; no process here has the number of a living one there."""
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr(storage, "_BOOT", boot)
+    machines = []
+    for text in ("6fd1c2a0", "0a9be7d3", None):
+        boot.unlink(missing_ok=True)
+        if text is not None:
+            boot.write_text(text)
+        machines.append(storage._machine.__wrapped__())
+    assert len(set(machines)) == 3
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    theirs, ours = (
+        tmp_path / f".boltzformer-{machine}-{ended.pid}-0a1b2c-a.nii.gz" for machine in (machines[0], machines[1])
+    )
+    monkeypatch.setattr(storage, "_machine", lambda: machines[1])
+    for path in (theirs, ours):
+        path.write_text("half")
+    sweep(tmp_path)
+    assert theirs.exists()
+    assert not ours.exists()
+    os.utime(theirs, (time.time() - 2 * 24 * 3600,) * 2)
+    sweep(tmp_path)
+    assert not theirs.exists()
+
+
 def test_whoever_holds_the_lock_sweeps_what_was_written_under_it(tmp_path: Path) -> None:
     held, folder, other = (
         temporary_beside(tmp_path / name, lock=lock) for name, lock in (("a", "x"), ("f", "x"), ("b", "y"))
