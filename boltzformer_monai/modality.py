@@ -29,7 +29,8 @@ _MR = frozenset(["mr", "mra", "mrs", "magnetic", "flair", "dwi", "dti", "adc", "
 _MR_FORM = re.compile(r"t[12](?![0-9])[a-z0-9]*|[a-z]*mri")
 # What is said of a scan, as a pattern of lower-case words; "t1" alone is a vertebra too, "computed" no name.
 SPOKEN_MODALITY = (
-    r"(?:comput(?:ed|eri[sz]ed) tomography|magnetic resonance(?: imaging)?|t[12](?: weighted|[a-z][a-z0-9]*)|[a-z]*mri|"
+    r"(?:comput(?:ed|eri[sz]ed) tomography|magnetic resonance(?: imaging)?|"
+    r"t[12](?: weighted|(?= mri?\b)|[a-z][a-z0-9]*)|[a-z]*mri|"
     + "|".join(sorted((_CT | _MR) - {"computed", "computerized", "computerised", "magnetic", "proton"}))
     + ")"
 )

@@ -70,6 +70,7 @@ READER = _reader(
         ("HRCT: lung nodule", "lung nodule", "lung nodule in CT"),
         ("liver in T1-weighted MRI", "liver", "liver"),
         ("FLAIR MRI of the liver", "liver", "liver"),
+        ("liver in T2 MRI", "liver", "liver"),
         ("liver in chest and abdomen CT", "liver", "liver in CT"),
         ("flux capacitors in CT images", "flux capacitor", "flux capacitor in CT"),
         ("Large holes", "large hole", "large hole"),
@@ -103,6 +104,7 @@ def test_any_spelling_of_a_name_is_known_and_shown_as_the_training_spells_it(
         ("liver in the brain", "liver"),
         ("liver in chest CT", "liver"),
         ("lung nodule in ultrasound", "lung nodule"),
+        ("t1 rib 1", "rib 1"),
         ("lung nodule in the liver and lung", "lung nodule"),
     ],
 )
