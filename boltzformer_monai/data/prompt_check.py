@@ -176,15 +176,13 @@ class PromptReader:
         return None
 
     def _is_at(self, target: str, places: Sequence[str], is_scan: bool) -> bool:
-        """Whether these places say nothing new of the target: it lies in each, or in one of those that a scan shows."""
+        """Whether these places say nothing new of the target: it lies in each, or a scan of a region is spoken of."""
+        regions = [find_target(place) is None for place in places]
         own = self._sites[target]
         if not own:  # the training does not say: any region will do, an organ may be the wrong one
-            return all(find_target(place) is None for place in places)
+            return all(regions)
         holds = [any(site_contains(place, site) for site in own) for place in places]
-        regions = [find_target(place) is None for place in places]
-        if not is_scan:
-            return all(holds)
-        return not places or (any(holds) and all(map(max, holds, regions)))
+        return all(map(max, holds, regions)) if is_scan else all(holds)
 
     def _trained_text(self, text: str, target: str, site: str, core: str) -> str:
         """The nearest text to the prompt that the training is made of."""
