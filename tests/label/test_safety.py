@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("monailabel")
 
+from starlette.datastructures import UploadFile  # noqa: E402
+from starlette.exceptions import HTTPException  # noqa: E402
+
 from boltzformer_monai.errors import ConfigError, VolumeError  # noqa: E402
 from boltzformer_monai.label.replies import Replies  # noqa: E402
 from boltzformer_monai.label.safety import check_id, check_tag  # noqa: E402
+from boltzformer_monai.label.uploads import upload_suffix  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["a", "scan_1", "Müller, A (2) v1.0+x=3@b", "1.2.840.1", "x" * 128, "患者 7"])
@@ -86,3 +92,12 @@ def test_what_no_memory_or_file_name_can_hold_is_the_requests_fault(tmp_path: Pa
     with pytest.raises(OSError) as error:  # noqa: PT011 (the number is what counts)
         (tmp_path / ("x" * 300)).open()
     assert (replies.problem(error.value) or (0,))[0] == 400
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 1 << 20])
+def test_an_upload_is_measured_behind_zeros_too(zeros: int) -> None:
+    content = gzip.compress(bytes(352)) + bytes(zeros) + gzip.compress(bytes(3_000_000))
+    assert upload_suffix(UploadFile(io.BytesIO(content), filename="a.nii.gz"), limit=3_000_352) == ".nii.gz"
+    with pytest.raises(HTTPException) as caught:
+        upload_suffix(UploadFile(io.BytesIO(content), filename="a.nii.gz"), limit=1_000_000)
+    assert caught.value.status_code == 413
