@@ -38,6 +38,7 @@ from boltzformer_monai.label.checks import CHECKS, Checks
 from boltzformer_monai.label.instead import call
 from boltzformer_monai.label.lanes import Lane, Lanes
 from boltzformer_monai.label.replies import Replies
+from boltzformer_monai.label.uploads import body_of
 
 _log = logging.getLogger(__name__)
 
@@ -81,17 +82,18 @@ def put_in_front(app: FastAPI, router: APIRouter) -> None:
 
 def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies, lane: Lane) -> Callable[..., Any]:
     async def twin(**arguments: Any) -> Any:
-        if (request := arguments.get("request")) is not None:
-            await request.body()  # read here, since it belongs to this event loop; the stock function finds it read
-        return await lane.run(run, arguments)
+        return await lane.run(run, arguments, asyncio.get_running_loop())
 
     name = endpoint.__name__
     check = CHECKS.get(f"{endpoint.__module__.rpartition('.')[2]}.{name}") or CHECKS.get(name)
 
-    def run(arguments: dict[str, Any]) -> Any:
+    def run(arguments: dict[str, Any], loop: asyncio.AbstractEventLoop) -> Any:
         try:
             if check is not None:
                 check(checks, arguments)
+            if (request := arguments.get("request")) is not None:  # only now: what is refused is not read
+                with body_of(request, loop) as body:
+                    return replies.cleaned(call(endpoint, {**arguments, "body": body}))
             return replies.cleaned(call(endpoint, arguments))
         except Exception as error:  # noqa: BLE001 (a stock function may raise anything; all is logged)
             if (after := arguments.get("background_tasks")) is not None:

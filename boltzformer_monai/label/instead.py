@@ -110,7 +110,7 @@ def _image(endpoint: _Endpoint, arguments: dict[str, Any]) -> FileResponse:
 
 def _passed_on(service: str) -> _Call:
     def asked(_: _Endpoint, arguments: dict[str, Any]) -> Response:
-        return asyncio.run(pass_on(arguments["request"], service, arguments["path"]))
+        return pass_on(arguments["request"], service, arguments["path"], arguments["body"])
 
     return asked
 

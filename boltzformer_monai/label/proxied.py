@@ -7,6 +7,7 @@ accepts (compressed slices come only from a server that can expand them), and se
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import IO
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import requests
@@ -30,13 +31,14 @@ _POLICY = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-
 _MOST_REDIRECTS = 3
 
 
-async def pass_on(request: Request, service: str, path: str) -> Response:
+def pass_on(request: Request, service: str, path: str, body: IO[bytes] | None) -> Response:
     """Ask the DICOMweb server, and answer as it does.
 
     Args:
-        request: GET, or POST with its body.
+        request: GET or POST.
         service: ``wado``, ``qido`` or ``stow``; empty for a path from the server's root on.
         path: checked.
+        body: of the request, if it has one.
 
     Raises:
         requests.RequestException: the server does not answer.
@@ -55,7 +57,6 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
         if settings.MONAI_LABEL_DICOMWEB_USERNAME and settings.MONAI_LABEL_DICOMWEB_PASSWORD:
             session.auth = (settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD)
         url = f"{url}?{request.url.query}" if request.url.query else url
-        body = await request.body() or None
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
         for _ in range(_MOST_REDIRECTS + 1):
             reply = session.request(

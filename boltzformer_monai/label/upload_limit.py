@@ -16,7 +16,7 @@ class UploadLimit:
 
     Args:
         app: the next application.
-        limit: bytes of an upload; a body of JSON may have 1 MiB.
+        limit: bytes of an upload; a body that is not in parts, such as JSON, may have 1 MiB.
     """
 
     def __init__(self, app: Any, *, limit: int) -> None:
@@ -31,8 +31,6 @@ class UploadLimit:
         headers = dict(scope["headers"])
         multipart = headers.get(b"content-type", b"").startswith(b"multipart/")
         limit = self.limit if multipart else min(self.limit, _JSON_LIMIT)
-        if "/proxy/" in scope["path"]:
-            limit = self.limit
         length = headers.get(b"content-length", b"0")
         too_large = f"the request is larger than the {limit} bytes that are taken"
         if not length.isdigit() or len(length) > _DIGITS or int(length) > limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import tempfile
@@ -9,15 +10,17 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 
-from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.errors import CancelledError, ConfigError, VolumeError
 from boltzformer_monai.label.safety import UPLOADS, check_id
 from boltzformer_monai.limits import inflated_size, memory_budget
 
+_IN_MEMORY = 1 << 16  # bytes of a body that is passed on
 _LONGEST_HEADER = 1 << 24  # bytes, as the readers have it
 _DEFLATED = (b"\x1f\x8b", b"\x78")  # gzip, zlib
 # An NRRD header ends with an empty line; the last field of a MetaImage's says where the voxels are.
@@ -101,3 +104,34 @@ def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
         return  # the reader says what is wrong with it
     if total > limit:
         raise HTTPException(413, f"the file unfolds into more than the {limit} bytes that are taken")
+
+
+@contextmanager
+def body_of(request: Request, loop: asyncio.AbstractEventLoop) -> Iterator[IO[bytes] | None]:
+    """The body of a request, for a thread whose turn it is: none of it was read before, and little is in memory.
+
+    Args:
+        request: its body is read piece by piece.
+        loop: of the web server, which runs in another thread.
+
+    Yields:
+        A file, at its start; None for an empty body.
+
+    Raises:
+        CancelledError: the client went away before its end.
+    """
+    pieces = request.stream()
+
+    async def piece() -> bytes:
+        return await anext(pieces, b"")
+
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
+        try:
+            while content := asyncio.run_coroutine_threadsafe(piece(), loop).result():
+                file.write(content)
+        except ClientDisconnect as error:
+            msg = "not passed on: the client went away before it had sent all"
+            raise CancelledError(msg) from error
+        size = file.tell()
+        file.seek(0)
+        yield file if size else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,11 @@ import pytest
 
 pytest.importorskip("monailabel")
 
+from starlette.exceptions import HTTPException  # noqa: E402
+
 from boltzformer_monai.label.checks import Checks  # noqa: E402
+from boltzformer_monai.label.lanes import Lane  # noqa: E402
+from boltzformer_monai.label.upload_limit import UploadLimit  # noqa: E402
 
 _PAGE = b"<html><script>alert(document.domain)</script></html>"
 _FILES = {
@@ -38,6 +43,9 @@ _LEADS = {
 }
 
 
+_SENT: list[bytes] = []
+
+
 class _Archive(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         kind, content = _FILES.get(self.path, ("text/html", _PAGE))
@@ -50,7 +58,10 @@ class _Archive(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_POST = do_GET
+    def do_POST(self) -> None:
+        if length := int(self.headers.get("Content-Length", 0)):
+            _SENT.append(self.rfile.read(length))
+        self.do_GET()
 
     def log_message(self, *arguments: Any) -> None:
         """Nothing."""
@@ -106,6 +117,59 @@ def test_no_one_is_led_out_of_the_archive(proxy: Any, path: str) -> None:
 
 def test_what_is_sent_is_not_led_on(proxy: Any) -> None:
     assert proxy.post("/proxy/dicom/stow/moved", content=b"a scan").status_code == 502
+
+
+@pytest.mark.parametrize("pieces", [1, 3000])
+def test_a_scan_that_is_sent_arrives_whole(proxy: Any, pieces: int) -> None:
+    body = b"--b\r\n\r\n" + bytes(range(256)) * pieces + b"--b--"
+    parts = {"content-type": 'multipart/related; type="application/dicom"; boundary=b'}
+    _SENT.clear()
+    assert proxy.post("/proxy/dicom/stow/studies", content=body, headers=parts).status_code == 200
+    assert [body] == _SENT
+
+
+def _posted(app: Any, kind: str, length: int) -> tuple[int, int]:
+    """Status of a body that is passed on, and how many of its pieces were read."""
+    piece, status = b"x" * 2**16, [0]
+    read = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": piece, "more_body": read * len(piece) < length}
+
+    async def send(message: dict[str, Any]) -> None:
+        status[0] = message.get("status", status[0])
+
+    headers = [(b"host", b"testserver"), (b"content-type", kind.encode()), (b"content-length", str(length).encode())]
+    scope = {
+        "type": "http", "method": "POST", "path": "/proxy/dicom/stow/x", "raw_path": b"/proxy/dicom/stow/x",
+        "query_string": b"", "headers": headers, "http_version": "1.1", "scheme": "http", "root_path": "",
+        "server": ("testserver", 80), "client": ("127.0.0.1", 50000),
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    return status[0], read
+
+
+def test_what_is_not_passed_on_is_not_read(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = "multipart/related; boundary=b"
+    assert _posted(client.app, parts, 2**20) == (404, 0)  # the studies are a folder
+
+    async def full(*_: Any) -> None:
+        raise HTTPException(429, "wait")
+
+    monkeypatch.setattr(Checks, "_remote", lambda self: True)
+    monkeypatch.setattr(Lane, "run", full)
+    assert _posted(client.app, parts, 2**20) == (429, 0)
+
+
+def test_only_scans_that_are_sent_may_be_large() -> None:
+    async def taken(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    limited = UploadLimit(taken, limit=2**30)
+    assert _posted(limited, "multipart/related; boundary=b", 2**30)[0] == 200
+    assert _posted(limited, "application/dicom+json", 2**30) == (413, 0)
 
 
 def test_the_first_page_is_ours(client: Any) -> None:
