@@ -16,8 +16,8 @@ from typing import Any
 WAITING = 16
 
 
-def web_application(studies: str) -> Any:
-    """MONAI Label's routes of the datastore with a folder's, opened now."""
+def web_application(studies: str) -> tuple[Any, Any]:
+    """MONAI Label's routes of the datastore, and their server, whose ``store`` is to be set."""
     from fastapi import FastAPI
     from monailabel.config import settings
     from monailabel.endpoints import datastore
@@ -25,13 +25,11 @@ def web_application(studies: str) -> Any:
 
     from boltzformer_monai.io.volume import read_volume
     from boltzformer_monai.label.checks import Checks
-    from boltzformer_monai.label.folder import FolderDatastore
     from boltzformer_monai.label.guard import guard_stock_routes
     from boltzformer_monai.label.lanes import Lanes
     from boltzformer_monai.label.replies import Replies
 
-    store = FolderDatastore(studies, auto_reload=False, read_only=False)
-    server: Any = SimpleNamespace(studies=studies, datastore=lambda: store, on_save_label=lambda *_: None)
+    server: Any = SimpleNamespace(studies=studies, datastore=lambda: server.store, on_save_label=lambda *_: None)
     service: Any = SimpleNamespace(
         settings=SimpleNamespace(upload_mb=1), volume=lambda path: read_volume(path, tilt="keep")
     )
@@ -42,15 +40,17 @@ def web_application(studies: str) -> Any:
     replies = Replies()
     replies.add_to(app)
     guard_stock_routes(app, Checks(server, service), replies, Lanes(WAITING))
-    return app
+    return app, server
 
 
-def serve(studies: str) -> None:
-    """Until it is killed."""
+def serve(app: Any, server: Any) -> None:
+    """With the folder's datastore, opened now; until it is killed."""
     import uvicorn
 
-    os.umask(0o077)  # as `boltzformer serve` does
-    config = uvicorn.Config(web_application(studies), log_level="critical")
+    from boltzformer_monai.label.folder import FolderDatastore
+
+    server.store = FolderDatastore(server.studies, auto_reload=False, read_only=False)
+    config = uvicorn.Config(app, log_level="critical")
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
@@ -63,14 +63,15 @@ def main(studies: str) -> None:
     """Start a server for each line."""
     import uvicorn  # noqa: F401
 
-    import boltzformer_monai.label.folder  # noqa: F401
-    import boltzformer_monai.label.guard  # noqa: F401 (all that takes long)
+    import boltzformer_monai.label.folder  # noqa: F401 (with the routes all that takes long)
 
+    os.umask(0o077)  # as `boltzformer serve` does
+    app, server = web_application(studies)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the killed
     for _ in sys.stdin:
         if os.fork() == 0:
             try:
-                serve(studies)
+                serve(app, server)
             finally:  # it did not start
                 sys.stdout.write("0 0\n")
                 sys.stdout.flush()

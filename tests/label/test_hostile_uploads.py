@@ -29,7 +29,8 @@ _COUNT, _PARALLEL = 200, 8
 _MEMORY = 3 * 10**9
 _PROMPT_S = 2.0
 # Counting what a bomb unfolds into ends here, so this is what the test waits for. The bombs themselves stay large: of
-# 1 GB each, those of one byte a voxel take 4 to 5 GB to read, so that one of them is more than _MEMORY if it is let in.
+# 1 GB each, those of one byte a voxel take 4 to 5 GB to read, so that one of them is more than _MEMORY for a reader
+# without a limit. (Ours has one of its own: either refuses them, and this test does not tell which.)
 _UPLOAD_MB = 192
 
 

@@ -28,7 +28,8 @@ from boltzformer_monai.io.volume import read_label_map  # noqa: E402
 from boltzformer_monai.label.corrected_labels import names_in  # noqa: E402
 from tests.label.server import running  # noqa: E402
 
-KILLS = 38  # and two of a server with all that belongs to it
+REAL_KILLS = 2  # of a server with all that belongs to it
+KILLS = 40 - REAL_KILLS
 WRITERS = 3
 SHAPE = (12, 10, 6)
 Place = tuple[str, str]
@@ -51,17 +52,20 @@ class Writers:
         self.tried: dict[Place, set[int]] = {}
         """Later ones that were sent: whether they are there is open."""
         self.refused: list[int] = []
-        self.count = 0
+        self.count = self._acknowledged = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def write(self, port: int, seconds: float, kill: Callable[[], None]) -> None:
-        """All of them, until the server is killed after some time."""
+    def write(self, port: int, least: int, kill: Callable[[], None]) -> None:
+        """All of them, until the server is killed: after so many were acknowledged, in the midst of others."""
         self._stop.clear()
+        self._acknowledged = 0
         threads = [threading.Thread(target=self._save, args=(port, writer)) for writer in range(WRITERS)]
         for thread in threads:
             thread.start()
-        time.sleep(seconds)
+        while self._acknowledged < least and any(thread.is_alive() for thread in threads):
+            time.sleep(0.002)
+        time.sleep(self.random.uniform(0, 0.05))
         kill()
         self._stop.set()
         for thread in threads:
@@ -86,6 +90,7 @@ class Writers:
                     self.refused.append(status)
                     return
                 self.saved[place], self.tried[place] = number, set()
+                self._acknowledged += 1
 
     def check(self, port: int) -> None:
         """What a start has found: each label is the last acknowledged one or the one under way, with its names."""
@@ -171,7 +176,7 @@ def test_kills_lose_nothing_that_was_acknowledged(servers: Any, studies: Path, t
         number, port = servers()
         writers.check(port)
         assert _strange(studies) == []
-        writers.write(port, writers.random.uniform(0.05, 0.3), functools.partial(os.kill, number, signal.SIGKILL))
+        writers.write(port, writers.random.randint(1, 4), functools.partial(os.kill, number, signal.SIGKILL))
     number, port = servers()
     writers.check(port)
     os.kill(number, signal.SIGKILL)
@@ -180,16 +185,19 @@ def test_kills_lose_nothing_that_was_acknowledged(servers: Any, studies: Path, t
     assert writers.count > KILLS * WRITERS
 
 
-def test_a_real_server_that_is_killed(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_real_server_that_is_killed(servers: Any, studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     writers = Writers(tmp_path, seed=2)
     conf = {"checkpoint": checkpoint, "modality": "CT", "workspace": tmp_path / "workspace"}
-    for seconds in (1.0, 1.5, 0.0):
+    for _ in range(REAL_KILLS):
         with running(studies, tmp_path, conf, serve=True) as server:
             port = int(server.url.rpartition(":")[2])
             writers.check(port)
             assert _strange(studies) == []
-            if seconds:
-                writers.write(port, seconds, functools.partial(server.stop, signal.SIGKILL))
+            writers.write(port, 20, functools.partial(server.stop, signal.SIGKILL))
+    number, port = servers()  # the next start; another whole server would find no more
+    writers.check(port)
+    os.kill(number, signal.SIGKILL)
+    assert _strange(studies) == []
     assert writers.saved
 
 
