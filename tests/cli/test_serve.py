@@ -184,12 +184,14 @@ def test_a_server_that_is_told_to_stop_leaves_nothing_behind(studies: Path, chec
     with running(studies, tmp_path, {"checkpoint": checkpoint}, serve=True, environment=environment) as server:
         body = {"image": "scan", "prompts": ["liver"], "modality": "CT"}
         assert server.post("/boltzformer/api/segment", body).status == 200
-        assert list((tmp_path / "temporary").glob("boltzformer-results-*/*/result.nii.gz"))
+        temporary = studies / ".boltzformer" / "tmp"
+        assert list(temporary.glob("*/boltzformer-results-*/*/result.nii.gz"))
         server.post("/scoring/uncertainty").json()
         (scoring,) = _children(server.process.pid)
         os.kill(server.process.pid, signal.SIGTERM)
         assert server.process.wait(_PATIENCE_S) == 128 + signal.SIGTERM, server.log.read_text()
         assert not Path(f"/proc/{scoring}").exists()
+    assert [path.name for path in temporary.iterdir()] == [".lock"]
     assert not list((tmp_path / "temporary").glob("boltzformer-*"))
     assert "Traceback" not in server.log.read_text()
 
@@ -244,8 +246,9 @@ def test_listening_elsewhere_is_told(
     monkeypatch.setattr("monailabel.main.Main.start_server_init_settings", lambda self, options: None)
     monkeypatch.setattr("monailabel.interfaces.utils.app.app_instance", lambda: None)
     monkeypatch.setattr("monailabel.main.Main.action_start_server", lambda self, options: asked.update(vars(options)))
+    conf = {"checkpoint": "model.pt", "workspace": str(tmp_path)}
     with pytest.raises(KeyboardInterrupt):
-        serve._start(tmp_path, str(tmp_path), {"checkpoint": "model.pt"}, host, 8000)
+        serve._start(tmp_path, str(tmp_path), conf, host, 8000)
     assert asked["host"] == host
     told = [record for record in caplog.records if "without a sign-in" in record.getMessage()]
     assert bool(told) is warned

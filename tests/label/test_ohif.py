@@ -116,7 +116,7 @@ def test_masks_are_drawn_and_a_seg_comes_back(visited: _Visit, tmp_path: Path) -
     scan = read_volume(tmp_path / "abdomen")
     labels = np.zeros(scan.shape, np.uint8)
     labels[4:20, 6:18, 2:5] = 1
-    write_label_as_seg(labels, {1: "left kidney"}, scan, tmp_path / "seg.dcm", scan=tmp_path / "abdomen", seen=True)
+    write_label_as_seg(labels, {1: "left kidney"}, scan, tmp_path / "seg.dcm", scan=tmp_path / "abdomen", caveats=None)
     page.goto(f"{server.url}/ohif/")
     page.get_by_text("Upload").first.click()
     page.locator("input[type=file]").first.set_input_files(tmp_path / "seg.dcm")
