@@ -59,7 +59,9 @@ def with_modality(slices: list[SliceHeader], modality: str | None) -> list[Slice
         VolumeError: the headers state neither CT nor MR, or not the given one.
     """
     stated = slices[0].modality
-    settled = settled_modality(stated, modality, source=f"{slices[0].path.parent}: its DICOM headers say")
+    first = slices[0].path
+    place = first if all(header.path == first for header in slices) else first.parent
+    settled = settled_modality(stated, modality, source=f"{place}: its DICOM headers say")
     return slices if settled in (stated, "unknown") else [replace(header, modality=settled) for header in slices]
 
 

@@ -142,7 +142,7 @@ def test_the_summary_adds_up(table: list[Row]) -> None:
         ("pydicom/data/test_files/MR_small_jp2klossless.dcm", "folder", "read", ""),
         ("pydicom/data/test_files/MR_small_jpeg_ls_lossless.dcm", "folder", "read", ""),
         ("pydicom/data/test_files/MR_truncated.dcm", "folder", "refused", "truncated"),
-        ("pydicom/data/test_files/SC_rgb_small_odd.dcm", "folder", "refused", "colour"),
+        ("pydicom/data/test_files/SC_rgb_small_odd.dcm", "folder", "refused", "modality"),
         ("pydicom/data/test_files/liver_1frame.dcm", "folder", "refused", "not an image"),
         ("pydicom/data/test_files/rtstruct.dcm", "folder", "refused", "not an image"),
         ("pydicom/data/test_files/rtdose.dcm", "folder", "refused", "not an image"),
