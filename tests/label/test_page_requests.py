@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("playwright.sync_api")
@@ -30,6 +31,21 @@ def test_errors_are_one_line_and_the_page_goes_on(browser: Any, stub: tuple[str,
         seen.page.fill("#repeats", "21")
         seen.page.press("#prompts", "Enter")
         seen.page.locator("#status.error").filter(has_text="2 to 20").wait_for()
+
+
+def test_nothing_is_drawn_where_there_is_no_room(browser: Any, stub: tuple[str, Phantoms]) -> None:
+    """NiiVue would give WebGL tiles of negative size; once there is room, the picture is there again."""
+    url, _ = stub
+    with visit(browser, url) as seen:
+        seen.open()
+        before = seen.picture()
+        stage = seen.page.locator("#stage")
+        for size in ("width: 0; height: 0", "width: 6px; height: 6px", "height: 12px", "width: 30px", ""):
+            stage.evaluate("(it, size) => { it.style.cssText = 'min-height: 0;' + size }", size)
+            seen.page.wait_for_timeout(300)
+        stage.evaluate("(it) => { it.style.cssText = '' }")
+        seen.page.wait_for_timeout(300)
+        assert np.abs(seen.picture() - before).mean() < 1
 
 
 def test_lost_graphics_are_told_and_no_black_picture_is_called_a_result(

@@ -30,6 +30,7 @@ const MOVES = {
   PageUp: [0, 0, 1], PageDown: [0, 0, -1],
 };
 const TURN_DEGREES = 5;
+const LEAST_PIXELS = 64; // of the canvas; in less, NiiVue gives WebGL tiles of negative size
 const FRONT = [160, 15]; // degrees: the patient from the front, a little from the side and from above
 const LOST = "the browser lost its graphics, and with them the picture; reload the page";
 
@@ -64,6 +65,9 @@ export class Viewer {
     canvas.parentElement.addEventListener("keydown", (event) => viewer.#key(event), { capture: true });
     canvas.parentElement.addEventListener("keyup", (event) => event.stopPropagation(), { capture: true });
     canvas.addEventListener("webglcontextlost", () => onLost(new Error(LOST)));
+    // While the page is laid out or left, the canvas may have no room; it is drawn again when it gets some.
+    const draw = viewer.#nv.drawScene.bind(viewer.#nv);
+    viewer.#nv.drawScene = () => (Math.min(canvas.width, canvas.height) < LEAST_PIXELS ? undefined : draw());
     await viewer.#nv.attachToCanvas(canvas);
     viewer.#nv.setRenderAzimuthElevation(...FRONT);
     return viewer;
