@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.dense import DenseTail
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, Randomness, RecordingPolicy
-from boltzformer_monai.networks.semantic_map import SemanticMap
 
 Step = Callable[[], object]
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import report, result  # noqa: E402
-from boltzformer_monai.data.phantom import ALL_PHANTOM_LABELS, PhantomKind, labels_of, make_phantom  # noqa: E402
+from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, PhantomKind, labels_of, make_phantom  # noqa: E402
 from boltzformer_monai.evaluation.volume_metrics import VolumeMeasures, measure_volume  # noqa: E402
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter  # noqa: E402
 

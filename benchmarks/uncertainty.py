@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import report, result  # noqa: E402
-from boltzformer_monai.data.slices import SliceReader  # noqa: E402
+from boltzformer_monai.data.slices.reader import SliceReader  # noqa: E402
 from boltzformer_monai.evaluation.metrics import dice  # noqa: E402
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io.volume import read_label_map, read_volume, reorient_label  # noqa: E402

@@ -1,134 +1,14 @@
 #!/usr/bin/env python
-"""Check slice data sets before training, and measure what they hold.
-
-Integrity (files, sizes, labels, splits, leakage of patients) and fingerprint (geometry, grey values, object sizes as in
-Table 9 of the paper)::
-
-    python preprocessing/check_dataset.py --input SLICES --json fingerprint.json --page fingerprint.html
-    python preprocessing/check_dataset.py --input CT MR --strict
-
-Exit code: 0 without errors, 1 with errors (with --strict also with warnings), 2 for a mistake in the call.
-"""
+"""Check slice data sets and measure what they hold: the same as `boltzformer check`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the repository is not on the path
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 
-from tqdm import tqdm
-
-from boltzformer_monai.data.check.fingerprint import FORMAT, Checked, check_data_sets
-from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import replacing, require_writable
-from preprocessing.command_line import CommandParser, run_command
-from preprocessing.dataset_page import TABLE9_HEADINGS, count_line, is_page, table9_rows, write_page
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, 1 for data that are not sound, 2 for a mistake in the call, 130 for Ctrl-C."""
-    return run_command(lambda: _run(_parse(argv)), kept=lambda: "nothing is written")
-
-
-def _run(options: argparse.Namespace) -> int:
-    checked = _check(options.input)
-    _write(checked, options)
-    _print(checked)
-    return 1 if checked.count("error") or (options.strict and checked.count("warning")) else 0
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--input", type=Path, nargs="+", required=True, metavar="DIR", help="slice data sets, checked together")
-    add("--json", type=Path, metavar="FILE", help="write the fingerprint with all findings")
-    add("--page", type=Path, metavar="FILE", help="write them as one HTML page")
-    add("--strict", action="store_true", help="warnings count as errors")
-    options = parser.parse_args(argv)
-    for option, path in (("--json", options.json), ("--page", options.page)):
-        if path is not None:  # before the pictures are read, which can take long
-            _check_target(option, path, options.input)
-    if options.json is not None and options.page is not None and options.json.resolve() == options.page.resolve():
-        raise ConfigError("--json and --page name the same file; give them different ones")
-    return options
-
-
-def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
-    """Refuse to write over anything but an older output of this command, or into a data set.
-
-    Raises:
-        ConfigError: the reason.
-        StorageError: its folder cannot be written.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name a file for {option}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent}: no such folder for {option}; make it first")
-    if any(path.resolve().is_relative_to(root.resolve()) for root in roots):
-        raise ConfigError(f"{path}: lies in a data set that is checked; choose another place for {option}")
-    if os.path.lexists(path) and not (_is_fingerprint(path) if option == "--json" else is_page(path)):
-        raise ConfigError(f"{path}: exists and was not made by {option} of this command; remove it or name another")
-    require_writable(path.parent)
-
-
-def _is_fingerprint(path: Path) -> bool:
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
-
-
-def _check(roots: Sequence[Path]) -> Checked:
-    with tqdm(desc="checking", unit="slice", dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return check_data_sets(roots, progress=show)
-
-
-def _write(checked: Checked, options: argparse.Namespace) -> None:
-    if options.json is not None:
-        text = json.dumps(checked.content, indent=1, ensure_ascii=False, allow_nan=False)
-        with _writing(options.json), replacing(options.json) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    if options.page is not None:
-        with _writing(options.page):
-            write_page(checked, options.page)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Report a failure under the name that the user gave, not that of a temporary file."""
-    try:
-        yield
-    except OSError as error:
-        msg = f"{path}: cannot be written ({error.strerror or error})"
-        raise ConfigError(msg) from None
-
-
-def _print(checked: Checked) -> None:
-    for finding in checked.findings:
-        print(finding.line)
-    rows = [TABLE9_HEADINGS, *table9_rows(checked.content)]
-    if len(rows) > 1:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = [text.ljust(width) if at < 3 else text.rjust(width) for at, (text, width) in
-                     enumerate(zip(row, widths, strict=True))]  # fmt: skip
-            print("  ".join(cells))
-    print(count_line(checked))
-
+from boltzformer_monai.cli.check import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from boltzformer_monai.cli.slice import main
 from boltzformer_monai.csv_cells import from_cell, to_cell
-from boltzformer_monai.data.slice_format import MANIFEST_FILE
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.format import MANIFEST_FILE
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.evaluation.metrics import SliceScore
 from boltzformer_monai.evaluation.tables import read_scores_csv, write_scores_csv
-from preprocessing.slice_report import check_mapping
-from preprocessing.slice_volumes import main
-from tests.preprocessing.folder_cases import write_names
-from tests.preprocessing.scan_files import write_image, write_label
+from boltzformer_monai.slicing.slice_report import check_mapping
+from tests.slicing.folder_cases import write_names
+from tests.slicing.scan_files import write_image, write_label
 
 EVIL = (
     "=1+1",

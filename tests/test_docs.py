@@ -94,7 +94,7 @@ def test_the_tables_of_the_decoder_s_page_are_those_of_its_records() -> None:
 
 
 def test_every_option_of_slicing_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    from preprocessing.slice_volumes import main
+    from boltzformer_monai.cli.slice import main
 
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -49,7 +49,7 @@ import sys
 from pathlib import Path
 from monai.bundle import create_workflow
 from boltzformer_monai.cli import main
-from boltzformer_monai.data.demo import ensure_demo_dataset, read_demo_volumes
+from boltzformer_monai.demo.demo import ensure_demo_dataset, read_demo_volumes
 folder, bundle = Path(sys.argv[1]), sys.argv[2]
 ensure_demo_dataset(folder, abdomen=2, chest=0, size=(48, 48, 4))
 create_workflow(

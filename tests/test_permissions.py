@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boltzformer_monai.data.label_map import read_label_names
-from boltzformer_monai.data.slice_files import read_description
+from boltzformer_monai.data.label_names import read_label_names
+from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import BoltzFormerError, VolumeError, cannot_open, why
-from boltzformer_monai.io.rtstruct import read_rtstruct
+from boltzformer_monai.io.dicom.rtstruct import read_rtstruct
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume, read_label_map, read_volume
 from boltzformer_monai.networks.weights import read_weights
-from preprocessing.recipes.decathlon import read_description as read_decathlon
-from preprocessing.recipes.lidc_xml import read_readings
-from preprocessing.recipes.pictures import read_picture
+from boltzformer_monai.slicing.pictures import read_picture
+from boltzformer_monai.slicing.recipes.decathlon import read_description as read_decathlon
+from boltzformer_monai.slicing.recipes.lidc_xml import read_readings
 
 GRID = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
 READERS: dict[str, Callable[[Path], Any]] = {

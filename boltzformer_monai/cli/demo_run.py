@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from monai.bundle import create_workflow
 
-from boltzformer_monai.data.demo import DemoVolume, ensure_demo_dataset, read_demo_volumes
-from boltzformer_monai.data.slices import SliceReader, SliceRow, read_mask, read_png
+from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask, read_png
+from boltzformer_monai.demo.demo import DemoVolume, ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid, sampled_patches
 from boltzformer_monai.evaluation.metrics import dice
 from boltzformer_monai.evaluation.report import write_report

@@ -201,7 +201,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 
 def _check_can_be_seg(image: Path) -> None:
-    from boltzformer_monai.io.dicom_seg_out import require_highdicom
+    from boltzformer_monai.io.dicom.seg_writer import require_highdicom
     from boltzformer_monai.io.formats import is_image_file
 
     require_highdicom()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.recipe import Recipe
-from boltzformer_monai.io.dicom_seg_out import check_can_be_seg
+from boltzformer_monai.inferers.run_settings import Recipe
+from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 from boltzformer_monai.modality import stated_modality
 

@@ -17,11 +17,11 @@ from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.recipe import Recipe, result_path
+from boltzformer_monai.inferers.result_manifest import file_sha256, in_doubt, is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
+from boltzformer_monai.inferers.run_settings import Recipe, result_path
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
-from boltzformer_monai.inferers.summary import file_sha256, in_doubt, is_complete, source_digest
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.left_out import files_of, find_left_out, read_tree, tell_left_out
 from boltzformer_monai.io.volume import read_volume

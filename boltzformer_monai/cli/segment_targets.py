@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.recipe import Recipe, written_paths
-from boltzformer_monai.inferers.summary import leftovers
+from boltzformer_monai.inferers.result_manifest import leftovers
+from boltzformer_monai.inferers.run_settings import Recipe, written_paths
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.storage import require_writable

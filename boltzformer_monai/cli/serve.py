@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("monailabel") is None:
         msg = "serve needs MONAI Label, which is not installed; pip install 'boltzformer-monai[label]'"
         raise MissingExtraError(msg)
-    from boltzformer_monai.label.temporary import PRIVATE
+    from boltzformer_monai.label.server.temporary import PRIVATE
 
     before = os.umask(PRIVATE)
     try:
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from boltzformer_monai.label.temporary import temporary_folder
+    from boltzformer_monai.label.server.temporary import temporary_folder
 
     remote = arguments.studies.startswith(("http://", "https://"))
     if not remote:
@@ -138,7 +138,7 @@ _OURS = ("datastore_v2.json", "datastore_v2.json.lock")  # MONAI Label's list an
 def _tell_what_is_served(studies: Path) -> None:
     """Say if there is no scan, and what of the folder is not served: it takes image files in the folder itself."""
     from boltzformer_monai.io.left_out import find_left_out, read_tree, tell_left_out
-    from boltzformer_monai.label.folder import SCANS
+    from boltzformer_monai.label.datastore.folder import SCANS
 
     scans = [found for pattern in SCANS for found in studies.glob(pattern)]
     tree = read_tree(studies, follow=False)
@@ -194,7 +194,7 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
     from monailabel.interfaces.utils.app import app_instance
     from monailabel.main import Main
 
-    from boltzformer_monai.label.background import stop_background_tasks
+    from boltzformer_monai.label.learning.workers import stop_background_tasks
 
     pairs = [word for key, value in conf.items() for word in ("--conf", key, value)]
     command = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port), *pairs]

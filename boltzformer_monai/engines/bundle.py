@@ -19,7 +19,7 @@ import torch
 from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from boltzformer_monai.data.slice_files import read_description
+from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, user_error
 from boltzformer_monai.networks.boltzformer import BoltzFormer

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.data import Item, collate_slices
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform
 from boltzformer_monai.evaluation.presence_rule import PresenceEvidence, PresenceRule, calibrate

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from boltzformer_monai.data.slices import SliceReader, SliceRow
+from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.errors import CheckpointError, ConfigError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.packed import PackedMasks

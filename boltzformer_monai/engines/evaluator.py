@@ -15,7 +15,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
 from torch import Tensor
 
-from boltzformer_monai.data.slices import SliceReader, SliceRow, read_png
+from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.errors import ConfigError, DatasetError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.calibrate_presence import calibrate_presence
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.weights import Description, read_weights, save_checkpoint

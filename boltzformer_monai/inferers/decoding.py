@@ -13,10 +13,10 @@ from torch import Tensor
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.encoder import Encode, Encoder, Pictures
-from boltzformer_monai.inferers.in_plane import SliceView
 from boltzformer_monai.inferers.prompt_groups import PromptGroup
+from boltzformer_monai.inferers.slice_view import SliceView
 from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, ImageFeatures, TextFeatures
-from boltzformer_monai.networks.semantic_map import SemanticMap
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 
 _log = logging.getLogger(__name__)
 _SEED_STEP = 7919  # between the draws of one volume, so that neighbouring seeds share none

@@ -6,7 +6,7 @@ import re
 
 from boltzformer_monai.data.prompt_check import misunderstood, named_target
 from boltzformer_monai.data.prompts import find_target, normalise_prompt
-from boltzformer_monai.io.dicom_seg_out import LESION, MASS, NEOPLASM, NODULE, TISSUE, SegmentCode
+from boltzformer_monai.io.dicom.seg_writer import LESION, MASS, NEOPLASM, NODULE, TISSUE, SegmentCode
 
 __all__ = ["segment_code"]
 

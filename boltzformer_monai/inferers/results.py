@@ -16,10 +16,10 @@ import numpy as np
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.inferers.prompt_codes import segment_code
-from boltzformer_monai.inferers.recipe import Recipe, beside, mask_names, uncertainty_names
 from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
-from boltzformer_monai.inferers.summary import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
-from boltzformer_monai.io.dicom_seg_out import write_dicom_seg
+from boltzformer_monai.inferers.result_manifest import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
+from boltzformer_monai.inferers.run_settings import Recipe, beside, mask_names, uncertainty_names
+from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume, write_label_map
 from boltzformer_monai.storage import atomic_path

@@ -23,11 +23,11 @@ from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder, one_by_one
 from boltzformer_monai.inferers.encoder import Encoder, Pictures
 from boltzformer_monai.inferers.feature_cache import FeatureCache
-from boltzformer_monai.inferers.in_plane import SliceView, slice_view
+from boltzformer_monai.inferers.probability_store import SliceSpool
 from boltzformer_monai.inferers.prompt_groups import TOGETHER, checked_prompts, prompt_groups
 from boltzformer_monai.inferers.result_caveats import collect_caveats, log_caveats
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
-from boltzformer_monai.inferers.spool import SliceSpool
+from boltzformer_monai.inferers.slice_view import SliceView, slice_view
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume

@@ -16,7 +16,7 @@ from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import extract_slices, slices_to_volume
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.spool import SliceSpool
+from boltzformer_monai.inferers.probability_store import SliceSpool
 from boltzformer_monai.io.volume import Volume
 
 ARBITRATIONS = ("probability", "first")

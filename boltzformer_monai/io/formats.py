@@ -11,8 +11,8 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError, why
 from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
-from boltzformer_monai.io.itk_header import check_is_scan, check_metaimage, check_nrrd, metaimage_modality
 from boltzformer_monai.io.nifti import PAIRS, last_line, read_nifti, three_dimensions
+from boltzformer_monai.io.nrrd_meta_header import check_is_scan, check_metaimage, check_nrrd, metaimage_modality
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.storage import atomic_path
 

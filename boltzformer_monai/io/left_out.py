@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError, not_opened, why
-from boltzformer_monai.io.dicom_files import is_dicom_file
+from boltzformer_monai.io.dicom.files import is_dicom_file
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import named_as_annotation

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError, not_opened
-from boltzformer_monai.io.dicom_files import broken_dicom, read_header
-from boltzformer_monai.io.dicom_kinds import other_kind
+from boltzformer_monai.io.dicom.files import broken_dicom, read_header
+from boltzformer_monai.io.dicom.sop_classes import other_kind
 from boltzformer_monai.io.formats import is_image_file
 
 __all__ = ["Scan", "holds_only_image_files", "list_scans", "named_as_annotation", "split_ending"]

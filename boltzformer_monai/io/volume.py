@@ -118,8 +118,9 @@ def read_volume(
             geometry cannot be trusted.
         ConfigError: the modality or the treatment of tilt is not a known one.
     """
-    from boltzformer_monai.io import dicom, formats
-    from boltzformer_monai.io.tilt import check_tilt, settle_tilt
+    from boltzformer_monai.io import formats
+    from boltzformer_monai.io.dicom import read as dicom
+    from boltzformer_monai.io.dicom.gantry_tilt import check_tilt, settle_tilt
 
     check_tilt(tilt)
     wanted = None if modality is None else parse_modality(modality)

@@ -23,21 +23,21 @@ from monailabel.tasks.activelearning.random import Random
 
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
-from boltzformer_monai.io.dicom_seg_out import check_can_be_seg
-from boltzformer_monai.label.background import in_background
-from boltzformer_monai.label.connections import Connections, limit_connections
-from boltzformer_monai.label.departures import to_the_end
-from boltzformer_monai.label.dicomweb import DicomWebDatastore, open_dicomweb
-from boltzformer_monai.label.folder import SCANS, FolderDatastore
+from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg
+from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore, open_dicomweb
+from boltzformer_monai.label.datastore.folder import SCANS, FolderDatastore
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
-from boltzformer_monai.label.safety import image_path
-from boltzformer_monai.label.scoring import UncertaintyScoring
+from boltzformer_monai.label.learning.scoring import UncertaintyScoring
+from boltzformer_monai.label.learning.strategy import MostUncertain
+from boltzformer_monai.label.learning.train_task import BoltzFormerTrainTask
+from boltzformer_monai.label.learning.workers import in_background
+from boltzformer_monai.label.server.connections import Connections, limit_connections
+from boltzformer_monai.label.server.disconnect import to_the_end
+from boltzformer_monai.label.server.safe_ids import image_path
+from boltzformer_monai.label.server.sessions import ScanSessions
+from boltzformer_monai.label.server.temporary import hold_temporary_folder
 from boltzformer_monai.label.server_settings import ServerSettings
 from boltzformer_monai.label.service import SegmentService
-from boltzformer_monai.label.sessions import ScanSessions
-from boltzformer_monai.label.strategy import MostUncertain
-from boltzformer_monai.label.temporary import hold_temporary_folder
-from boltzformer_monai.label.train_task import BoltzFormerTrainTask
 from boltzformer_monai.limits import set_memory_gb
 
 _log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class BoltzFormerApp(MONAILabelApp):
         if mode:
             from monailabel.app import app
 
-            from boltzformer_monai.label.routes import add_routes
+            from boltzformer_monai.label.server.routes import add_routes
 
             add_routes(app, self)
             limits = Connections(

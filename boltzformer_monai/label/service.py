@@ -19,18 +19,18 @@ from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError, CancelledError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.feature_cache import FeatureCache
-from boltzformer_monai.inferers.recipe import Recipe
+from boltzformer_monai.inferers.result_manifest import file_sha256
+from boltzformer_monai.inferers.run_settings import Recipe
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
-from boltzformer_monai.inferers.summary import file_sha256
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.label.departures import client_has_gone
+from boltzformer_monai.label.datastore.label_numbers import Vocabulary
+from boltzformer_monai.label.datastore.scan_cache import ScanCache
 from boltzformer_monai.label.infer_request import SegmentRequest
-from boltzformer_monai.label.scan_cache import ScanCache
+from boltzformer_monai.label.server.disconnect import client_has_gone
 from boltzformer_monai.label.server_settings import ServerSettings
-from boltzformer_monai.label.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 

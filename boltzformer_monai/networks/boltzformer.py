@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.sampling import CounterNoise, Randomness
-from boltzformer_monai.networks.semantic_map import SemanticMap
 from boltzformer_monai.precision import autocast, resolve_precision
 
 STRIDE = 32

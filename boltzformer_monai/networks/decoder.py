@@ -1,8 +1,8 @@
 """The BoltzFormer decoder (Sec. 3.2): text-conditioned prior, then layers of Boltzmann attention sampling.
 
 One image is decoded for P prompts at once: all prompts' queries attend to one copy of the image, and what depends on
-the image alone is computed once. What makes it cheap lies in :mod:`~boltzformer_monai.networks.cross_attention` and
-:mod:`~boltzformer_monai.networks.semantic_map`.
+the image alone is computed once. What makes it cheap lies in
+:mod:`~boltzformer_monai.networks.fast.cross_attention` and :mod:`~boltzformer_monai.networks.fast.semantic_map`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.attention import FeedForwardBlock, SelfAttentionBlock
-from boltzformer_monai.networks.cross_attention import CrossAttentionBlock, LevelFeatures, projects
-from boltzformer_monai.networks.level_map import LevelMap
-from boltzformer_monai.networks.masks import MOST_COMBINED, Masks
+from boltzformer_monai.networks.fast.cross_attention import CrossAttentionBlock, LevelFeatures, projects
+from boltzformer_monai.networks.fast.level_map import LevelMap
+from boltzformer_monai.networks.fast.masks import MOST_COMBINED, Masks
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.sampling import AttentionSetPolicy, Randomness
-from boltzformer_monai.networks.semantic_map import SemanticMap
 
 
 class MaskHead(nn.Module):

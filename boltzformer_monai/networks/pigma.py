@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boltzformer_monai.networks.masks import MOST_COMBINED, Masks
+from boltzformer_monai.networks.fast.masks import MOST_COMBINED, Masks
 
 
 class PiGMA(nn.Module):

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.attention import MultiHeadAttention
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.position import sine_position_encoding
-from boltzformer_monai.networks.semantic_map import SemanticMap
 
 Norm = Literal["group", "batch"]
 

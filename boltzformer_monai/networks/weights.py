@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open, why
 from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.convert_published import convert_published
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer
-from boltzformer_monai.networks.reference import convert_published
 from boltzformer_monai.storage import disk_refusal, replacing
 
 FORMAT = "boltzformer-checkpoint"

@@ -11,7 +11,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from boltzformer_monai.data.slices import SliceRow, read_png
+from boltzformer_monai.data.slices.reader import SliceRow, read_png
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.transforms.square import SquareFit
 

@@ -10,7 +10,7 @@ from monai.transforms import RandomizableTransform
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.data.slices import SliceRow
+from boltzformer_monai.data.slices.reader import SliceRow
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.transforms.tokenizer import PromptTokenizer, pad_tokens
 

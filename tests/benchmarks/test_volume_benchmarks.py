@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import presence, uncertainty, volume
-from boltzformer_monai.data.phantom import make_phantom
+from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.evaluation.volume_metrics import measure_volume
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter

@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import create_workflow
 
-from boltzformer_monai.data.demo import ensure_demo_dataset, read_demo_volumes
+from boltzformer_monai.demo.demo import ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.errors import CheckpointError, ConfigError, DatasetError, VolumeError
 from boltzformer_monai.networks.weights import load_checkpoint
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from boltzformer_monai import parallel as pool
 from boltzformer_monai.cli import main
+from boltzformer_monai.cli.slice import main as slice_volumes
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.label.server_settings import ServerSettings
 from boltzformer_monai.limits import MEMORY_VARIABLE, machine_memory
-from preprocessing import pool
-from preprocessing.slice_volumes import main as slice_volumes
 from tests.robustness.claims import nifti_header
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.cli import main
-from boltzformer_monai.data.phantom import make_phantom
-from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
+from boltzformer_monai.demo.phantom import make_phantom
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.io.volume import read_label_map
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.cli import main, segment_run
-from boltzformer_monai.data.phantom import make_phantom
-from boltzformer_monai.data.phantom_files import write_phantom_dicom, write_phantom_nifti
+from boltzformer_monai.demo.phantom import make_phantom
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.inferers import preview
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.io.scan_list import Scan

@@ -160,7 +160,7 @@ class TestWithTheExtra:
 
 def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("monailabel")
-    from tests.label.server import running
+    from tests.label.live_server import running
 
     with running(studies, tmp_path, {"checkpoint": checkpoint}, serve=True) as server:
         port = int(server.url.rpartition(":")[2])
@@ -177,7 +177,7 @@ def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoi
 def test_a_server_that_is_told_to_stop_leaves_nothing_behind(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     """As systemd and docker do it: SIGTERM to the server alone, while it keeps a result and scores."""
     pytest.importorskip("monailabel")
-    from tests.label.server import running
+    from tests.label.live_server import running
 
     (tmp_path / "temporary").mkdir()
     environment = {"TMPDIR": str(tmp_path / "temporary")}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from boltzformer_monai.data.slice_writer import AddedVolume, SliceWriter
+from boltzformer_monai.data.slices.writer import AddedVolume, SliceWriter
 from boltzformer_monai.io.volume import Volume
 
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0.9, 0, -5], [0, 0, 5, 2], [0, 0, 0, 1]], float)  # LAS

@@ -10,7 +10,7 @@ import pytest
 
 from boltzformer_monai.data.check.fingerprint import check_data_sets
 from boltzformer_monai.data.plausibility import acquisition_plane, hu_problem, scan_caveats
-from boltzformer_monai.data.slice_writer import SliceWriter
+from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.io.volume import Volume
 
 Change = Callable[[np.ndarray], np.ndarray]

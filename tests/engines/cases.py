@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from boltzformer_monai.data.slice_writer import SliceWriter
+from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.io.volume import Volume
 
 LABELS = {1: "liver", 2: "spleen", "1+2": "viscera", 9: "stomach"}

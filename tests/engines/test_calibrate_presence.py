@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines import calibrate_presence
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.networks.boltzformer import Decoded

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.data import (
     AllPromptsd,
     collate_slices,

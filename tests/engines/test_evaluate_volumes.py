@@ -9,9 +9,9 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from boltzformer_monai.data.slice_volume import SliceSettings
-from boltzformer_monai.data.slice_writer import SliceWriter
-from boltzformer_monai.data.slices import SliceReader, SliceRow, read_mask
+from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask
+from boltzformer_monai.data.slices.volume import SliceSettings
+from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.engines import ScoreSlices, ScoreVolumes, evaluation_items, presence_rule
 from boltzformer_monai.errors import CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule

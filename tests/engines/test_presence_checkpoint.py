@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines import calibrate_presence, store_presence
 from boltzformer_monai.networks import BoltzFormer
 from boltzformer_monai.networks.presets import network_config

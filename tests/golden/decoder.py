@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boltzformer_monai.networks.convert_published import convert_decoder
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
-from boltzformer_monai.networks.reference import convert_decoder
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, Randomness, ThresholdMask
 from tests.golden.modules import state_dict, tensor, worst
 

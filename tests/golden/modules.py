@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from boltzformer_monai.engines.loss import BoltzFormerLoss
+from boltzformer_monai.networks.convert_published import convert_pigma, convert_pixel_decoder, convert_text_encoder
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.pixel_decoder import PixelDecoder
-from boltzformer_monai.networks.reference import convert_pigma, convert_pixel_decoder, convert_text_encoder
 from boltzformer_monai.networks.text_encoder import PADDING, clip_text_encoder
 
 Rows = list[tuple[str, float]]

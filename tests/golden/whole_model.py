@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from boltzformer_monai.networks import create_boltzformer
-from boltzformer_monai.networks.reference import convert_published
+from boltzformer_monai.networks.convert_published import convert_published
 
 # Ours alone: the published code normalises images outside the network.
 _OURS_ALONE = {"mean", "std"}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boltzformer_monai.data.slice_volume import SliceSettings
-from boltzformer_monai.data.slice_writer import SliceWriter
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.data.slices.volume import SliceSettings
+from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.inferers import PromptWindows, SlidingVolumeInferer
 from boltzformer_monai.networks import Decoded, ImageFeatures, TextFeatures, create_boltzformer, network_config

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from boltzformer_monai.caveats import Caveat
-from boltzformer_monai.data.phantom import make_phantom
-from boltzformer_monai.data.phantom_files import write_phantom_dicom
+from boltzformer_monai.demo.phantom import make_phantom
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom
 from boltzformer_monai.inferers import result_caveats
 from boltzformer_monai.inferers.preview import _notes, contact_sheet
-from boltzformer_monai.inferers.recipe import Recipe
 from boltzformer_monai.inferers.result_caveats import SERIES, SERIES_IN_DOUBT
 from boltzformer_monai.inferers.results import write_results
+from boltzformer_monai.inferers.run_settings import Recipe
 from boltzformer_monai.inferers.segmenter import LoadVolumed, VolumeSegmenter
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.scan_list import Scan

@@ -13,12 +13,12 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from boltzformer_monai.data.phantom import make_phantom
-from boltzformer_monai.data.phantom_files import write_phantom_dicom
+from boltzformer_monai.demo.phantom import make_phantom
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom
 from boltzformer_monai.errors import ConfigError, VolumeError
-from boltzformer_monai.inferers.recipe import Recipe, written_paths
+from boltzformer_monai.inferers.result_manifest import file_sha256, is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
-from boltzformer_monai.inferers.summary import file_sha256, is_complete, source_digest
+from boltzformer_monai.inferers.run_settings import Recipe, written_paths
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume, read_label_map, read_volume

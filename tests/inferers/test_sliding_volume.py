@@ -12,7 +12,7 @@ from torch import Tensor
 
 from boltzformer_monai.errors import CancelledError, ConfigError, PromptError, VolumeError
 from boltzformer_monai.inferers import PresenceRule, PromptWindows, SlidingVolumeInferer, VolumeSegmenter
-from boltzformer_monai.inferers import spool as spool_module
+from boltzformer_monai.inferers import probability_store as spool_module
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import BoltzFormer, create_boltzformer, network_config
 from boltzformer_monai.transforms import PromptTokenizer

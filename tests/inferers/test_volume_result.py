@@ -9,7 +9,7 @@ from torch import Tensor
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers import PresenceRule, VolumeResult
-from boltzformer_monai.inferers.spool import SliceSpool
+from boltzformer_monai.inferers.probability_store import SliceSpool
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.transforms import PromptTokenizer
 from tests.inferers.stubs import Stub, inferer

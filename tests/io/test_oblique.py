@@ -10,13 +10,13 @@ import pytest
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import Volume, read_label_map, read_volume, reorient_label, write_label_map
-from boltzformer_monai.io.dicom_files import SliceHeader
-from boltzformer_monai.io.dicom_frames import FrameGeometry
-from boltzformer_monai.io.dicom_grid import ordered
+from boltzformer_monai.io.dicom.files import SliceHeader
+from boltzformer_monai.io.dicom.frames import FrameGeometry
+from boltzformer_monai.io.dicom.gantry_tilt import settle_tilt
+from boltzformer_monai.io.dicom.grid import ordered
 from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.io.segmentation import read_segmentation
-from boltzformer_monai.io.tilt import settle_tilt
 
 CASES = 500
 

@@ -14,7 +14,7 @@ import SimpleITK
 from boltzformer_monai.errors import DatasetError, VolumeError
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume, read_volume, write_label_map
-from preprocessing.cases import LabelFile
+from boltzformer_monai.slicing.cases import LabelFile
 from tests.io.cases import ORIENTATIONS, TILT, make_volume
 
 IMAGE = make_volume()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from boltzformer_monai.data.phantom import make_phantom
-from boltzformer_monai.data.phantom_files import write_phantom_dicom
+from boltzformer_monai.demo.phantom import make_phantom
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom
 from boltzformer_monai.io.volume import read_volume, write_label_map
 from tests.label.orthanc import Orthanc
 

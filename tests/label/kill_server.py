@@ -24,10 +24,10 @@ def web_application(studies: str) -> tuple[Any, Any]:
     from monailabel.interfaces.utils import app as stock
 
     from boltzformer_monai.io.volume import read_volume
-    from boltzformer_monai.label.checks import Checks
-    from boltzformer_monai.label.guard import guard_stock_routes
-    from boltzformer_monai.label.lanes import Lanes
-    from boltzformer_monai.label.replies import Replies
+    from boltzformer_monai.label.server.error_responses import Replies
+    from boltzformer_monai.label.server.lanes import Lanes
+    from boltzformer_monai.label.server.route_checks import Checks
+    from boltzformer_monai.label.server.route_guard import guard_stock_routes
 
     server: Any = SimpleNamespace(studies=studies, datastore=lambda: server.store, on_save_label=lambda *_: None)
     service: Any = SimpleNamespace(
@@ -47,7 +47,7 @@ def serve(app: Any, server: Any) -> None:
     """With the folder's datastore, opened now; until it is killed."""
     import uvicorn
 
-    from boltzformer_monai.label.folder import FolderDatastore
+    from boltzformer_monai.label.datastore.folder import FolderDatastore
 
     server.store = FolderDatastore(server.studies, auto_reload=False, read_only=False)
     config = uvicorn.Config(app, log_level="critical")
@@ -63,7 +63,7 @@ def main(studies: str) -> None:
     """Start a server for each line."""
     import uvicorn  # noqa: F401
 
-    import boltzformer_monai.label.folder  # noqa: F401 (with the routes all that takes long)
+    import boltzformer_monai.label.datastore.folder  # noqa: F401 (with the routes all that takes long)
 
     os.umask(0o077)  # as `boltzformer serve` does
     app, server = web_application(studies)

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import nibabel as nib
 import numpy as np
 
-from boltzformer_monai.data.phantom import labels_of, make_phantom
+from boltzformer_monai.demo.phantom import labels_of, make_phantom
 
 PAGE = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label" / "page"
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}

@@ -16,8 +16,8 @@ pytest.importorskip("monailabel")
 import httpx
 import jwt
 
+from tests.label.live_server import APP, running
 from tests.label.realm import PASSWORD, Realm, serve_realm
-from tests.label.server import APP, running
 
 _PATIENCE_S = 300
 
@@ -192,7 +192,7 @@ def test_a_realm_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     from monailabel.config import settings
     from starlette.exceptions import HTTPException
 
-    from boltzformer_monai.label.sign_in import current_user
+    from boltzformer_monai.label.server.sign_in import current_user
 
     monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", "http://127.0.0.1:9/realms/none")
     with pytest.raises(HTTPException) as refused:

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from tests.label.server import listening  # noqa: E402
+from tests.label.live_server import listening  # noqa: E402
 
 _SEED = 20_261_122
 _COUNT = 300

@@ -18,7 +18,7 @@ from monailabel.client import MONAILabelClient  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE, scan  # noqa: E402
 from tests.label.day import write_block, write_studies  # noqa: E402
-from tests.label.server import Server, running  # noqa: E402
+from tests.label.live_server import Server, running  # noqa: E402
 
 MODEL = "boltzformer"
 SURE = {"threshold": 0.3, "presence": False}

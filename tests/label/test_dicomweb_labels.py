@@ -22,18 +22,18 @@ pytest.importorskip("highdicom")
 
 from monailabel.interfaces.datastore import DefaultLabelTag  # noqa: E402
 
-from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
-from boltzformer_monai.data.phantom_files import write_phantom_dicom  # noqa: E402
+from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom  # noqa: E402
 from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
-from boltzformer_monai.io.dicom_seg_out import write_dicom_seg  # noqa: E402
+from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg  # noqa: E402
 from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map  # noqa: E402
-from boltzformer_monai.label.archive import ArchiveError  # noqa: E402
-from boltzformer_monai.label.checks import Checks  # noqa: E402
-from boltzformer_monai.label.corrected_labels import corrected_labels  # noqa: E402
-from boltzformer_monai.label.dicomweb import open_dicomweb  # noqa: E402
-from boltzformer_monai.label.replies import Replies  # noqa: E402
-from boltzformer_monai.label.safety import UnknownIdError, label_path  # noqa: E402
-from boltzformer_monai.label.seg_labels import read_label  # noqa: E402
+from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402
+from boltzformer_monai.label.datastore.dicomweb_client import ArchiveError  # noqa: E402
+from boltzformer_monai.label.datastore.seg_labels import read_label  # noqa: E402
+from boltzformer_monai.label.learning.corrected_labels import corrected_labels  # noqa: E402
+from boltzformer_monai.label.server.error_responses import Replies  # noqa: E402
+from boltzformer_monai.label.server.route_checks import Checks  # noqa: E402
+from boltzformer_monai.label.server.safe_ids import UnknownIdError, label_path  # noqa: E402
 from tests.label.dicom_series import NAMES, add_phantom, drawn, masks_by_highdicom, stored  # noqa: E402
 from tests.label.orthanc import Orthanc  # noqa: E402
 

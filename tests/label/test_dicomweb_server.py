@@ -21,8 +21,8 @@ import requests  # noqa: E402
 
 from boltzformer_monai.io.volume import read_volume  # noqa: E402
 from tests.label.dicom_series import add_phantom, masks_by_highdicom, stored  # noqa: E402
+from tests.label.live_server import running  # noqa: E402
 from tests.label.orthanc import Orthanc, orthanc  # noqa: E402
-from tests.label.server import running  # noqa: E402
 
 ASKED: dict[str, Any] = {"threshold": 0.3, "presence": False}
 USER = ("reader", "s3cret")

@@ -14,9 +14,9 @@ pytest.importorskip("monailabel")
 
 from starlette.exceptions import HTTPException  # noqa: E402
 
-from boltzformer_monai.label.checks import Checks  # noqa: E402
-from boltzformer_monai.label.lanes import Lane  # noqa: E402
-from boltzformer_monai.label.upload_limit import UploadLimit  # noqa: E402
+from boltzformer_monai.label.server.lanes import Lane  # noqa: E402
+from boltzformer_monai.label.server.route_checks import Checks  # noqa: E402
+from boltzformer_monai.label.server.upload_limit import UploadLimit  # noqa: E402
 
 _PAGE = b"<html><script>alert(document.domain)</script></html>"
 _FILES = {

@@ -22,7 +22,7 @@ from pydicom.uid import CTImageStorage, RLELossless, generate_uid
 pytest.importorskip("monailabel")
 
 from tests.label.fuzz_files import broken_files  # noqa: E402
-from tests.label.server import running  # noqa: E402
+from tests.label.live_server import running  # noqa: E402
 
 _SEED = 20_261_129
 _COUNT, _PARALLEL = 200, 8

@@ -25,8 +25,8 @@ pytest.importorskip("monailabel")
 
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.volume import read_label_map  # noqa: E402
-from boltzformer_monai.label.corrected_labels import names_in  # noqa: E402
-from tests.label.server import running  # noqa: E402
+from boltzformer_monai.label.learning.corrected_labels import names_in  # noqa: E402
+from tests.label.live_server import running  # noqa: E402
 
 REAL_KILLS = 2  # of a server with all that belongs to it
 KILLS = 40 - REAL_KILLS

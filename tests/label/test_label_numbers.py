@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from boltzformer_monai.label.vocabulary import DECLARED, MOST, Vocabulary
+from boltzformer_monai.label.datastore.label_numbers import DECLARED, MOST, Vocabulary
 
 
 def test_a_passing_name_has_a_number_and_is_never_written_down(tmp_path: Path) -> None:

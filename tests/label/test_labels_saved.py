@@ -14,15 +14,15 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
-from boltzformer_monai.data.phantom_files import write_phantom_dicom  # noqa: E402
+from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom  # noqa: E402
 from boltzformer_monai.errors import DatasetError, VolumeError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.scan_list import Scan  # noqa: E402
-from boltzformer_monai.label import background  # noqa: E402
-from boltzformer_monai.label.background import FAILED, in_background  # noqa: E402
-from boltzformer_monai.label.corrected_labels import names_in  # noqa: E402
-from boltzformer_monai.label.scan_cache import ScanCache  # noqa: E402
+from boltzformer_monai.label.datastore.scan_cache import ScanCache  # noqa: E402
+from boltzformer_monai.label.learning import workers as background
+from boltzformer_monai.label.learning.corrected_labels import names_in  # noqa: E402
+from boltzformer_monai.label.learning.workers import FAILED, in_background  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 
 

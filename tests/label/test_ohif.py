@@ -21,13 +21,13 @@ pytest.importorskip("playwright.sync_api")
 
 from boltzformer_monai.errors import ConfigError  # noqa: E402
 from boltzformer_monai.io.volume import read_volume  # noqa: E402
-from boltzformer_monai.label.dicomweb_lists import LIST_S  # noqa: E402
+from boltzformer_monai.label.datastore.dicomweb_lists import LIST_S  # noqa: E402
+from boltzformer_monai.label.datastore.seg_labels import write_label_as_seg  # noqa: E402
 from boltzformer_monai.label.infer_request import with_ticked_labels  # noqa: E402
-from boltzformer_monai.label.seg_labels import write_label_as_seg  # noqa: E402
 from tests.label.browser import PATIENCE_MS  # noqa: E402
 from tests.label.dicom_series import add_phantom  # noqa: E402
+from tests.label.live_server import Server, running  # noqa: E402
 from tests.label.orthanc import Orthanc  # noqa: E402
-from tests.label.server import Server, running  # noqa: E402
 
 _AUTO, _CLASSES = 2, 4
 

@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("monailabel")
 pytest.importorskip("playwright.sync_api")
 
-from boltzformer_monai.data.phantom import make_phantom  # noqa: E402
-from boltzformer_monai.data.phantom_files import write_phantom_nifti  # noqa: E402
+from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
+from boltzformer_monai.demo.phantom_files import write_phantom_nifti  # noqa: E402
 from tests.inferers.conftest import checkpoint  # noqa: E402, F401
 from tests.label.browser import RED, require_browser, visit  # noqa: E402
-from tests.label.server import running  # noqa: E402
+from tests.label.live_server import running  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("monailabel")
 
 from boltzformer_monai.io.formats import write_image_file
-from boltzformer_monai.label.vocabulary import Vocabulary
+from boltzformer_monai.label.datastore.label_numbers import Vocabulary
 from tests.label.conftest import AFFINE, SHAPE
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("highdicom")
 
 from boltzformer_monai.errors import VolumeError  # noqa: E402
 from boltzformer_monai.label.app import MODEL, BoltzFormerApp  # noqa: E402
-from boltzformer_monai.label.dicomweb import DicomWebDatastore  # noqa: E402
+from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore  # noqa: E402
 from tests.io.conftest import SeriesWriter, write_series  # noqa: E402
 
 __all__ = ["write_series"]

@@ -22,7 +22,7 @@ from boltzformer_monai.data.prompts import split_prompts  # noqa: E402
 from boltzformer_monai.inferers import VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io.volume import read_volume  # noqa: E402
 from tests.label.conftest import SHAPE  # noqa: E402
-from tests.label.server import Server, running  # noqa: E402
+from tests.label.live_server import Server, running  # noqa: E402
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "boltzformer"
 OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}

@@ -24,9 +24,9 @@ from starlette.exceptions import HTTPException  # noqa: E402
 
 from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
-from boltzformer_monai.label.folder import FolderDatastore  # noqa: E402
-from boltzformer_monai.label.replies import Replies  # noqa: E402
-from boltzformer_monai.label.sessions import ScanSessions  # noqa: E402
+from boltzformer_monai.label.datastore.folder import FolderDatastore  # noqa: E402
+from boltzformer_monai.label.server.error_responses import Replies  # noqa: E402
+from boltzformer_monai.label.server.sessions import ScanSessions  # noqa: E402
 from tests.label.faults import failing_disk  # noqa: E402
 
 FAILURES = 200

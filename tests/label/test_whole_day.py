@@ -19,7 +19,7 @@ pytest.importorskip("monailabel")
 
 from boltzformer_monai.io.volume import read_volume  # noqa: E402
 from tests.label.day import write_block, write_studies  # noqa: E402
-from tests.label.server import Server, running  # noqa: E402
+from tests.label.live_server import Server, running  # noqa: E402
 
 FIFTEEN = (
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",

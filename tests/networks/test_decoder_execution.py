@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, FullAttention, ThresholdMask
-from boltzformer_monai.networks.semantic_map import SemanticMap
 from boltzformer_monai.precision import autocast
 from tests.networks.cases import randomise
 

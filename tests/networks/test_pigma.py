@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.networks.masks import Masks
+from boltzformer_monai.networks.fast.masks import Masks
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.pigma import PiGMA
-from boltzformer_monai.networks.semantic_map import SemanticMap
 from tests.networks.cases import randomise
 
 

@@ -16,10 +16,10 @@ from boltzformer_monai.engines.trainer import Checkpoints
 from boltzformer_monai.errors import CheckpointError, StorageError
 from boltzformer_monai.networks import BoltzFormer, NetworkConfig, create_boltzformer, network_config
 from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone
+from boltzformer_monai.networks.convert_published import convert_focal, convert_hiera, convert_published
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.pixel_decoder import PixelDecoder
-from boltzformer_monai.networks.reference import convert_focal, convert_hiera, convert_published
 from boltzformer_monai.networks.sampling import BoltzmannSampling
 from boltzformer_monai.networks.text_encoder import clip_text_encoder
 from boltzformer_monai.networks.weights import (

@@ -172,7 +172,7 @@ def explode(folder: Path) -> Iterator[dict[str, Any]]:
     """Give every bomb to the command line."""
     import resource
 
-    from preprocessing.slice_volumes import main
+    from boltzformer_monai.cli.slice import main
 
     tasks = bombs(folder)
     resource.setrlimit(resource.RLIMIT_AS, (SPACE, SPACE))

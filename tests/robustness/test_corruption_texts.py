@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from boltzformer_monai.data.label_map import LabelMap, canonical_labels, read_label_names
+from boltzformer_monai.data.label_names import LabelMap, canonical_labels, read_label_names
 from boltzformer_monai.io import Volume, read_volume
 from boltzformer_monai.io.segmentation import Segmentation
-from preprocessing.recipes.lidc import LidcConsensus
+from boltzformer_monai.slicing.recipes.lidc import LidcConsensus
 from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put
 from tests.robustness.judge import attempt, judge_annotation
 from tests.robustness.samples import ct_slice, dicom_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.io.volume import Volume, write_label_map
 from tests.data.slice_cases import contents
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boltzformer_monai.data.slices import SliceRow
+from boltzformer_monai.data.slices.reader import SliceRow
 from boltzformer_monai.data.windows import Window
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from boltzformer_monai.data.slices import SliceRow
+from boltzformer_monai.data.slices.reader import SliceRow
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.transforms import PromptTokenizer, SelectPromptsd
 from boltzformer_monai.transforms.prompts import masks_of

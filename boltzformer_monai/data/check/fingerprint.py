@@ -20,8 +20,8 @@ from boltzformer_monai.data.check.findings import Finding, Findings
 from boltzformer_monai.data.check.integrity import DataSet, check_between, check_tables, open_data_sets
 from boltzformer_monai.data.check.measured import MeasuredVolume, measure_volume
 from boltzformer_monai.data.check.occurrence import check_occurrence
-from boltzformer_monai.data.slice_format import SPLITS
-from boltzformer_monai.data.slices import SliceRow
+from boltzformer_monai.data.slices.format import SPLITS
+from boltzformer_monai.data.slices.reader import SliceRow
 
 __all__ = ["FORMAT", "VERSION", "Checked", "Extreme", "check_data_sets"]
 

@@ -20,7 +20,7 @@ from boltzformer_monai.data.check.findings import Findings
 from boltzformer_monai.data.check.left_out import drawn_targets
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.plausibility import acquisition_plane
-from boltzformer_monai.data.slice_format import (
+from boltzformer_monai.data.slices.format import (
     DATASET_FILE,
     MANIFEST_FILE,
     MOST_SLICES,
@@ -28,7 +28,7 @@ from boltzformer_monai.data.slice_format import (
     parse_label_values,
     stored_slices,
 )
-from boltzformer_monai.data.slices import SliceReader, SliceRow
+from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.orientation import axis_codes, axis_map, parse_codes
 from boltzformer_monai.io.volume import Volume

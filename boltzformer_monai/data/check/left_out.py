@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.data.slice_record import read_record
+from boltzformer_monai.data.slices.record import read_record
 from boltzformer_monai.errors import DatasetError
 
 __all__ = ["drawn_targets"]

@@ -12,8 +12,8 @@ import numpy as np
 from boltzformer_monai.data.check.duplicates import Duplicates, Place
 from boltzformer_monai.data.check.findings import Findings
 from boltzformer_monai.data.check.integrity import DataSet, Grid, volume_grid
-from boltzformer_monai.data.slice_format import parse_label_values
-from boltzformer_monai.data.slices import SliceRow, read_png
+from boltzformer_monai.data.slices.format import parse_label_values
+from boltzformer_monai.data.slices.reader import SliceRow, read_png
 from boltzformer_monai.errors import DatasetError
 
 __all__ = ["MeasuredVolume", "measure_volume"]

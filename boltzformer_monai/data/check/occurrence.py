@@ -8,7 +8,7 @@ from typing import Any
 from boltzformer_monai.data.check.findings import Findings
 from boltzformer_monai.data.check.integrity import DataSet
 from boltzformer_monai.data.check.left_out import drawn_targets
-from boltzformer_monai.data.slice_format import parse_label_values
+from boltzformer_monai.data.slices.format import parse_label_values
 
 __all__ = ["check_occurrence"]
 

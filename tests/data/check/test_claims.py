@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from boltzformer_monai.data.check.fingerprint import check_data_sets
-from boltzformer_monai.data.slice_record import read_records
-from boltzformer_monai.data.slices import SliceReader
+from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.data.slices.record import read_records
 from boltzformer_monai.errors import DatasetError
 from tests.data.check.unsound import edit_rows, edit_volume, sound
 

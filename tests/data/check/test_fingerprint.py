@@ -11,9 +11,9 @@ import pytest
 from boltzformer_monai.data.check import measured
 from boltzformer_monai.data.check.findings import KINDS, LEVELS, MAX_EXAMPLES, Findings
 from boltzformer_monai.data.check.fingerprint import Checked, check_data_sets
-from boltzformer_monai.data.slice_volume import SliceSettings
-from boltzformer_monai.data.slice_writer import SliceWriter
-from boltzformer_monai.data.slices import SliceReader, read_mask, read_png
+from boltzformer_monai.data.slices.reader import SliceReader, read_mask, read_png
+from boltzformer_monai.data.slices.volume import SliceSettings
+from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import Window
 from boltzformer_monai.errors import DatasetError
 from tests.data.check.unsound import (

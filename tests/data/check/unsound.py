@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boltzformer_monai.data.slice_volume import SliceSettings
-from boltzformer_monai.data.slice_writer import SliceWriter
-from boltzformer_monai.data.slices import read_png
+from boltzformer_monai.data.slices.reader import read_png
+from boltzformer_monai.data.slices.volume import SliceSettings
+from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import Window
 from boltzformer_monai.io.volume import Volume
 from tests.data.slice_cases import AFFINE, add, make_volume

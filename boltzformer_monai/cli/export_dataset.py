@@ -1,0 +1,269 @@
+"""Write a slice data set in BiomedParse's layout, so that others can train on it.
+
+    python preprocessing/export_biomedparse.py --input SLICES --output DIR [--size 1024] [--split-as val=test]
+
+DIR gets ``train``, ``train_mask``, ``test``, ``test_mask`` with RGB pictures NAME_MODALITY_SITE.png and masks
+NAME_MODALITY_SITE_TARGET.png (0 and 255), a slice in the middle of a square with black around it, and ``train.json``
+and ``test.json`` with pictures, masks and prompts. Only slices that show a target, and only the targets they show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from boltzformer_monai.cli.command_line import CommandParser, run_command
+from boltzformer_monai.data.slices.format import SPLITS
+from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
+from boltzformer_monai.limits import read_json
+from boltzformer_monai.slicing.recipes.biomedparse_names import (
+    MARKER_FILE,
+    MARKER_FORMAT,
+    PictureName,
+    mask_name,
+    safe_name,
+)
+
+if TYPE_CHECKING:
+    from boltzformer_monai.data.slices.reader import SliceRow
+
+# torch and what needs it are imported by the functions: it takes seconds, in which Ctrl-C is to end quietly.
+
+__all__ = ["export", "main"]
+
+logger = logging.getLogger(__name__)
+
+_PARTS = ("train", "test")
+_SPLIT_AS = {"train": "train", "val": "train", "test": "test"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
+    return run_command(lambda: _run(argv), kept=lambda: "the output is as it was before")
+
+
+def export(
+    slices: Path, output: Path, *, size: int = 1024, split_as: Mapping[str, str] | None = None, progress: bool = False
+) -> tuple[int, int]:
+    """Export a slice data set; the output appears whole, or stays as it was.
+
+    Args:
+        slices: folder of the slice data set.
+        output: folder to make; an older export is replaced, anything else in it is an error.
+        size: edge of the pictures in pixels.
+        split_as: split → ``"train"``, ``"test"`` or ``"none"``, where that is not train, train (val) and test.
+        progress: show a bar on stderr.
+
+    Returns:
+        The number of pictures and of masks written.
+
+    Raises:
+        DatasetError: the data set cannot be read, shows no target, or the output holds something else.
+        StorageError: the output cannot be written.
+        ConfigError: a setting is out of range.
+    """
+    from boltzformer_monai.data.slices.reader import SliceReader
+
+    parts = {**_SPLIT_AS, **(split_as or {})}
+    if size < 1 or set(parts) != set(SPLITS) or not set(parts.values()) <= {*_PARTS, "none"}:
+        msg = f"the size must be at least 1 and a split train, test or none; got {size} and {parts}"
+        raise ConfigError(msg)
+    _check_output(output, slices)
+    reader = SliceReader(slices)
+    rows = [row for row in reader.rows if row.target and row.present and parts[row.split] != "none"]
+    if not rows:
+        msg = f"{slices}: no slice of these splits shows a target; there is nothing to export"
+        raise DatasetError(msg)
+    rows.sort(key=lambda row: (_PARTS.index(parts[row.split]), row.image.name))  # stable: targets keep their order
+    tables = {part: _Table(part, size, rows) for part in _PARTS}
+    patients = {}
+    with _replacing(output) as folder:
+        for part in _PARTS:
+            for name in (part, f"{part}_mask"):
+                (folder / name).mkdir(parents=True)
+        lost: Counter[str] = Counter()
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: row.image)]
+        for group in tqdm(groups, desc="exporting", unit="slice", dynamic_ncols=True, disable=not progress):
+            row = group[0]
+            volume = safe_name(f"{row.volume}_{row.plane}")
+            patients[volume] = row.patient
+            stem = PictureName(f"{volume}_{row.slice_index:04d}", row.modality, row.site).stem
+            masks = _write_pictures(folder, parts[row.split], stem, group, size)
+            lost.update(row.target for row in group if row not in masks)
+            tables[parts[row.split]].add(stem, masks)
+        for target, count in lost.items():
+            logger.warning("%s is too small to be seen at %d pixels on %d slices; left out there", target, size, count)
+        for part, table in tables.items():
+            _write_json(folder / f"{part}.json", table.content)
+        marker = {"format": MARKER_FORMAT, "version": 1, "name": reader.name, "patients": patients}
+        _write_json(folder / MARKER_FILE, marker)
+    counts = [(len(table.content["images"]), len(table.content["annotations"])) for table in tables.values()]
+    return sum(pictures for pictures, _ in counts), sum(masks for _, masks in counts)
+
+
+class _Table:
+    """The COCO-like JSON of one folder, with the fields of the published files."""
+
+    def __init__(self, part: str, size: int, rows: Sequence[SliceRow]) -> None:
+        self.part, self.size = part, size
+        self.categories = {target: number for number, target in enumerate(sorted({row.target for row in rows}), 1)}
+        self.content: dict[str, Any] = {
+            "info": {},
+            "licenses": [],
+            "images": [],
+            "categories": [
+                {"supercategory": target, "id": number, "name": target} for target, number in self.categories.items()
+            ],
+            "annotations": [],
+        }
+        self._sentences = 0
+
+    def add(self, stem: str, rows: Sequence[SliceRow]) -> None:
+        if not rows:
+            return
+        images, annotations = self.content["images"], self.content["annotations"]
+        picture = {"file_name": f"{stem}.png", "height": self.size, "width": self.size, "id": len(images)}
+        images.append(picture)
+        for row in rows:
+            sentences = [
+                {"raw": prompt, "sent": prompt, "sent_id": number}
+                for number, prompt in enumerate(row.prompts, self._sentences)
+            ]
+            self._sentences += len(sentences)
+            annotations.append(
+                {
+                    "mask_file": mask_name(stem, row.target),
+                    "iscrowd": 0,
+                    "image_id": picture["id"],
+                    "category_id": self.categories[row.target],
+                    "id": len(annotations),
+                    "file_name": picture["file_name"],
+                    "split": self.part,
+                    "sentences": sentences,
+                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                    "ann_id": len(annotations),
+                    "ref_id": len(annotations),
+                }
+            )
+
+
+def _write_pictures(folder: Path, part: str, stem: str, rows: Sequence[SliceRow], size: int) -> list[SliceRow]:
+    """Write a slice and its masks; return the rows whose target is still there at this size."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from boltzformer_monai.data.slices.reader import read_png
+    from boltzformer_monai.transforms.square import SquareFit
+
+    first = rows[0]
+    grey = read_png(first.image)
+    fit = SquareFit((grey.shape[0], grey.shape[1]), first.spacing[:2], size)
+    labels = np.zeros_like(grey) if first.label is None else read_png(first.label)
+    # Nearest neighbour moves whole label values, so one pass serves all targets.
+    square = fit.label(torch.from_numpy(labels.astype(np.float32))[None, None])[0, 0].numpy()
+    kept = []
+    for row in rows:
+        mask = np.isin(square, row.label_values)
+        if not mask.any():
+            continue
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{part}_mask" / mask_name(stem, row.target))
+        kept.append(row)
+    if kept:
+        smooth = fit.image(torch.from_numpy(grey.astype(np.float32))[None, None])[0, 0]
+        pixels = smooth.round().clamp(0, 255).to(torch.uint8).numpy()
+        Image.fromarray(pixels).convert("RGB").save(folder / part / f"{stem}.png")
+    return kept
+
+
+def _check_output(output: Path, slices: Path) -> None:
+    target, source = output.resolve(), slices.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        msg = f"{output}: lies in the slice data set, or holds it; choose another output folder"
+        raise DatasetError(msg)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not _is_export(output):
+        msg = f"{output}: exists and is not an export of this command; choose another output folder or empty it"
+        raise DatasetError(msg)
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        content = read_json(folder / MARKER_FILE)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == MARKER_FORMAT
+
+
+@contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """Give a folder to fill; when the block ends well it becomes ``output``, otherwise nothing is left of it."""
+    target = output.resolve()
+    fresh, old = (target.with_name(f".{target.name}.{what}") for what in ("exporting", "replaced"))
+
+    def tidy() -> None:
+        if old.exists() and not target.exists():  # stopped between the two renames
+            os.replace(old, target)
+        for remnant in (fresh, old):
+            shutil.rmtree(remnant, ignore_errors=True)
+
+    try:
+        tidy()  # after an export that was killed
+        fresh.mkdir(parents=True)
+        yield fresh
+        if target.exists():
+            os.replace(target, old)
+        os.replace(fresh, target)
+    except OSError as error:
+        msg = f"{output}: cannot be written ({error.strerror or error})"
+        raise StorageError(msg) from None
+    finally:
+        tidy()
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input", type=Path, required=True, metavar="SLICES", help="folder of the slice data set")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to make; an older export is replaced")
+    add("--size", type=int, default=1024, metavar="N", help="edge of the pictures in pixels (1024)")
+    add(
+        "--split-as",
+        nargs="+",
+        default=[],
+        metavar="SPLIT=PART",
+        help="where train, val and test go: train, test or none (val=train)",
+    )
+    options = parser.parse_args(argv)
+    pairs = [text.partition("=") for text in options.split_as]
+    if not all(split in SPLITS and part in (*_PARTS, "none") for split, _, part in pairs):
+        msg = f"--split-as takes pairs such as val=test or val=none, not {' '.join(options.split_as)}"
+        raise ConfigError(msg)
+    pictures, masks = export(
+        options.input,
+        options.output,
+        size=options.size,
+        split_as={split: part for split, _, part in pairs},
+        progress=True,
+    )
+    print(f"{pictures} pictures, {masks} masks -> {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Slice volumes into a data set for training and evaluation, or a scan without a label.
+
+One volume, a public data set, or all scans of a folder::
+
+    python preprocessing/slice_volumes.py --image CT --label L.nii.gz --labels-json labels.json --output DIR
+    python preprocessing/slice_volumes.py --recipe msd --input Task04_Hippocampus --output DIR --workers 4
+    python preprocessing/slice_volumes.py --recipe folder --input ARCHIVE --output DIR --mapping private.csv
+
+What is in DIR already and has not changed is left as it is, so a run that was stopped goes on where it was. Exit codes:
+0 all scans are in, 2 a mistake or (--strict, one volume) a refused scan, 3 some scans were refused (see report.json).
+Files that belong to no scan are counted in the last line and in report.json, and named in warnings and by --mapping.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from boltzformer_monai.cli.command_line import run_command
+from boltzformer_monai.cli.slice_options import job_settings, listed_cases, parse_options, volume_id_of
+from boltzformer_monai.data.slices.record import VolumeRecord
+from boltzformer_monai.data.slices.writer import SliceWriter
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
+from boltzformer_monai.io.left_out import tell_left_out
+from boltzformer_monai.parallel import run_jobs
+from boltzformer_monai.slicing.accounts import Account
+from boltzformer_monai.slicing.cases import Case
+from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome, source_digest
+from boltzformer_monai.slicing.slice_report import write_mapping, write_report
+from boltzformer_monai.slicing.slicing import slice_case, worker_problem
+from boltzformer_monai.slicing.tally import Tally
+from boltzformer_monai.storage import require_writable
+
+
+class RefusedError(BoltzFormerError):
+    """A scan was refused, and the run stops for it; the message is the scan's."""
+
+
+class _Run:
+    """One run over a list of cases."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.outcomes: list[Outcome] = []
+        self.account = Account([])
+        self.warnings = Tally()
+        # A single scan that is refused is an error like any other; of many, the rest goes on.
+        self.strict = options.strict or not options.recipe
+
+    def __call__(self) -> int:
+        options = self.options
+        writer = SliceWriter(
+            options.output, name=options.name, key=options.key, val_fraction=options.val_fraction, seed=options.seed
+        )
+        if options.remove:
+            return self._remove(writer)
+        job_settings(options, seed=writer.seed)  # refuses bad settings before anything is read
+        for place in (options.output, *([options.mapping.parent] if options.mapping is not None else [])):
+            require_writable(place, make=False)
+        self.account = account = listed_cases(options)
+        cases = account.cases
+        for line in tell_left_out(account.left_out, account.top) if account.top else ():
+            print(f"warning: {line}", file=sys.stderr)
+        unlabelled = sum(case.annotation is None and not case.problem for case in cases)
+        if 0 < unlabelled < len(cases):
+            print(f"warning: {unlabelled} of {len(cases)} scans have no annotation: no targets", file=sys.stderr)
+        if not options.key and not all(case.public for case in cases):
+            print("warning: pseudonyms made without --key-file can be guessed by trial", file=sys.stderr)
+        with writer:
+            settings = replace(job_settings(options, seed=writer.seed), run=writer.run)
+            jobs = _jobs(cases, options, settings, writer.records)
+            try:
+                self._slice(jobs, writer, settings)
+            finally:
+                for line in self.warnings.lines():
+                    print(f"warning: {line}", file=sys.stderr)
+                if writer.records or (options.recipe and self.outcomes):
+                    write_report(
+                        options.output, settings, writer.records, writer.splits(), self.outcomes, account.counts()
+                    )
+                if options.mapping is not None:
+                    write_mapping(options.mapping, jobs, writer.records, self.outcomes, account, key=options.key)
+        return self._summary(writer)
+
+    def _slice(self, jobs: list[Job], writer: SliceWriter, settings: JobSettings) -> None:
+        done = {volume_id: (record.source, record.split) for volume_id, record in writer.records.items()}
+        todo = [job for job in jobs if self.options.redo or done.get(job.volume_id) != (job.source, job.split)]
+        replaced = writer.hide(job.volume_id for job in todo)
+        paths = {job.volume_id: _paths(job.case) for job in todo}
+        with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="slicing", unit="volume", smoothing=0.1) as bar:
+            for outcome in self._outcomes(todo, settings):
+                self.outcomes.append(outcome)
+                for line in outcome.warnings:
+                    self.warnings.add(line, paths[outcome.volume_id])
+                if outcome.record is not None:
+                    writer.accept(outcome.record)
+                else:
+                    self._refuse(outcome, writer, bar)
+                bar.set_postfix(refused=sum(each.record is None for each in self.outcomes), refresh=False)
+                bar.update()
+        if replaced:
+            which = f"volume {min(replaced)} was" if len(replaced) == 1 else f"{len(replaced)} volumes were"
+            print(
+                f"warning: {which} in the data set already, of other files or settings, and replaced", file=sys.stderr
+            )
+
+    def _refuse(self, outcome: Outcome, writer: SliceWriter, bar: tqdm[Any]) -> None:
+        writer.drop(outcome.volume_id)
+        if self.strict:
+            raise RefusedError(outcome.message)
+        bar.write(f"refused: {outcome.message}", file=sys.stderr)
+
+    def _outcomes(self, jobs: list[Job], settings: JobSettings) -> Iterator[Outcome]:
+        return run_jobs(
+            partial(slice_case, settings=settings),
+            jobs,
+            workers=self.options.workers,
+            scheduler=self.options.scheduler,
+            crashed=_crashed,
+            problem=partial(worker_problem, settings),
+        )
+
+    def _summary(self, writer: SliceWriter) -> int:
+        refused = sum(outcome.record is None for outcome in self.outcomes)
+        records = writer.records.values()
+        targets = {target for record in records for target in record.entry["targets"]}
+        slices = sum(len(record.taken()) for record in records)
+        splits = writer.splits()
+        rows = sum(1 for record in records for _ in record.rows(splits[record.entry["patient"]]))
+        count = len(writer.records)
+        parts = [f"{count} volume{'s' * (count != 1)}", f"{slices} slices", f"{len(targets)} targets", f"{rows} rows"]
+        parts += [f"{refused} scan{'s' * (refused != 1)} refused"] if refused else []
+        parts += [self.account.summary()] if self.account.left_out else []
+        print(f"{', '.join(parts)} -> {self.options.output}")
+        return 3 if refused else 0
+
+    def _remove(self, writer: SliceWriter) -> int:
+        with writer:
+            wanted = {
+                record.volume: name
+                for record in writer.records.values()
+                for name in (record.volume, record.entry["patient"])
+                if name in self.options.remove
+            }
+            unknown = sorted(set(self.options.remove) - set(wanted.values()))
+            if unknown:
+                raise ConfigError(
+                    f"{self.options.output}: has no volume or patient {', '.join(unknown)}; none is removed"
+                )
+            writer.hide(wanted)
+            for volume_id in wanted:
+                writer.drop(volume_id)
+        return self._summary(writer)
+
+    @staticmethod
+    def kept() -> str:
+        """Say what an interrupted run leaves."""
+        return "what was finished so far is kept; the same command goes on with the rest"
+
+
+def _jobs(
+    cases: list[Case], options: argparse.Namespace, settings: JobSettings, records: Mapping[str, VolumeRecord]
+) -> list[Job]:
+    jobs = []
+    for case in cases:
+        volume_id = volume_id_of(case, options)
+        before = records.get(volume_id)
+        # A pin stays until another one is asked for: who was held out once must not slip into training.
+        split = options.split or case.split or (None if before is None else before.split)
+        jobs.append(Job(case, volume_id, source_digest(case, settings), split))
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        other = seen.setdefault(job.volume_id, job)
+        if other is not job:
+            msg = f"{other.case.image} and {job.case.image} would both become volume {job.volume_id}; rename one"
+            raise DatasetError(msg)
+    return jobs
+
+
+def _paths(case: Case) -> list[str]:
+    """How the files of a case may be called in warnings."""
+    drawn = [] if case.annotation is None else list(map(str, case.annotation.files()))
+    return [str(case.image), *drawn, ", ".join(drawn)]
+
+
+def _crashed(job: Job) -> Outcome:
+    message = f"{job.case.image}: reading it ended the process (no memory left, or a fault in a codec)"
+    return Outcome(job.volume_id, None, "crash", message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    runs: list[_Run] = []
+
+    def command() -> int:
+        runs.append(_Run(parse_options(argv, __doc__)))
+        return runs[0]()
+
+    return run_command(command, kept=lambda: runs[0].kept() if runs else "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""What the values of a label map mean: the file that says it, and the check that it is true of a label volume."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.data.prompts import normalise_site, normalise_target
+from boltzformer_monai.data.slices.format import parse_label_values
+from boltzformer_monai.data.windows import normalise_modality
+from boltzformer_monai.errors import ConfigError, DatasetError, why
+from boltzformer_monai.limits import read_json
+from boltzformer_monai.modality import settled_modality
+
+__all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
+
+_BACKGROUND = "background"
+_KEYS = ("labels", "modality", "site")
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The content of a ``labels.json``: ``{"modality", "site", "labels": {value: name}}``.
+
+    Attributes:
+        labels: value (``"2"``, or ``"2+3"`` for a target of several values) → name as written, background left out.
+        modality: ``"CT"``, ``"MR"`` or ``"unknown"``.
+        site: body site, ``""`` when the file names none.
+    """
+
+    labels: Mapping[str, str]
+    modality: str = "unknown"
+    site: str = ""
+
+    def settled(self, wanted: str | None, *, source: object) -> LabelMap:
+        """Return it with the modality that it states, else the one that the user says.
+
+        Args:
+            wanted: ``"CT"`` or ``"MR"`` from the user, or None.
+            source: the file that it was read from.
+
+        Raises:
+            VolumeError: the user says another one than the file.
+        """
+        stated = "" if self.modality == "unknown" else self.modality
+        return replace(self, modality=settled_modality(stated, wanted, source=f"{source}: it says"))
+
+
+def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
+    """Read a ``labels.json``; keys it does not need are ignored.
+
+    Raises:
+        DatasetError: the file is missing, is not of that form, or has a key twice or nearly the one that is meant.
+    """
+    place = Path(path)
+    try:
+        content = read_json(place, encoding="utf-8-sig", object_pairs_hook=_unique)
+    except FileNotFoundError:
+        msg = f"{place}: no such file"
+        raise DatasetError(msg) from None
+    except (OSError, ValueError) as error:
+        msg = f"{place}: cannot be read as JSON ({why(error)})"
+        raise DatasetError(msg) from None
+    except DatasetError as error:
+        msg = f"{place}: {error}"
+        raise DatasetError(msg) from None
+    content = content if isinstance(content, dict) else {}
+    _check_keys(place, content)
+    labels, modality, site = content.get("labels"), content.get("modality", ""), content.get("site", "")
+    if not isinstance(labels, dict) or not all(isinstance(text, str) for text in (*labels.values(), modality, site)):
+        msg = f'{place}: needs the form {{"modality": "CT", "site": "abdomen", "labels": {{"1": "spleen", …}}}}'
+        raise DatasetError(msg)
+    try:
+        named = {value: name for value, name in labels.items() if value.strip() != "0" or not _is_background(name)}
+        canonical_labels(named)
+        return LabelMap(named, normalise_modality(modality), normalise_site(site))
+    except (ConfigError, DatasetError) as error:
+        msg = f"{place}: {error}"
+        raise DatasetError(msg) from None
+
+
+def canonical_labels(labels: Mapping[int | str, str] | Mapping[int, str] | Mapping[str, str]) -> dict[str, str]:
+    """Return canonical target name → value text (``"2"``, ``"2+3"``), in the order given.
+
+    Raises:
+        DatasetError: there are none, a value is not one, two values mean the same target, or one value, written in two
+            ways such as ``"1"`` and ``"01"``, means two.
+    """
+    targets: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for value, name in labels.items():
+        text = "+".join(str(part) for part in parse_label_values(value))
+        if names.setdefault(text, name) != name:
+            msg = f'label value {text} is named "{names[text]}" and "{name}"; keep one of them'
+            raise DatasetError(msg)
+        target = normalise_target(name)
+        if not target:
+            msg = f"label value {text} has an empty name"
+            raise DatasetError(msg)
+        if target in targets:
+            msg = (
+                f'label values {targets[target]} and {text} are both named "{target}"; name one target of several '
+                f'values as "{targets[target]}+{text}"'
+            )
+            raise DatasetError(msg)
+        targets[target] = text
+    if not targets:
+        msg = "no label value has a name"
+        raise DatasetError(msg)
+    return targets
+
+
+def check_values(array: np.ndarray, labels: Mapping[str, str], *, where: str, allow_missing: bool = False) -> list[str]:
+    """Compare a label volume with the names of its values.
+
+    Args:
+        array: label values, any shape.
+        labels: value text → name.
+        where: name of the label volume for messages.
+        allow_missing: named values that do not occur are annotated and absent, not a mistake.
+
+    Returns:
+        Warnings: one line about missing values (when allowed), one about values without a name.
+
+    Raises:
+        DatasetError: a named value does not occur (unless allowed), or none does.
+    """
+    occurring = _occurring(array) - {0}
+    named = {text: parse_label_values(text) for text in labels}
+    missing = [
+        f'{value} ("{labels[text]}")' for text, values in named.items() for value in values if value not in occurring
+    ]
+    there = _some(sorted(occurring)) or "none"
+    all_named = {value for values in named.values() for value in values}
+    if not all_named & occurring:
+        msg = f"{where}: none of the named label values occurs (values there: {there}); is it the right label map?"
+        raise DatasetError(msg)
+    warnings = []
+    if missing:
+        line = f"{where}: {_values(missing)} not occur in the label volume (values there: {there})"
+        if not allow_missing:
+            msg = f"{line}; correct labels.json, or keep the target as absent with --allow-missing"
+            raise DatasetError(msg)
+        warnings.append(f"{line}; annotated and absent")
+    unnamed = sorted(occurring - all_named)
+    if unnamed:
+        warnings.append(f"{where}: no name for label value {_some(unnamed)}, which becomes no target")
+    return warnings
+
+
+def _occurring(array: np.ndarray) -> set[int]:
+    """The values in an array; a look-up table, because sorting a whole volume takes far longer."""
+    if array.dtype.itemsize > 2 or array.dtype.kind not in "bu":
+        return {int(value) for value in np.unique(array)}
+    seen = np.zeros(np.iinfo(np.uint16).max + 1, dtype=bool)
+    seen[array.ravel(order="K").astype(np.uint16, copy=False)] = True
+    return set(np.flatnonzero(seen).tolist())
+
+
+def _values(missing: list[str]) -> str:
+    return f"label value {missing[0]} does" if len(missing) == 1 else f"label values {_some(missing)} do"
+
+
+def _some(items: Sequence[object], *, most: int = 20) -> str:
+    """At most the first ``most`` items, so that one line stays one line."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; one with a key twice would keep the last value without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        msg = f'the key "{twice}" occurs twice; keep one of them'
+        raise DatasetError(msg)
+    return content
+
+
+def _check_keys(place: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a key that is nearly one of ours, and labels the wrong way round.
+
+    Raises:
+        DatasetError: the reason.
+    """
+    for key in content.keys() - set(_KEYS):
+        meant = difflib.get_close_matches(key.strip().lower(), _KEYS, n=1, cutoff=0.8)
+        if meant:
+            msg = f'{place}: has the unknown key "{key}"; did you mean "{meant[0]}"?'
+            raise DatasetError(msg)
+    labels = content.get("labels")
+    if not isinstance(labels, dict) or not labels or any(_is_value(name) for name in labels):
+        return
+    if all(_is_value(value) for value in labels.values()):
+        name, value = next(iter(labels.items()))
+        text = "+".join(map(str, value)) if isinstance(value, list) else value
+        msg = f'{place}: its labels are the wrong way round; write value: name, as in {{"{text}": "{name}"}}'
+        raise DatasetError(msg)
+
+
+def _is_value(part: object) -> bool:
+    """Tell whether something is a label value, or several as in nnU-Net."""
+    if isinstance(part, list):
+        return all(isinstance(each, int) for each in part)
+    return isinstance(part, int) or (isinstance(part, str) and part.replace("+", "").strip().isdecimal())
+
+
+def _is_background(name: str) -> bool:
+    return name.strip().lower() == _BACKGROUND

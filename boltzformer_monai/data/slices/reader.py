@@ -1,0 +1,258 @@
+"""Reading the slice data set (layout: :mod:`~boltzformer_monai.data.slices.format`, writer: ``slice_writer``).
+
+Reading needs numpy and Pillow only; a box without any reader of medical formats can train on it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.data.image_files import open_picture
+from boltzformer_monai.data.slices.format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values, slice_name
+from boltzformer_monai.data.slices.tables import read_description, read_manifest
+from boltzformer_monai.data.windows import GreyScale, window_from_dict
+from boltzformer_monai.errors import ConfigError, DatasetError, why
+from boltzformer_monai.limits import parse_json
+
+__all__ = ["SPLITS", "SliceReader", "SliceRow", "read_mask", "read_png"]
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """One slice with one target (or, in a data set without labels, one slice).
+
+    Attributes:
+        image: PNG, uint8 grey (H, W).
+        label: PNG of label values (H, W), or None without a label.
+        label_values: the values that together are the target; empty without a label.
+        target: canonical name, ``""`` without a label.
+        prompts: texts that ask for the target, the canonical one first; empty without a label.
+        modality: ``"CT"`` or ``"MR"``.
+        site: body site, e.g. ``"abdomen"``.
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+        slice_index: position in the volume along the plane's axis, from 0 (towards Left, Posterior or Superior).
+        spacing: millimetres from row to row, from column to column, from slice to slice.
+        window: how the scanner's values became grey.
+        area_fraction: share of the slice's pixels that belong to the target, 0 to 1; 0 means it is absent.
+        patient: pseudonym.
+        volume: id of the volume in ``dataset.json``.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        slices: number of slices of the whole volume.
+        stored_neighbours: slices on either side that surely are on disk; None: all are.
+    """
+
+    image: Path
+    label: Path | None
+    label_values: tuple[int, ...]
+    target: str
+    prompts: tuple[str, ...]
+    modality: str
+    site: str
+    plane: str
+    slice_index: int
+    spacing: tuple[float, float, float]
+    window: GreyScale
+    area_fraction: float
+    patient: str
+    volume: str
+    split: str
+    slices: int = 1
+    stored_neighbours: int | None = None
+
+    @property
+    def present(self) -> bool:
+        """Whether the target is visible in this slice."""
+        return self.area_fraction > 0
+
+    def images(self, neighbours: int) -> list[Path]:
+        """Return the pictures of the slices from ``-neighbours`` to ``+neighbours`` around this one.
+
+        Beyond the ends of the volume its outermost slice stands in.
+
+        Raises:
+            DatasetError: the data set does not store so many.
+        """
+        if self.stored_neighbours is not None and neighbours > self.stored_neighbours:
+            msg = (
+                f"{self.image}: {neighbours} neighbours are wanted, the data set keeps {self.stored_neighbours} of its "
+                f"slices; slice again with --neighbours {neighbours} or without --every"
+            )
+            raise DatasetError(msg)
+        indices = [min(max(self.slice_index + step, 0), self.slices - 1) for step in range(-neighbours, neighbours + 1)]
+        return [
+            self.image
+            if index == self.slice_index
+            else self.image.with_name(slice_name(self.volume, self.plane, index))
+            for index in indices
+        ]
+
+
+class SliceReader:
+    """Read and check a slice data set.
+
+    Args:
+        root: the folder that holds ``dataset.json``.
+
+    Attributes:
+        root: the folder.
+        name: the data set's name.
+        volumes: volume id → its entry in ``dataset.json`` (patient, modality, site, plane, shape, affine, spacing,
+            window, targets, slices, every, neighbours, min_area, complete).
+        rows: all rows of the manifest, in its order.
+
+    Raises:
+        DatasetError: something is missing, damaged, of another version, or the parts contradict each other.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        description = read_description(self.root)
+        self.name: str = description["name"]
+        self.volumes: dict[str, dict[str, Any]] = description["volumes"]
+        self._folders: dict[str, frozenset[str]] = {}
+        self.rows: list[SliceRow] = [
+            self._row(fields, line) for line, fields in enumerate(read_manifest(self.root), start=2)
+        ]
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of all targets that any row asks for, sorted."""
+        return sorted({row.target for row in self.rows if row.target})
+
+    def select(
+        self,
+        *,
+        split: str | None = None,
+        targets: Sequence[str] | None = None,
+        volume: str | None = None,
+        present: bool | None = None,
+    ) -> list[SliceRow]:
+        """Return the rows that fulfil every condition given, in manifest order; there may be none.
+
+        Raises:
+            DatasetError: the split is none of train, val and test, or a target or volume is not in the data set.
+        """
+        if split is not None and split not in SPLITS:
+            msg = f"unknown split {split!r}; use one of {', '.join(SPLITS)}"
+            raise DatasetError(msg)
+        for name, known in ((volume, self.volumes), *((target, self.targets) for target in targets or ())):
+            if name is not None and name not in known:
+                msg = f"{self.root} has no {name!r}; it has {', '.join(known) or 'none'}"
+                raise DatasetError(msg)
+        return [
+            row
+            for row in self.rows
+            if (split is None or row.split == split)
+            and (targets is None or row.target in targets)
+            and (volume is None or row.volume == volume)
+            and (present is None or row.present == present)
+        ]
+
+    def _row(self, fields: Mapping[str, str], line: int) -> SliceRow:
+        try:
+            if fields["volume"] not in self.volumes:
+                raise ValueError(f"volume {fields['volume']!r} is not in {DATASET_FILE}")
+            entry = self.volumes[fields["volume"]]
+            row = SliceRow(
+                image=self._file(fields["image"]),
+                label=self._file(fields["label"]) if fields["label"] else None,
+                label_values=parse_label_values(fields["value"]) if fields["value"] else (),
+                target=fields["target"],
+                prompts=_parse_prompts(fields["prompts"]),
+                modality=fields["modality"],
+                site=fields["site"],
+                plane=fields["plane"],
+                slice_index=int(fields["slice_index"]),
+                slices=int(entry["slices"]),
+                stored_neighbours=None if entry["complete"] else int(entry["neighbours"]),
+                spacing=_parse_spacing(fields["spacing"]),
+                window=_parse_window(fields["window"]),
+                area_fraction=float(fields["area_fraction"] or 0),
+                patient=fields["patient"],
+                volume=fields["volume"],
+                split=fields["split"],
+            )
+            if row.split not in SPLITS:
+                raise ValueError(f"split {row.split!r} is none of {', '.join(SPLITS)}")
+            if bool(row.target) != bool(row.label and row.label_values and row.prompts):
+                raise ValueError("a target needs a label, a value and prompts, and they need a target")
+            if not 0 <= row.area_fraction <= 1:
+                raise ValueError(f"area_fraction {row.area_fraction} is not between 0 and 1")
+        except (ValueError, TypeError, ConfigError, DatasetError) as error:
+            msg = f"{self.root / MANIFEST_FILE}, line {line}: {error}; slice volume {fields['volume']!r} again"
+            raise DatasetError(msg) from None
+        return row
+
+    def _file(self, name: str) -> Path:
+        folder, _, file = name.partition("/")
+        if folder not in ("images", "labels") or not file or "/" in file or "\\" in file:
+            raise ValueError(f"{name!r} does not lie in images/ or labels/")
+        if folder not in self._folders:  # one listing for a folder instead of one look-up a row
+            place = self.root / folder
+            names = (entry.name for entry in place.iterdir()) if place.is_dir() else ()
+            self._folders[folder] = frozenset(names)
+        if file not in self._folders[folder]:
+            raise ValueError(f"the file {name} is missing")
+        return self.root / folder / file
+
+
+def read_png(path: Path) -> np.ndarray:
+    """Return the pixels (H, W) of a stored image (uint8) or label (uint8 or uint16).
+
+    Raises:
+        DatasetError: the file is missing or damaged, or not a grey picture.
+    """
+    try:
+        with open_picture(path) as picture:
+            pixels = np.array(picture)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
+        msg = f"{path}: cannot be read as PNG ({why(error)}); slice its volume again"
+        raise DatasetError(msg) from None
+    if pixels.ndim != 2:
+        msg = f"{path}: has {pixels.ndim} axes, a stored slice is a grey picture"
+        raise DatasetError(msg)
+    # Pillow hands 16-bit grey out as int32 in some versions.
+    return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
+
+
+def read_mask(row: SliceRow) -> np.ndarray:
+    """Return the target's mask (H, W), bool.
+
+    Raises:
+        DatasetError: the row has no label, or its file is damaged.
+    """
+    if row.label is None:
+        msg = f"{row.image}: this slice has no label, so there is no mask"
+        raise DatasetError(msg)
+    return np.isin(read_png(row.label), row.label_values)
+
+
+# Most rows of a data set share these few texts, so each is parsed once.
+@functools.lru_cache(maxsize=4096)
+def _parse_prompts(text: str) -> tuple[str, ...]:
+    prompts = parse_json(text) if text else []
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+        raise ValueError(f"prompts {text!r} is not a JSON list of texts")
+    return tuple(prompts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_spacing(text: str) -> tuple[float, float, float]:
+    row, column, across = (float(part) for part in text.split("x"))
+    if not min(row, column, across) > 0:
+        raise ValueError(f"spacing {text!r} is not positive")
+    return row, column, across
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_window(text: str) -> GreyScale:
+    window = parse_json(text)
+    if not isinstance(window, dict):
+        raise ValueError(f"window {text!r} is not a JSON object")
+    return window_from_dict(window)

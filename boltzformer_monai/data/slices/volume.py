@@ -1,0 +1,254 @@
+"""One volume → its pictures and its record. Independent of all other volumes, so it may run in any process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from boltzformer_monai.data.label_names import canonical_labels
+from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing
+from boltzformer_monai.data.plausibility import scan_caveats
+from boltzformer_monai.data.prompts import normalise_site, prompts_for
+from boltzformer_monai.data.slices.format import SPLITS, slice_name
+from boltzformer_monai.data.slices.record import VolumeRecord, read_record, record_path, target_areas, write_record
+from boltzformer_monai.data.split import pseudonym
+from boltzformer_monai.data.windows import GreyScale, default_window
+from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
+from boltzformer_monai.io.volume import Volume, reorient_label
+
+__all__ = ["RUN_FILE", "STAGING_FOLDER", "SliceSettings", "check_volume_id", "reported", "save_png", "write_volume"]
+
+logger = logging.getLogger(__name__)
+
+STAGING_FOLDER = ".staging"
+RUN_FILE = ".run"
+_RUN_LENGTHS = 3  # Z_RLE
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """How volumes become slices.
+
+    Attributes:
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``, by the patient's anatomy.
+        window: None takes :func:`~boltzformer_monai.data.windows.default_window` of modality and site.
+        every: every n-th slice gets rows, from slice 0.
+        neighbours: this many slices on either side are stored with each, for 2.5-D input.
+        min_area: pixels that a target must have in a slice; where it has fewer (but any), it gets no row.
+        negatives: share of the rows of absent targets that is kept, 0 to 1.
+        seed: draws the negatives.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+
+    plane: str = "axial"
+    window: GreyScale | None = None
+    every: int = 1
+    neighbours: int = 0
+    min_area: int = 0
+    negatives: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.plane not in PLANE_AXES:
+            msg = f"unknown plane {self.plane!r}; known are {', '.join(PLANE_AXES)}"
+            raise ConfigError(msg)
+        if self.every < 1 or self.neighbours < 0 or self.min_area < 0:
+            msg = (
+                f"every n-th slice needs n >= 1, neighbours and the smallest area 0 or more; got {self.every}, "
+                f"{self.neighbours} and {self.min_area}"
+            )
+            raise ConfigError(msg)
+        if not 0 <= self.negatives <= 1:
+            msg = f"the share of negatives must lie between 0 and 1, got {self.negatives}"
+            raise ConfigError(msg)
+
+
+def write_volume(
+    root: Path,
+    image: Volume,
+    label: Volume | None,
+    labels: Mapping[int | str, str] | Mapping[int, str] | Mapping[str, str] | None,
+    *,
+    volume_id: str,
+    patient: str,
+    site: str,
+    settings: SliceSettings,
+    key: str = "",
+    prompts: Callable[..., tuple[str, ...]] = prompts_for,
+    split: str | None = None,
+    notes: Sequence[str] = (),
+    source: str = "",
+    run: str = "",
+    progress: Callable[[int, int], object] | None = None,
+) -> VolumeRecord:
+    """Write pictures and record of a volume; arguments as in :meth:`~.slice_writer.SliceWriter.add_volume`.
+
+    What the reader repaired or warns of, and what makes the scan doubtful, goes into the record: its caveats and notes.
+
+    Pictures are made in a staging folder and moved into place at the end, the record follows them: whoever stops this
+    at any moment leaves the volume there or not there, never half. With ``run`` given, the token of the writer's run,
+    nothing is put in place after that run has ended: a process that outlives it must not meddle with the next one.
+
+    Raises:
+        VolumeError: the label is not on the image's grid.
+        DatasetError: the labels or the id cannot be used.
+        StorageError: the folder cannot be written.
+        ConfigError: a setting is unknown or out of range.
+    """
+    check_volume_id(volume_id)
+    if split is not None and split not in SPLITS:
+        msg = f"unknown split {split!r}; use one of {', '.join(SPLITS)}"
+        raise ConfigError(msg)
+    if (label is None) != (not labels):
+        msg = f"volume {volume_id}: a label map needs names for its values, and names need a label map"
+        raise DatasetError(msg)
+    site = normalise_site(site)
+    window = settings.window or default_window(image.modality, site)
+    targets = {} if label is None else canonical_labels(labels or {})
+    owner = pseudonym(patient, key=key)
+    spacing = slice_spacing(image, settings.plane)
+    label = None if label is None else reorient_label(label, image)
+    doubts = scan_caveats(image, modality=image.modality, planes=(settings.plane,))
+    caveats = [*image.caveats, *(label.caveats if label is not None else ()), *doubts]
+    grey = extract_slices(Volume(window.apply(image.array), image.affine), settings.plane)
+    values = None if label is None else label_slices(label, settings.plane)
+    entry = {
+        "patient": owner,
+        "modality": image.modality,
+        "site": site,
+        "plane": settings.plane,
+        "shape": list(image.shape),
+        "affine": image.affine.tolist(),
+        "spacing": list(spacing),
+        "window": window.to_dict(),
+        "targets": targets,
+        "slices": len(grey),
+        "every": settings.every,
+        "neighbours": settings.neighbours,
+        "min_area": settings.min_area,
+        "complete": settings.every == 1,
+        **({"caveats": [caveat.as_dict() for caveat in caveats]} if caveats else {}),
+    }
+    record = VolumeRecord(
+        volume=volume_id,
+        entry=entry,
+        prompts={target: list(prompts(target, site=site, modality=image.modality)) for target in targets},
+        areas=None if values is None else target_areas(values, targets),
+        pixels=int(grey[0].size),
+        negatives=settings.negatives,
+        seed=settings.seed,
+        split=split,
+        notes=[*notes, *(caveat.text for caveat in caveats)],
+        source=source,
+    )
+    for caveat in caveats:
+        logger.warning("%s: %s", image.source or f"volume {volume_id}", caveat.text)
+    with reported(root), _staging(root, volume_id) as staging:
+        indices = record.stored()
+        for done, index in enumerate(indices, start=1):
+            name = slice_name(volume_id, settings.plane, index)
+            save_png(grey[index], staging / "images" / name)
+            if values is not None:
+                save_png(values[index], staging / "labels" / name)
+            if progress is not None:
+                progress(done, len(indices))
+        if run and _current_run(root) != run:
+            msg = f"{root}: the run that wanted volume {volume_id} is over; start it again"
+            raise StorageError(msg)
+        _commit(root, staging, record)
+    return record
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Save a picture (H, W), uint8 or uint16.
+
+    Of zlib's strategies run-length encoding is three times as fast as the default on these pictures, and no larger.
+    """
+    Image.fromarray(picture).save(path, format="PNG", compress_level=6, compress_type=_RUN_LENGTHS)
+
+
+def label_slices(label: Volume, plane: str) -> np.ndarray:
+    """Return the slices (N, H, W) of a label map as the smaller of uint8 and uint16 that holds its values.
+
+    Raises:
+        DatasetError: a value is negative or above 65535.
+    """
+    lowest, highest = int(label.array.min()), int(label.array.max())
+    if lowest < 0 or highest > 65535:
+        msg = f"{label.source or 'label map'}: label values from {lowest} to {highest}, a slice stores 0 to 65535"
+        raise DatasetError(msg)
+    return extract_slices(label, plane).astype(np.uint8 if highest <= 255 else np.uint16)
+
+
+def check_volume_id(volume_id: str) -> None:
+    """Raise unless an id can be part of file names.
+
+    Raises:
+        DatasetError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", volume_id):
+        msg = f"volume id {volume_id!r} must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit"
+        raise DatasetError(msg)
+
+
+@contextmanager
+def reported(root: Path) -> Iterator[None]:
+    """Turn failures of the file system (full disk, no permission) into the line a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"{root}: cannot be written ({error.strerror or error})"
+        raise StorageError(msg) from None
+
+
+def _current_run(root: Path) -> str:
+    try:
+        return (root / RUN_FILE).read_text(encoding="ascii")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+
+
+@contextmanager
+def _staging(root: Path, volume_id: str) -> Iterator[Path]:
+    """A folder of this call's own, so that two processes never write the same file."""
+    folder = root / STAGING_FOLDER / f"{volume_id}-{secrets.token_hex(4)}"
+    try:
+        for name in ("images", "labels"):
+            (folder / name).mkdir(parents=True)
+            (root / name).mkdir(exist_ok=True)
+        record_path(root, volume_id).parent.mkdir(exist_ok=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _commit(root: Path, staging: Path, record: VolumeRecord) -> None:
+    """Put the staged pictures in place of an older volume of this id, then the record; interrupted, leave neither."""
+    old = read_record(root, record.volume)
+    moved: list[Path] = []
+    done = False
+    try:
+        record_path(root, record.volume).unlink(missing_ok=True)
+        for file in sorted(staging.glob("*/*.png")):
+            place = root / file.parent.name / file.name
+            moved.append(place)
+            os.replace(file, place)
+        write_record(root, record)
+        done = True
+    finally:
+        left_over = set() if old is None else {root / name for name in old.files()}
+        left_over = left_over - set(moved) if done else left_over | set(moved)
+        for place in left_over:
+            place.unlink(missing_ok=True)

@@ -1,0 +1,299 @@
+"""Writing the slice data set (layout: :mod:`~boltzformer_monai.data.slices.format`).
+
+Volumes come one by one, from this process (:meth:`SliceWriter.add_volume`) or from others
+(:func:`~boltzformer_monai.data.slices.volume.write_volume`, then :meth:`SliceWriter.accept`); the writer makes the
+tables of their records. It can be stopped at any moment: what is complete stays, the rest is swept away by the next
+writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from boltzformer_monai.data.prompts import prompts_for
+from boltzformer_monai.data.slices.folder import LOCK_FILE, is_vacant, remove_empty, sweep
+from boltzformer_monai.data.slices.format import (
+    DATASET_FILE,
+    FORMAT,
+    REPORT_FILE,
+    SPLITS,
+    VERSION,
+)
+from boltzformer_monai.data.slices.record import VolumeRecord, read_record, read_records, record_path
+from boltzformer_monai.data.slices.tables import read_description, write_tables
+from boltzformer_monai.data.slices.volume import RUN_FILE, STAGING_FOLDER, SliceSettings, reported, write_volume
+from boltzformer_monai.data.split import pseudonym, split_by_patient
+from boltzformer_monai.data.windows import GreyScale
+from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.io.volume import Volume
+
+__all__ = ["AddedVolume", "SliceWriter"]
+
+logger = logging.getLogger(__name__)
+
+_KEY_CHECK = "the key of this data set"
+# Inside a with block the tables are rewritten no more often than this, so that n volumes cost O(n), not O(n^2).
+_FLUSH_SHARE, _FLUSH_SECONDS = 20, 5.0  # times their own cost, and seconds
+
+
+@dataclass(frozen=True)
+class AddedVolume:
+    """What :meth:`SliceWriter.add_volume` wrote: ids, counts, and whether an older volume of that id was replaced."""
+
+    volume_id: str
+    slices: int
+    targets: tuple[str, ...]
+    rows: int
+    replaced: bool
+
+
+class SliceWriter:
+    """Make a slice data set, or add to one; a second writer at the same time is refused.
+
+    In a ``with`` block the tables are written from time to time and at its end, also when it ends by an error or
+    Ctrl-C; :meth:`add_volume` outside of one writes them after every volume.
+
+    Args:
+        root: folder of the data set; made when the writer is entered.
+        name: name of the data set; default: the one it has, or the folder's name.
+        key: secret of the patients' pseudonyms, at most 64 bytes.
+        val_fraction: share of patients for validation; default: the one the data set has, or 0.2.
+        seed: draws the split and the negatives; default: the one the data set has, or 0.
+
+    Attributes:
+        records: volume id → record of every volume that the tables shall name.
+        run: token of the run under way, which :func:`~.slice_volume.write_volume` in another process must know.
+
+    Raises:
+        DatasetError: the folder holds something else, or a data set that cannot be read.
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        key: str = "",
+        val_fraction: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self._key = key
+        self._wanted = (name, val_fraction, seed)
+        self.run = ""
+        self.records: dict[str, VolumeRecord] = {}
+        self._lock: FileLock | None = None
+        self._made: list[Path] = []
+        self._flushed_at = -math.inf
+        self._flush_cost = 0.0
+        self._read_settings()
+
+    def _read_settings(self) -> None:
+        """Take name, split and seed from the data set, where it is there and nobody wants others."""
+        old: dict[str, Any] = {}
+        if (self.root / DATASET_FILE).exists():
+            old = read_description(self.root)
+        elif self.root.exists() and not is_vacant(self.root):
+            msg = f"{self.root}: exists and is not a slice data set; choose another output folder or empty it"
+            raise DatasetError(msg)
+        if old.get("volumes") and old.get("key_check") != pseudonym(_KEY_CHECK, key=self._key):
+            msg = f"{self.root}: was made with another --key, so a patient would get two pseudonyms; use that key"
+            raise DatasetError(msg)
+        name, val_fraction, seed = self._wanted
+        settings = {"val_fraction": 0.2, "seed": 0, **old.get("split", {})}
+        self.name = name or old.get("name") or self.root.resolve().name
+        self.val_fraction = float(settings["val_fraction"] if val_fraction is None else val_fraction)
+        self.seed = int(settings["seed"] if seed is None else seed)
+        split_by_patient((), val_fraction=self.val_fraction, seed=self.seed)  # refuses a bad fraction now, not later
+
+    def __enter__(self) -> SliceWriter:
+        with reported(self.root):
+            self._made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / LOCK_FILE)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                msg = f"{self.root}: another process is writing to this data set; wait for it or choose another folder"
+                raise DatasetError(msg) from None
+            self._lock = lock
+        try:
+            self._read_settings()  # again: another writer may have been here before the lock was ours
+            self.records = read_records(self.root)
+            # The tables are the first thing in a new folder, by which it is known as ours; after a run that was killed,
+            # they name what that run finished.
+            with reported(self.root):
+                for volume_id in sweep(self.root, {name: each.files() for name, each in self.records.items()}):
+                    logger.warning("%s: volume %s lacks pictures; it must be sliced again", self.root, volume_id)
+                    self.drop(volume_id)
+                    del self.records[volume_id]
+                self.flush()
+                self.run = secrets.token_hex(8)
+                (self.root / RUN_FILE).write_text(self.run, encoding="ascii")
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            # Hidden volumes that were not replaced, and what other processes finished before they were stopped.
+            self.records = {**read_records(self.root), **self.records}
+            self.flush()
+        finally:
+            self._release()
+
+    def add_volume(
+        self,
+        image: Volume,
+        label: Volume | None,
+        labels: Mapping[int | str, str] | Mapping[int, str] | Mapping[str, str] | None,
+        *,
+        volume_id: str,
+        patient: str,
+        site: str,
+        plane: str = "axial",
+        window: GreyScale | None = None,
+        prompts: Callable[..., tuple[str, ...]] = prompts_for,
+        split: str | None = None,
+        negatives: float = 1.0,
+        seed: int | None = None,
+        settings: SliceSettings | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> AddedVolume:
+        """Slice a volume into the data set; a volume of the same id is replaced.
+
+        Args:
+            image: the scan, of a known modality.
+            label: its label map on the same physical grid (any axis order), or None for slices without targets.
+            labels: label value (or ``"2+3"`` for a target of several values) → target name; every one of them counts
+                as annotated, so a value that does not occur makes its target absent in every slice.
+            volume_id: letters, digits, ``.``, ``_`` and ``-``; it becomes part of file names.
+            patient: identity of the patient; only its pseudonym is stored.
+            site: body site for prompts and for the default window, e.g. ``"abdomen"``.
+            plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+            window: default: :func:`~boltzformer_monai.data.windows.default_window`.
+            prompts: called as ``prompts(target, site=…, modality=…)``, returns the texts that ask for the target.
+            split: pins the patient, with all volumes, to ``"train"``, ``"val"`` or ``"test"``; of several pins the one
+                that keeps the patient furthest from training counts.
+            negatives: share of the rows of absent targets to keep, 0 to 1; every slice's picture is kept.
+            seed: draws the negatives; default: the writer's.
+            settings: all of plane, window, negatives and seed, and more, instead of the arguments of these names.
+            progress: called after every slice with the number of slices done and of all.
+
+        Raises:
+            VolumeError: the label is not on the image's grid.
+            DatasetError: the labels or the id cannot be used, or the folder cannot be written.
+            ConfigError: a setting is unknown or out of range.
+        """
+        chosen = settings or SliceSettings(
+            plane=plane, window=window, negatives=negatives, seed=self.seed if seed is None else seed
+        )
+        if self._lock is None:
+            with self:
+                return self.add_volume(
+                    image, label, labels, volume_id=volume_id, patient=patient, site=site, prompts=prompts,
+                    split=split, settings=chosen, progress=progress,
+                )  # fmt: skip
+        replaced = self.hide([volume_id])
+        record = write_volume(
+            self.root, image, label, labels, volume_id=volume_id, patient=patient, site=site, settings=chosen,
+            key=self._key, prompts=prompts, split=split, progress=progress, run=self.run,
+        )  # fmt: skip
+        self.accept(record)
+        rows = sum(1 for _ in record.rows(self.splits()[record.entry["patient"]]))
+        return AddedVolume(volume_id, record.entry["slices"], tuple(record.entry["targets"]), rows, bool(replaced))
+
+    def hide(self, volume_ids: Iterable[str]) -> set[str]:
+        """Take volumes that are about to be replaced out of the tables; return which of them were there.
+
+        A volume that is neither accepted nor dropped in the end, because the run was interrupted, comes back.
+        """
+        found = {volume_id for volume_id in volume_ids if self.records.pop(volume_id, None) is not None}
+        if found:
+            self.flush(shrinking=True)
+        return found
+
+    def drop(self, volume_id: str) -> None:
+        """Remove a volume whose scan is refused now: its slices were made of a scan or label that is no longer there.
+
+        Raises:
+            StorageError: a file cannot be removed.
+        """
+        with reported(self.root):
+            old = read_record(self.root, volume_id)
+            record_path(self.root, volume_id).unlink(missing_ok=True)
+            for name in set() if old is None else old.files():
+                (self.root / name).unlink(missing_ok=True)
+
+    def accept(self, record: VolumeRecord) -> None:
+        """Name a volume whose record is on disk in the tables."""
+        self.records[record.volume] = record
+        if time.monotonic() - self._flushed_at > max(_FLUSH_SECONDS, _FLUSH_SHARE * self._flush_cost):
+            self.flush()
+
+    def flush(self, *, shrinking: bool = False) -> None:
+        """Write manifest and description, so that they name every volume added so far.
+
+        Args:
+            shrinking: volumes have left since the last time, and none has come.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        start = time.monotonic()
+        ordered = [self.records[volume_id] for volume_id in sorted(self.records)]
+        splits = self.splits()
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "split": {"val_fraction": self.val_fraction, "seed": self.seed},
+            "key_check": pseudonym(_KEY_CHECK, key=self._key),
+            "volumes": {record.volume: record.entry for record in ordered},
+        }
+        rows = (row for record in ordered for row in record.rows(splits[record.entry["patient"]]))
+        with reported(self.root):
+            write_tables(self.root, description, rows, shrinking=shrinking)
+        self._flushed_at = time.monotonic()
+        self._flush_cost = self._flushed_at - start
+
+    def splits(self) -> dict[str, str]:
+        """Pseudonym of every patient → split."""
+        pinned: dict[str, str] = {}
+        free: set[str] = set()
+        for record in self.records.values():
+            patient = record.entry["patient"]
+            free.add(patient)
+            if record.split is not None:
+                # SPLITS is ordered by the distance from training: nothing pinned to test can leak.
+                pinned[patient] = max(record.split, pinned.get(patient, record.split), key=SPLITS.index)
+        drawn = split_by_patient(free - pinned.keys(), val_fraction=self.val_fraction, seed=self.seed)
+        return {**drawn, **pinned}
+
+    def _release(self) -> None:
+        """Give the lock back; a folder into which nothing was written goes as it came."""
+        shutil.rmtree(self.root / STAGING_FOLDER, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.root / RUN_FILE).unlink(missing_ok=True)
+        if not self.records and self._made and not (self.root / REPORT_FILE).exists():
+            remove_empty(self.root, self._made)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -1,0 +1,285 @@
+"""The demo data set: phantoms as scan files, then sliced the way any real scan would be.
+
+It is what training uses when nobody names a data set. Every file goes the whole way of the data (write, read back,
+window, slice), so that a demo run shows that the installation works from DICOM and NIfTI onwards.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.data.slices.writer import SliceWriter
+from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, PhantomKind, make_phantom
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
+from boltzformer_monai.errors import ConfigError, DatasetError, why
+from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map
+from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import atomic_path
+
+__all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_volumes"]
+
+_log = logging.getLogger(__name__)
+
+VOLUMES_FORMAT, SLICES_FORMAT = "boltzformer-demo-volumes", "boltzformer-demo-slices"
+VERSION = 4  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
+VOLUMES_FILE, MARKER_FILE = "volumes.json", "demo.json"
+DEFAULT_SIZE = (192, 192, 24)
+# 68 + 22 training volumes of 24 slices (2,160), 14 + 5 for validation, 14 + 5 held out for testing.
+DEFAULT_ABDOMEN, DEFAULT_CHEST = 96, 32
+_DICOM_EVERY = 4
+_HEALTHY_EVERY = 4  # without lesions or nodules, so that there are patients in whom there is nothing to find
+_HELD_OUT_FRACTION = 0.15  # each of validation and test
+_SEEDS_PER_SET = 10_000
+
+
+@dataclass(frozen=True)
+class DemoVolume:
+    """One synthetic scan on disk.
+
+    Attributes:
+        volume_id: e.g. ``"abdomen_003"``.
+        image: NIfTI file, or the folder of a DICOM series.
+        label: NIfTI label map of the same grid.
+        labels: label value → target name.
+        modality: ``"CT"``.
+        site: ``"abdomen"`` or ``"chest"``.
+        patient: identity of the fictitious patient; the slice data set holds a pseudonym of it.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+    """
+
+    volume_id: str
+    image: Path
+    label: Path
+    labels: Mapping[int, str]
+    modality: str
+    site: str
+    patient: str
+    split: str
+
+
+def make_demo_volumes(
+    root: str | os.PathLike[str],
+    *,
+    abdomen: int = DEFAULT_ABDOMEN,
+    chest: int = DEFAULT_CHEST,
+    seed: int = 0,
+    size: tuple[int, int, int] = DEFAULT_SIZE,
+) -> list[DemoVolume]:
+    """Write phantoms under `root`/volumes, every fourth one as a DICOM series with a NIfTI label, the rest as NIfTI.
+
+    Every fourth one is healthy. What a phantom lacks (lesions, and all that the other kind shows) is among its
+    targets, and absent.
+
+    Of each kind the last 15 % (at least one, given enough) are marked "test", the 15 % before them "val"; the very
+    last is a DICOM series. A complete folder made with the same settings is read instead of written again; an
+    interrupted run leaves nothing behind.
+
+    Args:
+        root: made if needed.
+        abdomen: number of abdominal phantoms, validation and test included.
+        chest: number of chest phantoms, validation and test included.
+        seed: another seed gives other patients.
+        size: voxels of each phantom along Left, Posterior, Superior.
+
+    Returns:
+        The volumes, abdomen first.
+
+    Raises:
+        ConfigError: a number is out of range.
+        DatasetError: the folder is there already, with other settings or other content.
+    """
+    parameters = _parameters(abdomen=abdomen, chest=chest, seed=seed, size=size)
+    folder = Path(root) / "volumes"
+    if not _is_complete(folder, VOLUMES_FILE, VOLUMES_FORMAT, parameters):
+        with _staged(folder, VOLUMES_FILE) as staging:
+            entries = [
+                _write_volume(staging, site, index, split, dicom, seed=seed * _SEEDS_PER_SET + index, size=size)
+                for site, index, split, dicom in _plan(abdomen, chest)
+            ]
+            _write_json(
+                staging / VOLUMES_FILE,
+                {"format": VOLUMES_FORMAT, "version": VERSION, "parameters": parameters, "volumes": entries},
+            )
+    return read_demo_volumes(root)
+
+
+def read_demo_volumes(root: str | os.PathLike[str]) -> list[DemoVolume]:
+    """Read back what :func:`make_demo_volumes` wrote under `root`/volumes.
+
+    Raises:
+        DatasetError: the description is missing, damaged or of another version.
+    """
+    folder = Path(root) / "volumes"
+    content = _read_json(folder / VOLUMES_FILE)
+    try:
+        if (content["format"], content["version"]) != (VOLUMES_FORMAT, VERSION):
+            raise ValueError(f"format {content['format']!r} version {content['version']!r}")
+        return [
+            DemoVolume(
+                volume_id=str(entry["id"]),
+                image=folder / entry["image"],
+                label=folder / entry["label"],
+                labels={int(value): str(name) for value, name in entry["labels"].items()},
+                modality=str(entry["modality"]),
+                site=str(entry["site"]),
+                patient=str(entry["patient"]),
+                split=str(entry["split"]),
+            )
+            for entry in content["volumes"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        place = folder / VOLUMES_FILE
+        msg = f"{place}: is not a list of demo volumes ({why(error)}); delete {folder} and make it again"
+        raise DatasetError(msg) from None
+
+
+def ensure_demo_dataset(
+    root: str | os.PathLike[str],
+    *,
+    abdomen: int = DEFAULT_ABDOMEN,
+    chest: int = DEFAULT_CHEST,
+    seed: int = 0,
+    size: tuple[int, int, int] = DEFAULT_SIZE,
+) -> Path:
+    """Return the slice data set `root`/slices of the demo phantoms; make volumes and slices first if they are missing.
+
+    The files are read back through :func:`boltzformer_monai.io.read_volume`, windowed with the default window of
+    their site and prompted with the default vocabulary. A complete data set with the same settings is reused.
+
+    Raises:
+        ConfigError: a number is out of range.
+        DatasetError: the folder holds a demo data set with other settings, or something else.
+    """
+    parameters = _parameters(abdomen=abdomen, chest=chest, seed=seed, size=size)
+    folder = Path(root) / "slices"
+    if _is_complete(folder, MARKER_FILE, SLICES_FORMAT, parameters):
+        return folder
+    _log.info("making the demo data set (synthetic CT phantoms) in %s", folder)
+    volumes = make_demo_volumes(root, abdomen=abdomen, chest=chest, seed=seed, size=size)
+    with _staged(folder, MARKER_FILE) as staging:
+        _slice_volumes(volumes, staging, seed)
+        _write_json(staging / MARKER_FILE, {"format": SLICES_FORMAT, "version": VERSION, "parameters": parameters})
+    return folder
+
+
+def _slice_volumes(volumes: list[DemoVolume], folder: Path, seed: int) -> None:
+    with SliceWriter(folder, name="demo", seed=seed) as writer:
+        for volume in volumes:
+            writer.add_volume(
+                read_volume(volume.image, modality=volume.modality),
+                read_label_map(volume.label),
+                volume.labels,
+                volume_id=volume.volume_id,
+                patient=volume.patient,
+                site=volume.site,
+                split=volume.split,
+            )
+
+
+def _plan(abdomen: int, chest: int) -> Iterator[tuple[PhantomKind, int, str, bool]]:
+    """(kind, index, split, whether DICOM) of every volume; phantoms are independent, so the last can be held out."""
+    kinds: tuple[tuple[PhantomKind, int], ...] = (("abdomen", abdomen), ("chest", chest))
+    for kind, count in kinds:
+        held_out = max(round(_HELD_OUT_FRACTION * count), 1)
+        test = held_out if count >= 3 else 0
+        val = held_out if count >= 2 else 0
+        for index in range(count):
+            left = count - index
+            split = "test" if left <= test else "val" if left <= test + val else "train"
+            yield kind, index, split, left % _DICOM_EVERY == 1
+
+
+def _write_volume(
+    folder: Path, site: PhantomKind, index: int, split: str, dicom: bool, *, seed: int, size: tuple[int, int, int]
+) -> dict[str, Any]:
+    name = f"{site}_{index:03d}"
+    image, label = make_phantom(site, seed=seed, size=size, lesion=index % _HEALTHY_EVERY != 2)
+    if dicom:
+        image_path, label_path = write_phantom_dicom(image, folder / name, seed=seed), folder / f"{name}_label.nii.gz"
+        write_label_map(label.array, label, label_path)
+    else:
+        image_path, label_path = write_phantom_nifti(image, label, folder, name)
+    return {
+        "id": name,
+        "image": image_path.name,
+        "label": label_path.name,
+        "labels": {str(value): target for value, target in ALL_PHANTOM_LABELS.items()},
+        "modality": "CT",
+        "site": site,
+        "patient": f"PHANTOM-{site}-{seed}",
+        "split": split,
+    }
+
+
+def _parameters(*, abdomen: int, chest: int, seed: int, size: tuple[int, int, int]) -> dict[str, Any]:
+    if abdomen < 0 or chest < 0 or abdomen + chest == 0 or max(abdomen, chest) > _SEEDS_PER_SET:
+        msg = f"a demo data set has 1 to {_SEEDS_PER_SET} phantoms of a kind, got {abdomen} abdomen and {chest} chest"
+        raise ConfigError(msg)
+    if seed < 0:
+        msg = f"the seed of a demo data set must be 0 or more, got {seed}"
+        raise ConfigError(msg)
+    return {"abdomen": abdomen, "chest": chest, "seed": seed, "size": list(size)}
+
+
+def _is_complete(folder: Path, marker: str, kind: str, parameters: dict[str, Any]) -> bool:
+    """Whether `folder` holds this very set.
+
+    Raises:
+        DatasetError: it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / marker).is_file():
+        msg = f"{folder}: is there already and was not made as demo data; choose another folder"
+        raise DatasetError(msg)
+    content = _read_json(folder / marker)
+    found = {key: content.get(key) for key in ("format", "version", "parameters")}
+    if found != {"format": kind, "version": VERSION, "parameters": parameters}:
+        msg = f"{folder}: holds demo data of other settings ({found}, wanted {parameters}); delete it or choose another"
+        raise DatasetError(msg)
+    return True
+
+
+@contextmanager
+def _staged(folder: Path, marker: str) -> Iterator[Path]:
+    """A temporary folder beside `folder` that becomes it when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        staging.chmod(folder.parent.stat().st_mode & 0o777)  # mkdtemp makes it private
+        yield staging
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not (folder / marker).is_file():  # otherwise another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        msg = f"{path}: cannot be read ({why(error)})"
+        raise DatasetError(msg) from None
+    if not isinstance(content, dict):
+        msg = f"{path}: is not a JSON object"
+        raise DatasetError(msg)
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_path(path, durable=False) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

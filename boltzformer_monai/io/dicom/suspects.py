@@ -1,0 +1,75 @@
+"""Files among DICOM slices that are not DICOM, but by their names may have been slices before they were damaged.
+
+Archives export slices without any suffix. There a broken first or last slice is just another unknown file; passed over,
+the scan would become shorter without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom.sop_classes import DICOM_SUFFIXES
+
+__all__ = ["Strangers", "find_strangers", "lost_slice"]
+
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,5}")
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """Files that lie among slices without suffix.
+
+    Attributes:
+        lost: empty ones, and those named like a slice: a slice may be lost.
+        odd: others without a suffix, which may be anything.
+    """
+
+    lost: list[Path] = field(default_factory=list)
+    odd: list[Path] = field(default_factory=list)
+
+
+def find_strangers(others: Iterable[Path], slices: Iterable[Path]) -> Strangers:
+    """Sort out files that are neither DICOM nor another image.
+
+    Args:
+        others: these files.
+        slices: the slices that were found; a folder where all of them have a DICOM suffix has no strangers.
+    """
+    patterns: defaultdict[Path, set[str]] = defaultdict(set)
+    for path in slices:
+        if path.suffix.lower() not in DICOM_SUFFIXES:
+            patterns[path.parent].add(_pattern(path.name))
+    found = Strangers()
+    for path in others:
+        if path.parent not in patterns:
+            continue
+        plain = not _SUFFIX.fullmatch(path.suffix)
+        alike = _pattern(path.name) in patterns[path.parent] or (plain and _is_number(path.name))
+        if alike or not path.stat().st_size:
+            found.lost.append(path)
+        elif plain:
+            found.odd.append(path)
+    return found
+
+
+def lost_slice(path: Path) -> VolumeError:
+    """Return the error about a file that may be a damaged slice."""
+    empty = not path.stat().st_size
+    what = "is empty" if empty else "is not DICOM but named like the slices beside it"
+    msg = f"{path}: {what}; if it is a slice, export it again, otherwise remove it"
+    return VolumeError(msg, reason="truncated" if empty else "damaged")
+
+
+def _pattern(name: str) -> str:
+    """Return a name with every number in it as ``0``; numbers with dots, such as UIDs, count as one."""
+    return re.sub(r"\d+(\.\d+)*", "0", name)
+
+
+def _is_number(name: str) -> bool:
+    """Tell whether a name is mostly digits and dots."""
+    return 2 * sum(letter.isdigit() or letter == "." for letter in name) > len(name)

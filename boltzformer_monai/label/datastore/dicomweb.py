@@ -1,0 +1,318 @@
+"""The datastore of a DICOMweb server: its CT and MR series are the images, its DICOM SEGs their final labels.
+
+The server knows what there is; files here only save asking for the same bytes twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from monailabel.config import settings
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, VolumeError, why
+from boltzformer_monai.io.dicom.seg_writer import require_highdicom
+from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.label.dataset_zip import zipped
+from boltzformer_monai.label.datastore.dicomweb_cache import Cache
+from boltzformer_monai.label.datastore.dicomweb_client import Archive
+from boltzformer_monai.label.datastore.dicomweb_lists import ArchiveLists
+from boltzformer_monai.label.datastore.seg_labels import read_label, write_label_as_seg
+from boltzformer_monai.label.learning.corrected_labels import caveats_in, names_in
+from boltzformer_monai.label.server.safe_ids import UPLOADS, UnknownIdError
+from boltzformer_monai.storage import disk_refusal
+
+__all__ = ["DicomWebDatastore", "open_dicomweb"]
+
+_log = logging.getLogger(__name__)
+
+_FINAL = DefaultLabelTag.FINAL.value
+
+
+def open_dicomweb(url: str, workspace: Path) -> DicomWebDatastore:
+    """The datastore as the settings of MONAI Label describe it.
+
+    Args:
+        url: of the server's DICOMweb root.
+        workspace: holds the cache, unless ``MONAI_LABEL_DICOMWEB_CACHE_PATH`` says where.
+
+    Raises:
+        StorageError: there is no place for the cache.
+    """
+    try:
+        require_highdicom()
+    except VolumeError as error:
+        _log.warning("labels cannot be sent to the DICOMweb server: %s", error)
+    place = str(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip()
+    if place:
+        cache = Path(place).expanduser().absolute() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    else:
+        cache = workspace / "dicomweb"
+    return DicomWebDatastore(Archive(url), Cache(cache))
+
+
+class DicomWebDatastore(Datastore):
+    """Images are series by their SeriesInstanceUID; final labels are sent to the server, other ones stay here.
+
+    All methods but the constructor raise
+    :class:`~boltzformer_monai.label.datastore.dicomweb_client.ArchiveError` where the server fails.
+
+    Args:
+        archive: the server.
+        cache: files here.
+    """
+
+    def __init__(self, archive: Archive, cache: Cache) -> None:
+        self.archive = archive
+        self.cache = cache
+        self._datastore_path = str(cache.root)
+        self.lists = ArchiveLists(archive)
+
+    # What there is.
+
+    def name(self) -> str:
+        """Of the datastore."""
+        return "DICOMweb"
+
+    def set_name(self, name: str) -> None:
+        """Not kept."""
+
+    def description(self) -> str:
+        """What it is."""
+        return "Series of a DICOMweb server"
+
+    def set_description(self, description: str) -> None:
+        """Not kept."""
+
+    def list_images(self) -> list[str]:
+        """UIDs of all series that the search filter finds."""
+        return sorted(self.lists.series())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Images that a DICOM SEG refers to."""
+        return sorted(self.lists.drawings())
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The others, without those that turned out to be no scan, such as localizers."""
+        images = sorted(set(self.lists.series()) - set(self.lists.drawings()))
+        return [image for image in images if "problem" not in self.cache.notes(image)]
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Tag → id of the labels of an image."""
+        tags = [tag for tag in self.cache.labels.tags(image_id) if tag != _FINAL]
+        if image_id in self.lists.drawings():  # whatever is here, what the server has counts
+            tags.append(_FINAL)
+        return dict.fromkeys(tags, image_id)
+
+    def get_label_by_image_id(self, image_id: str, tag: str) -> str:
+        """Id of a label, ``""`` if there is none."""
+        return self.get_labels_by_image_id(image_id).get(tag, "")
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What the server says of the series, and what strategies have noted."""
+        series = self.lists.one(image_id)
+        stated = {"SeriesInstanceUID": series.uid, "StudyInstanceUID": series.study, "Modality": series.modality}
+        return {**self.cache.notes(image_id), **series.info, **stated, "name": f"{image_id}.nii.gz"}
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """What was saved with a label; for one that came from the server the names of its segments."""
+        return self._label(label_id, label_tag)[1]
+
+    def status(self) -> dict[str, Any]:
+        """Numbers for /info."""
+        labelled = len(self.get_labeled_images())
+        tags = {**self.cache.labels.counts(), _FINAL: labelled}
+        return {"total": len(self.list_images()), "completed": labelled, "label_tags": tags}
+
+    def json(self) -> dict[str, Any]:
+        """Everything, in the form of MONAI Label's own datastore; no file is fetched for it."""
+        objects = {
+            image: {
+                "image": {"ext": ".nii.gz", "info": self.get_image_info(image)},
+                "labels": {tag: {"ext": ".nii.gz", "info": {}} for tag in self.get_labels_by_image_id(image)},
+            }
+            for image in self.list_images()
+        }
+        return {"name": self.name(), "description": self.description(), "objects": objects}
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Image and label files of all images with a final label that can be used."""
+        found = []
+        for image in self.get_labeled_images():
+            try:
+                found.append({"image": self.get_image_uri(image), "label": self.get_label_uri(image, _FINAL)})
+            except VolumeError as error:
+                _log.warning("%s: is left out: %s", image, error)
+        return found
+
+    # Files.
+
+    def image_folder(self, image_id: str) -> str:
+        """Folder with the DICOM files of a series, fetched if they are not here or have become others.
+
+        Raises:
+            UnknownIdError: there is no such series.
+        """
+        series = self.lists.one(image_id)
+        return str(self.cache.series(image_id, series.instances, lambda into: self.archive.download(series, into)))
+
+    def get_image(self, image_id: str, params: Any = None) -> Any:
+        """The scan as NIfTI."""
+        return io.BytesIO(Path(self.get_image_uri(image_id)).read_bytes())
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The scan as a NIfTI file on its exact grid, which 3D Slicer can load; made when first asked for.
+
+        Raises:
+            VolumeError: the series is no scan.
+        """
+        folder, path = self.image_folder(image_id), self.cache.nifti(image_id)
+        if not path.is_file():
+            try:
+                volume = read_volume(folder, tilt="keep")
+            except VolumeError as error:
+                self.cache.note(image_id, problem=error.reason)
+                raise
+            self.cache.write_nifti(image_id, volume)
+        return str(path)
+
+    def get_label(self, label_id: str, label_tag: str, params: Any = None) -> Any:
+        """A label's file."""
+        return io.BytesIO(Path(self.get_label_uri(label_id, label_tag)).read_bytes())
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """A label's file; a final one is fetched from the server unless it is here.
+
+        Raises:
+            UnknownIdError: there is none.
+            VolumeError: it is not on the grid of its image.
+        """
+        return str(self._label(label_id, label_tag)[0])
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label; a final one is sent to the server as DICOM SEG with the names that came with it.
+
+        Raises:
+            VolumeError: it is empty or not on the grid of the image.
+            ConfigError: what is said of it is not as this server's model says it.
+            StorageError: it cannot be kept here; the message says so where the server has it all the same.
+        """
+        source = Path(label_filename)
+        tag = str(getattr(label_tag, "value", label_tag))  # MONAI Label passes members of its enumeration too
+        info = {**(label_info or {}), "ts": int(time.time())}
+        if tag != _FINAL and source.suffix != ".bin":
+            ending = next((each for each in UPLOADS if source.name.endswith(each)), ".nii.gz")
+            self.cache.labels.copy(image_id, tag, source, ending, info)
+            return image_id
+        folder = Path(self.image_folder(image_id))
+        image = read_volume(folder, tilt="keep")
+        labels, names = read_label(source, image, names_in(info))
+        if tag == _FINAL:
+            self._send(labels, names, image, folder, info)
+        try:
+            with self.cache.lock(f"{image_id}.label"):
+                self.cache.labels.keep(image_id, tag, labels, image, {**info, "label_info": _listed(names)})
+        except (OSError, BoltzFormerError) as error:
+            if tag != _FINAL:
+                raise
+            msg = (
+                "the label was saved: the DICOMweb server has it as DICOM SEG, so do not send it again; "
+                f"only the copy on this server could not be kept ({_reason(error)}); it is fetched when it is needed"
+            )
+            raise StorageError(msg) from error
+        return image_id
+
+    def _send(self, labels: np.ndarray, names: Mapping[int, str], image: Volume, scan: Path, info: Any) -> None:
+        """Send a label to the server as DICOM SEG, and note what it is called there."""
+        # Once it was sent, a temporary file that cannot be deleted is no failure.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            seg = Path(temporary) / "label.dcm"
+            # Only inference on this server, whose result nobody has seen yet, says by which model.
+            caveats = caveats_in(info) if "model" in info else None
+            write_label_as_seg(labels, names, image, seg, scan=scan, caveats=caveats)
+            try:
+                info["SeriesInstanceUID"], info["SOPInstanceUID"] = self.archive.store(seg)
+            finally:
+                self.refresh()  # it may have come, though its answer did not
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """ZIP of images and final labels, which the caller removes."""
+        return zipped(self.datalist()[: limit_cases or None], self.json())
+
+    # Changes.
+
+    def refresh(self) -> None:
+        """Ask the server anew."""
+        self.lists.forget()
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Refused."""
+        _refuse("add images")
+
+    def remove_image(self, image_id: str) -> None:
+        """Refused."""
+        _refuse("remove images")
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label that is not final."""
+        if label_tag == _FINAL:
+            _refuse("remove final labels")
+        self.cache.labels.drop(label_id, label_tag)
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Note something about an image, here only."""
+        self.lists.one(image_id)
+        self.cache.note(image_id, **info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Note something about a label, here only: a DICOM SEG does not change."""
+        self._label(label_id, label_tag)
+        self.cache.labels.note(label_id, label_tag, info)
+
+    # The parts of it.
+
+    def _label(self, image_id: str, tag: str) -> tuple[Path, dict[str, Any]]:
+        """File and information of a label."""
+        if tag == _FINAL:
+            with self.cache.lock(f"{image_id}.label"):
+                return self._final(image_id)
+        if (known := self.cache.labels.get(image_id, tag)) is None:
+            msg = f"no label {image_id[:64]!a} with the tag {tag[:64]!a}"
+            raise UnknownIdError(msg, reason="missing")
+        return known
+
+    def _final(self, image_id: str) -> tuple[Path, dict[str, Any]]:
+        drawing = self.lists.drawing(image_id)
+        known = self.cache.labels.get(image_id, _FINAL)
+        if known is not None and known[1].get("SOPInstanceUID") == drawing.instance:
+            return known
+        image = read_volume(self.image_folder(image_id), tilt="keep")
+        with tempfile.TemporaryDirectory() as temporary:
+            seg = Path(temporary) / "label.dcm"
+            self.archive.fetch(drawing, seg)
+            labels, names = read_label(seg, image, {})
+        info = {"SeriesInstanceUID": drawing.series, "SOPInstanceUID": drawing.instance, "ts": int(time.time())}
+        return self.cache.labels.keep(image_id, _FINAL, labels, image, {**info, "label_info": _listed(names)})
+
+
+def _listed(names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Names as 3D Slicer saves them."""
+    return [{"name": name, "idx": value} for value, name in sorted(names.items())]
+
+
+def _reason(error: BaseException) -> str:
+    refusal = disk_refusal(error)
+    return why(error if refusal is None else refusal)
+
+
+def _refuse(what: str) -> NoReturn:
+    msg = f"a DICOM archive is not the place to {what} by this way; do it in the archive itself"
+    raise ConfigError(msg)

@@ -1,0 +1,132 @@
+"""Files of a DICOMweb server's datastore: series that were fetched, what is noted about them, and labels.
+
+``images/UID/*.dcm``, ``images/UID.nii.gz``, ``images/UID.json``, and ``labels`` with what is kept there.
+Each file and each series appears in one step, so several processes (the server, a training) can use the folder at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from boltzformer_monai.errors import StorageError
+from boltzformer_monai.io.formats import write_image_file
+from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.label.datastore.kept_labels import KeptLabels
+from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import atomic_path, sweep, temporary_beside
+
+__all__ = ["Cache", "compact"]
+
+
+class Cache:
+    """The folder; only its owner may look into it, since patients' scans lie there.
+
+    Args:
+        root: made if needed.
+
+    Attributes:
+        labels: that are kept here.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            for folder in ("images", "labels", "locks"):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+            root.chmod(0o700)
+            sweep(root)
+            self.labels = KeptLabels(root / "labels", root / "locks" / "labels")
+        except OSError as error:
+            msg = f"{root}: cannot be written ({error.strerror}); set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"
+            raise StorageError(msg) from error
+
+    def lock(self, name: str) -> FileLock:
+        """A lock of this name, for all threads and processes."""
+        return FileLock(self.root / "locks" / name)
+
+    # Images.
+
+    def series(self, image: str, instances: int | None, download: Callable[[Path], None]) -> Path:
+        """Folder of a series; downloaded if it is not here, or was when it had another number of files.
+
+        Args:
+            image: its UID.
+            instances: files that it should have now; ``None`` if that is unknown.
+            download: writes all of them into a folder.
+
+        Raises:
+            StorageError: the folder cannot be written; also what ``download`` raises.
+        """
+        folder = self.root / "images" / image
+        fetched = temporary_beside(self.root / "series")
+        with self.lock(image):
+            if folder.is_dir() and instances in (None, self.notes(image).get("instances")):
+                return folder
+            try:
+                fetched.mkdir()
+                download(fetched)
+                shutil.rmtree(folder, ignore_errors=True)
+                self.nifti(image).unlink(missing_ok=True)
+                self.note(image, problem=None, instances=instances)
+                fetched.replace(folder)
+            except OSError as error:
+                raise _cannot(folder, error) from error
+            finally:
+                shutil.rmtree(fetched, ignore_errors=True)
+        return folder
+
+    def nifti(self, image: str) -> Path:
+        """Where a series lies as NIfTI, once it was written."""
+        return self.root / "images" / f"{image}.nii.gz"
+
+    def write_nifti(self, image: str, volume: Volume) -> None:
+        """Write a series as NIfTI."""
+        write_image_file(compact(volume), volume.affine, self.nifti(image))
+
+    def notes(self, image: str) -> dict[str, Any]:
+        """What was noted about an image."""
+        return _read(self.root / "images" / f"{image}.json")
+
+    def note(self, image: str, **info: Any) -> None:
+        """Note something; ``None`` takes a note away."""
+        known = self.notes(image)
+        merged = {key: value for key, value in {**known, **info}.items() if value is not None}
+        if merged != known:
+            _write(self.root / "images" / f"{image}.json", merged)
+
+
+def compact(volume: Volume) -> np.ndarray:
+    """Whole numbers as int16, which viewers read faster."""
+    array = volume.array
+    whole = bool(np.all(array == np.rint(array))) and array.min() >= -32768 and array.max() <= 32767
+    return array.astype(np.int16) if whole else array
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
+    except OSError as error:
+        raise _cannot(file, error) from error
+
+
+def _cannot(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?")

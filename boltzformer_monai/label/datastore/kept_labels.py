@@ -1,0 +1,264 @@
+"""Labels that are kept here for the scans of a DICOMweb server: ``TAG/UID.nii.gz`` and what was saved along with it.
+
+A label and its names become true in one step. ``TAG/UID.json`` announces the new names beside the old ones, then one
+rename of the voxels makes them true, then the old names go. Whoever finds an announcement looks at the voxels, and
+knows whether it came true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from boltzformer_monai.errors import BoltzFormerError, StorageError
+from boltzformer_monai.inferers.result_manifest import file_sha256
+from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.label.datastore.folder import SHA256
+from boltzformer_monai.label.server.safe_ids import UPLOADS
+from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, sweep, sync, temporary_beside
+
+__all__ = ["KeptLabels"]
+
+_log = logging.getLogger(__name__)
+
+_ANNOUNCED = "announced"
+_NAME = "name"
+"""Of the file of voxels."""
+_OURS = (_ANNOUNCED, _NAME, SHA256)
+_ENDINGS = sorted(UPLOADS, key=len, reverse=True)
+
+Label = tuple[Path, dict[str, Any]]
+"""File and information of a label."""
+
+
+class KeptLabels:
+    """The labels of a folder, which several processes may use at once.
+
+    Methods that change something leave all as it was when they raise, and what they changed is on the disk when they
+    return; only where the disk does not confirm what is changed already, StorageError says so.
+
+    Args:
+        root: the folder; it exists.
+        lock: file that whoever changes a label locks.
+    """
+
+    def __init__(self, root: Path, lock: Path) -> None:
+        self.root = root
+        self._lock = lock
+        self._tidy_up()
+
+    def tags(self, image: str) -> list[str]:
+        """Tags of the labels of an image."""
+        return sorted(folder.name for folder in self._folders() if self.get(image, folder.name) is not None)
+
+    def counts(self) -> dict[str, int]:
+        """Tag → number of labels."""
+        return {
+            folder.name: sum(self.get(file.stem, folder.name) is not None for file in folder.glob("[!.]*.json"))
+            for folder in self._folders()
+        }
+
+    def get(self, image: str, tag: str) -> Label | None:
+        """A label, if there is one whose information can be read."""
+        folder = self.root / tag
+        try:
+            info = _true(folder, _content(folder / f"{image}.json"))
+        except (OSError, ValueError):
+            return None
+        path = folder / str(info.get(_NAME, ""))
+        return (path, info) if info and path.is_file() else None
+
+    def keep(self, image: str, tag: str, labels: np.ndarray, grid: Volume, info: Mapping[str, Any]) -> Label:
+        """Write a label map and its information; returns both, as :meth:`get` does.
+
+        Args:
+            image: its image.
+            tag: e.g. ``"final"``.
+            labels: ``(I, J, K)`` on the grid.
+            grid: the scan.
+            info: what to remember.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        return self._save(image, tag, ".nii.gz", info, lambda path: write_label_map(labels, grid, path))
+
+    def copy(self, image: str, tag: str, source: Path, ending: str, info: Mapping[str, Any]) -> Label:
+        """Keep a label's file as it is; otherwise as :meth:`keep`."""
+        return self._save(image, tag, ending, info, lambda path: shutil.copyfile(source, path))
+
+    def note(self, image: str, tag: str, info: Mapping[str, Any]) -> None:
+        """Note something about a label that is there.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        folder = self.root / tag
+        note = folder / f"{image}.json"
+        try:
+            with FileLock(self._lock):
+                if before := self._settled(folder, image):
+                    _write(note, {**before, **_foreign(info)})
+                    confirm(note)
+        except OSError as error:
+            raise _cannot(note, error) from error
+
+    def drop(self, image: str, tag: str) -> None:
+        """Remove a label.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        folder = self.root / tag
+        note = folder / f"{image}.json"
+        try:
+            with FileLock(self._lock):
+                self._settled(folder, image)
+                note.unlink(missing_ok=True)
+                confirm(note)
+                with contextlib.suppress(OSError):  # no information names the voxels any more
+                    self._settled(folder, image)
+        except OSError as error:
+            raise _cannot(note, error) from error
+
+    def _save(
+        self, image: str, tag: str, ending: str, info: Mapping[str, Any], write: Callable[[Path], object]
+    ) -> Label:
+        folder = self.root / tag
+        file, note = folder / f"{image}{ending}", folder / f"{image}.json"
+        staged = temporary_beside(file)
+        try:
+            _stage(staged, file, write)
+            known = {**_foreign(info), _NAME: file.name, SHA256: file_sha256(staged)}
+            with FileLock(self._lock):
+                before = self._settled(folder, image)
+                if _is_there(folder, known):  # these very voxels, so that the information is all there is to change
+                    _write(note, known)
+                    confirm(note)
+                else:
+                    _write(note, {**before, _ANNOUNCED: known})
+                    sync(folder)
+                    os.replace(staged, file)
+                    confirm(file)
+                with contextlib.suppress(OSError):  # else by whoever comes next
+                    self._settled(folder, image)
+        except OSError as error:
+            raise _cannot(file, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
+        return file, known
+
+    def _settled(self, folder: Path, image: str) -> dict[str, Any]:
+        """Tidy up, holding the lock: no announcement stays, nor a file that nothing names; returns what is true.
+
+        Raises:
+            OSError: the disk refuses; what is true stays true.
+        """
+        note = folder / f"{image}.json"
+        try:
+            content = _content(note)
+        except ValueError:
+            return {}  # damaged: the voxels stay, to be named again
+        info = _true(folder, content)
+        if not info and content:
+            note.unlink()
+        elif info != content:
+            _write(note, info)
+        for ending in UPLOADS:
+            if (name := f"{image}{ending}") != info.get(_NAME):
+                (folder / name).unlink(missing_ok=True)
+        return info
+
+    def _tidy_up(self) -> None:
+        """After processes that were killed."""
+        with contextlib.suppress(OSError), FileLock(self._lock):
+            for folder in self._folders():
+                sweep(folder)
+                for image in sorted({_image(file.name) for file in folder.glob("[!.]*")}):
+                    try:
+                        self._settled(folder, image)
+                    except OSError as error:
+                        _log.warning("%s: a label of %s is not tidied up yet: %s", folder, image, error.strerror)
+
+    def _folders(self) -> list[Path]:
+        return [folder for folder in self.root.iterdir() if folder.is_dir()]
+
+
+def _stage(staged: Path, file: Path, write: Callable[[Path], object]) -> None:
+    """Write what will become a file, onto the disk; its folder is made if need be."""
+    folder = file.parent
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+    sweep(folder)
+    try:
+        write(staged)
+    except BoltzFormerError as error:
+        if error.reason != "write":
+            raise
+        raise _cannot(file, disk_refusal(error)) from error
+    sync(staged)
+
+
+def _image(name: str) -> str:
+    return name.removesuffix(next((ending for ending in (".json", *_ENDINGS) if name.endswith(ending)), ""))
+
+
+def _foreign(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keys that are ours to set."""
+    return {key: value for key, value in info.items() if key not in _OURS}
+
+
+def _true(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The information that counts: what is announced, once the voxels are the announced ones."""
+    announced = content.get(_ANNOUNCED)
+    if isinstance(announced, dict) and _is_there(folder, announced):
+        return announced
+    return {key: value for key, value in content.items() if key != _ANNOUNCED}
+
+
+def _is_there(folder: Path, info: Mapping[str, Any]) -> bool:
+    try:
+        return file_sha256(folder / str(info[_NAME])) == info[SHA256]
+    except FileNotFoundError:
+        return False
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """``{}`` if there is no such file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        content = read_json(file)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(content, dict):
+        msg = f"{file}: no JSON object"
+        raise ValueError(msg)
+    return content
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """In one step; that it is on the disk, and stays under its name, is for the caller to confirm."""
+    with atomic_path(file, durable=False) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
+        sync(temporary)
+
+
+def _cannot(path: Path, error: OSError | None) -> StorageError:
+    reason = (error.strerror if error is not None else None) or "the file system refuses"
+    return StorageError(f"{path}: cannot be written ({reason}), so the label stays as it was; is the disk full?")

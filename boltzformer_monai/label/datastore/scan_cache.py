@@ -1,0 +1,55 @@
+"""Scans that were read, kept between requests."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from boltzformer_monai.inferers.result_manifest import source_digest
+from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.io.volume import Volume, read_volume
+
+__all__ = ["ScanCache"]
+
+
+class ScanCache:
+    """The last scans read; a file that changed is read again. One is read at a time.
+
+    Args:
+        limit: bytes of all voxels together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._volumes: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._volumes.clear()
+
+    def read(self, scan: Scan, modality: str | None) -> Volume:
+        """The scan, with this modality where it does not state its own.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        with self._lock:
+            return self._read(scan, modality)
+
+    def _read(self, scan: Scan, modality: str | None) -> Volume:
+        digest = source_digest(scan) if scan.place.exists() else ""
+        key = (str(scan.place), modality)
+        known = self._volumes.get(key)
+        if known is not None and known[0] == digest:
+            self._volumes.move_to_end(key)
+            return known[1]
+        # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
+        volume = read_volume(scan.place, tilt="keep")
+        if volume.modality == "unknown" and modality is not None:
+            volume = read_volume(scan.place, modality=modality, tilt="keep")
+        self._volumes[key] = (digest, volume)
+        while self._volumes and sum(each.array.nbytes for _, each in self._volumes.values()) > self.limit:
+            self._volumes.popitem(last=False)
+        return volume

@@ -1,0 +1,116 @@
+"""Label maps with names ⇄ DICOM SEG, on the grid of the scan that both belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from boltzformer_monai import __version__
+from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.inferers.prompt_codes import segment_code
+from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
+from boltzformer_monai.io.dicom.seg_writer import SegmentCode, write_dicom_seg
+from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
+from boltzformer_monai.io.volume import Volume
+
+__all__ = ["read_label", "write_label_as_seg"]
+
+_MOST = 255
+
+
+def read_label(path: Path, image: Volume, names: Mapping[int, str]) -> tuple[np.ndarray, dict[int, str]]:
+    """Read an annotation of any kind as a label map.
+
+    Args:
+        path: label map, .seg.nrrd or DICOM SEG; or ``.bin``: bytes in the order of the scan's voxels, columns first,
+            as OHIF sends them.
+        image: the scan.
+        names: value → name; what they leave open is named as the file says, else ``label 3``.
+
+    Returns:
+        ``(I, J, K)`` uint8 in the axes of the image, where the smaller of overlapping segments is seen, and the name of
+        each value that occurs.
+
+    Raises:
+        VolumeError: damaged, not on the grid of the image, or more than 255 segments.
+    """
+    drawn = _raw(path, image) if path.suffix == ".bin" else read_segmentation(path, image)
+    array = drawn.volume.array
+    named: dict[int, str] = {}
+    if drawn.segments is None:
+        if int(array.max()) > _MOST:
+            raise _too_many(path, int(array.max()))
+        values = np.flatnonzero(np.bincount(array.ravel()))
+        labels = array
+        named = {int(value): names.get(int(value), f"label {value}") for value in values if value}
+    else:
+        labels = np.zeros(array.shape, np.uint16)
+        counts = np.bincount(array.ravel())
+        members = {int(number): [int(value) for value in text.split("+")] for number, text in drawn.segments.items()}
+        sizes = {number: sum(counts[value] for value in values) for number, values in members.items()}
+        for number in sorted((each for each in sizes if sizes[each]), key=lambda each: -sizes[each]):
+            labels[np.isin(array, members[number])] = number
+            title = drawn.titles.get(str(number), "").strip()
+            named[number] = names.get(number) or title or f"label {number}"
+    if max(named, default=0) > _MOST:
+        raise _too_many(path, max(named))
+    return labels.astype(np.uint8), named
+
+
+def write_label_as_seg(
+    labels: np.ndarray,
+    names: Mapping[int, str],
+    image: Volume,
+    path: Path,
+    *,
+    scan: Path,
+    caveats: Sequence[Caveat] | None,
+) -> None:
+    """Write a label map as DICOM SEG, a segment for each value, coded by its name, with what to know of it.
+
+    Args:
+        labels: ``(I, J, K)`` on the grid of the image.
+        names: value → name.
+        image: the scan.
+        path: of the SEG.
+        scan: folder of the series.
+        caveats: of the model's result that this is; None where a person has seen it, who may have corrected it.
+
+    Raises:
+        VolumeError: the label map is empty, or no SEG of this series can be written.
+    """
+
+    of_model = caveats or ()
+
+    def masks() -> Iterator[tuple[str, SegmentCode | None, np.ndarray]]:
+        for value, name in sorted(names.items()):
+            yield name, segment_code(name, known=not in_doubt(about(of_model, name))), labels == value
+
+    write_dicom_seg(
+        path,
+        scan=scan,
+        masks=masks(),
+        grid=image,
+        algorithm="BoltzFormer",
+        version=__version__,
+        description="Corrected segmentation" if caveats is None else seg_series(of_model),
+        made="SEMIAUTOMATIC" if caveats is None else "AUTOMATIC",
+        remarks={name: remark(of_model, name) for name in names.values()},
+    )
+
+
+def _too_many(path: Path, value: int) -> VolumeError:
+    msg = f"{path}: label values up to {value}; a label map of this server holds 1 to {_MOST}"
+    return VolumeError(msg, reason="labels")
+
+
+def _raw(path: Path, image: Volume) -> Segmentation:
+    size = path.stat().st_size
+    if size != image.array.size:
+        msg = f"{path}: has {size} bytes, but the scan has {image.array.size} voxels; send one byte for each"
+        raise VolumeError(msg, reason="grid")
+    content = np.fromfile(path, np.uint8)
+    return Segmentation(Volume(content.reshape(image.shape, order="F"), image.affine, source=str(path)))

@@ -1,0 +1,199 @@
+"""The final labels of the datastore, with the names that were saved with them, as slices to train on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+
+from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.data.prompts import control_character, normalise_target
+from boltzformer_monai.data.slices.volume import SliceSettings
+from boltzformer_monai.data.slices.writer import SliceWriter
+from boltzformer_monai.data.windows import GreyScale, window_from_dict
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError
+from boltzformer_monai.inferers.result_manifest import file_sha256
+from boltzformer_monai.io.volume import read_label_map, read_volume
+from boltzformer_monai.label.datastore.folder import SHA256
+from boltzformer_monai.label.server.safe_ids import image_path, label_path
+
+_log = logging.getLogger(__name__)
+
+_FINAL = DefaultLabelTag.FINAL.value
+_NAMES = 255
+
+
+@dataclass(frozen=True)
+class CorrectedLabel:
+    """A final label.
+
+    Attributes:
+        image_id: of its image.
+        image: file or DICOM folder.
+        label: file.
+        names: label value → name as saved.
+        digest: changes with the label and its names.
+        sha256: of the file, "" if that is not known.
+    """
+
+    image_id: str
+    image: Path
+    label: Path
+    names: dict[int, str]
+    digest: str
+    sha256: str = ""
+
+
+def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
+    """All final labels whose names are known; what cannot be used is logged and left out."""
+    found: list[CorrectedLabel] = []
+    for image_id in sorted(datastore.get_labeled_images()):
+        try:
+            image, label = image_path(datastore, image_id), label_path(datastore, image_id, _FINAL)
+        except BoltzFormerError as error:
+            _log.warning("%s: its label is left out: %s", image_id, error)
+            continue
+        info = datastore.get_label_info(image_id, _FINAL)
+        names, sha256 = names_in(info), file_sha256(label)
+        if not names:
+            _log.warning("%s: its label is left out: no names were saved with it", image_id)
+            continue
+        if info.get(SHA256, sha256) != sha256:
+            _log.warning("%s: its label is left out: the file is not the one that the names were saved with", image_id)
+            continue
+        content = json.dumps([image_id, sha256, sorted(names.items())], ensure_ascii=False)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        found.append(CorrectedLabel(image_id, image, label, names, digest, sha256))
+    return found
+
+
+def names_in(info: Mapping[str, Any]) -> dict[int, str]:
+    """Value → name, as 3D Slicer (``[{"name", "idx"}]``), OHIF (``[{"name"}]``) or this server's replies say it."""
+    saved = info.get("label_info") or info.get("label_names")
+    params = info.get("params")
+    if not saved and isinstance(params, Mapping):
+        saved = params.get("label_info") or params.get("label_names")
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(saved, Mapping):
+        pairs = [(value, name) for name, value in saved.items()]
+    elif isinstance(saved, list):
+        for position, each in enumerate(saved, 1):
+            if isinstance(each, Mapping):
+                pairs.append((each.get("idx", each.get("labelValue", position)), each.get("name")))
+    names: dict[int, str] = {}
+    for value, name in pairs:
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _NAMES
+        if whole and isinstance(name, str) and _as_prompt(name) and normalise_target(name) not in ("", "background"):
+            names[value] = _as_prompt(name)
+    return names
+
+
+def caveats_in(info: Mapping[str, Any]) -> tuple[Caveat, ...]:
+    """What must be known of a label that the model made, of prompts under the names that :func:`names_in` gives.
+
+    Raises:
+        ConfigError: they are not as this server writes them.
+    """
+    params = info.get("params")
+    listed = params.get("caveats") if isinstance(params, Mapping) else None
+    found = []
+    for each in listed if isinstance(listed, list) else ():
+        kind, text, prompt = (
+            each.get(key) if isinstance(each, Mapping) else None for key in ("kind", "text", "prompt")
+        )
+        if not (isinstance(kind, str) and isinstance(text, str) and isinstance(prompt, str | None)):
+            msg = f"a caveat of a label has a kind and a text, and a prompt that it is about, got {str(each)[:60]!a}"
+            raise ConfigError(msg)
+        found.append(Caveat(kind, text, prompt and _as_prompt(prompt)))
+    return tuple(found)
+
+
+def _as_prompt(name: str) -> str:
+    """A segment's name, which is asked as a prompt later: on one line, without characters that no prompt may hold."""
+    while (control := control_character(name)) is not None:
+        name = name.replace(control, " ")
+    return " ".join(name.split())[:200]
+
+
+def write_slices(
+    labels: Sequence[CorrectedLabel], folder: Path, *, data: Mapping[str, Any], modality: str | None, neighbours: int
+) -> list[CorrectedLabel]:
+    """Bring the slice dataset up to date: new and changed labels are sliced, removed ones leave it.
+
+    Args:
+        labels: all of them.
+        folder: of the dataset.
+        data: what the checkpoint says of its training slices: windows, sites and plane.
+        modality: of scans that do not state theirs.
+        neighbours: slices on either side that the network sees.
+
+    Returns:
+        Those that are in the dataset now.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    used: list[CorrectedLabel] = []
+    known = sorted({str(entry["modality"]) for entry in data.get("targets", [])})
+    with SliceWriter(folder, name="corrected labels", val_fraction=0) as writer:
+        wanted = {_volume_id(each) for each in labels}
+        for gone in writer.hide([name for name in writer.records if name not in wanted]):
+            writer.drop(gone)
+        for each in labels:
+            name = _volume_id(each)
+            if name in writer.records:
+                used.append(each)
+                continue
+            if each.sha256 and not (each.label.is_file() and file_sha256(each.label) == each.sha256):
+                _log.warning(
+                    "%s: its label was saved again or removed just now: left to the next training", each.image_id
+                )
+                continue
+            try:
+                image = read_volume(each.image, tilt="keep")
+                if image.modality == "unknown":
+                    stated = modality or (known[0] if len(known) == 1 else None)
+                    image = read_volume(each.image, modality=stated, tilt="keep")
+                site, window = _trained_as(each.names, image.modality, data)
+                writer.add_volume(
+                    image,
+                    read_label_map(each.label),
+                    {str(value): text for value, text in each.names.items()},
+                    volume_id=name,
+                    patient=each.image_id,
+                    site=site,
+                    settings=SliceSettings(plane=str(data.get("plane", "axial")), window=window, neighbours=neighbours),
+                )
+            except StorageError:
+                raise
+            except BoltzFormerError as error:
+                _log.warning("%s: its label is left out: %s", each.image_id, error)
+                continue
+            used.append(each)
+    return used
+
+
+def _volume_id(label: CorrectedLabel) -> str:
+    """An id that changes with the label, so that a corrected one replaces it."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", label.image_id).strip("-")[:60] or "scan"
+    return f"{plain}-{label.digest[:16]}"
+
+
+def _trained_as(names: Mapping[int, str], modality: str, data: Mapping[str, Any]) -> tuple[str, GreyScale | None]:
+    """Site and window in which the checkpoint saw these targets, or most of its targets if it knows none of them."""
+    targets = [entry for entry in data.get("targets", []) if entry["modality"] == modality]
+    wanted = {normalise_target(name) for name in names.values()}
+    alike = [entry for entry in targets if entry["target"] in wanted] or targets
+    if not alike:
+        return "", None
+    combinations = Counter(json.dumps([entry["site"], entry["window"]], sort_keys=True) for entry in alike)
+    site, window = json.loads(combinations.most_common(1)[0][0])
+    return str(site), window_from_dict(window)

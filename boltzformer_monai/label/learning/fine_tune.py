@@ -1,0 +1,272 @@
+"""A few epochs on the corrected labels, from the checkpoint in use; stopped at any moment, it goes on where it was."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import CacheDataset, DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import PrepareBatchExtraInput
+from monai.handlers import ValidationHandler
+
+from boltzformer_monai import engines
+from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.engines.trainer import VAL_LOSS
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.result_manifest import file_sha256
+from boltzformer_monai.limits import read_json
+from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.presets import PRESETS
+from boltzformer_monai.networks.weights import (
+    Description,
+    load_checkpoint,
+    load_strictly,
+    read_weights,
+    save_checkpoint,
+)
+from boltzformer_monai.storage import atomic_path
+from boltzformer_monai.transforms import PromptTokenizer
+
+_log = logging.getLogger(__name__)
+
+_EVEN = 0.5  # there or not, equally likely
+
+
+@dataclasses.dataclass(kw_only=True)
+class Progress:
+    """What a training that was stopped has done; ``job.json`` in its folder.
+
+    Attributes:
+        job: digest of labels and settings; another job starts anew.
+        epochs: done.
+        best: validation loss of ``best.pt``.
+    """
+
+    job: str
+    epochs: int = 0
+    best: float = math.inf
+
+    @classmethod
+    def read(cls, folder: Path, job: str) -> Progress:
+        """That of the same job, or a fresh one, whose folder is emptied."""
+        try:
+            found = cls(**read_json(folder / "job.json"))
+            if found.job == job and (folder / "last.pt").is_file() and (folder / "best.pt").is_file():
+                return found
+        except (OSError, ValueError, TypeError):
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+        return cls(job=job)
+
+    def write(self, folder: Path) -> None:
+        """Keep it."""
+        with atomic_path(folder / "job.json") as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+def fine_tune(
+    *,
+    checkpoint: Path,
+    dataset: Path,
+    folder: Path,
+    output: Path,
+    device: torch.device,
+    precision: str,
+    epochs: int,
+    learning_rate: float,
+    learned: Mapping[str, Any],
+    seed: int = 0,
+) -> float:
+    """Train and publish; returns the validation loss, which is measured on the same scans: there are none to spare.
+
+    Args:
+        checkpoint: to start from.
+        dataset: slice dataset of the corrected labels.
+        folder: of the work under way.
+        output: the new checkpoint, replaced in one step at the end.
+        device: to train on.
+        precision: of the arithmetic.
+        epochs: in all, those of a stopped run included.
+        learning_rate: the highest.
+        learned: goes into the checkpoint: what it has learned from.
+        seed: of shuffling and augmentation.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        DatasetError: there is nothing to train on.
+        ConfigError: a setting is out of range, or the loss became infinite.
+    """
+    start = file_sha256(checkpoint)  # what was stopped on other weights cannot go on
+    job = hashlib.sha256(json.dumps([start, dict(learned), epochs, learning_rate, seed]).encode()).hexdigest()
+    progress = Progress.read(folder, job)
+    network, description = load_checkpoint(checkpoint, device=device)
+    reader = SliceReader(dataset)
+    description.data = described(description.data, engines.describe_data(reader), learned)
+    if progress.epochs:
+        _log.info("going on after %d of %d epochs", progress.epochs, epochs)
+        load_strictly(network, read_weights(folder / "last.pt")["model"], source="last.pt")
+    if progress.epochs < epochs:
+        network.to(memory_format=torch.channels_last).set_precision(precision)
+        _train(network, description, reader, folder, progress, epochs, learning_rate, device, seed)
+    _spare_the_labels(folder / "best.pt", network, description, reader, device)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(output) as temporary:
+        shutil.copyfile(folder / "best.pt", temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    return progress.best
+
+
+def described(old: Mapping[str, Any], new: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:
+    """The old description with the new targets."""
+    data = copy.deepcopy(dict(old))
+    targets = list(data.get("targets", []))
+    data["targets"] = targets + [entry for entry in new["targets"] if entry not in targets]
+    data["learned"] = dict(learned)
+    return data
+
+
+def _spare_the_labels(
+    best: Path, network: BoltzFormer, description: Description, reader: SliceReader, device: torch.device
+) -> None:
+    """Lower the presence thresholds where they would hide what was drawn.
+
+    They never rise: they were chosen on many volumes and absences, while the corrected labels are few, were trained on
+    and name little that is absent. Nor does the upper one fall below a half, whatever a new name is like: it judges
+    the other objects, too.
+    """
+    rule = PresenceRule.of(description.data)
+    if rule is None or network.presence is None:
+        return
+    content = read_weights(best)
+    load_strictly(network, content["model"], source="best.pt")
+    config = description.network
+    try:
+        found = engines.calibrate_presence(
+            network,
+            reader,
+            tokenizer=PromptTokenizer(path=config.text_model),
+            size=config.image_size,
+            neighbours=config.neighbours,
+            split="train",
+            device=device,
+        )
+    except ConfigError:
+        _log.info("no mask meets a corrected label yet; the presence thresholds stay")
+        return
+    if found is None:
+        return
+    lowered = PresenceRule(high=min(rule.high, max(found.high, _EVEN)), low=min(rule.low, found.low))
+    description.data["presence"] = lowered.as_dict()
+    save_checkpoint({**content, "description": description.state_dict()}, best)
+
+
+def _train(
+    network: BoltzFormer,
+    description: Description,
+    reader: SliceReader,
+    folder: Path,
+    progress: Progress,
+    epochs: int,
+    learning_rate: float,
+    device: torch.device,
+    seed: int,
+) -> None:
+    config = description.network
+    preset = next((name for name, each in PRESETS.items() if each.backbone == config.backbone), "tiny")
+    defaults = engines.training_settings(preset, device, overrides={"epochs": epochs, "learning_rate": learning_rate})
+    settings = dataclasses.replace(
+        defaults,
+        image_size=config.image_size,
+        mask_size=engines.mask_size_for(defaults, config.image_size),
+        schedule="constant",  # a run that is continued has no schedule to lose
+        workers=0,
+        val_interval=1,
+    )
+    tokenizer = PromptTokenizer(path=config.text_model)
+    length = engines.prompt_length(reader, tokenizer)
+
+    def loader(training: bool) -> DataLoader:
+        count = settings.prompts_per_image
+        items = engines.training_items if training else engines.validation_items
+        transform = engines.training_transform(
+            settings, tokenizer=tokenizer, length=length, augment=training, neighbours=config.neighbours, seed=seed
+        )
+        data = CacheDataset(
+            items(reader, split="train", prompts_per_image=count, negatives=settings.negatives),
+            transform,
+            cache_rate=float(settings.cache),
+            progress=False,
+            copy_cache=False,
+        )
+        shuffled = torch.Generator().manual_seed(seed + progress.epochs) if training else None
+        return DataLoader(data, batch_size=settings.batch_size, shuffle=training, generator=shuffled, num_workers=0)
+
+    loss = engines.BoltzFormerLoss(
+        balance=settings.balance,
+        empty_weight=settings.empty_weight,
+        presence_weight=settings.presence_weight if config.presence else 0.0,
+    )
+    optimizer = engines.make_optimizer(
+        network, learning_rate=learning_rate, weight_decay=settings.weight_decay, decay_norms=settings.decay_norms
+    )
+    prepare = PrepareBatchExtraInput(extra_keys="tokens")
+    evaluator = SupervisedEvaluator(
+        device=device,
+        val_data_loader=loader(training=False),
+        network=network,
+        inferer=engines.DecodingInferer(),
+        prepare_batch=prepare,
+        decollate=False,
+        key_val_metric=engines.val_metrics(loss),
+        additional_metrics=engines.val_dice(),
+        metric_cmp_fn=engines.lower_is_better,
+    )
+    trainer = SupervisedTrainer(
+        device=device,
+        max_epochs=epochs - progress.epochs,
+        train_data_loader=loader(training=True),
+        network=network,
+        loss_function=loss,
+        optimizer=optimizer,
+        inferer=engines.DecodingInferer(),
+        prepare_batch=prepare,
+        decollate=False,
+        train_handlers=[ValidationHandler(validator=evaluator, epoch_level=True, interval=1)],
+    )
+
+    def keep(_: Engine) -> None:
+        value = float(evaluator.state.metrics[VAL_LOSS])
+        if value < progress.best:
+            progress.best = value
+            _copy(folder / "model.pt", folder / "best.pt")
+        progress.epochs += 1
+        progress.write(folder)
+
+    # Added when the training starts, so that it runs after the handlers that write the checkpoints.
+    trainer.add_event_handler(Events.STARTED, lambda engine: engine.add_event_handler(Events.EPOCH_COMPLETED, keep))
+    engines.run_training(
+        trainer,
+        evaluator,
+        scheduler=engines.make_scheduler(optimizer, settings=settings, steps=1),
+        description=description,
+        output_dir=folder,
+        settings=settings,
+        patience=settings.epochs + 1,
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,251 @@
+"""Own routes beside MONAI Label's: the page, and what it needs; and everything that is added to the web server."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Body, FastAPI, Header
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, RedirectResponse, Response
+from monailabel.config import settings as stock
+from starlette.exceptions import HTTPException
+
+import boltzformer_monai
+from boltzformer_monai import __version__
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.inferers.results import write_results
+from boltzformer_monai.io.dicom.files import is_dicom_file
+from boltzformer_monai.io.dicom.seg_writer import require_highdicom
+from boltzformer_monai.io.formats import is_image_file, write_image_file
+from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore
+from boltzformer_monai.label.datastore.dicomweb_cache import compact
+from boltzformer_monai.label.infer_request import UNCERTAINTY, parse_request
+from boltzformer_monai.label.result_store import ResultStore
+from boltzformer_monai.label.server.disconnect import Departures
+from boltzformer_monai.label.server.error_responses import Replies
+from boltzformer_monai.label.server.header_texts import without_texts
+from boltzformer_monai.label.server.lanes import Lanes
+from boltzformer_monai.label.server.origin import Gate
+from boltzformer_monai.label.server.page_files import page_file
+from boltzformer_monai.label.server.route_checks import Checks
+from boltzformer_monai.label.server.route_guard import guard_stock_routes, put_in_front
+from boltzformer_monai.label.server.safe_ids import check_json, image_path
+from boltzformer_monai.label.server.sign_in import access, use_sign_in
+from boltzformer_monai.label.server.upload_limit import UploadLimit
+from boltzformer_monai.label.service import Segmented
+
+if TYPE_CHECKING:
+    from boltzformer_monai.label.app import BoltzFormerApp
+
+_log = logging.getLogger(__name__)
+
+RESULTS = {
+    "labels.nii.gz": ("result.nii.gz", "application/gzip"),
+    "uncertainty.nii.gz": ("result-uncertainty.nii.gz", "application/gzip"),
+    "segmentation.dcm": ("result.dcm", "application/dicom"),
+    "summary.json": ("result.json", "application/json"),
+}
+
+
+def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
+    """Add error replies, checks, limits, own routes and the gate to MONAI Label's running web server."""
+    if getattr(app.state, "boltzformer", None) is server:
+        return
+    app.state.boltzformer = server
+    places = server.settings
+    sessions = server.sessions()
+    hidden = [server.studies, places.workspace, places.checkpoint.parent, Path(boltzformer_monai.__file__).parent]
+    replies = Replies(hidden if sessions is None else [*hidden, sessions.store_path])
+    replies.add_to(app)
+    use_sign_in(app)
+
+    lanes = Lanes(server.settings.queue)
+
+    async def reload() -> dict[str, Any]:
+        # MONAI Label would make a second app, with a second network in memory.
+        await lanes.segment.run(server.service.reload)
+        return {}
+
+    guard_stock_routes(app, Checks(server, server.service), replies, lanes)
+    routes = _Routes(server, lanes)
+    put_in_front(app, routes.router)
+    only_admin = [access(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
+    app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=only_admin)
+    # MONAI Label's pages of its routes load scripts of other servers, here where the scans are.
+    app.add_api_route("/", routes.to_page, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs", routes.to_description, methods=["GET"], include_in_schema=False)
+    own = [app.router.routes.pop() for _ in range(3)]
+    app.router.routes[:0] = own
+    # The server's stack of handlers was built before it told us that it starts; the next request builds it anew.
+    app.middleware_stack = None
+    app.add_middleware(Departures)
+    app.add_middleware(UploadLimit, limit=server.settings.upload_mb * 2**20)
+    origins = [origin.rstrip("/") for origin in server.settings.origins]
+    for each in app.user_middleware:
+        if each.cls is CORSMiddleware:  # MONAI Label's lets any page ask; its own setting ends start_server
+            each.kwargs["allow_origins"] = origins
+    app.add_middleware(
+        Gate, origins=origins, hosts=server.settings.hosts, open_to_all=not stock.MONAI_LABEL_AUTH_ENABLE
+    )
+
+
+class _Routes:
+    """The page's interface.
+
+    Args:
+        server: the app.
+        lanes: for what takes long.
+    """
+
+    def __init__(self, server: BoltzFormerApp, lanes: Lanes) -> None:
+        self.server = server
+        self.lanes = lanes
+        self.results = ResultStore()
+        self.scans = ResultStore()
+        # The same role as for MONAI Label's infer and its images; the page's own files hold no data.
+        api = APIRouter(prefix="/api", dependencies=[access(stock.MONAI_LABEL_AUTH_ROLE_USER)])
+        api.add_api_route("/config", self.config, methods=["GET"])
+        api.add_api_route("/images/{image_id}/scan.nii.gz", self.scan, methods=["GET"])
+        api.add_api_route("/segment", self.segment, methods=["POST"])
+        api.add_api_route("/results/{rid}/{name}", self.result, methods=["GET"])
+        api.add_api_route("/{path:path}", self.nothing, methods=["GET", "POST"], include_in_schema=False)
+        self.router = APIRouter(prefix="/boltzformer", tags=["BoltzFormer"])
+        self.router.include_router(api)
+        self.router.add_api_route("", self.to_page, methods=["GET"], include_in_schema=False)
+        self.router.add_api_route("/{path:path}", self.page, methods=["GET"], include_in_schema=False)
+
+    def config(self) -> dict[str, Any]:
+        """What the page offers."""
+        service = self.server.service
+        store = self.server.datastore()
+        network = service.model().segmenter.description.network
+        images = []
+        for name in sorted(store.list_images()):
+            modality = store.get_image_info(name).get("Modality")
+            images.append({"id": name, "modality": modality if modality in ("CT", "MR") else None})
+        return {
+            "model": "boltzformer",
+            "version": __version__,
+            "prompts": service.default_prompts(),
+            "targets": service.targets(),
+            "uncertainty": list(range(UNCERTAINTY[0], UNCERTAINTY[1] + 1)),
+            "presence": bool(network.presence),
+            "images": images,
+            "dicom_seg": _can_write_seg(self.server, [each["id"] for each in images]),
+        }
+
+    async def scan(self, image_id: str) -> FileResponse:
+        """The scan as NIfTI."""
+        return await self.lanes.scans.run(self._scan, image_id)
+
+    def _scan(self, image_id: str) -> FileResponse:
+        store = self.server.datastore()
+        path = image_path(store, image_id)
+        if isinstance(store, DicomWebDatastore):
+            path = Path(store.get_image_uri(image_id))
+        _, folder = self.scans.new()
+        if path.name.endswith(".nii.gz"):
+            cleaned = without_texts(path, folder / "scan.nii.gz")
+            shown = folder / "scan.nii.gz" if cleaned else path
+            return FileResponse(shown, media_type="application/gzip", filename="scan.nii.gz")
+        volume = self.server.service.volume(path)
+        write_image_file(compact(volume), volume.affine, folder / "scan.nii.gz")
+        return FileResponse(folder / "scan.nii.gz", media_type="application/gzip", filename="scan.nii.gz")
+
+    async def segment(self, body: Annotated[Any, Body()]) -> dict[str, Any]:
+        """Segment an image of the datastore."""
+        return await self.lanes.segment.run(self._segment, body)
+
+    def _segment(self, body: Any) -> dict[str, Any]:
+        content = check_json(body, "the request")
+        image = content.get("image")
+        if not isinstance(image, str):
+            raise HTTPException(422, "image must be the id of an image, see config")
+        path = image_path(self.server.datastore(), image)
+        params = {key: value for key, value in content.items() if key != "image"}
+        request = parse_request(params, default_prompts=self.server.service.default_prompts())
+        with self.server.service.segmented(path, request) as segmented:
+            rid, folder = self.results.new()  # not before: what waits for its turn must not push out what is done
+            summary = write_results(segmented.result, folder / "result", segmented.recipe, scan=segmented.scan)
+            has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
+        findings = summary["prompts"]
+        return {
+            "result": rid,
+            "findings": findings,
+            "label_names": {each["prompt"]: each["label"] for each in findings},
+            "not_found": [each["prompt"] for each in findings if not each["found"]],
+            "untrained": segmented.untrained,
+            "assumed_modality": segmented.assumed_modality,
+            "in_doubt": summary["in_doubt"],
+            "caveats": summary["caveats"],
+            "uncertainty": request.repeats > 1,
+            "dicom_seg": has_seg,
+            "seconds": segmented.seconds,
+            "cached": segmented.cached,
+        }
+
+    def result(self, rid: str, name: str) -> FileResponse:
+        """A file of a result."""
+        folder = self.results.folder(rid)
+        if folder is None:
+            raise HTTPException(404, "this result is no longer kept; segment again")
+        if name not in RESULTS:
+            raise HTTPException(404, f"a result has no file of this name; it may have {', '.join(RESULTS)}")
+        file, kind = RESULTS[name]
+        if not (folder / file).is_file():
+            raise HTTPException(404, f"this result has no {name}")
+        return FileResponse(folder / file, media_type=kind, filename=name)
+
+    def nothing(self, path: str) -> None:
+        """Whatever else is asked below /api."""
+        raise HTTPException(404, "there is no such part of the interface")
+
+    def to_page(self) -> RedirectResponse:
+        """The page's address ends in a slash."""
+        return RedirectResponse(f"{stock.MONAI_LABEL_API_STR}/boltzformer/")
+
+    def to_description(self) -> RedirectResponse:
+        """All routes, as a browser shows JSON; viewers of OpenAPI on one's own machine take the same address."""
+        return RedirectResponse("/openapi.json")
+
+    def page(self, path: str, if_none_match: Annotated[str, Header()] = "") -> Response:
+        """The page and its assets."""
+        return page_file(path, known=if_none_match)
+
+    def _dicom_seg(self, image_id: str, segmented: Segmented, path: Path) -> bool:
+        """Write the SEG where the scan is DICOM and something was found; True if it is there."""
+        if not _is_series(segmented.scan.place):
+            return False
+        recipe = dataclasses.replace(segmented.recipe, ending=".dcm", repeats=1)  # the uncertainty is written already
+        stem = path.with_name("seg")
+        try:
+            write_results(segmented.result, stem, recipe, scan=segmented.scan)
+        except VolumeError as error:
+            if error.reason == "write":
+                raise
+            _log.warning("%s: no DICOM SEG: %s", image_id, error)  # the result itself is good
+            return False
+        made = stem.with_name("seg.dcm")
+        if made.is_file():
+            made.replace(path)
+        return path.is_file()
+
+
+def _is_series(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and not is_image_file(path) and is_dicom_file(path))
+
+
+def _can_write_seg(server: BoltzFormerApp, images: Sequence[str]) -> bool:
+    """Whether a result may come as DICOM SEG: the scans are DICOM, and highdicom is installed."""
+    try:
+        require_highdicom()
+    except VolumeError:
+        return False
+    store = server.datastore()
+    if isinstance(store, DicomWebDatastore):
+        return True
+    return any(_is_series(Path(store.get_image_uri(image))) for image in images)

@@ -1,0 +1,244 @@
+"""Data in BiomedParse's layout: flat pictures, one mask for each target.
+
+``DATASET/{train,test}/NAME_MODALITY_SITE.png`` and ``DATASET/{train,test}_mask/NAME_MODALITY_SITE_TARGET.png``; every
+pixel of a mask that is not 0 belongs to the target. Each picture becomes a volume of one axial slice.
+
+What this layout does not say, and how it is taken:
+
+- Geometry: every pixel counts as 1 mm; the display as the usual one.
+- Grey values: they stay as they are, no window is applied.
+- Patient: NAME without its last number, which is taken for that of the slice (``amos_0018_63`` is of ``amos_0018``).
+  Where that is wrong, ``patient_pattern`` is a regular expression whose first group is the patient in NAME. Our own
+  exports (``export_biomedparse.py``) say it themselves.
+- Split: pictures of ``test`` are pinned to it, the patients of ``train`` are divided into training and validation. A
+  patient in both is for testing only.
+- Names: volumes of our own exports keep their names. Other names may be those of patients and are hashed;
+  ``--mapping`` tells which is which, ``--keep-names`` leaves them as they are.
+
+Pictures of other modalities than CT and MR are left out, with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from boltzformer_monai.data.image_files import open_picture
+from boltzformer_monai.data.windows import StoredGrey, normalise_modality
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, cannot_open, why
+from boltzformer_monai.io.grids import GRID_TOLERANCE
+from boltzformer_monai.io.label_layers import Layer, flatten_layers
+from boltzformer_monai.io.segmentation import Segmentation
+from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.limits import read_json
+from boltzformer_monai.slicing.cases import Case
+from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, picture_volume
+from boltzformer_monai.slicing.recipes import Option
+from boltzformer_monai.slicing.recipes.biomedparse_names import (
+    MARKER_FILE,
+    MARKER_FORMAT,
+    PictureName,
+    parse_picture_name,
+    parse_words,
+)
+from boltzformer_monai.slicing.recipes.patients import compile_pattern, patient_in
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = (Option("patient_pattern", "", "regular expression whose first group is the patient in NAME"),)
+
+_SPLITS: tuple[tuple[str, str | None], ...] = (("train", None), ("test", "test"))
+_MAX_ID = 100
+
+
+@dataclass(frozen=True)
+class PictureMasks:
+    """The masks of one picture; they may overlap.
+
+    Attributes:
+        masks: (target, file), at least one.
+    """
+
+    masks: tuple[tuple[str, Path], ...]
+
+    def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:  # noqa: ARG002
+        """Return the masks on the grid of the picture (W, H, 1).
+
+        Raises:
+            VolumeError: a mask cannot be read or has another size than the picture.
+        """
+        flat = flatten_layers(
+            image.shape, {number: target for number, (target, _) in enumerate(self.masks, 1)}, self._layers(image)
+        )
+        return Segmentation(Volume(flat.array, image.affine, source=str(self.masks[0][1].parent)), flat.names)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the masks."""
+        return tuple(path for _, path in self.masks)
+
+    def _layers(self, image: Volume) -> Iterator[Layer]:
+        for number, (_, path) in enumerate(self.masks, 1):
+            mask = picture_volume(_read_mask(path)).array
+            if mask.shape != image.shape:
+                size, expected = (f"{shape[0]}x{shape[1]}" for shape in (mask.shape, image.shape))
+                msg = f"{path}: has {size} pixels, its picture {expected}"
+                raise VolumeError(msg, reason="grid")
+            yield Layer(number, mask)
+
+
+def cases(
+    folder: Path,
+    *,
+    modality: str | None = None,
+    site: str | None = None,
+    channel: int | None = None,
+    patient_pattern: str = "",
+) -> list[Case]:
+    """List the CT and MR pictures.
+
+    Args:
+        folder: the folder with ``train`` or ``test``.
+        modality: ``"CT"`` or ``"MR"``: only these; None: both.
+        site: overrides the site in the names.
+        channel: must be None.
+        patient_pattern: see above.
+
+    Raises:
+        DatasetError: there are no CT or MR pictures, or the mark of our own export is damaged.
+        ConfigError: a setting does not fit.
+    """
+    if channel is not None:
+        msg = "pictures have no channels to choose from; leave --channel out"
+        raise ConfigError(msg)
+    wanted = None if modality is None else normalise_modality(modality)
+    patient_of = _Patients(_read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True))
+    listed, skipped = [], 0
+    pictures = {part: _pictures(folder / part) for part, _ in _SPLITS}
+    repeated = set.intersection(*({path.stem for path in paths} for paths in pictures.values()))
+    for part, split in _SPLITS:
+        masks = _masks(folder / f"{part}_mask")
+        orphans = set(masks) - {path.stem for path in pictures[part]}
+        if orphans:
+            line = "%s: %d pictures are missing that have masks (%s, …)"
+            logger.warning(line, folder / part, len(orphans), min(orphans))
+        for path in pictures[part]:
+            name = parse_picture_name(path.stem)
+            if name is None:
+                skipped += 1
+            elif wanted in (None, name.modality):
+                drawn = masks.get(path.stem, [])
+                listed.append(
+                    Case(
+                        _volume_id(path.stem, part, repeated=path.stem in repeated),
+                        patient_of(name),
+                        path,
+                        PictureMasks(tuple(drawn)) if drawn else None,
+                        site or name.site,
+                        modality=name.modality,
+                        split=split,
+                        public=patient_of.exported(name),
+                        window=StoredGrey(),
+                    )
+                )
+    if skipped:
+        logger.warning("%s: %d pictures are left out: their names say neither CT nor MR", folder, skipped)
+    if not listed:
+        msg = f"{folder}: holds no {wanted or 'CT or MR'} pictures; looked for train/ and test/NAME_MODALITY_SITE.png"
+        raise DatasetError(msg)
+    _warn_about_patients(folder, listed)
+    return listed
+
+
+@dataclass(frozen=True)
+class _Patients:
+    known: Mapping[str, str]
+    pattern: re.Pattern[str] | None
+
+    def __call__(self, name: PictureName) -> str:
+        if self.pattern is not None:
+            return patient_in(self.pattern, name.name)
+        volume = _volume_of(name)
+        return self.known.get(volume, volume)
+
+    def exported(self, name: PictureName) -> bool:
+        """Tell whether the picture is one of our export, whose names are those of a slice data set."""
+        return _volume_of(name) in self.known
+
+
+def _volume_of(name: PictureName) -> str:
+    return re.sub(r"[_-]?\d+$", "", name.name) or name.name
+
+
+def _read_marker(folder: Path) -> dict[str, str]:
+    """Return NAME without number → patient of an export of ours; empty for other data."""
+    path = folder / MARKER_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        msg = f"{path}: cannot be read as JSON ({why(error)})"
+        raise DatasetError(msg) from None
+    patients = content.get("patients") if isinstance(content, dict) and content.get("format") == MARKER_FORMAT else None
+    if not isinstance(patients, dict) or not all(isinstance(patient, str) and patient for patient in patients.values()):
+        msg = f"{path}: does not say which patient is whose; export the data set again"
+        raise DatasetError(msg)
+    return patients
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.suffix.lower() == PICTURE_SUFFIX)
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _masks(folder: Path) -> dict[str, list[tuple[str, Path]]]:
+    """Return picture → its masks."""
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for path in _pictures(folder):
+        stem, _, target = path.stem.rpartition("_")
+        found.setdefault(stem, []).append((parse_words(target), path))
+    return found
+
+
+def _volume_id(stem: str, part: str, *, repeated: bool) -> str:
+    """Return an id that only this picture has: its name, with a digest where the name will not do."""
+    if not repeated and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stem) and len(stem) <= _MAX_ID:
+        return stem
+    digest = hashlib.blake2b(f"{part}/{stem}".encode(), digest_size=4).hexdigest()
+    clean = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).lstrip("-_")
+    return f"{clean[: _MAX_ID - 9]}.{digest}" if clean else digest
+
+
+def _warn_about_patients(folder: Path, listed: list[Case]) -> None:
+    testing = {case.patient for case in listed if case.split == "test"}
+    training = {case.patient for case in listed if case.split is None}
+    if testing & training:
+        count = len(testing & training)
+        logger.warning("%s: %d patients occur in train and in test; all their pictures are for testing", folder, count)
+    if len(training) == 1 and sum(case.split is None for case in listed) > 1:
+        logger.warning("%s: all training pictures count as one patient; see patient_pattern", folder)
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    """Return the pixels (H, W) that are not 0 in some colour."""
+    try:
+        with open_picture(path) as picture:
+            flat = picture.mode in ("L", "1", "I", "F") or picture.mode.startswith("I;")
+            pixels = np.array(picture if flat else picture.convert("RGB"))
+    except FileNotFoundError:
+        msg = f"{path}: no such file"
+        raise VolumeError(msg, reason="missing") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        if (closed := cannot_open(path, error)) is not None:
+            raise closed from None
+        msg = f"{path}: cannot be read as a picture ({why(error)})"
+        raise VolumeError(msg, reason="damaged") from None
+    return np.asarray(pixels != 0 if flat else pixels.any(axis=2))

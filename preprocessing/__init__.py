@@ -1,1 +1,0 @@
-"""Command lines that turn public and own scans into slice data sets."""

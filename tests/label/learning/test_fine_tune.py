@@ -1,0 +1,121 @@
+"""Training on corrected labels: resumed where it stopped, and no threshold hides what was drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("monailabel")
+
+from boltzformer_monai.data.windows import NAMED_WINDOWS  # noqa: E402
+from boltzformer_monai.evaluation.presence_rule import PresenceRule  # noqa: E402
+from boltzformer_monai.io.formats import write_image_file  # noqa: E402
+from boltzformer_monai.label.learning import fine_tune as module
+from boltzformer_monai.label.learning.corrected_labels import CorrectedLabel, write_slices  # noqa: E402
+from boltzformer_monai.networks import create_boltzformer, network_config  # noqa: E402
+from boltzformer_monai.networks.weights import Description, load_checkpoint  # noqa: E402
+from tests.label.conftest import AFFINE, scan  # noqa: E402
+from tests.label.day import write_block  # noqa: E402
+
+TARGET = {"target": "liver", "modality": "CT", "site": "abdomen", "window": NAMED_WINDOWS["abdomen"].to_dict()}
+LEARNED = {"names": ["Bright Block"], "labels": ["1"]}
+
+
+def checkpoint_with(folder: Path, rule: PresenceRule | None) -> Path:
+    """Random weights with a presence head, and masks that are everywhere, so that they meet the label."""
+    torch.manual_seed(0)
+    config = network_config("tiny", image_size=64, mask_bias=20.0, presence=True)
+    data = {"plane": "axial", "targets": [TARGET]} | ({} if rule is None else {"presence": rule.as_dict()})
+    path = folder / "model.pt"
+    model = create_boltzformer(config)
+    torch.save({"model": model.state_dict(), "description": Description(config, data).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """One scan with one corrected label."""
+    image = tmp_path / "scan.nii.gz"
+    write_image_file(scan(0), AFFINE, image)
+    label = CorrectedLabel("scan", image, write_block(tmp_path / "label.nii.gz", 3), {3: "Bright Block"}, "d" * 64)
+    folder = tmp_path / "dataset"
+    assert write_slices([label], folder, data={"plane": "axial", "targets": [TARGET]}, modality="CT", neighbours=0)
+    return folder
+
+
+def tune(tmp_path: Path, dataset: Path, checkpoint: Path, *, epochs: int = 1) -> Path:
+    output = tmp_path / "out" / "model.pt"
+    module.fine_tune(
+        checkpoint=checkpoint,
+        dataset=dataset,
+        folder=tmp_path / "training",
+        output=output,
+        device=torch.device("cpu"),
+        precision="fp32",
+        epochs=epochs,
+        learning_rate=1e-5,
+        learned=LEARNED,
+    )
+    return output
+
+
+@pytest.mark.parametrize(
+    ("before", "falls"),
+    [(PresenceRule(high=0.9999, low=0.9998), True), (PresenceRule(high=0.4, low=0.0002), False), (None, False)],
+)
+def test_presence_thresholds_fall_but_never_rise(
+    tmp_path: Path, dataset: Path, before: PresenceRule | None, falls: bool
+) -> None:
+    """A threshold that would hide the label is lowered, to a half at least; one that does not stays."""
+    after = PresenceRule.of(load_checkpoint(tune(tmp_path, dataset, checkpoint_with(tmp_path, before)))[1].data)
+    if before is None:
+        assert after is None
+        return
+    assert after is not None
+    if falls:
+        assert 0.5 <= after.high < before.high
+        assert after.low < before.low
+    else:
+        assert after.high == before.high
+        assert after.low <= before.low
+
+
+def test_a_stopped_training_goes_on_with_its_weights(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = checkpoint_with(tmp_path, None)
+    write = module.Progress.write
+
+    def power_cut(self: module.Progress, folder: Path) -> None:
+        write(self, folder)
+        if self.epochs == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Progress, "write", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            tune(tmp_path, dataset, checkpoint, epochs=3)
+    assert json.loads((tmp_path / "training" / "job.json").read_text())["epochs"] == 2
+    assert not (tmp_path / "out" / "model.pt").exists()
+    with caplog.at_level("INFO"):
+        output = tune(tmp_path, dataset, checkpoint, epochs=3)
+    assert "going on after 2 of 3 epochs" in caplog.text
+    assert not (tmp_path / "training").exists()
+    old, new = load_checkpoint(checkpoint)[0].state_dict(), load_checkpoint(output)[0].state_dict()
+    assert any(not np.array_equal(old[key], new[key]) for key in old)
+    assert load_checkpoint(output)[1].data["learned"] == LEARNED
+
+
+def test_other_labels_begin_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "training"
+    folder.mkdir()
+    for name in ("last.pt", "best.pt"):
+        (folder / name).write_bytes(b"x")
+    module.Progress(job="old", epochs=3, best=0.5).write(folder)
+    assert module.Progress.read(folder, "old").epochs == 3
+    assert module.Progress.read(folder, "new").epochs == 0
+    assert not folder.exists()
