@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 EXTRAS ?= $(shell $(PYTHON) -c 'import sys; print("dev,label" if sys.version_info < (3, 13) else "dev")')
-PACKAGE = -e '.[$(EXTRAS)]' $(if $(findstring label,$(EXTRAS)),-c constraints/label.txt)
+PACKAGE = -e '.[$(EXTRAS)]'
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo page test lint format clean
@@ -27,17 +27,18 @@ page: ## fetch the viewer of the label server's page (needs npm)
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(STAMP) ## check style (ruff) and types (mypy)
+lint: $(STAMP) ## check style (ruff), types (mypy) and the flow of imports (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove environments, caches and build products; runs/, demo data and checkpoints stay
-	rm -rf $(VENV) .venv-second build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-second build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 # Made once, and again when pyproject.toml changes. An environment left without pip by an interruption is made anew.

@@ -201,10 +201,8 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 
 def _check_can_be_seg(image: Path) -> None:
-    from boltzformer_monai.io.dicom.seg_writer import require_highdicom
     from boltzformer_monai.io.formats import is_image_file
 
-    require_highdicom()
     if image.is_file() and is_image_file(image):
         msg = f"{image}: is no DICOM, which a DICOM SEG must refer to; write .nii.gz or .nrrd instead"
         raise ConfigError(msg)

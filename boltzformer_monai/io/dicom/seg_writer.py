@@ -8,7 +8,6 @@ mask, so that it can be asked before the work.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import os
 import tempfile
@@ -35,7 +34,6 @@ __all__ = [
     "TISSUE",
     "SegmentCode",
     "check_can_be_seg",
-    "require_highdicom",
     "write_dicom_seg",
 ]
 
@@ -71,17 +69,6 @@ NEOPLASM = SegmentCode("108369006", "Neoplasm", category=_ALTERED)
 NODULE = SegmentCode("27925004", "Nodule", category=_ALTERED)
 
 
-def require_highdicom() -> None:
-    """Check that DICOM SEG can be written here, without importing anything heavy.
-
-    Raises:
-        VolumeError: highdicom is not installed.
-    """
-    if importlib.util.find_spec("highdicom") is None:
-        msg = "DICOM SEG is written by highdicom, which is not installed; pip install 'boltzformer-monai[dicom-seg]'"
-        raise VolumeError(msg, reason="unsupported format")
-
-
 def check_can_be_seg(scan: Path | Sequence[Path], *, series: str | None = None, names: Sequence[str] = ()) -> None:
     """Check that a DICOM SEG of a scan can be made: by its headers alone, on a picture of one pixel.
 
@@ -93,7 +80,6 @@ def check_can_be_seg(scan: Path | Sequence[Path], *, series: str | None = None, 
     Raises:
         VolumeError: as :func:`write_dicom_seg` would, once the masks are made.
     """
-    require_highdicom()
     source = seg_source(scan, series)
     small = [copy.copy(image) for image in source.images]
     for image in small:
@@ -142,10 +128,9 @@ def write_dicom_seg(
         The number of segments written.
 
     Raises:
-        VolumeError: no voxels at all, highdicom is missing, the scan is no DICOM series or not on the grid of the
+        VolumeError: no voxels at all, the scan is no DICOM series or not on the grid of the
             masks, the file cannot be written, or it does not read back as it should.
     """
-    require_highdicom()
     target = Path(path)
     found = seg_source(scan, series)
     source, order = found.grid, found.order

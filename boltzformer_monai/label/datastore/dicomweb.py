@@ -19,7 +19,6 @@ from monailabel.config import settings
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, VolumeError, why
-from boltzformer_monai.io.dicom.seg_writer import require_highdicom
 from boltzformer_monai.io.volume import Volume, read_volume
 from boltzformer_monai.label.dataset_zip import zipped
 from boltzformer_monai.label.datastore.dicomweb_cache import Cache
@@ -47,10 +46,6 @@ def open_dicomweb(url: str, workspace: Path) -> DicomWebDatastore:
     Raises:
         StorageError: there is no place for the cache.
     """
-    try:
-        require_highdicom()
-    except VolumeError as error:
-        _log.warning("labels cannot be sent to the DICOMweb server: %s", error)
     place = str(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip()
     if place:
         cache = Path(place).expanduser().absolute() / hashlib.sha256(url.encode()).hexdigest()[:16]

@@ -19,7 +19,6 @@ from boltzformer_monai import __version__
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.io.dicom.files import is_dicom_file
-from boltzformer_monai.io.dicom.seg_writer import require_highdicom
 from boltzformer_monai.io.formats import is_image_file, write_image_file
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.datastore.dicomweb_cache import compact
@@ -240,11 +239,7 @@ def _is_series(path: Path) -> bool:
 
 
 def _can_write_seg(server: BoltzFormerApp, images: Sequence[str]) -> bool:
-    """Whether a result may come as DICOM SEG: the scans are DICOM, and highdicom is installed."""
-    try:
-        require_highdicom()
-    except VolumeError:
-        return False
+    """Whether a result may come as DICOM SEG: the scans are DICOM."""
     store = server.datastore()
     if isinstance(store, DicomWebDatastore):
         return True

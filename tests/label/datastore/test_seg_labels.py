@@ -11,7 +11,6 @@ import pydicom
 import pytest
 
 pytest.importorskip("monailabel")
-pytest.importorskip("highdicom")
 
 from boltzformer_monai.caveats import Caveat  # noqa: E402
 from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
