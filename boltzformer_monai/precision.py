@@ -1,8 +1,9 @@
-"""Which precision the network computes in: bfloat16 where the hardware has it, float32 elsewhere."""
+"""Devices by name, and the precision on each: bfloat16 where the hardware has it, float32 elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Literal, get_args
 
 import torch
@@ -44,3 +45,30 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     (PyTorch before 2.10).
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def device_by_name(name: str) -> torch.device:
+    """``"auto"``, ``"cpu"``, ``"cuda:1"``, …
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        msg = f"no device {name!r} here ({str(error).splitlines()[0]})"
+        raise ConfigError(msg) from None
+    return device
+
+
+def distributed_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")

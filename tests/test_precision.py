@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.precision import autocast, resolve_precision
+from boltzformer_monai.precision import autocast, default_device, device_by_name, resolve_precision
 
 
 def test_what_is_named_is_taken():
@@ -39,3 +39,12 @@ def test_autocast_is_on_for_bf16_alone():
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with autocast(precision, x.device):
             assert (x @ x).dtype == dtype
+
+
+def test_devices_by_name():
+    assert device_by_name("cpu") == torch.device("cpu")
+    assert device_by_name("auto") == default_device()
+    for name in ("cuda:99", "gpu"):
+        with pytest.raises(ConfigError, match=f"no device '{name}' here") as refused:
+            device_by_name(name)
+        assert "\n" not in str(refused.value)

@@ -14,7 +14,6 @@ from typing import Any
 from boltzformer_monai.cli.segment_plan import Plan, check_seg
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.data.windows import parse_window
-from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.result_manifest import file_sha256, in_doubt, is_complete, source_digest
@@ -25,6 +24,7 @@ from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.left_out import files_of, find_left_out, read_tree, tell_left_out
 from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.precision import device_by_name
 
 __all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]
 

@@ -1,8 +1,6 @@
 """Training and evaluation engines on MONAI's, and what the bundle's configurations wire."""
 
 from boltzformer_monai.engines.bundle import (
-    default_device,
-    distributed_device,
     mask_size_for,
     start,
     start_distributed,
@@ -20,7 +18,7 @@ from boltzformer_monai.engines.data import (
     training_transform,
     validation_items,
 )
-from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes, presence_rule
+from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
 from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.engines.presence_checkpoint import store_presence
@@ -34,6 +32,8 @@ from boltzformer_monai.engines.trainer import (
     val_dice,
     val_metrics,
 )
+from boltzformer_monai.evaluation.presence_rule import presence_rule
+from boltzformer_monai.precision import default_device, distributed_device
 
 __all__ = [
     "SETTINGS",

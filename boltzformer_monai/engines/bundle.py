@@ -24,6 +24,7 @@ from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, user_error
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
+from boltzformer_monai.precision import device_by_name, distributed_device
 from boltzformer_monai.storage import require_writable
 
 _log = logging.getLogger(__name__)
@@ -181,11 +182,6 @@ def _one_line(error: BaseException) -> str | None:
     return None
 
 
-def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-
-
 def start_distributed() -> None:
     """Join the process group that torchrun describes in the environment: NCCL on GPUs, Gloo on CPUs.
 
@@ -200,28 +196,6 @@ def start_distributed() -> None:
         if on_gpu:
             torch.cuda.set_device(distributed_device())
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
-
-
-def distributed_device() -> torch.device:
-    """This process's GPU, or the CPU."""
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
-
-
-def device_by_name(name: str) -> torch.device:
-    """``"auto"``, ``"cpu"``, ``"cuda:1"``, …
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        return default_device()
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        msg = f"no device {name!r} here ({str(error).splitlines()[0]})"
-        raise ConfigError(msg) from None
-    return device
 
 
 def mask_size_for(defaults: TrainingSettings, image_size: int) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
-from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.packed import PackedMasks
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
@@ -19,20 +19,6 @@ from boltzformer_monai.evaluation.volume_metrics import check_tolerance, measure
 from boltzformer_monai.evaluation.volume_summary import VolumeScore, summarise_volumes
 
 _log = logging.getLogger(__name__)
-
-
-def presence_rule(data: Mapping[str, Any], *, use: bool | str = True) -> PresenceRule | None:
-    """The rule of a checkpoint's description of its data; None where it has none or it shall not be used.
-
-    Raises:
-        ConfigError: ``use`` is neither true nor false.
-        CheckpointError: the checkpoint's thresholds are unusable.
-    """
-    wanted = {"true": True, "false": False}.get(str(use).lower())
-    if wanted is None:
-        msg = f"--presence must be True or False, got {use!r}"
-        raise ConfigError(msg)
-    return PresenceRule.of(data) if wanted else None
 
 
 class ScoreVolumes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, why
 
-__all__ = ["PresenceEvidence", "PresenceRule", "calibrate"]
+__all__ = ["PresenceEvidence", "PresenceRule", "calibrate", "presence_rule"]
 
 _BELOW = 0.05  # in log-odds: the same slice may come out a rounding lower on another device
 _AWAY = 1 / 3  # of the way from absences to objects: losing an object is the worse mistake
@@ -73,6 +73,20 @@ class PresenceRule:
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             msg = f"the checkpoint's presence thresholds cannot be used ({why(error)}); train it again"
             raise CheckpointError(msg) from None
+
+
+def presence_rule(data: Mapping[str, Any], *, use: bool | str = True) -> PresenceRule | None:
+    """The rule of a checkpoint's description of its data; None where it has none or it shall not be used.
+
+    Raises:
+        ConfigError: ``use`` is neither true nor false.
+        CheckpointError: the checkpoint's thresholds are unusable.
+    """
+    wanted = {"true": True, "false": False}.get(str(use).lower())
+    if wanted is None:
+        msg = f"--presence must be True or False, got {use!r}"
+        raise ConfigError(msg)
+    return PresenceRule.of(data) if wanted else None
 
 
 class PresenceEvidence(NamedTuple):

@@ -18,8 +18,8 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import SaveImaged, Transform
 
 from boltzformer_monai.caveats import Caveat
-from boltzformer_monai.engines.evaluate_volumes import presence_rule
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
+from boltzformer_monai.evaluation.presence_rule import presence_rule
 from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
 from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
 from boltzformer_monai.io.volume import Volume, read_volume, write_label_map

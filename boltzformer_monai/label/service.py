@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
-from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import BoltzFormerError, CancelledError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.feature_cache import FeatureCache
@@ -31,6 +30,7 @@ from boltzformer_monai.label.datastore.scan_cache import ScanCache
 from boltzformer_monai.label.infer_request import SegmentRequest
 from boltzformer_monai.label.server.disconnect import client_has_gone
 from boltzformer_monai.label.server_settings import ServerSettings
+from boltzformer_monai.precision import device_by_name
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask
 from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.data.slices.writer import SliceWriter
-from boltzformer_monai.engines import ScoreSlices, ScoreVolumes, evaluation_items, presence_rule
+from boltzformer_monai.engines import ScoreSlices, ScoreVolumes, evaluation_items
 from boltzformer_monai.errors import CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.networks.boltzformer import Decoded
@@ -137,16 +137,6 @@ def test_the_handler_hands_on_masks_and_probabilities(tmp_path: Path) -> None:
     }
     assert not measures["stomach"].answered
     assert len(volumes.scores) == 4
-
-
-def test_which_rule_is_used() -> None:
-    data = {"presence": RULE.as_dict()}
-    assert presence_rule(data) == presence_rule(data, use="True") == RULE
-    assert presence_rule(data, use=False) is None
-    assert presence_rule(data, use="false") is None
-    assert presence_rule({}) is None
-    with pytest.raises(ConfigError, match="--presence"):
-        presence_rule(data, use="maybe")
 
 
 @pytest.mark.parametrize("settings", [{"tolerance": 0}, {"resamples": 0}, {"seed": -1}])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import CheckpointError, ConfigError
-from boltzformer_monai.evaluation.presence_rule import PresenceEvidence, PresenceRule, calibrate
+from boltzformer_monai.evaluation.presence_rule import PresenceEvidence, PresenceRule, calibrate, presence_rule
 
 RULE = PresenceRule(high=0.8, low=0.4)
 
@@ -43,6 +43,16 @@ def test_from_and_to_a_description() -> None:
         with pytest.raises(CheckpointError, match="presence thresholds") as caught:
             PresenceRule.of({"presence": damaged})
         assert "\n" not in str(caught.value)
+
+
+def test_which_rule_is_used() -> None:
+    data = {"presence": RULE.as_dict()}
+    assert presence_rule(data) == presence_rule(data, use="True") == RULE
+    assert presence_rule(data, use=False) is None
+    assert presence_rule(data, use="false") is None
+    assert presence_rule({}) is None
+    with pytest.raises(ConfigError, match="--presence"):
+        presence_rule(data, use="maybe")
 
 
 def _sequence(values: list[float], shown: str) -> PresenceEvidence:

@@ -11,11 +11,11 @@ from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from boltzformer_monai.engines.bundle import device_by_name
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.label.learning.corrected_labels import corrected_labels, write_slices
 from boltzformer_monai.label.learning.fine_tune import fine_tune
 from boltzformer_monai.label.service import SegmentService
+from boltzformer_monai.precision import device_by_name
 from boltzformer_monai.storage import writing
 
 _log = logging.getLogger(__name__)
