@@ -6,7 +6,8 @@ a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 
 REASONS: Mapping[str, str] = {
     "missing": "there is nothing at the path, or no permission to read it",
@@ -149,3 +150,35 @@ def user_error(error: BaseException | None) -> BoltzFormerError | None:
     while error is not None and not isinstance(error, BoltzFormerError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def did_you_mean(
+    name: str,
+    known: Iterable[str],
+    *,
+    show: Callable[[str], str] = repr,
+    otherwise: str | None = None,
+    cutoff: float = 0.5,
+) -> str:
+    """Return ``did you mean 'liver'?``, or all known names where none is near.
+
+    Args:
+        name: what is not known.
+        known: the names that are.
+        show: writes a known name as the user types it.
+        otherwise: returned instead of the list of all known names.
+        cutoff: similarity from 0 to 1 that a suggestion needs.
+    """
+    choices = list(known)
+    if near := difflib.get_close_matches(name, choices, n=1, cutoff=cutoff):
+        return f"did you mean {show(near[0])}?"
+    return otherwise if otherwise is not None else f"known: {', '.join(choices) or 'none'}"
+
+
+def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> None:
+    """Raise a :class:`ConfigError` for the first of ``names`` that is not known, suggesting the nearest known one."""
+    choices = sorted(known)
+    for name in names:
+        if name not in choices:
+            msg = f"unknown {what} {name!r}; {did_you_mean(str(name), choices)}"
+            raise ConfigError(msg)

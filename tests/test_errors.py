@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from boltzformer_monai.errors import ConfigError, why
+from boltzformer_monai.errors import ConfigError, did_you_mean, reject_unknown, why
 
 
 def raised(call: str) -> BaseException:
@@ -41,3 +41,18 @@ def test_exceptions_in_words(call: str, said: str) -> None:
 
 def test_our_own_errors_stay_as_they_are() -> None:
     assert why(ConfigError("use CT or MR")) == "use CT or MR"
+
+
+def test_a_suggestion_or_all_that_is_known() -> None:
+    known = ["epochs", "batch_size"]
+    assert did_you_mean("epoch", known) == "did you mean 'epochs'?"
+    assert did_you_mean("epoch", known, show="--{}".format) == "did you mean --epochs?"
+    assert did_you_mean("zzz", known) == "known: epochs, batch_size"
+    assert did_you_mean("zzz", []) == "known: none"
+    assert did_you_mean("zzz", known, otherwise="see the README") == "see the README"
+
+
+def test_unknown_names_are_refused() -> None:
+    reject_unknown(["epochs"], ["epochs"], what="setting")
+    with pytest.raises(ConfigError, match=r"^unknown setting 'epoch'; did you mean 'epochs'\?$"):
+        reject_unknown(["epochs", "epoch"], ["epochs"], what="setting")

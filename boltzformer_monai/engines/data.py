@@ -15,8 +15,7 @@ from torch.utils.data import WeightedRandomSampler
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.demo.demo import ensure_demo_dataset
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings
-from boltzformer_monai.errors import DatasetError
-from boltzformer_monai.networks.presets import reject_unknown
+from boltzformer_monai.errors import DatasetError, reject_unknown
 from boltzformer_monai.transforms import (
     LoadSliced,
     PromptTokenizer,

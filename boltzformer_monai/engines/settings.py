@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.presets import PRESETS, reject_unknown
+from boltzformer_monai.errors import ConfigError, reject_unknown
+from boltzformer_monai.networks.presets import PRESETS
 from boltzformer_monai.precision import Precision
 
 _log = logging.getLogger(__name__)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, reject_unknown
 from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone, TinyBackbone
 from boltzformer_monai.networks.boltzformer import STRIDE, BoltzFormer
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
@@ -118,17 +117,6 @@ PRESETS: dict[str, NetworkConfig] = {
         presence=True,
     ),
 }
-
-
-def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> None:
-    """Raise a ``ConfigError`` for the first name that is not known, suggesting the nearest known one."""
-    choices = sorted(known)
-    for name in names:
-        if name not in choices:
-            near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
-            msg = f"unknown {what} {name!r}; {hint}"
-            raise ConfigError(msg)
 
 
 def network_config(preset: str, **overrides: Any) -> NetworkConfig:
