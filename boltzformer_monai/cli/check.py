@@ -3,8 +3,8 @@
 Integrity (files, sizes, labels, splits, leakage of patients) and fingerprint (geometry, grey values, object sizes as in
 Table 9 of the paper)::
 
-    python preprocessing/check_dataset.py --input SLICES --json fingerprint.json --page fingerprint.html
-    python preprocessing/check_dataset.py --input CT MR --strict
+    boltzformer check --input SLICES --json fingerprint.json --page fingerprint.html
+    boltzformer check --input CT MR --strict
 
 Exit code: 0 without errors, 1 with errors (with --strict also with warnings), 2 for a mistake in the call.
 """
@@ -14,47 +14,56 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from boltzformer_monai.cli.command_line import CommandParser, run_command
 from boltzformer_monai.data.check.fingerprint import FORMAT, Checked, check_data_sets
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.slicing.dataset_page import TABLE9_HEADINGS, count_line, is_page, table9_rows, write_page
 from boltzformer_monai.storage import replacing, require_writable
 
 
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    _set_up(commands.add_parser("check", help="check and measure slice data sets", description=__doc__))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, 1 for data that are not sound, 2 for a mistake in the call, 130 for Ctrl-C."""
-    return run_command(lambda: _run(_parse(argv)), kept=lambda: "nothing is written")
+    """Run as a program of its own; return the exit code."""
+    return run_command(_set_up(CommandParser(description=__doc__)), argv)
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Check, write what was asked for, print the findings; return 1 for data that are not sound."""
+    _check_options(options)
     checked = _check(options.input)
     _write(checked, options)
     _print(checked)
     return 1 if checked.count("error") or (options.strict and checked.count("warning")) else 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _set_up(parser: CommandParser) -> CommandParser:
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, metavar="DIR", help="slice data sets, checked together")
     add("--json", type=Path, metavar="FILE", help="write the fingerprint with all findings")
     add("--page", type=Path, metavar="FILE", help="write them as one HTML page")
     add("--strict", action="store_true", help="warnings count as errors")
-    options = parser.parse_args(argv)
+    parser.set_defaults(run=run, kept="nothing is written")
+    return parser
+
+
+def _check_options(options: argparse.Namespace) -> None:
     for option, path in (("--json", options.json), ("--page", options.page)):
         if path is not None:  # before the pictures are read, which can take long
             _check_target(option, path, options.input)
     if options.json is not None and options.page is not None and options.json.resolve() == options.page.resolve():
         raise ConfigError("--json and --page name the same file; give them different ones")
-    return options
 
 
 def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
@@ -109,7 +118,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        msg = f"{path}: cannot be written ({error.strerror or error})"
+        msg = f"{path}: cannot be written ({why(error)})"
         raise ConfigError(msg) from None
 
 
@@ -124,7 +133,3 @@ def _print(checked: Checked) -> None:
                      enumerate(zip(row, widths, strict=True))]  # fmt: skip
             print("  ".join(cells))
     print(count_line(checked))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,61 +1,90 @@
-"""What the command lines of this folder share: mistakes are one line, Ctrl-C is not a mistake, warnings are seen."""
+"""What all commands share: the parser, messages on standard error, exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from tqdm.contrib.logging import logging_redirect_tqdm
+from boltzformer_monai.errors import ConfigError, user_error, why
 
-from boltzformer_monai.errors import BoltzFormerError, ConfigError, why
+__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "run_command"]
 
-__all__ = ["CommandParser", "run_command", "warnings_shown"]
+USER_ERROR = 2
+INTERRUPTED = 130
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are :class:`~boltzformer_monai.errors.ConfigError`."""
+    """An argument parser whose complaints are :class:`~boltzformer_monai.errors.ConfigError`: one line, no usage.
+
+    Its defaults hold ``run(options) -> exit code`` and may hold ``kept``, which says what is left after Ctrl-C.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see --help)")
 
 
-def run_command(command: Callable[[], int], *, kept: Callable[[], str] = lambda: "nothing was lost") -> int:
-    """Run a command and return its exit code: 2 for an error that the user can mend, 130 for Ctrl-C.
+def run_command(parser: CommandParser, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run the command; return its exit code.
 
-    Args:
-        command: does the work and returns the exit code of success.
-        kept: says after Ctrl-C what was done so far.
+    A mistake of the user is one line on standard error and exit code 2, Ctrl-C is exit code 130, and any other
+    exception is a bug and keeps its traceback.
     """
-    try:
-        with warnings_shown():
-            return command()
-    except BoltzFormerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is None:
-            raise  # nothing that a user can find
-        print(f"error: {error.filename}: {why(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted: {kept()}", file=sys.stderr)
-        return 130
+    kept = ""
+    with _messages():
+        try:
+            options = parser.parse_args(argv)
+            kept = getattr(options, "kept", "")
+            code: int = options.run(options)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            sys.stderr.write(f"interrupted{': ' if kept else ''}{kept}\n")
+            return INTERRUPTED
+        except Exception as error:
+            line = _user_line(error)
+            if line is None:
+                raise
+            sys.stderr.write(f"error: {line}\n")
+            return USER_ERROR
+
+
+def _user_line(error: Exception) -> str | None:
+    """Return the line for an error that the user can mend; None for a bug."""
+    if isinstance(error, OSError):
+        # What libraries raise as OSError about the content of a file has no number.
+        return None if error.errno is None else f"{error.filename}: {why(error)}" if error.filename else why(error)
+    known = user_error(error)  # MONAI wraps what its expressions raise in a RuntimeError
+    return None if known is None else str(known)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{'warning: ' if record.levelno == logging.WARNING else ''}{super().format(record)}"
 
 
 @contextmanager
-def warnings_shown() -> Iterator[None]:
-    """Show warnings of the library as lines on stderr, above the progress bar."""
+def _messages() -> Iterator[None]:
+    """Show the package's messages and all warnings as lines on standard error, above a progress bar."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    handler.setLevel(logging.WARNING)
-    root = logging.getLogger()
+    handler.setFormatter(_Lines())
+    root, package = logging.getLogger(), logging.getLogger("boltzformer_monai")
+    before = package.level
     root.addHandler(handler)
+    package.setLevel(logging.INFO)  # its messages are for the user; those of libraries are for their developers
     try:
-        with logging_redirect_tqdm():
+        with logging_redirect_tqdm(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
+        package.setLevel(before)
         root.removeHandler(handler)

@@ -1,6 +1,6 @@
 """Write a slice data set in BiomedParse's layout, so that others can train on it.
 
-    python preprocessing/export_biomedparse.py --input SLICES --output DIR [--size 1024] [--split-as val=test]
+    boltzformer export-dataset --input SLICES --output DIR [--size 1024] [--split-as val=test]
 
 DIR gets ``train``, ``train_mask``, ``test``, ``test_mask`` with RGB pictures NAME_MODALITY_SITE.png and masks
 NAME_MODALITY_SITE_TARGET.png (0 and 255), a slice in the middle of a square with black around it, and ``train.json``
@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from boltzformer_monai.cli.command_line import CommandParser, run_command
 from boltzformer_monai.data.slices.format import SPLITS
-from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
+from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.slicing.recipes.biomedparse_names import (
     MARKER_FILE,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 # torch and what needs it are imported by the functions: it takes seconds, in which Ctrl-C is to end quietly.
 
-__all__ = ["export", "main"]
+__all__ = ["add_parser", "export", "main", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +48,48 @@ _PARTS = ("train", "test")
 _SPLIT_AS = {"train": "train", "val": "train", "test": "test"}
 
 
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    _set_up(commands.add_parser("export-dataset", help="write a slice data set in BiomedParse's layout",
+                                description=__doc__))  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
-    return run_command(lambda: _run(argv), kept=lambda: "the output is as it was before")
+    """Run as a program of its own; return the exit code."""
+    return run_command(_set_up(CommandParser(description=__doc__)), argv)
+
+
+def _set_up(parser: CommandParser) -> CommandParser:
+    add = parser.add_argument
+    add("--input", type=Path, required=True, metavar="SLICES", help="folder of the slice data set")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to make; an older export is replaced")
+    add("--size", type=int, default=1024, metavar="N", help="edge of the pictures in pixels (1024)")
+    add(
+        "--split-as",
+        nargs="+",
+        default=[],
+        metavar="SPLIT=PART",
+        help="where train, val and test go: train, test or none (val=train)",
+    )
+    parser.set_defaults(run=run, kept="the output is as it was before")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, and print how much was written."""
+    pairs = [text.partition("=") for text in options.split_as]
+    if not all(split in SPLITS and part in (*_PARTS, "none") for split, _, part in pairs):
+        msg = f"--split-as takes pairs such as val=test or val=none, not {' '.join(options.split_as)}"
+        raise ConfigError(msg)
+    pictures, masks = export(
+        options.input,
+        options.output,
+        size=options.size,
+        split_as={split: part for split, _, part in pairs},
+        progress=True,
+    )
+    print(f"{pictures} pictures, {masks} masks -> {options.output}")
+    return 0
 
 
 def export(
@@ -226,7 +264,7 @@ def _replacing(output: Path) -> Iterator[Path]:
             os.replace(target, old)
         os.replace(fresh, target)
     except OSError as error:
-        msg = f"{output}: cannot be written ({error.strerror or error})"
+        msg = f"{output}: cannot be written ({why(error)})"
         raise StorageError(msg) from None
     finally:
         tidy()
@@ -234,36 +272,3 @@ def _replacing(output: Path) -> Iterator[Path]:
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--input", type=Path, required=True, metavar="SLICES", help="folder of the slice data set")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to make; an older export is replaced")
-    add("--size", type=int, default=1024, metavar="N", help="edge of the pictures in pixels (1024)")
-    add(
-        "--split-as",
-        nargs="+",
-        default=[],
-        metavar="SPLIT=PART",
-        help="where train, val and test go: train, test or none (val=train)",
-    )
-    options = parser.parse_args(argv)
-    pairs = [text.partition("=") for text in options.split_as]
-    if not all(split in SPLITS and part in (*_PARTS, "none") for split, _, part in pairs):
-        msg = f"--split-as takes pairs such as val=test or val=none, not {' '.join(options.split_as)}"
-        raise ConfigError(msg)
-    pictures, masks = export(
-        options.input,
-        options.output,
-        size=options.size,
-        split_as={split: part for split, _, part in pairs},
-        progress=True,
-    )
-    print(f"{pictures} pictures, {masks} masks -> {options.output}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

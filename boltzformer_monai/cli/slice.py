@@ -2,9 +2,9 @@
 
 One volume, a public data set, or all scans of a folder::
 
-    python preprocessing/slice_volumes.py --image CT --label L.nii.gz --labels-json labels.json --output DIR
-    python preprocessing/slice_volumes.py --recipe msd --input Task04_Hippocampus --output DIR --workers 4
-    python preprocessing/slice_volumes.py --recipe folder --input ARCHIVE --output DIR --mapping private.csv
+    boltzformer slice --image CT --label L.nii.gz --labels-json labels.json --output DIR
+    boltzformer slice --recipe msd --input Task04_Hippocampus --output DIR --workers 4
+    boltzformer slice --recipe folder --input ARCHIVE --output DIR --mapping private.csv
 
 What is in DIR already and has not changed is left as it is, so a run that was stopped goes on where it was. Exit codes:
 0 all scans are in, 2 a mistake or (--strict, one volume) a refused scan, 3 some scans were refused (see report.json).
@@ -22,8 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from boltzformer_monai.cli.command_line import run_command
-from boltzformer_monai.cli.slice_options import job_settings, listed_cases, parse_options, volume_id_of
+from boltzformer_monai.cli.command_line import CommandParser, run_command
+from boltzformer_monai.cli.slice_options import add_options, check_options, job_settings, listed_cases, volume_id_of
 from boltzformer_monai.data.slices.record import VolumeRecord
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
@@ -36,6 +36,28 @@ from boltzformer_monai.slicing.slice_report import write_mapping, write_report
 from boltzformer_monai.slicing.slicing import slice_case, worker_problem
 from boltzformer_monai.slicing.tally import Tally
 from boltzformer_monai.storage import require_writable
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    _set_up(commands.add_parser("slice", help="slice scans into a data set for training", description=__doc__))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run as a program of its own; return the exit code."""
+    return run_command(_set_up(CommandParser(description=__doc__)), argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Slice, print what the data set holds, and return the exit code."""
+    check_options(options)
+    return _Run(options)()
+
+
+def _set_up(parser: CommandParser) -> CommandParser:
+    add_options(parser)
+    parser.set_defaults(run=run, kept="what was finished so far is kept; the same command goes on with the rest")
+    return parser
 
 
 class RefusedError(BoltzFormerError):
@@ -158,11 +180,6 @@ class _Run:
                 writer.drop(volume_id)
         return self._summary(writer)
 
-    @staticmethod
-    def kept() -> str:
-        """Say what an interrupted run leaves."""
-        return "what was finished so far is kept; the same command goes on with the rest"
-
 
 def _jobs(
     cases: list[Case], options: argparse.Namespace, settings: JobSettings, records: Mapping[str, VolumeRecord]
@@ -192,18 +209,3 @@ def _paths(case: Case) -> list[str]:
 def _crashed(job: Job) -> Outcome:
     message = f"{job.case.image}: reading it ended the process (no memory left, or a fault in a codec)"
     return Outcome(job.volume_id, None, "crash", message)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    runs: list[_Run] = []
-
-    def command() -> int:
-        runs.append(_Run(parse_options(argv, __doc__)))
-        return runs[0]()
-
-    return run_command(command, kept=lambda: runs[0].kept() if runs else "nothing was written")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

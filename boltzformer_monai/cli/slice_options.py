@@ -1,4 +1,4 @@
-"""The options of ``slice_volumes.py``, and what they ask for: cases, and how to slice them."""
+"""The options of ``boltzformer slice``, and what they ask for: cases, and how to slice them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from boltzformer_monai.cli.command_line import CommandParser
 from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.data.slices.volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.split import pseudonym
@@ -25,21 +24,16 @@ from boltzformer_monai.slicing.single import single_case
 from boltzformer_monai.slicing.slice_report import check_mapping
 from boltzformer_monai.slicing.slicing import JobSettings
 
-__all__ = ["job_settings", "listed_cases", "parse_options", "volume_id_of"]
+__all__ = ["add_options", "check_options", "job_settings", "listed_cases", "volume_id_of"]
 
-logger = logging.getLogger("slice_volumes")
+logger = logging.getLogger(__name__)
 
 _ONLY_SINGLE = ("image", "label", "labels_json", "series", "patient", "volume_id", "allow_missing")
 _ONLY_RECIPE = ("input", "channel", "option")
 
 
-def parse_options(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
-    """Parse and check the command line.
-
-    Raises:
-        ConfigError: an option is unknown, missing, out of range, or does not go with another.
-    """
-    parser = CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the slice data set; added to if it exists")
     one = parser.add_argument_group("one volume")
@@ -106,11 +100,6 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
         "--remove", nargs="+", metavar="ID", help="remove these volumes or patients (pseudonyms) from it"
     )
     about.add_argument("--redo", action="store_true", help="slice again what is there already")
-    options = parser.parse_args(argv)
-    if options.modality is not None:
-        options.modality = stated_modality(options.modality)
-    _check(options)
-    return options
 
 
 def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
@@ -177,7 +166,14 @@ def _readable(case: Case) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-_")[-80:].strip(".-_") or "scan"
 
 
-def _check(options: argparse.Namespace) -> None:
+def check_options(options: argparse.Namespace) -> None:
+    """Check the options against each other, and bring them into the form that slicing takes.
+
+    Raises:
+        ConfigError: one is missing, out of range, or does not go with another.
+    """
+    if options.modality is not None:
+        options.modality = stated_modality(options.modality)
     if options.remove:
         _refuse(options, ("recipe", "image", "input"), "slices scans and does not go with --remove")
     elif options.recipe:

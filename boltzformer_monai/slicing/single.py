@@ -13,7 +13,7 @@ from boltzformer_monai.slicing.cases import Case, LabelFile
 
 __all__ = ["single_case"]
 
-logger = logging.getLogger("slice_volumes")
+logger = logging.getLogger(__name__)
 
 
 def single_case(options: argparse.Namespace) -> Case:

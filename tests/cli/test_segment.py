@@ -170,10 +170,9 @@ def test_a_spelling_gives_the_mask_of_the_name(scans: Path, checkpoint: Path, tm
 @pytest.mark.parametrize("arguments", [["--precision", "foo"], ["--prompts"], ["--colour", "red"]])
 def test_wrong_arguments_are_one_line_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     given = ["scan.nii.gz", "--prompts", "liver", "--checkpoint", "m.pt", "--output", "o.nii.gz", *arguments]
-    with pytest.raises(SystemExit) as stopped:
-        _run(*given)
+    assert _run(*given) == 2
     stderr = capsys.readouterr().err
-    assert (stopped.value.code, stderr.count("\n"), stderr.startswith("error: ")) == (2, 1, True)
+    assert (stderr.count("\n"), stderr.startswith("error: ")) == (1, True)
 
 
 def test_a_truncated_checkpoint_and_a_truncated_scan(

@@ -83,7 +83,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "empty-split": Kind(
             "warning",
             "No rows to train on, or none to validate on",
-            "see --val-fraction and --split of slice_volumes.py",
+            "see --val-fraction and --split of boltzformer slice",
         ),
         "target-not-trained": Kind(
             "warning", "Targets of val or test that train never shows", "move patients that have them to train"
@@ -114,7 +114,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "no-label": Kind("note", "Volumes without a label", "they are not used in training and evaluation"),
         "repeated-picture": Kind("note", "Identical pictures within a volume", "was the scan resampled or padded?"),
         "flat-picture": Kind("note", "Pictures of one single grey value", "right if they show nothing but air"),
-        "no-test": Kind("note", "No rows in the split test", "see --split of slice_volumes.py"),
+        "no-test": Kind("note", "No rows in the split test", "see --split of boltzformer slice"),
     }
 )
 """All kinds; findings are listed by level, then in this order."""

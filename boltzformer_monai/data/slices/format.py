@@ -7,7 +7,7 @@ One folder explains itself::
     OUT/volumes/<volume>.json  the record of one volume, written last: a volume is there when its record is
     OUT/images/<volume>_<plane>_<index>.png   uint8 grey, native resolution, once per slice
     OUT/labels/<volume>_<plane>_<index>.png   uint8 or uint16 label values, same size
-    OUT/report.json      which scans the last run of slice_volumes.py took, and why it refused others
+    OUT/report.json      which scans the last run of boltzformer slice took, and why it refused others
 
 The two tables are made of the records, in the order of the volume ids, whoever wrote them and when.
 

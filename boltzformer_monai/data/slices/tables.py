@@ -32,7 +32,7 @@ def read_description(root: Path) -> dict[str, Any]:
     path = root / DATASET_FILE
     if not path.is_file():
         what = f"has no {DATASET_FILE}: not a slice data set" if root.is_dir() else "no such folder"
-        msg = f"{root}: {what}; make one with preprocessing/slice_volumes.py"
+        msg = f"{root}: {what}; make one with boltzformer slice"
         raise DatasetError(msg)
     try:
         content = read_json(path)

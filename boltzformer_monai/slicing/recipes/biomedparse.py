@@ -9,7 +9,7 @@ What this layout does not say, and how it is taken:
 - Grey values: they stay as they are, no window is applied.
 - Patient: NAME without its last number, which is taken for that of the slice (``amos_0018_63`` is of ``amos_0018``).
   Where that is wrong, ``patient_pattern`` is a regular expression whose first group is the patient in NAME. Our own
-  exports (``export_biomedparse.py``) say it themselves.
+  exports (``boltzformer export-dataset``) say it themselves.
 - Split: pictures of ``test`` are pinned to it, the patients of ``train`` are divided into training and validation. A
   patient in both is for testing only.
 - Names: volumes of our own exports keep their names. Other names may be those of patients and are hashed;
