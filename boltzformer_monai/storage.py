@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from boltzformer_monai.errors import StorageError
+from boltzformer_monai.errors import StorageError, why
 
 __all__ = [
     "FULL", "REFUSED", "atomic_path", "confirm", "disk_refusal", "replacing", "require_writable", "sweep", "sync",
@@ -130,7 +130,7 @@ def confirm(path: Path) -> None:
         sync(path.parent)
     except OSError as error:
         msg = (
-            f"{path}: changed, but the disk does not confirm it ({error.strerror or error}), "
+            f"{path}: changed, but the disk does not confirm it ({why(error)}), "
             "so it may be lost when the machine stops; look at it, and do it again if need be"
         )
         raise StorageError(msg) from error
@@ -179,7 +179,7 @@ def writing(path: str | os.PathLike[str], advice: str = "", *, much_else: bool =
             raise
         full = error.errno in FULL
         todo = advice or ("free space, or choose another folder" if full else "choose a folder that can be written")
-        raise StorageError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}); {todo}") from error
+        raise StorageError(f"{os.fspath(path)}: cannot be written ({why(error)}); {todo}") from error
 
 
 def require_writable(folder: Path, *, make: bool = True) -> None:
@@ -199,7 +199,7 @@ def require_writable(folder: Path, *, make: bool = True) -> None:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"\0" * _PROBE)
     except OSError as error:
-        msg = f"cannot write into {folder} ({error.strerror or error}); choose another place, or allow it"
+        msg = f"cannot write into {folder} ({why(error)}); choose another place, or allow it"
         raise StorageError(msg) from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.errors import ConfigError, PromptError, VolumeError
+from boltzformer_monai.errors import ConfigError, PromptError, VolumeError, why
 from boltzformer_monai.limits import read_text, set_memory_gb
 
 _PLANES = ("axial", "coronal", "sagittal")
@@ -106,7 +106,7 @@ def prompts_in(path: Path | None) -> list[str]:
         msg = f"{path}: is no text in UTF-8; save it with this encoding"
         raise PromptError(msg) from None
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror or error}); give a text file with one prompt a line"
+        msg = f"{path}: cannot be read ({why(error)}); give a text file with one prompt a line"
         raise PromptError(msg) from error
     lines = [line.strip() for line in text.splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]

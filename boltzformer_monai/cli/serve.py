@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, StorageError
+from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, StorageError, why
 
 _log = logging.getLogger(__name__)
 
@@ -127,8 +127,7 @@ def _check_folder(studies: Path) -> None:
         with tempfile.TemporaryFile(dir=studies):
             pass
     except OSError as error:
-        why = error.strerror or error
-        msg = f"{studies}: cannot be written ({why}), and the labels are kept there; serve a folder with copies"
+        msg = f"{studies}: cannot be written ({why(error)}), and the labels are kept there; serve a folder with copies"
         raise StorageError(msg) from error
 
 
@@ -145,8 +144,8 @@ def _tell_what_is_served(studies: Path) -> None:
     ours = [path for path in tree.files if path.is_relative_to(studies / "labels") or path.name in _OURS]
     for line in tell_left_out(find_left_out(tree, [*scans, *ours]), studies):
         _log.warning("%s", line)
-    for place, why in tree.closed:
-        _log.warning("%s: left out, it cannot be opened (%s)", place, why)
+    for place, reason in tree.closed:
+        _log.warning("%s: left out, it cannot be opened (%s)", place, reason)
     if not scans:
         _log.warning(
             "no scan (%s) lies in %s itself; what is put there is noticed; DICOM series need a DICOMweb server",
@@ -172,7 +171,7 @@ def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        msg = f"cannot listen on {host}:{port} ({error.strerror or error}); give another --port or --host"
+        msg = f"cannot listen on {host}:{port} ({why(error)}); give another --port or --host"
         raise ConfigError(msg) from error
 
 
@@ -184,7 +183,7 @@ def _app_folder(workspace: Path) -> Path:
         workspace.chmod(0o700)  # of an earlier version it may be everybody's to read
         (folder / "main.py").write_text(_MAIN, encoding="utf-8")
     except OSError as error:
-        msg = f"{folder}: cannot be written ({error.strerror or error}); give another --workspace"
+        msg = f"{folder}: cannot be written ({why(error)}); give another --workspace"
         raise StorageError(msg) from error
     return folder
 

@@ -21,7 +21,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.engines.settings import TrainingSettings
-from boltzformer_monai.errors import ConfigError, user_error
+from boltzformer_monai.errors import ConfigError, user_error, why
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
 from boltzformer_monai.precision import device_by_name, distributed_device
@@ -176,7 +176,7 @@ def _one_line(error: BaseException) -> str | None:
     if in_worker := _USER_ERROR_IN_WORKER.search(f"{error}\n{root}"):
         return in_worker[1]
     if isinstance(root, OSError) and root.filename is not None:
-        return f"{root.filename}: {root.strerror}"
+        return f"{root.filename}: {why(root)}"
     if isinstance(root, ValueError) and str(root).startswith(_MONAI_USER_ERRORS):
         return str(root).splitlines()[0]
     return None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from boltzformer_monai.errors import StorageError
+from boltzformer_monai.errors import StorageError, why
 
 IN_MEMORY = 64 * 2**20
 """Bytes kept in memory before the spool moves to a temporary file, which has no name and so cannot be left behind."""
@@ -45,7 +45,7 @@ class SliceSpool:
             self._file.seek(self._end)
             self._file.write(packed)
         except OSError as error:
-            msg = f"cannot store probabilities in {tempfile.gettempdir()} ({error.strerror}); free space or set TMPDIR"
+            msg = f"cannot store probabilities in {tempfile.gettempdir()} ({why(error)}); free space or set TMPDIR"
             raise StorageError(msg) from error
         self._offset[plane][prompt, index], self._length[plane][prompt, index] = self._end, len(packed)
         self._end += len(packed)

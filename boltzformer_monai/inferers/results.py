@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai import __version__
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.errors import VolumeError, why
 from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
 from boltzformer_monai.inferers.result_manifest import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
@@ -205,5 +205,5 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def _cannot(path: Path, cause: BaseException | None) -> VolumeError:
-    why = cause.strerror if isinstance(cause, OSError) and cause.strerror else "the file system refuses"
-    return VolumeError(f"{path}: cannot be written ({why}); does its folder exist and have room?", reason="write")
+    reason = why(cause) if isinstance(cause, OSError) else "the file system refuses"
+    return VolumeError(f"{path}: cannot be written ({reason}); does its folder exist and have room?", reason="write")

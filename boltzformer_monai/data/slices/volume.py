@@ -23,7 +23,7 @@ from boltzformer_monai.data.slices.format import SPLITS, slice_name
 from boltzformer_monai.data.slices.record import VolumeRecord, read_record, record_path, target_areas, write_record
 from boltzformer_monai.data.split import pseudonym
 from boltzformer_monai.data.windows import GreyScale, default_window
-from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
+from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
 from boltzformer_monai.io.volume import Volume, reorient_label
 
 __all__ = ["RUN_FILE", "STAGING_FOLDER", "SliceSettings", "check_volume_id", "reported", "save_png", "write_volume"]
@@ -209,7 +209,7 @@ def reported(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        msg = f"{root}: cannot be written ({error.strerror or error})"
+        msg = f"{root}: cannot be written ({why(error)})"
         raise StorageError(msg) from None
 
 

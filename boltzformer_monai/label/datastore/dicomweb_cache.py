@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from boltzformer_monai.errors import StorageError
+from boltzformer_monai.errors import StorageError, why
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.kept_labels import KeptLabels
@@ -47,7 +47,7 @@ class Cache:
             sweep(root)
             self.labels = KeptLabels(root / "labels", root / "locks" / "labels")
         except OSError as error:
-            msg = f"{root}: cannot be written ({error.strerror}); set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"
+            msg = f"{root}: cannot be written ({why(error)}); set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"
             raise StorageError(msg) from error
 
     def lock(self, name: str) -> FileLock:
@@ -129,4 +129,4 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _cannot(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?")
+    return StorageError(f"{path}: cannot be written ({why(error)}); is the disk full?")

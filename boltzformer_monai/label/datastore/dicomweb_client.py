@@ -17,7 +17,7 @@ from monailabel.datastore.dicom import DICOMwebClientX
 from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
-from boltzformer_monai.errors import StorageError
+from boltzformer_monai.errors import StorageError, why
 
 __all__ = ["Archive", "ArchiveError", "Drawing", "Series"]
 
@@ -241,7 +241,7 @@ def _asked() -> Iterator[None]:
         msg = f"the DICOMweb server {_why(error)}"
         raise ArchiveError(msg) from error
     except OSError as error:
-        msg = f"a file from the DICOMweb server cannot be written ({error.strerror or 'no space?'}); is the disk full?"
+        msg = f"a file from the DICOMweb server cannot be written ({why(error)}); is the disk full?"
         raise ArchiveError(msg) from error
     except (InvalidDicomError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError) as error:
         msg = "the DICOMweb server answers something that is no DICOM; does the address lead to its DICOMweb root?"

@@ -24,7 +24,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from pydantic import BaseModel
 
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.label.dataset_zip import zipped
 from boltzformer_monai.label.server.safe_ids import UnknownIdError
@@ -298,7 +298,7 @@ class FolderDatastore(LocalDatastore):
         try:
             self._write_list()
         except OSError as error:
-            _log.warning("%s: not written: %s", self._datastore_config_path, error.strerror)
+            _log.warning("%s: not written: %s", self._datastore_config_path, why(error))
 
     def _write_list(self, announced: _Change | None = None) -> None:
         content = self._datastore.model_dump(exclude={"base_path"})
@@ -364,14 +364,14 @@ class FolderDatastore(LocalDatastore):
             self._leaving = [each for each in self._leaving if os.path.lexists(self._root / each)]
             self._write_list()
         except OSError as error:
-            _log.warning("%s: not tidied up yet: %s", self._datastore_config_path, error.strerror)
+            _log.warning("%s: not tidied up yet: %s", self._datastore_config_path, why(error))
 
     def _recover(self) -> None:
         """After a failure: what is true is what is on disk."""
         try:
             self._read_anew()
         except OSError as error:
-            _log.warning("%s: not read: %s", self._datastore_config_path, error.strerror)
+            _log.warning("%s: not read: %s", self._datastore_config_path, why(error))
         else:
             if self._announced is not None:
                 self._tidy_up()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from boltzformer_monai.errors import BoltzFormerError, StorageError
+from boltzformer_monai.errors import BoltzFormerError, StorageError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.io.volume import Volume, write_label_map
 from boltzformer_monai.label.datastore.folder import SHA256
@@ -189,7 +189,7 @@ class KeptLabels:
                     try:
                         self._settled(folder, image)
                     except OSError as error:
-                        _log.warning("%s: a label of %s is not tidied up yet: %s", folder, image, error.strerror)
+                        _log.warning("%s: a label of %s is not tidied up yet: %s", folder, image, why(error))
 
     def _folders(self) -> list[Path]:
         return [folder for folder in self.root.iterdir() if folder.is_dir()]
@@ -260,5 +260,5 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _cannot(path: Path, error: OSError | None) -> StorageError:
-    reason = (error.strerror if error is not None else None) or "the file system refuses"
+    reason = "the file system refuses" if error is None else why(error)
     return StorageError(f"{path}: cannot be written ({reason}), so the label stays as it was; is the disk full?")

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from boltzformer_monai.data.prompts import normalise_prompt
-from boltzformer_monai.errors import StorageError
+from boltzformer_monai.errors import StorageError, why
 from boltzformer_monai.storage import atomic_path
 
 _log = logging.getLogger(__name__)
@@ -124,6 +124,4 @@ class Vocabulary:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"{self.file}: cannot be written ({error.strerror or error}); give another --conf workspace PATH"
-        )
+        return StorageError(f"{self.file}: cannot be written ({why(error)}); give another --conf workspace PATH")

@@ -12,7 +12,7 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from boltzformer_monai.errors import BoltzFormerError, StorageError
+from boltzformer_monai.errors import BoltzFormerError, StorageError, why
 from boltzformer_monai.inferers.result_manifest import source_digest
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.label.infer_request import parse_request
@@ -120,5 +120,5 @@ def write_scores(service: SegmentService, scores: dict[str, Any]) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(scores, ensure_ascii=False, indent=1), encoding="utf-8")
     except OSError as error:
-        msg = f"{path}: cannot be written ({error.strerror or error}); free space or give another workspace"
+        msg = f"{path}: cannot be written ({why(error)}); free space or give another workspace"
         raise StorageError(msg) from error

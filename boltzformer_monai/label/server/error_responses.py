@@ -29,6 +29,7 @@ from boltzformer_monai.errors import (
     StorageError,
     VolumeError,
     user_error,
+    why,
 )
 from boltzformer_monai.label.server.safe_ids import UnknownIdError
 from boltzformer_monai.storage import FULL, disk_refusal
@@ -131,5 +132,5 @@ class Replies:
 def _of_the_disk(refusal: OSError) -> tuple[int, str]:
     """Status and line; whatever writes leaves all as it was when it fails."""
     if refusal.errno in FULL:
-        return 507, f"no room on the server's disk ({refusal.strerror}); nothing was changed: free some and ask again"
-    return 503, f"the server's disk refuses ({refusal.strerror}); nothing was changed: look at it and ask again"
+        return 507, f"no room on the server's disk ({why(refusal)}); nothing was changed: free some and ask again"
+    return 503, f"the server's disk refuses ({why(refusal)}); nothing was changed: look at it and ask again"

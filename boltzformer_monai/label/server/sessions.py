@@ -15,6 +15,7 @@ from pathlib import Path
 from monailabel.utils.sessions import SessionInfo, Sessions
 from starlette.datastructures import UploadFile
 
+from boltzformer_monai.errors import why
 from boltzformer_monai.storage import atomic_path, sweep, temporary_beside
 
 __all__ = ["ScanSessions"]
@@ -98,4 +99,4 @@ class ScanSessions(Sessions):
             with atomic_path(Path(self.store_path, session_id, _NOTES), durable=False) as temporary:
                 temporary.write_text(session_info.to_str(), encoding="utf-8")
         except OSError as error:
-            _log.warning("not noted that a session was asked for: %s", error.strerror)
+            _log.warning("not noted that a session was asked for: %s", why(error))
