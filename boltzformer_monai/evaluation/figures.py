@@ -1,12 +1,7 @@
-"""Pictures as PNG bytes: learning curves, overlays (as the paper's Figure 9) and sampled patches (its Figures 4 to 8).
-
-Only `Figure` objects are used, no pyplot: nothing global is touched, nothing leaks, and threads do not disturb each
-other. matplotlib is imported when the first picture is drawn.
-"""
+"""Figures as PNG bytes: learning curves, overlays (the paper's Figure 9) and sampled patches (its Figures 4 to 8)."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.overlay import blend, grey_rgb, new_figure, plain_text, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +20,8 @@ __all__ = ["OverlayPanel", "loss_curve", "overlay", "overlay_grid", "sampled_pat
 
 PREDICTION_COLOUR = (0.10, 0.80, 0.30)
 TRUTH_COLOUR = (0.95, 0.15, 0.15)
-_FILL_OPACITY = 0.45
 _DIMMED = 0.22  # what was not sampled keeps this share of its brightness
 _LIFTED = 0.15  # what was sampled starts here, so that sampled air differs from air that was not
-_DPI = 100
 _MAX_COLUMNS = 4
 
 
@@ -61,7 +55,7 @@ def loss_curve(history: Sequence[Mapping[str, float | None]]) -> bytes:
         history: dictionaries with "epoch" and any of "train_loss", "val_loss", "val_dice"; values that are missing,
             None or not finite leave a gap. Empty gives an empty diagram.
     """
-    figure = _figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
@@ -80,7 +74,7 @@ def loss_curve(history: Sequence[Mapping[str, float | None]]) -> bytes:
     if lines:
         names = [str(line.get_label()) for line in lines]  # above the axes: inside it would cover one of two scales
         axes.legend(lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def overlay(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None, title: str = "") -> bytes:
@@ -109,12 +103,9 @@ def overlay_grid(panels: Sequence[OverlayPanel]) -> bytes:
         raise ConfigError(msg)
     grid = _grid(len(panels), panels[0].image.shape)
     for axes, panel in zip(grid.axes, panels, strict=False):
-        shown = np.repeat(panel.image[..., None] / 255.0, 3, axis=2)
-        mask = panel.prediction
-        shown[mask] = (1 - _FILL_OPACITY) * shown[mask] + _FILL_OPACITY * np.asarray(PREDICTION_COLOUR)
-        _show(axes, shown, panel.title)
+        _show(axes, blend(panel.image, panel.prediction, np.array([PREDICTION_COLOUR])), panel.title)
         _outline(axes, panel.truth)
-    return _png(grid)
+    return png_bytes(grid)
 
 
 def sampled_patches(
@@ -140,7 +131,7 @@ def sampled_patches(
         raise ConfigError(msg)
     columns = min(len(attend), 3 if len(attend) in (3, 5, 6, 9) else _MAX_COLUMNS)
     grid = _grid(len(attend), image.shape, columns=columns, heading=prompt)
-    grey = np.repeat(image[..., None] / 255.0, 3, axis=2)
+    grey = grey_rgb(image)
     for layer, (axes, patches) in enumerate(zip(grid.axes, attend, strict=False), start=1):
         if patches.ndim != 2 or patches.dtype != np.bool_ or patches.size == 0:
             msg = f"layer {layer}: an attend set is a bool array (h, w), got {patches.dtype} {patches.shape}"
@@ -150,7 +141,7 @@ def sampled_patches(
         shown = np.where(bright[..., None], _LIFTED + (1 - _LIFTED) * grey, _DIMMED * grey)
         _show(axes, shown, f"layer {layer}: {share:.1f} % of {patches.size}")
         _outline(axes, truth)
-    return _png(grid)
+    return png_bytes(grid)
 
 
 def _nearest(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -163,11 +154,11 @@ def _grid(count: int, shape: tuple[int, ...], *, columns: int | None = None, hea
     across = columns or min(count, _MAX_COLUMNS)
     down = math.ceil(count / across)
     height = min(max(2.6 * shape[0] / shape[1], 1.0), 6.0)
-    figure = _figure(2.6 * across, (height + 0.3) * down + (0.35 if heading else 0))
+    figure = new_figure(2.6 * across, (height + 0.3) * down + (0.35 if heading else 0))
     for index in range(count):
         figure.add_subplot(down, across, index + 1)
     if heading:
-        figure.suptitle(_plain(heading), fontsize=10)
+        figure.suptitle(plain_text(heading), fontsize=10)
     return figure
 
 
@@ -175,7 +166,7 @@ def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
     axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
     axes.set_axis_off()
     if title:
-        axes.set_title(_plain(title), fontsize=8)
+        axes.set_title(plain_text(title), fontsize=8)
 
 
 def _outline(axes: Axes, mask: np.ndarray | None) -> None:
@@ -191,21 +182,6 @@ def _outline(axes: Axes, mask: np.ndarray | None) -> None:
     axes.add_collection(LineCollection(segments, colors=[TRUTH_COLOUR], linewidths=1.0))
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    # Without the software's version the same picture has the same bytes.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _series(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[list[float], list[float]]:
     points = []
     for entry in history:
@@ -213,11 +189,6 @@ def _series(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[li
         if epoch is not None and value is not None and math.isfinite(value):
             points.append((float(epoch), float(value)))
     return [epoch for epoch, _ in points], [value for _, value in points]
-
-
-def _plain(text: str) -> str:
-    """Keep matplotlib from reading dollar signs of a prompt as mathematics."""
-    return text.replace("$", r"\$")
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import colorsys
-import io
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +14,12 @@ from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import extract_slices, slice_spacing
 from boltzformer_monai.data.windows import MRPercentiles, default_window, parse_window
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.overlay import blend, new_figure, plain_text, png_bytes
+from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.volume import Volume
-
-if TYPE_CHECKING:
-    from boltzformer_monai.inferers.volume_result import VolumeResult
 
 __all__ = ["contact_sheet"]
 
-_OPACITY = 0.45
-_DPI = 100
 _COLUMNS = 4
 _WIDTH = 2.6  # inches of one picture
 _LEGEND_LETTERS = 48
@@ -150,9 +146,7 @@ def _draw(
     aspect: float,
     plane: str,
 ) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     across = min(len(chosen), _COLUMNS)
@@ -162,26 +156,19 @@ def _draw(
     height = min(max(_WIDTH * ratio, 0.6), 5.0)
     width = max(across * _WIDTH, 3.4)
     above = [line for text, _ in notes for line in textwrap.wrap(text, int(width * _LETTERS_PER_INCH))]
-    size = (width, (height + 0.25) * down + 0.22 * lines + 0.3 + 0.16 * len(above))
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
-    table = np.array([(0.0, 0.0, 0.0)] + [to_rgb(_colour(index)) for index in range(len(legend))])
+    figure = new_figure(width, (height + 0.25) * down + 0.22 * lines + 0.3 + 0.16 * len(above))
+    colours = np.array([to_rgb(_colour(index)) for index in range(len(legend))])
     for position, index in enumerate(chosen):
         axes = figure.add_subplot(down, across, position + 1)
-        shown = np.repeat(pictures[index][..., None] / 255.0, 3, axis=2)
-        mask = labels[index] > 0
-        shown[mask] = (1 - _OPACITY) * shown[mask] + _OPACITY * table[labels[index][mask]]
-        axes.imshow(shown, interpolation="nearest", aspect=aspect)
+        axes.imshow(blend(pictures[index], labels[index], colours), interpolation="nearest", aspect=aspect)
         axes.set_axis_off()
         axes.set_title(f"{plane} {index + 1} of {len(pictures)}", fontsize=8)
     handles: list[Any] = [
-        Patch(facecolor=colour or "white", edgecolor=colour or "#999999", label=text.replace("$", r"\$"))
+        Patch(facecolor=colour or "white", edgecolor=colour or "#999999", label=plain_text(text))
         for text, colour in legend
     ]
     if above:
         colour = _DOUBT if any(doubtful for _, doubtful in notes) else "#444444"
-        figure.suptitle("\n".join(above).replace("$", r"\$"), x=0.01, ha="left", fontsize=8, color=colour)
+        figure.suptitle(plain_text("\n".join(above)), x=0.01, ha="left", fontsize=8, color=colour)
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    # Without the software's version the same picture has the same bytes.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(figure)
