@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.record import report, result  # noqa: E402
 from benchmarks.volume import ORGANS  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
-from boltzformer_monai.io.volume import read_volume  # noqa: E402
+from boltzformer_monai.io.read import read_volume  # noqa: E402
 from boltzformer_monai.networks import create_boltzformer, network_config  # noqa: E402
 from boltzformer_monai.networks.weights import Description  # noqa: E402
 

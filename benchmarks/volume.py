@@ -27,7 +27,8 @@ from benchmarks.decoder_contest import medians  # noqa: E402
 from benchmarks.dense import dense_network  # noqa: E402
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.inferers import PromptWindows, SlidingVolumeInferer  # noqa: E402
-from boltzformer_monai.io.volume import Volume, read_volume  # noqa: E402
+from boltzformer_monai.io.read import read_volume  # noqa: E402
+from boltzformer_monai.io.volume import Volume  # noqa: E402
 from boltzformer_monai.networks import BoltzFormer, create_boltzformer  # noqa: E402
 from boltzformer_monai.transforms import PromptTokenizer  # noqa: E402
 

@@ -21,7 +21,8 @@ from boltzformer_monai.evaluation.metrics import dice
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.tables import write_metrics_json
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
-from boltzformer_monai.io.volume import read_label_map, read_volume, reorient_label
+from boltzformer_monai.io.label_map import reorient_label
+from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.networks.sampling import RecordingPolicy
 from boltzformer_monai.transforms.load import image_tensor, slice_fit
 

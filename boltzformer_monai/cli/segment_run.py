@@ -23,7 +23,7 @@ from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.left_out import files_of, find_left_out, read_tree, tell_left_out
-from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.precision import device_by_name
 
 __all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]

@@ -21,7 +21,7 @@ from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, PhantomKind, make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.errors import ConfigError, DatasetError, why
-from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map
+from boltzformer_monai.io.read import read_label_map, read_volume, write_label_map
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.storage import atomic_path
 

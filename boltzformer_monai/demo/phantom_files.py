@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.io.read import write_label_map
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
 
 if TYPE_CHECKING:

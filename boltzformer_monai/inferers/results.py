@@ -20,8 +20,9 @@ from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, s
 from boltzformer_monai.inferers.result_manifest import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
 from boltzformer_monai.inferers.run_settings import Recipe, beside, mask_names, uncertainty_names
 from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg
+from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.scan_list import Scan
-from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
 
 if TYPE_CHECKING:

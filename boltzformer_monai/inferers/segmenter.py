@@ -22,7 +22,8 @@ from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import presence_rule
 from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
 from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
-from boltzformer_monai.io.volume import Volume, read_volume, write_label_map
+from boltzformer_monai.io.read import read_volume, write_label_map
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import create_boltzformer, network_config
 from boltzformer_monai.networks.weights import Description, load_checkpoint

@@ -12,8 +12,9 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.gantry_tilt import settle_tilt
 from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.left_out import files_of
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
-from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, read_channel, read_picture
 
 __all__ = ["Annotation", "Case", "LabelFile", "used_files"]
@@ -99,7 +100,7 @@ class Case:
     reason: str = "layout"
 
     def read_image(self, *, tilt: str = "refuse") -> Volume:
-        """Read the scan; ``tilt`` as in :func:`~boltzformer_monai.io.volume.read_volume`.
+        """Read the scan; ``tilt`` as in :func:`~boltzformer_monai.io.read.read_volume`.
 
         Raises:
             VolumeError: it cannot be read; the message names its path.

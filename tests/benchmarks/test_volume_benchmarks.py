@@ -15,7 +15,7 @@ from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.evaluation.volume_metrics import measure_volume
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
-from boltzformer_monai.io.volume import write_label_map
+from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.networks import create_boltzformer, network_config
 from boltzformer_monai.networks.weights import Description
 

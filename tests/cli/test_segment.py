@@ -10,7 +10,7 @@ import pytest
 from boltzformer_monai.cli import main
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
-from boltzformer_monai.io.volume import read_label_map
+from boltzformer_monai.io.read import read_label_map
 
 
 @pytest.fixture(scope="module")

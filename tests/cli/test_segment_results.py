@@ -16,8 +16,8 @@ from boltzformer_monai.cli.segment import prompts_in
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.errors import PromptError
+from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
-from boltzformer_monai.io.volume import read_label_map, read_volume
 from boltzformer_monai.precision import resolve_precision
 
 

@@ -16,7 +16,8 @@ from boltzformer_monai.data.slices.reader import SliceReader, read_mask
 from boltzformer_monai.data.windows import NAMED_WINDOWS, Window
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom
-from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.io.read import write_label_map
+from boltzformer_monai.io.volume import Volume
 from tests.data.slice_cases import contents
 from tests.slicing.scan_files import AFFINE, write_image, write_label
 

@@ -15,7 +15,9 @@ from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, CHEST_LABELS, PHA
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.demo.phantom_shapes import smooth_field
 from boltzformer_monai.errors import ConfigError, VolumeError
-from boltzformer_monai.io.volume import Volume, read_label_map, read_volume, reorient_label
+from boltzformer_monai.io.label_map import reorient_label
+from boltzformer_monai.io.read import read_label_map, read_volume
+from boltzformer_monai.io.volume import Volume
 
 SMALL = (64, 56, 10)
 LIVER, SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, AORTA, LESION = 1, 2, 3, 4, 5, 6

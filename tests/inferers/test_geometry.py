@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from boltzformer_monai.inferers import PromptWindows
-from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.io.read import read_volume
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.transforms import PromptTokenizer
 from tests.inferers.stubs import Stub, inferer
 from tests.io.cases import ORIENTATIONS, TILT

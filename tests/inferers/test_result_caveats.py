@@ -23,8 +23,9 @@ from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.run_settings import Recipe
 from boltzformer_monai.inferers.segmenter import LoadVolumed, VolumeSegmenter
 from boltzformer_monai.inferers.windows import PromptWindows
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.scan_list import Scan
-from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.io.volume import Volume
 from tests.inferers.volume_stub import StubResult
 
 LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kind": "hu", "level": 40, "width": 400}}

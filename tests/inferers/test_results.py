@@ -19,9 +19,10 @@ from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.inferers.result_manifest import file_sha256, is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.run_settings import Recipe, written_paths
+from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.segmentation import read_segmentation
-from boltzformer_monai.io.volume import Volume, read_label_map, read_volume
+from boltzformer_monai.io.volume import Volume
 from tests.inferers.volume_stub import StubResult
 
 PROMPTS = ("left kidney in CT", "Äther / лівая $x$ lesion", "flux capacitor")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.scan_files import scan_files
-from boltzformer_monai.io.volume import read_volume
 
 _SECRET = bytes(range(8))
 _META = (

@@ -12,8 +12,9 @@ import pytest
 import SimpleITK
 
 from boltzformer_monai.errors import DatasetError, VolumeError
+from boltzformer_monai.io.read import read_volume, write_label_map
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
-from boltzformer_monai.io.volume import Volume, read_volume, write_label_map
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.slicing.cases import LabelFile
 from tests.io.cases import ORIENTATIONS, TILT, make_volume
 

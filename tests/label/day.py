@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.io.formats import write_image_file
-from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.io.read import read_volume
 from tests.label.conftest import AFFINE, SHAPE, scan
 
 REAL = {

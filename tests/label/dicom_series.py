@@ -11,7 +11,7 @@ import pydicom
 
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom
-from boltzformer_monai.io.volume import read_volume, write_label_map
+from boltzformer_monai.io.read import read_volume, write_label_map
 from tests.label.orthanc import Orthanc
 
 NAMES = {"label_info": [{"name": "left kidney", "idx": 3}, {"name": "Böser Fleck", "idx": 7}]}

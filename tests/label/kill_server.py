@@ -23,7 +23,7 @@ def web_application(studies: str) -> tuple[Any, Any]:
     from monailabel.endpoints import datastore
     from monailabel.interfaces.utils import app as stock
 
-    from boltzformer_monai.io.volume import read_volume
+    from boltzformer_monai.io.read import read_volume
     from boltzformer_monai.label.server.error_responses import Replies
     from boltzformer_monai.label.server.lanes import Lanes
     from boltzformer_monai.label.server.route_checks import Checks

@@ -26,7 +26,7 @@ from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom  # noqa: E402
 from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
 from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg  # noqa: E402
-from boltzformer_monai.io.volume import read_label_map, read_volume, write_label_map  # noqa: E402
+from boltzformer_monai.io.read import read_label_map, read_volume, write_label_map  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb_client import ArchiveError  # noqa: E402
 from boltzformer_monai.label.datastore.seg_labels import read_label  # noqa: E402

@@ -19,7 +19,7 @@ pytest.importorskip("monailabel")
 pytest.importorskip("highdicom")
 import requests  # noqa: E402
 
-from boltzformer_monai.io.volume import read_volume  # noqa: E402
+from boltzformer_monai.io.read import read_volume  # noqa: E402
 from tests.label.dicom_series import add_phantom, masks_by_highdicom, stored  # noqa: E402
 from tests.label.live_server import running  # noqa: E402
 from tests.label.orthanc import Orthanc, orthanc  # noqa: E402

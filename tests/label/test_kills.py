@@ -24,7 +24,7 @@ import pytest
 pytest.importorskip("monailabel")
 
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
-from boltzformer_monai.io.volume import read_label_map  # noqa: E402
+from boltzformer_monai.io.read import read_label_map  # noqa: E402
 from boltzformer_monai.label.learning.corrected_labels import names_in  # noqa: E402
 from tests.label.live_server import running  # noqa: E402
 

@@ -20,7 +20,7 @@ import monailabel  # noqa: E402
 
 from boltzformer_monai.data.prompts import split_prompts  # noqa: E402
 from boltzformer_monai.inferers import VolumeSegmenter  # noqa: E402
-from boltzformer_monai.io.volume import read_volume  # noqa: E402
+from boltzformer_monai.io.read import read_volume  # noqa: E402
 from tests.label.conftest import SHAPE  # noqa: E402
 from tests.label.live_server import Server, running  # noqa: E402
 

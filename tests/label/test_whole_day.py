@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from boltzformer_monai.io.volume import read_volume  # noqa: E402
+from boltzformer_monai.io.read import read_volume  # noqa: E402
 from tests.label.day import write_block, write_studies  # noqa: E402
 from tests.label.live_server import Server, running  # noqa: E402
 

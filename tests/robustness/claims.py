@@ -252,7 +252,7 @@ def _random_series(folder: Path, draw: random.Random) -> tuple[Path, int, bool]:
 def claim(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """Read random claims."""
     from boltzformer_monai.errors import VolumeError
-    from boltzformer_monai.io.volume import read_volume
+    from boltzformer_monai.io.read import read_volume
     from boltzformer_monai.limits import set_memory_gb
 
     draw = random.Random(count)  # noqa: S311

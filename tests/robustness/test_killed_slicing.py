@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.data.slices.reader import SliceReader
-from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.io.read import write_label_map
+from boltzformer_monai.io.volume import Volume
 from tests.data.slice_cases import contents
 
 SCRIPT = Path(__file__).resolve().parents[2] / "preprocessing" / "slice_volumes.py"

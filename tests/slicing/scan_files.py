@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.io.read import write_label_map
+from boltzformer_monai.io.volume import Volume
 
 AFFINE = np.diag([-0.8, -0.8, 5.0, 1.0])
 

@@ -16,7 +16,7 @@ from boltzformer_monai.data.slices.reader import SliceReader, read_mask, read_pn
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import StoredGrey
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
-from boltzformer_monai.io.volume import reorient_label
+from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.slicing.cases import Case
 from boltzformer_monai.slicing.recipes import load_recipe
 from boltzformer_monai.slicing.recipes.biomedparse_names import (

@@ -15,7 +15,7 @@ from boltzformer_monai.cli.slice import main
 from boltzformer_monai.data.label_names import read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.dicom.files import is_dicom_file
-from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.slicing.recipes import load_recipe
 from tests.io.conftest import SeriesWriter
 from tests.slicing.folder_cases import CT_NAMES, STACK, listed

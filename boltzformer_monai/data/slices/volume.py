@@ -24,7 +24,8 @@ from boltzformer_monai.data.slices.record import VolumeRecord, read_record, reco
 from boltzformer_monai.data.split import pseudonym
 from boltzformer_monai.data.windows import GreyScale, default_window
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
-from boltzformer_monai.io.volume import Volume, reorient_label
+from boltzformer_monai.io.label_map import reorient_label
+from boltzformer_monai.io.volume import Volume
 
 __all__ = ["RUN_FILE", "STAGING_FOLDER", "SliceSettings", "check_volume_id", "reported", "save_png", "write_volume"]
 

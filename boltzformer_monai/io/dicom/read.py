@@ -47,7 +47,7 @@ def read_dicom_series(
     Returns:
         float32 (columns, rows, slices), rescaled slice by slice (Hounsfield units for CT); slices in the direction of
         the slice normal; modality ``"CT"``, ``"MR"``, or ``"unknown"`` where nothing states it. Slices stacked at an
-        angle (gantry tilt) give a sheared affine; :func:`~boltzformer_monai.io.volume.read_volume` decides about that.
+        angle (gantry tilt) give a sheared affine; :func:`~boltzformer_monai.io.read.read_volume` decides about that.
 
     Raises:
         VolumeError: nothing to read, several series and none chosen, another modality than CT, MR or the given one, or

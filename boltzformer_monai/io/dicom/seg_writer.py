@@ -23,7 +23,8 @@ from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.files import broken_dicom, one_line
 from boltzformer_monai.io.dicom.seg_reader import read_dicom_seg
 from boltzformer_monai.io.dicom.seg_source import SegSource, seg_source
-from boltzformer_monai.io.volume import Volume, reorient_label
+from boltzformer_monai.io.label_map import reorient_label
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
 
 __all__ = [

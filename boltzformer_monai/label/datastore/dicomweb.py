@@ -19,7 +19,8 @@ from monailabel.config import settings
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, VolumeError, why
-from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.io.read import read_volume
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.dataset_zip import zipped
 from boltzformer_monai.label.datastore.dicomweb_cache import Cache
 from boltzformer_monai.label.datastore.dicomweb_client import Archive

@@ -21,7 +21,8 @@ from filelock import FileLock
 
 from boltzformer_monai.errors import BoltzFormerError, StorageError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
-from boltzformer_monai.io.volume import Volume, write_label_map
+from boltzformer_monai.io.read import write_label_map
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.folder import SHA256
 from boltzformer_monai.label.server.safe_ids import UPLOADS
 from boltzformer_monai.limits import read_json

@@ -6,8 +6,9 @@ import threading
 from collections import OrderedDict
 
 from boltzformer_monai.inferers.result_manifest import source_digest
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.scan_list import Scan
-from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.io.volume import Volume
 
 __all__ = ["ScanCache"]
 

@@ -21,7 +21,7 @@ from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError
 from boltzformer_monai.inferers.result_manifest import file_sha256
-from boltzformer_monai.io.volume import read_label_map, read_volume
+from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.label.datastore.folder import SHA256
 from boltzformer_monai.label.server.safe_ids import image_path, label_path
 

@@ -18,7 +18,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.io.volume import read_label_map, read_volume, reorient_label
+from boltzformer_monai.io.label_map import reorient_label
+from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.label.infer_request import parse_request, with_ticked_labels
 from boltzformer_monai.label.server.check_parts import (
     check_label_info,

@@ -243,7 +243,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path):
 
 
 def test_a_real_scan(shared_data: Path, tmp_path: Path):
-    from boltzformer_monai.io.volume import read_label_map, read_volume
+    from boltzformer_monai.io.read import read_label_map, read_volume
 
     folder = shared_data / "amos_0018"
     names = json.loads((folder / "labels.json").read_text())["labels"]

@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.limits import MEMORY_VARIABLE
 from tests.io.conftest import SeriesWriter
 

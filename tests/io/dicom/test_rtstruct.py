@@ -13,8 +13,9 @@ import pytest
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.contours import fill_contours
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
-from boltzformer_monai.io.volume import Volume, read_volume
+from boltzformer_monai.io.volume import Volume
 from tests.io.cases import ORIENTATIONS, TILT, make_volume
 from tests.io.dicom_objects import FRAME_OF_REFERENCE, box_outline, voxel_outlines, write_rtstruct
 

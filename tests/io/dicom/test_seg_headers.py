@@ -14,8 +14,8 @@ import pytest
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg, write_dicom_seg
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
-from boltzformer_monai.io.volume import read_volume
 from tests.io.conftest import FileWriter, SeriesWriter
 
 pytest.importorskip("highdicom")

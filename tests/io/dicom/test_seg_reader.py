@@ -12,8 +12,10 @@ import pytest
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.seg_reader import read_dicom_seg
+from boltzformer_monai.io.label_map import reorient_label
+from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
-from boltzformer_monai.io.volume import Volume, read_label_map, read_volume, reorient_label
+from boltzformer_monai.io.volume import Volume
 from tests.io.cases import ORIENTATIONS, TILT, make_volume
 from tests.io.dicom_objects import FRAME_OF_REFERENCE, write_seg
 

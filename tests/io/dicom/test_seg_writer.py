@@ -12,8 +12,10 @@ import pytest
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom import seg_writer as dicom_seg_out
 from boltzformer_monai.io.dicom.seg_writer import LESION, SegmentCode, write_dicom_seg
+from boltzformer_monai.io.label_map import reorient_label
+from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
-from boltzformer_monai.io.volume import Volume, read_label_map, read_volume, reorient_label
+from boltzformer_monai.io.volume import Volume
 from tests.io.conftest import FileWriter, SeriesWriter
 
 pytest.importorskip("highdicom")

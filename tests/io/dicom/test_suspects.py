@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.volume import read_volume
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.slicing.recipes.dicom_archive import find_series
 from tests.io.conftest import SeriesWriter
 

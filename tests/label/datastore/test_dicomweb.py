@@ -20,7 +20,7 @@ pytest.importorskip("monailabel")
 from monailabel.config import settings  # noqa: E402
 
 from boltzformer_monai.errors import ConfigError, VolumeError  # noqa: E402
-from boltzformer_monai.io.volume import read_label_map, read_volume  # noqa: E402
+from boltzformer_monai.io.read import read_label_map, read_volume  # noqa: E402
 from boltzformer_monai.label.datastore import dicomweb_client as archive_client
 from boltzformer_monai.label.datastore import dicomweb_lists
 from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402

@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("monailabel")
 
 from boltzformer_monai.errors import StorageError  # noqa: E402
-from boltzformer_monai.io.volume import Volume, read_label_map, write_label_map  # noqa: E402
+from boltzformer_monai.io.read import read_label_map, write_label_map  # noqa: E402
+from boltzformer_monai.io.volume import Volume  # noqa: E402
 from boltzformer_monai.label.datastore.kept_labels import KeptLabels  # noqa: E402
 from tests.label.faults import KILL, failing_disk  # noqa: E402
 

@@ -16,7 +16,7 @@ from boltzformer_monai.caveats import Caveat  # noqa: E402
 from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom  # noqa: E402
 from boltzformer_monai.errors import ConfigError  # noqa: E402
-from boltzformer_monai.io.volume import read_volume, write_label_map  # noqa: E402
+from boltzformer_monai.io.read import read_volume, write_label_map  # noqa: E402
 from boltzformer_monai.label.app import MODEL, BoltzFormerApp  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb_cache import Cache  # noqa: E402
