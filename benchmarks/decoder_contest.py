@@ -16,9 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.dense import DenseTail
-from boltzformer_monai.networks.decoder import BoltzFormerDecoder
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap
-from boltzformer_monai.networks.pigma import PiGMA
+from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
+from boltzformer_monai.networks.fast.pigma import FastPiGMA
+from boltzformer_monai.networks.fast.semantic_map import SemanticConvolution
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, Randomness, RecordingPolicy
 
 Step = Callable[[], object]
@@ -56,8 +56,8 @@ class Tail(nn.Module):
     def __init__(self, sizes: Sizes, *, queries: int, ratio: float = 0.1, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.conv = nn.Conv2d(sizes.dim, sizes.dim, 3, padding=1)
-        self.decoder = BoltzFormerDecoder(
+        self.conv = SemanticConvolution(sizes.dim, sizes.dim, 3, padding=1)
+        self.decoder = FastBoltzFormerDecoder(
             dim=sizes.dim,
             policy=BoltzmannSampling(sample_ratio=ratio),
             queries=queries,
@@ -65,7 +65,7 @@ class Tail(nn.Module):
             hidden=sizes.hidden,
             layers=sizes.layers,
         )
-        self.aggregation = PiGMA(queries=queries)
+        self.aggregation = FastPiGMA(queries=queries)
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.dim() == 1:
@@ -82,10 +82,8 @@ class Tail(nn.Module):
         generator: Randomness = None,
     ) -> Tensor:
         """As :meth:`benchmarks.dense.DenseTail.forward`, for any number of prompts."""
-        semantic_map = SemanticMap(fine, self.conv.weight, self.conv.bias)
-        return self.aggregation(
-            self.decoder.masks(features, semantic_map, text, text_valid, generator=generator), image
-        )
+        masks, _ = self.decoder.decode(features, self.conv(fine), text, text_valid, generator=generator)
+        return self.aggregation(masks, image)
 
     def dense(self, *, blockwise: bool = False) -> DenseTail:
         """The baseline with these weights, or its stronger form."""

@@ -21,9 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.decoder_contest import Step, medians  # noqa: E402
 from benchmarks.record import report, result  # noqa: E402
-from boltzformer_monai.networks.fast.level_map import downsample, fold  # noqa: E402
 from boltzformer_monai.networks.fast.pixel_products import pixel_products  # noqa: E402
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap  # noqa: E402
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap, downsample, fold  # noqa: E402
 
 
 def memory(maps: Tensor) -> dict[str, Step]:

@@ -187,7 +187,8 @@ class DenseTail(nn.Module):
         generator: Randomness = None,
     ) -> Tensor:
         """y ``(B, d, h, w)``, the decoder's inputs and the image ``(B, C, H, W)`` → mask logits ``(B, 1, 2h, 2w)``."""
-        masks = self.decoder(features, self.conv(fine), text, text_valid, generator=generator)
+        semantic_map = F.conv2d(fine, self.conv.weight, self.conv.bias, padding=1)
+        masks = self.decoder(features, semantic_map, text, text_valid, generator=generator)
         return two_convolutions(self.aggregation, masks[:, 0], image)
 
 

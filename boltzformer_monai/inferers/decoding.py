@@ -97,7 +97,7 @@ def one_by_one(encode: Encode) -> Encode:
         maps = [part.semantic_map for part in parts]
         return ImageFeatures(
             tuple(torch.cat(level) for level in zip(*(part.levels for part in parts), strict=True)),
-            SemanticMap(torch.cat([each.fine for each in maps]), maps[0].weight, maps[0].bias),
+            SemanticMap.cat(maps) if isinstance(maps[0], SemanticMap) else torch.cat(maps),
             torch.cat([part.image for part in parts]),
         )
 

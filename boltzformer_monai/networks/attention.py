@@ -1,6 +1,6 @@
-"""Multi-head attention, and the blocks that decoder and pixel decoder build from it.
+"""Multi-head attention and the blocks that the decoder and the pixel decoder are built from.
 
-Plain matrix products with a float32 softmax: on CPUs this is faster at our small shapes than
+Plain matrix products with a softmax in at least float32: on CPUs this is faster at our small shapes than
 ``scaled_dot_product_attention``, and the set may differ per query and head. Parameter names and layout are those of
 ``torch.nn.MultiheadAttention``, so that published weights load by renaming alone.
 """
@@ -57,7 +57,8 @@ class MultiHeadAttention(nn.Module):
             k = F.linear(key, self.in_proj_weight[dim : 2 * dim], self.in_proj_bias[dim : 2 * dim])
         v = F.linear(value, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
         q, k, v = (self._split_heads(x) for x in (q, k, v))
-        scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-2, -1)).float()
+        scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-2, -1))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if attend is not None:
             if attend.dim() == 2:
                 attend = attend[:, None, None, :]
@@ -84,6 +85,22 @@ class SelfAttentionBlock(nn.Module):
         """Tokens and their position ``(B, L, d)``, valid ones ``(B, L)`` boolean → ``(B, L, d)``."""
         located = x + position
         return self.norm(x + self.self_attn(located, located, x, valid))
+
+
+class CrossAttentionBlock(nn.Module):
+    """Attention of queries to sampled patches (Sec. 3.2.2): ``LayerNorm(q + MHA(q, V_A))``."""
+
+    def __init__(self, *, dim: int, heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = MultiHeadAttention(dim=dim, heads=heads)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, queries: Tensor, query_position: Tensor, patches: tuple[Tensor, Tensor], attend: Tensor
+    ) -> Tensor:
+        """Queries and position ``(B, Q, d)``, keys and values ``(B, N, d)``, set ``(B, [h,] Q, N)`` → ``(B, Q, d)``."""
+        key, value = patches
+        return self.norm(queries + self.multihead_attn(queries + query_position, key, value, attend))
 
 
 class FeedForwardBlock(nn.Module):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.sampling import CounterNoise, Randomness
 from boltzformer_monai.precision import autocast, resolve_precision
 
@@ -22,8 +21,8 @@ class ImageFeatures(NamedTuple):
 
     levels: tuple[Tensor, ...]
     """Visual features V, coarse to fine, each ``(B, d, H/s, W/s)``."""
-    semantic_map: SemanticMap
-    """S, ``(B, d, H/4, W/4)``, built only where that is cheaper than folding the queries into its convolution."""
+    semantic_map: Any
+    """S, ``(B, d, H/4, W/4)``: a tensor, or for the fast decoder a ``SemanticMap``."""
     image: Tensor
     """The normalised image ``(B, C, H, W)``, which PiGMA grounds its correction on."""
 
@@ -182,9 +181,11 @@ class BoltzFormer(nn.Module):
         if generator is None and not self.training:
             generator = CounterNoise(self.seed)
         with autocast(self.precision, image.image.device):
-            masks = self.decoder.masks(image.levels, image.semantic_map, text.tokens, text.valid, generator=generator)
+            masks, queries = self.decoder.decode(
+                image.levels, image.semantic_map, text.tokens, text.valid, generator=generator
+            )
             logits = self.aggregation(masks, image.image)
             presence = None
             if self.presence is not None:
-                presence = self.presence(masks.queries, logits, image.levels[-1]).float()
+                presence = self.presence(queries, logits, image.levels[-1]).float()
         return Decoded(logits.float(), presence)

@@ -1,16 +1,14 @@
-"""The BoltzFormer decoder (Sec. 3.2): text-conditioned prior, then layers of Boltzmann attention sampling.
+"""The BoltzFormer decoder (Sec. 3.2): text-conditioned queries, then layers of Boltzmann attention sampling.
 
-One image is decoded for P prompts at once: all prompts' queries attend to one copy of the image, and what depends on
-the image alone is computed once. What makes it cheap lies in
-:mod:`~boltzformer_monai.networks.fast.cross_attention` and :mod:`~boltzformer_monai.networks.fast.semantic_map`.
+Plain tensors and ordinary attention, in the order of the paper. Shapes: B images, P prompts on each, m queries per
+prompt, d channels; a level of the visual features has N patches. All prompts of an image attend to one copy of it.
+:class:`~boltzformer_monai.networks.fast.decoder.FastBoltzFormerDecoder` computes the same function at less cost.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.attention import FeedForwardBlock, SelfAttentionBlock
-from boltzformer_monai.networks.fast.cross_attention import CrossAttentionBlock, LevelFeatures, projects
-from boltzformer_monai.networks.fast.level_map import LevelMap
-from boltzformer_monai.networks.fast.masks import MOST_COMBINED, Masks
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap
+from boltzformer_monai.networks.attention import CrossAttentionBlock, FeedForwardBlock, SelfAttentionBlock
+from boltzformer_monai.networks.position import sine_position_encoding
 from boltzformer_monai.networks.sampling import AttentionSetPolicy, Randomness
 
 
@@ -43,13 +38,34 @@ class MaskHead(nn.Module):
 
 
 class BoltzFormerLayer(nn.Module):
-    """Steps 2 and 3 of one layer: attend to the sampled patches, then exchange with the other queries and the text."""
+    """One layer after its sets are drawn: attend to the sampled patches, then to the other queries and the text."""
 
-    def __init__(self, *, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, *, dim: int, heads: int, hidden: int, cross: Callable[..., nn.Module]) -> None:
         super().__init__()
-        self.cross = CrossAttentionBlock(dim=dim, heads=heads)
+        self.cross = cross(dim=dim, heads=heads)
         self.inter = SelfAttentionBlock(dim=dim, heads=heads)
         self.ffn = FeedForwardBlock(dim=dim, hidden=hidden)
+
+    def forward(
+        self, queries: Tensor, text: Tensor, position: Tensor, valid: Tensor, patches: Any, attend: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            queries: ``(B, P, m, d)``.
+            text: ``(B, P, N_T, d)``.
+            position: positions of both, ``(B, P, m + N_T, d)``.
+            valid: which of both to attend to, ``(B, P, m + N_T)``.
+            patches: keys and values of the level's patches, ``(B, N, d)`` each.
+            attend: the set ``(B, [h,] P·m, N)``.
+
+        Returns:
+            The new queries and text.
+        """
+        of_queries = position[:, :, : queries.shape[2]]
+        attended = self.cross(queries.flatten(1, 2), of_queries.flatten(1, 2), patches, attend)
+        queries, text = exchange(self.inter, attended.view_as(queries), text, position, valid)
+        return self.ffn(queries), text
 
 
 class BoltzFormerDecoder(nn.Module):
@@ -59,7 +75,7 @@ class BoltzFormerDecoder(nn.Module):
         dim: d, channels of visual features, semantic map and text (paper sizes: 512).
         policy: the attention-set policy (:mod:`boltzformer_monai.networks.sampling`); may be replaced at any time.
         queries: m (paper: 10 suffice; published configuration: 101).
-        heads: attention heads (8).
+        heads: attention heads h (8).
         hidden: width of the feed-forward layers (2048).
         layers: number of layers; the levels are visited in turn, coarse to fine (9 = three times three levels).
         levels: number of visual feature levels (3).
@@ -68,9 +84,14 @@ class BoltzFormerDecoder(nn.Module):
             train faster from random weights when the background need not be learned first.
 
     Attributes:
-        checkpointing: set it to compute every layer again in the backward pass instead of keeping what it needs: less
-            memory, more time.
+        checkpointing: recompute every layer in the backward pass instead of keeping its activations: less memory, more
+            time.
+
+    Raises:
+        ConfigError: queries, layers or levels below 1.
     """
+
+    cross_attention: ClassVar[Callable[..., nn.Module]] = CrossAttentionBlock
 
     def __init__(
         self,
@@ -100,7 +121,10 @@ class BoltzFormerDecoder(nn.Module):
         if text_prior:
             self.prior_inter = SelfAttentionBlock(dim=dim, heads=heads)
             self.prior_ffn = FeedForwardBlock(dim=dim, hidden=hidden)
-        self.layers = nn.ModuleList(BoltzFormerLayer(dim=dim, heads=heads, hidden=hidden) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            BoltzFormerLayer(dim=dim, heads=heads, hidden=hidden, cross=type(self).cross_attention)
+            for _ in range(layers)
+        )
         self.mask_head = MaskHead(dim)
         self.checkpointing = False
         self.mask_bias = None if mask_bias is None else nn.Parameter(torch.tensor(float(mask_bias)))
@@ -108,123 +132,116 @@ class BoltzFormerDecoder(nn.Module):
     def forward(
         self,
         features: Sequence[Tensor],
-        semantic_map: SemanticMap | Tensor,
+        semantic_map: Tensor,
         text: Tensor,
         text_valid: Tensor,
         *,
         generator: Randomness = None,
     ) -> Tensor:
-        """Decode P prompts on each image: arguments as for :meth:`masks`, mask logits ``(B, P, m, h, w)``."""
-        return self.masks(features, semantic_map, text, text_valid, generator=generator).logits()
+        """Arguments as for :meth:`decode`, mask logits ``(B, P, m, h, w)``."""
+        masks, _ = self.decode(features, semantic_map, text, text_valid, generator=generator)
+        return masks
 
-    def masks(
+    def decode(
         self,
         features: Sequence[Tensor],
-        semantic_map: SemanticMap | Tensor,
+        semantic_map: Tensor,
         text: Tensor,
         text_valid: Tensor,
         *,
         generator: Randomness = None,
-    ) -> Masks:
-        """Decode P prompts on each image, up to the vectors of the masks.
+    ) -> tuple[Tensor, Tensor]:
+        """Decode P prompts on each image.
 
         Args:
-            features: visual features, coarse to fine, each ``(B, d, h_l, w_l)``.
-            semantic_map: S ``(B, d, h, w)``, ready or not.
-            text: text tokens ``(B, P, N_T, d)``.
+            features: visual features V, coarse to fine, each ``(B, d, h_l, w_l)``.
+            semantic_map: S ``(B, d, h, w)``.
+            text: text tokens T ``(B, P, N_T, d)``.
             text_valid: ``(B, P, N_T)`` boolean, ``False`` = padding, which nobody attends to.
             generator: source of the random draws.
 
         Returns:
-            The masks, of which an aggregation may not need every one.
+            Mask logits ``(B, P, m, h, w)``, and the queries ``(B, P, m, d)`` they were made of.
 
         Raises:
             ConfigError: the number of levels is not the one the decoder was built for.
         """
+        self.check_levels(features)
+        position, valid = self.context(text, text_valid)
+        patches = [self.patches(feature, level) for level, feature in enumerate(features)]
+        queries, text = self.condition(text, position, valid)
+        for index, layer in enumerate(self.layers):
+            level = index % self.levels
+            attend = self.attention_set(queries, semantic_map, features[level].shape[-2:], index, generator)
+            queries, text = self.run_layer(layer, queries, text, position, valid, patches[level], attend)
+        return self.mask_logits(queries, semantic_map), queries
+
+    def mask_logits(self, queries: Tensor, semantic_map: Tensor) -> Tensor:
+        """μᵀS with μ = MLP(q), the mask before the sigmoid (Eq. 1 and 3): ``(B, P, m, d)`` → ``(B, P, m, h, w)``."""
+        logits = torch.einsum("bpmd,bdhw->bpmhw", self.mask_head(queries), semantic_map)
+        return logits if self.mask_bias is None else logits + self.mask_bias
+
+    def condition(self, text: Tensor, position: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Q0 = FFN(LayerNorm([Q, T] + SelfAttn[Q, T])) (Eq. 4): text ``(B, P, N_T, d)`` → queries and text."""
+        queries = self.query_feat.weight.expand(*text.shape[:2], -1, -1)
+        if not self.text_prior:
+            return queries, text
+        queries, text = exchange(self.prior_inter, queries, text, position, valid)
+        return self.prior_ffn(queries), text
+
+    @torch.no_grad()
+    def attention_set(
+        self, queries: Tensor, semantic_map: Tensor, size: torch.Size, layer: int, generator: Randomness
+    ) -> Tensor:
+        """Sample patches of a level of size ``(h_l, w_l)`` (Eq. 5): queries ``(B, P, m, d)`` → ``(B, [h,] P·m, N)``.
+
+        The logits are interpolated, not the probabilities [published code]. No gradient flows through the sampling.
+        """
+        logits = self.mask_logits(queries, semantic_map).flatten(1, 2)
+        logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+        return self.draw(logits.flatten(2).unflatten(1, queries.shape[1:3]), layer, generator)
+
+    @torch.no_grad()
+    def draw(self, logits: Tensor, layer: int, generator: Randomness) -> Tensor:
+        """The policy's sets for mask logits at a level: ``(B, P, m, N)`` → ``(B, [h,] P·m, N)`` boolean."""
+        if self.policy.per_head:
+            logits = logits[:, :, None].expand(-1, -1, self.heads, -1, -1)
+        attend = self.policy(logits, layer, generator)
+        # A query whose set is empty attends to everything [published code].
+        attend = attend | ~attend.any(-1, keepdim=True)
+        return attend.transpose(1, 2).flatten(2, 3) if self.policy.per_head else attend.flatten(1, 2)
+
+    def patches(self, feature: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``(B, N, d)`` of a level: the level's embedding is in both, the position in the keys."""
+        height, width = feature.shape[-2:]
+        position = sine_position_encoding(height, width, feature.shape[1], device=feature.device)
+        value = feature.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+        return value + position.flatten(1).T, value
+
+    def context(self, text: Tensor, text_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions ``(B, P, m + N_T, d)`` and validity ``(B, P, m + N_T)`` of queries and text, for all layers.
+
+        The encoded prompt is the position of its own tokens, without gradient [published code].
+        """
+        embedding = self.query_embed.weight.expand(*text.shape[:2], -1, -1)
+        everyone = text_valid.new_ones(embedding.shape[:3])
+        return torch.cat((embedding, text.detach()), dim=2), torch.cat((everyone, text_valid), dim=2)
+
+    def run_layer(self, layer: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """The layer on its arguments; the sets were drawn before, so that recomputing it does not draw them again."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return layer(*arguments)
+
+    def check_levels(self, features: Sequence[Tensor]) -> None:
+        """Raises :class:`~boltzformer_monai.errors.ConfigError` for another number of levels than it was built for."""
         if len(features) != self.levels:
             msg = f"the decoder was built for {self.levels} feature levels and got {len(features)}"
             raise ConfigError(msg)
-        batch, prompts = text.shape[:2]
-        count = self.query_feat.num_embeddings
-        levels = [LevelFeatures.of(f, e) for f, e in zip(features, self.level_embed.weight, strict=True)]
-        if projects(prompts * count, dim=text.shape[-1], heads=self.heads):
-            levels = [level.for_projection() for level in levels]
-        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-        semantic = semantic_map if isinstance(semantic_map, SemanticMap) else SemanticMap(semantic_map)
-        visited = Counter(sizes[index % self.levels] for index in range(len(self.layers)))
-        semantic = semantic.suited(prompts * min(count, MOST_COMBINED), visited)
-        maps = semantic.at_levels(visited, queries=prompts * count)
 
-        text, valid = text.flatten(0, 1), text_valid.flatten(0, 1)
-        prompt = text.detach()  # as a position it passes no gradient [published code]
-        queries = self.query_feat.weight.expand(batch * prompts, -1, -1)
-        valid = torch.cat((valid.new_ones(batch * prompts, count), valid), dim=1)
-        if self.text_prior:
-            queries, text = self._exchange(self.prior_inter, queries, text, prompt, valid)
-            queries = self.prior_ffn(queries)
 
-        for index, layer in enumerate(cast(Iterable[BoltzFormerLayer], self.layers)):
-            level = index % self.levels
-            # Outside of the checkpoint: the sets pass no gradient and must not be drawn twice.
-            attend = self._attention_set(queries.view(batch, prompts, count, -1), maps[sizes[level]], index, generator)
-            step = partial(self._layer, layer, batch)
-            if self.checkpointing and torch.is_grad_enabled():
-                queries, text = checkpoint(
-                    step,
-                    queries,
-                    text,
-                    prompt,
-                    valid,
-                    levels[level],
-                    attend,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            else:
-                queries, text = step(queries, text, prompt, valid, levels[level], attend)
-
-        queries = queries.view(batch, prompts, count, -1)
-        return Masks(self.mask_head(queries), semantic, queries=queries, bias=self.mask_bias)
-
-    def _layer(
-        self,
-        layer: BoltzFormerLayer,
-        batch: int,
-        queries: Tensor,
-        text: Tensor,
-        prompt: Tensor,
-        valid: Tensor,
-        level: LevelFeatures,
-        attend: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Steps 2 and 3 of a layer: queries ``(B·P, m, d)``, text ``(B·P, N_T, d)`` → the same."""
-        prompts = len(queries) // batch
-        # All prompts' queries attend to one copy of the image: (B, P·m, d) against N patches.
-        folded = queries.reshape(batch, -1, queries.shape[-1])
-        folded = layer.cross(folded, self.query_embed.weight.repeat(prompts, 1), level, attend)
-        queries, text = self._exchange(layer.inter, folded.view_as(queries), text, prompt, valid)
-        return layer.ffn(queries), text
-
-    def _attention_set(self, queries: Tensor, level_map: LevelMap, layer: int, generator: Randomness) -> Tensor:
-        """Boltzmann step: queries ``(B, P, m, d)`` at the layer's level → set ``(B, [h,] P·m, N)``."""
-        with torch.no_grad():
-            logits = level_map.logits(self.mask_head(queries).flatten(1, 2)).unflatten(1, queries.shape[1:3])
-            if self.mask_bias is not None:
-                logits = logits + self.mask_bias
-            if self.policy.per_head:
-                logits = logits[:, :, None].expand(-1, -1, self.heads, -1, -1)
-            attend = self.policy(logits, layer, generator)
-            # A query whose set is empty attends to everything [published code].
-            attend = attend | ~attend.any(-1, keepdim=True)
-            if self.policy.per_head:
-                return attend.transpose(1, 2).flatten(2, 3)
-            return attend.flatten(1, 2)
-
-    def _exchange(
-        self, block: nn.Module, queries: Tensor, text: Tensor, prompt: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Self-attention over [Q, T]; the encoded prompt is the text's position in every layer [published code]."""
-        count = queries.shape[1]
-        position = torch.cat((self.query_embed.weight.expand(len(queries), -1, -1).to(text.dtype), prompt), dim=1)
-        mixed = block(torch.cat((queries.to(text.dtype), text), dim=1), position, valid)
-        return mixed[:, :count], mixed[:, count:]
+def exchange(block: nn.Module, queries: Tensor, text: Tensor, position: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Inter-query attention over [Q, T] of each prompt (Eq. 4 and 6); shapes as in :class:`BoltzFormerLayer`."""
+    tokens = torch.cat((queries, text), dim=2)
+    mixed = block(*(x.flatten(0, 1) for x in (tokens, position, valid))).view_as(tokens)
+    return mixed[:, :, : queries.shape[2]], mixed[:, :, queries.shape[2] :]

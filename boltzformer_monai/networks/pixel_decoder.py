@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.attention import MultiHeadAttention
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.position import sine_position_encoding
 
 Norm = Literal["group", "batch"]
@@ -81,6 +80,8 @@ class PixelDecoder(nn.Module):
         layers: its number of layers (published: 6).
         norm: ``"group"`` (published) or ``"batch"``.
         pre_norm: pre-norm transformer layers instead of the published post-norm.
+        map_convolution: class of the 3×3 convolution that makes S;
+            :class:`~boltzformer_monai.networks.fast.semantic_map.SemanticConvolution` puts it off.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class PixelDecoder(nn.Module):
         layers: int = 6,
         norm: Norm = "group",
         pre_norm: bool = False,
+        map_convolution: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         super().__init__()
         if len(in_channels) < 2:
@@ -110,9 +112,9 @@ class PixelDecoder(nn.Module):
         finer = list(reversed(in_channels[:-1]))
         self.lateral = nn.ModuleList(ConvNorm(c, dim, kernel=1, norm=norm, relu=False) for c in finer)
         self.smooth = nn.ModuleList(ConvNorm(dim, dim, kernel=3, norm=norm, relu=True) for _ in range(len(in_channels)))
-        self.semantic_map = nn.Conv2d(dim, dim, 3, padding=1)
+        self.semantic_map = map_convolution(dim, dim, 3, padding=1)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], SemanticMap]:
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Decode.
 
         Args:
@@ -120,7 +122,7 @@ class PixelDecoder(nn.Module):
 
         Returns:
             Visual features ``(B, d, H/s, W/s)`` coarse to fine without the finest, and the semantic map
-            ``(B, d, H/4, W/4)``, not built yet.
+            ``(B, d, H/4, W/4)``.
         """
         y = self.smooth[0](self.encode(self.input_proj(features[-1])))
         levels = [y]
@@ -128,7 +130,7 @@ class PixelDecoder(nn.Module):
             inner = lateral(feature)
             y = smooth(inner + F.interpolate(y, size=inner.shape[-2:], mode="nearest"))
             levels.append(y)
-        return levels[:-1], SemanticMap(levels[-1], self.semantic_map.weight, self.semantic_map.bias)
+        return levels[:-1], self.semantic_map(levels[-1])
 
     def encode(self, x: Tensor) -> Tensor:
         """The transformer encoder over the coarsest map, ``(B, d, h, w)`` → ``(B, d, h, w)``."""

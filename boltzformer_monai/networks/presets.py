@@ -6,10 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from torch import nn
+
 from boltzformer_monai.errors import ConfigError, reject_unknown
 from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone, TinyBackbone
 from boltzformer_monai.networks.boltzformer import STRIDE, BoltzFormer
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
+from boltzformer_monai.networks.fast.pigma import FastPiGMA
+from boltzformer_monai.networks.fast.semantic_map import SemanticConvolution
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.pixel_decoder import Norm, PixelDecoder
 from boltzformer_monai.networks.presence import PresenceHead
@@ -68,6 +73,8 @@ class NetworkConfig:
     mask_bias: float | None = None
     presence: bool = False
     """Have a head that says whether the object is in the slice (not in the paper)."""
+    fast: bool = True
+    """Compute decoder and aggregation in their fast forms (``networks/fast``): the same function and weights."""
 
     def __post_init__(self) -> None:
         """Raises :class:`~boltzformer_monai.errors.ConfigError` for sizes that no network can have."""
@@ -167,9 +174,10 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
             layers=config.pixel_layers,
             norm=config.norm,
             pre_norm=config.pre_norm,
+            map_convolution=SemanticConvolution if config.fast else nn.Conv2d,
         ),
         text_encoder=text_encoder,
-        decoder=BoltzFormerDecoder(
+        decoder=(FastBoltzFormerDecoder if config.fast else BoltzFormerDecoder)(
             dim=config.dim,
             policy=attention_policy(config),
             queries=config.queries,
@@ -179,7 +187,7 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
             text_prior=config.text_prior,
             mask_bias=config.mask_bias,
         ),
-        aggregation=PiGMA(
+        aggregation=(FastPiGMA if config.fast else PiGMA)(
             queries=config.queries,
             image_channels=config.in_channels,
             channels=config.pigma_channels,

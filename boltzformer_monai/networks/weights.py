@@ -71,6 +71,7 @@ class Description:
         # The pre-trained weights are in the checkpoint: loading it must not fetch them again.
         network = dataclasses.asdict(dataclasses.replace(self.network, pretrained=False))
         network["mean"], network["std"] = list(self.network.mean), list(self.network.std)
+        del network["fast"]  # how a network is computed is no property of its weights
         return {"format": FORMAT, "version": VERSION, "network": network, "data": self.data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -88,7 +89,7 @@ class Description:
             msg = f"the checkpoint was made by a newer version: unknown network settings {', '.join(unknown)}"
             raise CheckpointError(msg)
         settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
-        self.network = NetworkConfig(**settings)
+        self.network = NetworkConfig(**{"fast": self.network.fast, **settings})
         self.data = dict(state["data"])
 
 

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from boltzformer_monai.networks.convert_published import convert_decoder
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, Randomness, ThresholdMask
 from tests.golden.modules import state_dict, tensor, worst
 
 # Rounding may flip a set bit where a uniform number lies this close to the inclusion probability: left uncounted.
 _ROUNDING = 1e-5
+
+FORMS = {"plain": BoltzFormerDecoder, "fast": FastBoltzFormerDecoder}
 
 
 class ReplayedSets:
@@ -33,10 +36,11 @@ class ReplayedSets:
 
 
 def check_decoder(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    """Rows (quantity, largest absolute error) of all cases in the file."""
+    """Rows (quantity, largest absolute error) of all cases in the file, for both forms of the decoder."""
     for case in sorted(name.removesuffix("/cfg") for name in arrays if name.endswith("/cfg")):
-        for name, error in _check_case(arrays, case):
-            yield f"{case}/{name}", error
+        for form, decoder in FORMS.items():
+            for name, error in _check_case(arrays, case, decoder):
+                yield f"{case}/{name} ({form})", error
 
 
 def _recorded_sets(arrays: Mapping[str, np.ndarray], case: str, layers: int) -> list[Tensor]:
@@ -48,7 +52,9 @@ def _recorded_sets(arrays: Mapping[str, np.ndarray], case: str, layers: int) -> 
     return sets
 
 
-def _check_case(arrays: Mapping[str, np.ndarray], case: str) -> Iterator[tuple[str, float]]:
+def _check_case(
+    arrays: Mapping[str, np.ndarray], case: str, form: type[BoltzFormerDecoder]
+) -> Iterator[tuple[str, float]]:
     weights = convert_decoder(state_dict(arrays))
     levels, dim = weights["level_embed.weight"].shape
     layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
@@ -58,7 +64,7 @@ def _check_case(arrays: Mapping[str, np.ndarray], case: str) -> Iterator[tuple[s
     batch = len(inputs["x0"])
     sets = _recorded_sets(arrays, case, layers)
     policy = ReplayedSets(sets)
-    decoder = BoltzFormerDecoder(
+    decoder = form(
         dim=dim,
         policy=policy,
         queries=len(weights["query_feat.weight"]),
@@ -100,7 +106,7 @@ def _record(decoder: BoltzFormerDecoder, seen: dict[str, Tensor], mus: list[Tens
 
     def keep(name: str) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Tensor) -> None:
-            seen[name] = output.detach()
+            seen[name] = output.detach().flatten(0, -3)  # (B, m, d), with P = 1
 
         return hook
 

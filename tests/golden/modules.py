@@ -10,6 +10,7 @@ from torch import Tensor
 
 from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.networks.convert_published import convert_pigma, convert_pixel_decoder, convert_text_encoder
+from boltzformer_monai.networks.fast.pigma import FastPiGMA
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.pixel_decoder import PixelDecoder
 from boltzformer_monai.networks.text_encoder import PADDING, clip_text_encoder
@@ -52,9 +53,10 @@ def check_pigma(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]
     masks = tensor(arrays, "in/pred_gmasks")
     image = tensor(arrays, "in/image_uint8").float()
     image = (image - torch.tensor(_MEAN).view(1, -1, 1, 1)) / torch.tensor(_STD).view(1, -1, 1, 1)
-    pigma = PiGMA(queries=masks.shape[1], image_channels=image.shape[1], channels=len(weights["deconv.bias"]))
-    pigma.load_state_dict(weights)
-    yield "out", worst(pigma(masks[:, None], image), arrays["out"])
+    for name, form in (("plain", PiGMA), ("fast", FastPiGMA)):
+        pigma = form(queries=masks.shape[1], image_channels=image.shape[1], channels=len(weights["deconv.bias"]))
+        pigma.load_state_dict(weights)
+        yield f"out ({name})", worst(pigma(masks[:, None], image), arrays["out"])
 
 
 @torch.no_grad()
@@ -74,7 +76,7 @@ def check_pixel_decoder(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str,
         ).eval()
         decoder.load_state_dict(weights)
         levels, semantic_map = decoder(features)
-        rows = [("mask_features", worst(semantic_map.build().fine, arrays["out/mask_features"]))]
+        rows = [("mask_features", worst(semantic_map, arrays["out/mask_features"]))]
         rows += [(f"ms{i}", worst(level, arrays[f"out/ms{i}"])) for i, level in enumerate(levels)]
         encoded = decoder.encode(decoder.input_proj(features[-1]))
         rows.append(("transformer_encoder_features", worst(encoded, arrays["out/transformer_encoder_features"])))

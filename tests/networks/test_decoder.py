@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, FullAttention, ThresholdMask
 from tests.networks.cases import randomise
 
@@ -25,9 +26,19 @@ POLICIES = {
 }
 
 
-def make_decoder(policy: str = "boltzmann", **settings: Any) -> BoltzFormerDecoder:
+FORMS = {"plain": BoltzFormerDecoder, "fast": FastBoltzFormerDecoder}
+Form = type[BoltzFormerDecoder]
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> Form:
+    """Every test holds for both forms of the decoder."""
+    return FORMS[request.param]
+
+
+def make_decoder(form: Form, policy: str = "boltzmann", **settings: Any) -> BoltzFormerDecoder:
     torch.manual_seed(0)
-    decoder = BoltzFormerDecoder(
+    decoder = form(
         dim=D, policy=POLICIES[policy](), **{"queries": 3, "heads": 2, "hidden": 20, "layers": 4, **settings}
     )
     randomise(decoder)
@@ -49,8 +60,8 @@ def decode(decoder: BoltzFormerDecoder, features: list[Tensor], semantic_map: Te
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_prompt_alone_gives_the_mask_it_gives_among_others(policy: str):
-    decoder = make_decoder(policy)
+def test_a_prompt_alone_gives_the_mask_it_gives_among_others(form: Form, policy: str):
+    decoder = make_decoder(form, policy)
     features, semantic_map, text = make_inputs()
     together = decode(decoder, features, semantic_map, text)
     assert together.shape == (2, 3, 3, 16, 24)
@@ -60,8 +71,8 @@ def test_a_prompt_alone_gives_the_mask_it_gives_among_others(policy: str):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_batch_equals_its_images_one_by_one(policy: str):
-    decoder = make_decoder(policy)
+def test_a_batch_equals_its_images_one_by_one(form: Form, policy: str):
+    decoder = make_decoder(form, policy)
     features, semantic_map, text = make_inputs()
     together = decode(decoder, features, semantic_map, text)
     for i in range(2):
@@ -70,8 +81,8 @@ def test_a_batch_equals_its_images_one_by_one(policy: str):
 
 
 @pytest.mark.parametrize("text_prior", [True, False])
-def test_padding_of_the_text_changes_nothing(text_prior: bool):
-    decoder = make_decoder(text_prior=text_prior)
+def test_padding_of_the_text_changes_nothing(form: Form, text_prior: bool):
+    decoder = make_decoder(form, text_prior=text_prior)
     features, semantic_map, text = make_inputs()
     expected = decode(decoder, features, semantic_map, text)
     padded = torch.cat((text, 50 * torch.randn(2, 3, 5, D)), dim=2)
@@ -82,8 +93,8 @@ def test_padding_of_the_text_changes_nothing(text_prior: bool):
     assert (seen - expected).abs().max() > 1e-2  # the validity is what keeps it away
 
 
-def test_text_and_image_matter():
-    decoder = make_decoder()
+def test_text_and_image_matter(form: Form):
+    decoder = make_decoder(form)
     features, semantic_map, text = make_inputs()
     base = decode(decoder, features, semantic_map, text)
     assert (decode(decoder, features, semantic_map, text.roll(1, 1)) - base).abs().max() > 1e-2
@@ -92,8 +103,8 @@ def test_text_and_image_matter():
         assert (decode(decoder, changed, semantic_map, text) - base).abs().max() > 1e-3
 
 
-def test_gradient_reaches_every_weight_and_every_input():
-    decoder = make_decoder(mask_bias=-2.0)
+def test_gradient_reaches_every_weight_and_every_input(form: Form):
+    decoder = make_decoder(form, mask_bias=-2.0)
     features, semantic_map, text = make_inputs()
     leaves = [*features, semantic_map, text]
     for leaf in leaves:
@@ -105,7 +116,7 @@ def test_gradient_reaches_every_weight_and_every_input():
         assert tensor.grad.abs().max() > 0, name
 
 
-def test_an_empty_set_attends_to_everything():
+def test_an_empty_set_attends_to_everything(form: Form):
     features, semantic_map, text = make_inputs()
 
     class Nothing:
@@ -114,13 +125,13 @@ def test_an_empty_set_attends_to_everything():
         def __call__(self, logits: Tensor, layer: int, generator: object = None) -> Tensor:
             return torch.zeros_like(logits, dtype=torch.bool)
 
-    decoder = make_decoder("full")
+    decoder = make_decoder(form, "full")
     full = decode(decoder, features, semantic_map, text)
     decoder.policy = Nothing()
     assert torch.equal(decode(decoder, features, semantic_map, text), full)
 
 
-def test_levels_are_visited_in_turn_coarse_to_fine():
+def test_levels_are_visited_in_turn_coarse_to_fine(form: Form):
     shown = []
 
     class Watching(FullAttention):
@@ -128,13 +139,13 @@ def test_levels_are_visited_in_turn_coarse_to_fine():
             shown.append((layer, tuple(logits.shape)))
             return super().__call__(logits, layer)
 
-    decoder = make_decoder(layers=7)
+    decoder = make_decoder(form, layers=7)
     decoder.policy = Watching()
     decode(decoder, *make_inputs())
     assert shown == [(i, (2, 3, 3, 6 * 4 ** (i % 3))) for i in range(7)]
 
 
-def test_the_policy_is_shown_the_mask_logits_at_the_level():
+def test_the_policy_is_shown_the_mask_logits_at_the_level(form: Form):
     shown: list[Tensor] = []
 
     class Watching(FullAttention):
@@ -142,7 +153,7 @@ def test_the_policy_is_shown_the_mask_logits_at_the_level():
             shown.append(logits)
             return super().__call__(logits, layer)
 
-    decoder = make_decoder(layers=1, text_prior=False, mask_bias=0.7)
+    decoder = make_decoder(form, layers=1, text_prior=False, mask_bias=0.7)
     decoder.policy = Watching()
     features, semantic_map, text = make_inputs()
     decode(decoder, features, semantic_map, text)
@@ -152,9 +163,9 @@ def test_the_policy_is_shown_the_mask_logits_at_the_level():
     torch.testing.assert_close(shown[0], at_level[:, None].expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
 
 
-def test_impossible_settings_are_refused():
+def test_impossible_settings_are_refused(form: Form):
     with pytest.raises(ConfigError, match="queries must be at least 1, got 0"):
-        make_decoder(queries=0)
-    decoder = make_decoder(levels=2)
+        make_decoder(form, queries=0)
+    decoder = make_decoder(form, levels=2)
     with pytest.raises(ConfigError, match="built for 2 feature levels and got 3"):
         decode(decoder, *make_inputs())

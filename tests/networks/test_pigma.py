@@ -1,4 +1,4 @@
-"""PiGMA in one transposed convolution equals the two convolutions of Fig. 3 written out."""
+"""PiGMA in both forms equals the two convolutions of Fig. 3 written out for one prompt."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.networks.fast.masks import Masks
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap
+from boltzformer_monai.networks.fast.pigma import FastPiGMA
+from boltzformer_monai.networks.fast.semantic_map import Masks, SemanticMap
 from boltzformer_monai.networks.pigma import PiGMA
 from tests.networks.cases import randomise
 
@@ -25,13 +25,16 @@ def literal(pigma: PiGMA, masks: Tensor, image: Tensor) -> Tensor:
     return ((ensemble + correction) / 2)[:, 0]
 
 
+@pytest.mark.parametrize("form", [PiGMA, FastPiGMA])
 @pytest.mark.parametrize(
     ("queries", "channels", "size", "image_size"),
     [(3, 1, (8, 8), (32, 32)), (10, 3, (16, 16), (64, 64)), (1, 3, (5, 9), (20, 36)), (4, 2, (16, 12), (7, 11))],
 )
-def test_equals_the_two_convolutions(queries: int, channels: int, size: tuple[int, int], image_size: tuple[int, int]):
+def test_equals_the_two_convolutions(
+    form: type[PiGMA], queries: int, channels: int, size: tuple[int, int], image_size: tuple[int, int]
+):
     torch.manual_seed(0)
-    pigma = randomise(PiGMA(queries=queries, image_channels=channels, channels=6))
+    pigma = randomise(form(queries=queries, image_channels=channels, channels=6))
     masks = torch.randn(2, 3, queries, *size, requires_grad=True)
     image = torch.rand(2, channels, *image_size)
     logits = pigma(masks, image)
@@ -49,15 +52,15 @@ def test_equals_the_two_convolutions(queries: int, channels: int, size: tuple[in
 @pytest.mark.parametrize("queries", [1, 17, 18, 40])
 def test_masks_that_are_not_computed(queries: int, correction: bool):
     generator = torch.Generator().manual_seed(0)
-    pigma = randomise(PiGMA(queries=queries, channels=6, correction=correction)).double()
+    pigma = randomise(FastPiGMA(queries=queries, channels=6, correction=correction)).double()
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     mu, fine, weight, bias, mask_bias = draw(2, 3, queries, 12), draw(2, 5, 8, 6), draw(12, 5, 3, 3), draw(12), draw()
-    masks = Masks(mu, SemanticMap(fine, weight, bias), queries=mu, bias=mask_bias)
+    masks = Masks(mu, SemanticMap(fine, weight, bias), mask_bias)
     image = torch.rand(2, 3, 32, 24, dtype=torch.float64)
-    expected = pigma(masks.logits(), image)
+    expected = PiGMA.forward(pigma, masks.logits(), image)
     logits = pigma(masks, image)
     torch.testing.assert_close(logits, expected)
     leaves = [mu, fine, weight, bias, mask_bias, *pigma.parameters()]
@@ -67,8 +70,9 @@ def test_masks_that_are_not_computed(queries: int, correction: bool):
         torch.testing.assert_close(a, b)
 
 
-def test_without_correction_it_is_the_upsampled_mean():
-    pigma = PiGMA(queries=3, correction=False)
+@pytest.mark.parametrize("form", [PiGMA, FastPiGMA])
+def test_without_correction_it_is_the_upsampled_mean(form: type[PiGMA]):
+    pigma = form(queries=3, correction=False)
     assert not list(pigma.parameters())
     masks = torch.randn(1, 2, 3, 4, 6)
     expected = F.interpolate(masks.mean(2), scale_factor=2, mode="bilinear", align_corners=False)

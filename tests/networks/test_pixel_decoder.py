@@ -56,7 +56,7 @@ def test_equals_plain_layers(norm: str, heads: int):
     assert semantic_map.shape == (2, 32, 16, 24)
     for level, expected in zip(levels, expected_levels, strict=True):
         torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(semantic_map.build().fine, expected_map, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(semantic_map, expected_map, rtol=1e-4, atol=1e-5)
 
 
 def test_pre_norm_is_another_function_of_the_same_weights():
@@ -64,13 +64,13 @@ def test_pre_norm_is_another_function_of_the_same_weights():
     post = PixelDecoder(in_channels=CHANNELS, dim=32, heads=4, hidden=24, layers=1)
     pre = PixelDecoder(in_channels=CHANNELS, dim=32, heads=4, hidden=24, layers=1, pre_norm=True)
     pre.load_state_dict(post.state_dict())
-    assert (pre(features())[1].build().fine - post(features())[1].build().fine).abs().max() > 1e-2
+    assert (pre(features())[1] - post(features())[1]).abs().max() > 1e-2
 
 
 def test_gradient_reaches_every_weight():
     decoder = PixelDecoder(in_channels=CHANNELS, dim=32, heads=4, hidden=24, layers=1)
     levels, semantic_map = decoder(features())
-    (semantic_map.build().fine.square().mean() + sum(level.square().mean() for level in levels)).backward()
+    (semantic_map.square().mean() + sum(level.square().mean() for level in levels)).backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name

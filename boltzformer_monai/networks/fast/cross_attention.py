@@ -96,8 +96,8 @@ class CrossAttention(MultiHeadAttention):
         return projected.flatten(2).unflatten(1, weight.shape[:2]).transpose(2, 3)
 
 
-class CrossAttentionBlock(nn.Module):
-    """Step 2 of a BoltzFormer layer: ``LayerNorm(q + MHA(q, V_A))``."""
+class FastCrossAttentionBlock(nn.Module):
+    """``LayerNorm(q + MHA(q, V_A))``, parameters as in ``CrossAttentionBlock``."""
 
     def __init__(self, *, dim: int, heads: int) -> None:
         super().__init__()

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from boltzformer_monai.networks.attention import MultiHeadAttention
-from boltzformer_monai.networks.fast.cross_attention import CrossAttention, CrossAttentionBlock, LevelFeatures, projects
+from boltzformer_monai.networks.fast.cross_attention import (
+    CrossAttention,
+    FastCrossAttentionBlock,
+    LevelFeatures,
+    projects,
+)
 from boltzformer_monai.networks.position import sine_position_encoding
 from tests.networks.cases import randomise
 
@@ -55,7 +60,7 @@ def test_both_ways_equal_attention_to_keys_and_values(queries: int, heads: int, 
 
 def test_the_block_is_a_post_norm_residual():
     query, feature, embedding, attend = (part.float() if part.is_floating_point() else part for part in make_inputs(4))
-    block = randomise(CrossAttentionBlock(dim=D, heads=2))
+    block = randomise(FastCrossAttentionBlock(dim=D, heads=2))
     level = LevelFeatures.of(feature, embedding)
     position = torch.randn(4, D, generator=torch.Generator().manual_seed(0))
     mixed = block.multihead_attn.attend_to(query + position, level, attend)

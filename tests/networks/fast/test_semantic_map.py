@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.networks.fast.level_map import downsample
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap, downsample
 
 
 def make_map(

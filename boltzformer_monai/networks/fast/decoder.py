@@ -1,0 +1,75 @@
+"""The decoder with absorbed projections and a semantic map that is not built: the same function at less cost.
+
+The steps are those of :class:`~boltzformer_monai.networks.decoder.BoltzFormerDecoder`. What differs is how patches are
+attended to (:mod:`~boltzformer_monai.networks.fast.cross_attention`) and how masks are read from the semantic map
+(:mod:`~boltzformer_monai.networks.fast.semantic_map`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.cross_attention import FastCrossAttentionBlock, LevelFeatures, projects
+from boltzformer_monai.networks.fast.pigma import MOST_COMBINED
+from boltzformer_monai.networks.fast.semantic_map import LevelMap, Masks, SemanticMap
+from boltzformer_monai.networks.sampling import Randomness
+
+
+class FastBoltzFormerDecoder(BoltzFormerDecoder):
+    """Parameters and settings as in the base class; S may also be a map that is not built."""
+
+    cross_attention: ClassVar = FastCrossAttentionBlock
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        semantic_map: SemanticMap | Tensor,
+        text: Tensor,
+        text_valid: Tensor,
+        *,
+        generator: Randomness = None,
+    ) -> Tensor:
+        """Arguments as for :meth:`decode`, mask logits ``(B, P, m, h, w)``."""
+        masks, _ = self.decode(features, semantic_map, text, text_valid, generator=generator)
+        return masks.logits()
+
+    def decode(  # type: ignore[override]
+        self,
+        features: Sequence[Tensor],
+        semantic_map: SemanticMap | Tensor,
+        text: Tensor,
+        text_valid: Tensor,
+        *,
+        generator: Randomness = None,
+    ) -> tuple[Masks, Tensor]:
+        """As in the base class; the masks are not computed yet, for the aggregation may not need every one."""
+        self.check_levels(features)
+        prompts, count = text.shape[1], self.query_feat.num_embeddings
+        position, valid = self.context(text, text_valid)
+        patches = [LevelFeatures.of(f, e) for f, e in zip(features, self.level_embed.weight, strict=True)]
+        if projects(prompts * count, dim=text.shape[-1], heads=self.heads):
+            patches = [level.for_projection() for level in patches]
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        visits = Counter(sizes[index % self.levels] for index in range(len(self.layers)))
+        semantic = semantic_map if isinstance(semantic_map, SemanticMap) else SemanticMap(semantic_map)
+        semantic = semantic.suited(prompts * min(count, MOST_COMBINED), visits)
+        maps = semantic.at_levels(visits, queries=prompts * count)
+
+        queries, text = self.condition(text, position, valid)
+        for index, layer in enumerate(self.layers):
+            level = index % self.levels
+            attend = self.draw(self._level_logits(queries, maps[sizes[level]]), index, generator)
+            queries, text = self.run_layer(layer, queries, text, position, valid, patches[level], attend)
+        return Masks(self.mask_head(queries), semantic, self.mask_bias), queries
+
+    @torch.no_grad()
+    def _level_logits(self, queries: Tensor, level_map: LevelMap) -> Tensor:
+        """Mask logits at a level: ``(B, P, m, d)`` → ``(B, P, m, N)``."""
+        logits = level_map.logits(self.mask_head(queries).flatten(1, 2)).unflatten(1, queries.shape[1:3])
+        return logits if self.mask_bias is None else logits + self.mask_bias
