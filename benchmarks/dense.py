@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.attention import FeedForwardBlock, MultiHeadAttention, SelfAttentionBlock
+from boltzformer_monai.networks.attention import (
+    CrossAttentionBlock,
+    FeedForwardBlock,
+    MultiHeadAttention,
+    SelfAttentionBlock,
+)
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder, BoltzFormerLayer
 from boltzformer_monai.networks.pigma import PiGMA
@@ -97,10 +102,10 @@ class DenseDecoder(nn.Module):
             layer = cast(BoltzFormerLayer, module)
             memory = memories[index % shared.levels]
             attend = self._attention_set(queries, semantic_map, memory.size, index, generator)
-            attention = layer.cross.multihead_attn
+            cross = cast(CrossAttentionBlock, layer.cross)
             located = queries + query_position
-            attended = self._attention(attention, located, memory.key, memory.value, attend)
-            queries = layer.cross.norm(queries + attended)
+            attended = self._attention(cross.multihead_attn, located, memory.key, memory.value, attend)
+            queries = cross.norm(queries + attended)
             queries, tokens = self._exchange(layer.inter, queries, tokens, position, visible)
             queries = _feed_forward(layer.ffn, queries)
         return self._mask_logits(queries, semantic_map)[:, None]
