@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import create_workflow
 
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask, read_png
 from boltzformer_monai.demo.demo import DemoVolume, ensure_demo_dataset, read_demo_volumes
+from boltzformer_monai.engines.bundle import run_workflow
 from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid, sampled_patches
 from boltzformer_monai.evaluation.metrics import dice
 from boltzformer_monai.evaluation.report import write_report
@@ -44,12 +44,12 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int) 
     _log.info("making synthetic scans and slicing them")
     slices = ensure_demo_dataset(output / "data", seed=seed)
     sliced = time.monotonic()
-    common = {"bundle_root": str(bundle_root), "dataset_dir": str(slices)}
+    common = {"dataset_dir": str(slices)}
     training = {**common, "output_dir": str(output), "seed": seed, "preset": "tiny"}
-    _run_workflow(bundle_root, "train", training if epochs is None else {**training, "epochs": epochs})
+    run_workflow("train", training if epochs is None else {**training, "epochs": epochs}, root=bundle_root)
     trained = time.monotonic()
     evaluation = {"checkpoint": str(output / "model.pt"), "output_dir": str(output), "split": "test"}
-    _run_workflow(bundle_root, "evaluate", {**common, **evaluation})
+    run_workflow("evaluate", {**common, **evaluation}, root=bundle_root)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     segmenter = VolumeSegmenter.from_checkpoint(output / "model.pt")
     metrics["dicom_scan"] = _segment_dicom(segmenter, read_demo_volumes(output / "data"), output)
@@ -63,18 +63,6 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int) 
     names = {"report": "report.html", "metrics": "metrics.json", "checkpoint": "model.pt"}
     files = {**{key: output / name for key, name in names.items()}, "segmentation": output / "segmentation.nii.gz"}
     return DemoResult(files, float(metrics["mean_dice"]))
-
-
-def _run_workflow(bundle_root: Path, name: str, overrides: Mapping[str, Any]) -> None:
-    config = "train" if name == "train" else "evaluate"
-    workflow = create_workflow(
-        workflow_type="train" if name == "train" else "infer",
-        config_file=str(bundle_root / "configs" / f"{config}.json"),
-        logging_file=False,
-        **overrides,
-    )
-    workflow.run()
-    workflow.finalize()
 
 
 def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], output: Path) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import os
 import pydoc
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from monai.bundle import ComponentLocator, ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from boltzformer_monai.data.slices.tables import read_description
@@ -94,9 +94,44 @@ def start(bundle_root: str | Path, name: str) -> None:
             what = "a whole number" if kind is int else "a number"
             msg = f"--{key} must be {what} of at least {least:g}, got {value!r}"
             raise ConfigError(msg)
-    if device := _literal(parser, "device"):
+    if (device := _literal(parser, "device")) == "auto":
+        msg = "--device auto is what happens without --device; leave it out"
+        raise ConfigError(msg)
+    if device:
         device_by_name(device)
     _check_places(parser, name)
+
+
+def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlays: Sequence[str | Path] = ()) -> None:
+    """Run a configuration of the bundle in this process, as ``python -m monai.bundle run`` does.
+
+    Args:
+        name: of the configuration, ``"train"`` or ``"evaluate"``.
+        overrides: key → value, as ``--key value`` gives them.
+        root: the bundle's folder.
+        overlays: configuration files that are laid over it, in this order.
+
+    Raises:
+        BoltzFormerError: what the user can mend; MONAI may have wrapped it in a RuntimeError.
+    """
+    # It warns on standard output that logging stays as it is, which is what is wanted here.
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
+    try:
+        workflow = ConfigWorkflow(
+            config_file=[str(root / "configs" / f"{name}.json"), *map(str, overlays)],
+            workflow_type="train" if name == "train" else "infer",
+            logging_file=False,
+        )
+        # Not as arguments of the constructor: a key of that name would be taken for one of its own.
+        workflow.parser.update({**overrides, "bundle_root": str(root)})
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    except Exception as error:
+        line = _one_line(error)
+        if line is None or user_error(error) is not None:
+            raise
+        raise ConfigError(line) from error
 
 
 def _literal(parser: ConfigParser, key: str) -> str:

@@ -1,0 +1,133 @@
+"""What ``train``, ``evaluate`` and ``demo`` share: options, and checks before PyTorch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.bundle_files import bundle_root
+from boltzformer_monai.data.slices.tables import read_description
+from boltzformer_monai.errors import ConfigError, why
+from boltzformer_monai.storage import require_writable
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``train`` and ``evaluate`` that are the same."""
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="slice dataset, made by boltzformer slice")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add("--device", metavar="NAME", help="cpu, cuda:1, … (the first GPU if there is one)")
+    add("--seed", type=whole_number(0), metavar="N", help="of everything random (0)")
+    add(
+        "--set",
+        dest="settings",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other key of the configuration, e.g. batch_size=4 or train#dataset#cache_rate=0.5",
+    )
+    add(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="configuration (JSON or YAML) that is laid over the bundle's",
+    )
+    add_bundle_root(parser)
+
+
+def add_bundle_root(parser: argparse.ArgumentParser) -> None:
+    """Add ``--bundle-root``."""
+    parser.add_argument(
+        "--bundle-root", "--bundle_root", type=Path, metavar="DIR", help="another copy of the bundle than the package's"
+    )
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return an argparse type: an integer of at least ``least``."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    number.__name__ = "whole number"
+    return number
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def require_training_packages() -> None:
+    """Raise a ``ConfigError`` where the extra ``train`` is not installed."""
+    missing = [name for name in ("ignite", "tensorboard") if importlib.util.find_spec(name) is None]
+    if missing:
+        msg = f"training and evaluation need {' and '.join(missing)}; pip install 'boltzformer-monai[train]'"
+        raise ConfigError(msg)
+
+
+def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Check what is read and written, then run a configuration of the bundle.
+
+    Args:
+        name: ``"train"`` or ``"evaluate"``.
+        options: of :func:`add_options`.
+        settings: keys of the configuration that the command has options of its own for; None leaves the default.
+
+    Raises:
+        BoltzFormerError: a setting is unknown or out of range, data are missing, or the output cannot be written.
+    """
+    require_training_packages()
+    root = bundle_root(options.bundle_root)
+    read_description(options.data)
+    require_writable(options.output, make=False)
+    named = {
+        "dataset_dir": str(options.data),
+        "output_dir": str(options.output),
+        "device": options.device,
+        "seed": options.seed,
+        **settings,
+    }
+    for key, _ in options.settings:
+        if key in named:
+            msg = f"--set {key}: this command has an option for it (see boltzformer {options.command} --help)"
+            raise ConfigError(msg)
+    for file in options.config:
+        _check_config(file)
+    from boltzformer_monai.engines.bundle import run_workflow
+
+    given = {key: value for key, value in named.items() if value is not None}
+    run_workflow(name, {**given, **dict(options.settings)}, root=root, overlays=options.config)
+
+
+def _check_config(file: Path) -> None:
+    """Read a configuration as MONAI will: what is wrong with it is then no traceback."""
+    import yaml
+
+    if file.suffix not in (".json", ".yaml", ".yml"):
+        msg = f"--config {file}: a configuration is a .json, .yaml or .yml file"
+        raise ConfigError(msg)
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        msg = f"--config {file}: cannot be read ({why(error)})"
+        raise ConfigError(msg) from None
+    if not isinstance(content, dict):
+        msg = f"--config {file}: a configuration is a mapping of keys to settings"
+        raise ConfigError(msg)

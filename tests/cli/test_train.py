@@ -1,0 +1,156 @@
+"""``boltzformer train`` and ``evaluate``: the bundle behind options, and mistakes told before PyTorch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.utils import set_determinism
+
+from boltzformer_monai.cli import bundle_command, main
+from boltzformer_monai.networks.weights import load_checkpoint
+from tests.cli.test_segment_plan import RUNNER
+from tests.engines.cases import write_dataset
+from tests.networks.cases import SMALL
+
+SMALL_NETWORK = {key: value for key, value in SMALL.items() if key != "image_size"}
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("slices"))
+
+
+@pytest.fixture(autouse=True)
+def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a run of the bundle sets for its process."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    yield
+    set_determinism(None)
+
+
+def _train(slices: Path, output: Path, *more: str) -> int:
+    small = ["--set", "image_size=64", "--set", f"network_overrides={SMALL_NETWORK}"]
+    arguments = ["--data", str(slices), "--output", str(output), "--preset", "tiny", "--device", "cpu"]
+    return main(["train", *arguments, *small, *more])
+
+
+def test_train_and_evaluate_far_from_the_checkout(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle is found by itself; options, --set and --config reach the configuration."""
+    monkeypatch.chdir(tmp_path)
+    overlay = tmp_path / "mine.json"
+    overlay.write_text(json.dumps({"batch_size": 3, "prompts_per_image": 2}))
+    more = ["--epochs", "2", "--config", str(overlay), "--set", "prompts_per_image=1"]
+    assert _train(slices, tmp_path / "run", *more) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run" / "model.pt")
+    network, description = load_checkpoint(tmp_path / "run" / "model.pt")
+    assert (description.network.image_size, description.network.dim) == (64, SMALL["dim"])
+    assert len(json.loads((tmp_path / "run" / "history.json").read_text())) == 2
+
+    checkpoint = ["--checkpoint", str(tmp_path / "run" / "model.pt"), "--set", "resamples=10"]
+    output = tmp_path / "scores"
+    assert main(["evaluate", "--data", str(slices), "--output", str(output), "--split", "train", *checkpoint]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(output / "metrics.json")
+    volumes = {case["volume"] for case in json.loads((output / "metrics.json").read_text())["volumes"]["cases"]}
+    assert volumes == {"case1", "case2"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "run", "scores"]
+
+
+def test_the_overlay_is_laid_over_and_set_over_both(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def run(trainer: Any, *_: object, **settings: Any) -> None:
+        seen.update(batch=trainer.data_loader.batch_size, prompts=settings["settings"].prompts_per_image)
+
+    monkeypatch.setattr("boltzformer_monai.engines.run_training", run)
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("batch_size: 3\nprompts_per_image: 2\n")
+    assert _train(slices, tmp_path / "run", "--config", str(overlay), "--set", "prompts_per_image=1") == 0
+    assert seen == {"batch": 3, "prompts": 1}
+
+
+def test_ctrl_c_keeps_the_last_state(slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("boltzformer_monai.engines.trainer.History._epoch", interrupt)
+    assert _train(slices, tmp_path / "run") == 130
+    assert load_checkpoint(tmp_path / "run" / "last.pt")
+
+
+def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    (tmp_path / "model.pt").write_bytes(b"")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "list.yaml").write_text("- 1")
+    data, out = ["--data", str(slices)], ["--output", str(tmp_path / "out")]
+    train, evaluate = ["train", *data, *out], ["evaluate", *data, *out, "--checkpoint"]
+    wanted = {
+        "no such folder": ["train", "--data", str(tmp_path / "none"), *out],
+        "not a slice data": ["train", "--data", str(tmp_path), *out],
+        "cannot write into": ["train", *data, "--output", str(tmp_path / "a file" / "run")],
+        "--epochs: must be at least 1": [*train, "--epochs", "0"],
+        "--seed: must be at least 0": [*train, "--seed", "-1"],
+        "invalid whole number value: 'x'": [*train, "--epochs", "x"],
+        "'batch_size' is not KEY=VALUE": [*train, "--set", "batch_size"],
+        "--set dataset_dir: this command has an option for it": [*train, "--set", "dataset_dir=here"],
+        "none.json: cannot be read (No such file": [*train, "--config", str(tmp_path / "none.json")],
+        "broken.json: cannot be read": [*train, "--config", str(tmp_path / "broken.json")],
+        "list.yaml: a configuration is a mapping": [*train, "--config", str(tmp_path / "list.yaml")],
+        "a .json, .yaml or .yml file": [*train, "--config", str(tmp_path / "model.pt")],
+        "no bundle at": [*train, "--bundle-root", str(tmp_path)],
+        "no checkpoint at": [*evaluate, str(tmp_path / "none.pt")],
+        "no such folder;": ["evaluate", "--data", "none", *out, "--checkpoint", str(tmp_path / "model.pt")],
+    }
+    command = [sys.executable, "-c", RUNNER, json.dumps(list(wanted.values()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for said, (code, line, torch_there) in zip(wanted, answers, strict=True):
+        assert (code, torch_there, line.count("\n")) == (2, False, 1), (said, line)
+        assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "epoch=3"], "error: unknown override --epoch; did you mean --epochs?"),
+        (["--set", "config_file=x"], "error: unknown override --config_file; "),
+        (["--set", "network_overrides={'querys': 3}"], "did you mean 'queries'?"),
+        (["--device", "gpu"], "error: no device 'gpu' here"),
+        (["--preset", "tyny"], "did you mean 'tiny'?"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    assert _train(slices, tmp_path / "run", *more) == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert said in line
+
+
+def test_without_the_extra_the_line_names_it(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bundle_command.importlib.util, "find_spec", lambda name: None)
+    assert _train(slices, tmp_path / "run") == 2
+    assert "pip install 'boltzformer-monai[train]'" in capsys.readouterr().err
+
+
+def test_a_damaged_slice_in_a_worker_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slices = write_dataset(tmp_path / "slices")
+    for image in (slices / "images").iterdir():
+        image.write_bytes(b"no picture")
+    more = ["--set", "workers=1", "--set", "settings_overrides={'cache': False}"]
+    assert _train(slices, tmp_path / "run", *more) == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert ".png" in line
