@@ -64,7 +64,7 @@ def test_the_speed_of_slicing_is_that_of_its_record() -> None:
     content = json.loads((root / "benchmarks" / "results" / "preprocessing.json").read_text(encoding="utf-8"))
     values = {row["name"]: row["value"] for row in content["results"]}
     assert round(1 / values["disk_usual_vs_ours"], 1) == 0.2  # "a fifth"
-    for page in ("README.md", "docs/data.md"):
+    for page in ("docs/benchmarks.md", "docs/data.md"):
         text = " ".join((root / page).read_text(encoding="utf-8").split())
         assert f"{values['slices_per_second_vs_usual']:.0f} times the usual way" in text, page
         assert re.search(rf"{values['time_vs_floor']:.2f} times the (least|time of the least)", text), page
@@ -104,22 +104,22 @@ def test_every_option_of_slicing_is_explained(capsys: pytest.CaptureFixture[str]
     assert {option for option in options if option not in page} == set()
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_records() -> None:
+def test_the_numbers_in_benchmarks_are_those_of_the_records() -> None:
     root = DOC.parents[1]
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for record, names in {
         "demo": ("mean_dice", "dice liver lesion", "dice lung nodule"),
         "msd_hippocampus": ("mean_dice_3d", "dice_3d anterior hippocampus", "dice_3d posterior hippocampus"),
     }.items():
         content = json.loads((root / "benchmarks" / "results" / f"{record}.json").read_text(encoding="utf-8"))
         values = {row["name"]: row["value"] for row in content["results"]}
-        line = next(line for line in readme.splitlines() if f"results/{record}.json" in line)
+        line = next(line for line in page.splitlines() if f"results/{record}.json" in line)
         for number in (*(f"{values[name]:.3f}" for name in names), f"{values['time_training']:.1f} minutes"):
             assert number in line, (record, number)
     for record in ("label_server", "label_server_tiny"):
         content = json.loads((root / "benchmarks" / "results" / f"{record}.json").read_text(encoding="utf-8"))
         values = {row["name"]: row["value"] for row in content["results"]}
-        line = next(line for line in readme.splitlines() if f"results/{record}.json" in line)
+        line = next(line for line in page.splitlines() if f"results/{record}.json" in line)
         for name in ("stock", "own"):
             assert f"{values[f'second_prompt_faster_{name}']:.1f} times" in line, (record, name)
         assert f"({values['time_first_stock']:.1f} s → {values['time_second_stock']:.1f} s)" in line, record

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,7 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         KeyboardInterrupt: the server was stopped by Ctrl-C.
     """
     if importlib.util.find_spec("monailabel") is None:
-        msg = "serve needs MONAI Label, which is not installed; pip install 'boltzformer-monai[label]'"
+        install = "pip install 'boltzformer-monai[label]'"
+        if sys.version_info >= (3, 13):
+            install += " with Python 3.10 to 3.12: MONAI Label needs NumPy 1, which newer ones do not have"
+        msg = f"serve needs MONAI Label, which is not installed; {install}"
         raise MissingExtraError(msg)
     from boltzformer_monai.label.server.temporary import PRIVATE
 
