@@ -27,14 +27,15 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.metrics.is_file():
         parser.error(f"no metrics at {arguments.metrics}; run make demo first")
     metrics = json.loads(arguments.metrics.read_text(encoding="utf-8"))
-    strata, minutes = metrics["strata"], metrics["minutes"]
+    slices, minutes = metrics["slices"], metrics["minutes"]
+    overall = slices["overall"]
     rows = [
-        result("mean_dice", metrics["mean_dice"], "Dice"),
-        *(result(f"dice {name}", value, "Dice") for name, value in metrics["dice_by_target"].items()),
-        result("mean_dice_3d", metrics["mean_dice_3d"], "Dice"),
-        result("dice below 1 % of the slice", strata["below_1_percent"]["mean_dice"], "Dice"),
-        result("targets missed", metrics["missed_targets"]["fraction"], "share"),
-        result("absent targets answered", metrics["absent_answered"], "share"),
+        result("mean_dice", overall["dice"]["mean"], "Dice"),
+        *(result(f"dice {name}", of["dice"]["mean"], "Dice") for name, of in slices["by_target"].items()),
+        result("mean_dice_3d", metrics["volumes"]["overall"]["dice"]["mean"], "Dice"),
+        result("dice below 1 % of the slice", slices["strata"]["below_1_percent"]["dice"]["mean"], "Dice"),
+        result("targets missed", overall["missed"]["mean"], "share"),
+        result("false-positive rate", overall["false_positive_rate"]["mean"], "share"),
         result("time_training", minutes["training"], "min"),
         result("time_total", minutes["total"], "min"),
     ]

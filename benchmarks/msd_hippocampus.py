@@ -86,12 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     history = json.loads((output / "history.json").read_text(encoding="utf-8"))
-    patients = len({case["volume"] for case in metrics["cases"]})
+    patients = len({case["volume"] for case in metrics["volumes"]["cases"]})
     rows = [
-        result("mean_dice_3d", metrics["mean_dice_3d"], "Dice"),
-        *(result(f"dice_3d {name}", value, "Dice") for name, value in metrics["dice_3d_by_target"].items()),
+        result("mean_dice_3d", metrics["volumes"]["overall"]["dice"]["mean"], "Dice"),
+        *(result(f"dice_3d {name}", of["dice"]["mean"], "Dice") for name, of in metrics["volumes"]["by_target"].items()),
         *volume_rows(metrics["volumes"]),
-        result("mean_dice_2d", metrics["mean_dice"], "Dice"),
+        result("mean_dice_2d", metrics["slices"]["overall"]["dice"]["mean"], "Dice"),
         result("held_out_patients", patients, "patients"),
         result("epochs", len(history), "epochs"),
         result("time_slicing", (sliced - started) / 60, "min"),

@@ -24,7 +24,7 @@ from benchmarks.msd_hippocampus import bundle, step  # noqa: E402
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.data.label_names import read_label_names  # noqa: E402
 from boltzformer_monai.data.planes import extract_slices, slice_spacing  # noqa: E402
-from boltzformer_monai.evaluation.metrics import dice  # noqa: E402
+from boltzformer_monai.evaluation.mask_pair import dice  # noqa: E402
 from boltzformer_monai.inferers import VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io import Volume, read_label_map, read_volume, reorient_label  # noqa: E402
 

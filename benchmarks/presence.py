@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, PhantomKind, labels_of, make_phantom  # noqa: E402
-from boltzformer_monai.evaluation.volume_metrics import VolumeMeasures, measure_volume  # noqa: E402
+from boltzformer_monai.evaluation.mask_pair import MaskPair  # noqa: E402
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter  # noqa: E402
 
 KINDS: tuple[tuple[PhantomKind, str], ...] = (("abdomen", "abdominal"), ("chest", "chest"))
@@ -33,16 +33,32 @@ FIRST_SEED = 7_000_000  # the demo's phantoms have seeds below 10,000 for its se
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A mask against the truth."""
+
+    present: bool
+    predicted: bool
+    dice: float | None
+    predicted_ml: float
+    found: int
+    """Components of the truth that the mask touches."""
+    lesions: int
+    intersection: int
+
+    @classmethod
+    def of(cls, mask: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...]) -> Measured:
+        pair = MaskPair(prediction=mask, truth=truth, spacing=spacing)
+        return cls(pair.present, pair.predicted, pair.dice, pair.predicted_ml, *pair.lesions, pair.intersection)
+
+
+@dataclass(frozen=True)
 class Case:
-    """One prompt in one volume."""
+    """One prompt in one volume, with the head and without it."""
 
     kind: str
     target: str
-    on: VolumeMeasures
-    off: VolumeMeasures
-    right_on: int
-    """Right voxels with the head."""
-    right_off: int
+    on: Measured
+    off: Measured
 
 
 def cases_of(segmenter: VolumeSegmenter, kind: PhantomKind, adjective: str, number: int) -> list[Case]:
@@ -54,13 +70,11 @@ def cases_of(segmenter: VolumeSegmenter, kind: PhantomKind, adjective: str, numb
         rule = found.rule
         for index, (value, name) in enumerate(ALL_PHANTOM_LABELS.items()):
             truth = label.array == value
-            masks = {}
-            for way, applied in (("on", rule), ("off", None)):
+            measured = []
+            for applied in (rule, None):
                 found.rule = applied
-                masks[way] = found.mask(index)
-            measured = {way: measure_volume(mask, truth, spacing=volume.spacing) for way, mask in masks.items()}
-            right = {way: int((mask & truth).sum()) for way, mask in masks.items()}
-            cases.append(Case(kind, name, measured["on"], measured["off"], right["on"], right["off"]))
+                measured.append(Measured.of(found.mask(index), truth, volume.spacing))
+            cases.append(Case(kind, name, *measured))
     return cases
 
 
@@ -73,27 +87,24 @@ def summarise(cases: list[Case]) -> list[dict[str, object]]:
     for name, group in (("absent", absent), ("absent_lesions", own), ("absent_other_anatomy", other)):
         rows.append(result(f"{name}_cases", len(group), "cases"))
         for way in WAYS:
-            answered = [getattr(case, way).answered for case in group]
-            rows.append(result(f"not_found_{name}_head_{way}", 1 - float(np.mean(answered)), "share"))
+            predicted = [getattr(case, way).predicted for case in group]
+            rows.append(result(f"not_found_{name}_head_{way}", 1 - float(np.mean(predicted)), "share"))
     wrong = {way: sum(getattr(case, way).predicted_ml for case in absent) for way in WAYS}
     rows.extend(result(f"false_positive_ml_head_{way}", ml, "ml") for way, ml in wrong.items())
     # Nothing false at all cannot be divided by: then the ratio is at least what one millilitre would give.
     rows.append(result("false_positive_volume_falls", wrong["off"] / (wrong["on"] or 1.0), "times"))
     rows.append(result("present_cases", len(present), "cases"))
     measures = {
-        "sensitivity_cases": {
-            way: float(np.mean([getattr(c, way).lesions_found > 0 for c in present])) for way in WAYS
-        },
+        "sensitivity_cases": {way: float(np.mean([getattr(c, way).found > 0 for c in present])) for way in WAYS},
         "sensitivity_components": {
-            way: sum(getattr(c, way).lesions_found for c in present) / sum(c.on.lesions for c in present)
-            for way in WAYS
+            way: sum(getattr(c, way).found for c in present) / sum(c.on.lesions for c in present) for way in WAYS
         },
         "mean_dice_3d": {way: float(np.mean([getattr(c, way).dice for c in present])) for way in WAYS},
     }
     for name, ways in measures.items():
         rows.extend(result(f"{name}_head_{way}", value, "share") for way, value in ways.items())
         rows.append(result(f"loss_{name}", 1 - ways["on"] / ways["off"], "share"))
-    voxels = [sum(getattr(case, f"right_{way}") for case in present) for way in WAYS]
+    voxels = [sum(getattr(case, way).intersection for case in present) for way in WAYS]
     rows.append(result("loss_right_voxels", 1 - voxels[0] / voxels[1], "share"))
     return rows
 

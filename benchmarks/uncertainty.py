@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.data.slices.reader import SliceReader  # noqa: E402
-from boltzformer_monai.evaluation.metrics import dice  # noqa: E402
+from boltzformer_monai.evaluation.mask_pair import dice  # noqa: E402
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io.label_map import reorient_label  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, read_volume  # noqa: E402

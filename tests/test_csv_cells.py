@@ -14,7 +14,7 @@ from boltzformer_monai.cli.slice import main
 from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.data.slices.format import MANIFEST_FILE
 from boltzformer_monai.data.slices.reader import SliceReader
-from boltzformer_monai.evaluation.metrics import SliceScore
+from boltzformer_monai.evaluation.summary import SliceScore
 from boltzformer_monai.evaluation.tables import read_scores_csv, write_scores_csv
 from boltzformer_monai.slicing.slice_report import check_mapping
 from tests.slicing.folder_cases import write_names

@@ -17,7 +17,7 @@ from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mas
 from boltzformer_monai.demo.demo import DemoVolume, ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.engines.bundle import run_workflow
 from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid, sampled_patches
-from boltzformer_monai.evaluation.metrics import dice
+from boltzformer_monai.evaluation.mask_pair import dice
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.tables import write_metrics_json
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
@@ -62,7 +62,7 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int) 
     _write_report(segmenter, SliceReader(slices), metrics, output)
     names = {"report": "report.html", "metrics": "metrics.json", "checkpoint": "model.pt"}
     files = {**{key: output / name for key, name in names.items()}, "segmentation": output / "segmentation.nii.gz"}
-    return DemoResult(files, float(metrics["mean_dice"]))
+    return DemoResult(files, float(metrics["slices"]["overall"]["dice"]["mean"]))
 
 
 def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], output: Path) -> dict[str, Any]:

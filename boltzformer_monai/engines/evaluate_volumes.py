@@ -1,4 +1,4 @@
-"""Evaluation in three dimensions: slices come in any order, each volume is scored as soon as it is whole."""
+"""Evaluation of whole volumes: slices arrive in any order, and a volume is scored with its last slice."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import numpy as np
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
-from boltzformer_monai.evaluation.packed import PackedMasks
+from boltzformer_monai.evaluation.mask_pair import MaskPair, check_tolerance
+from boltzformer_monai.evaluation.metrics import measure
+from boltzformer_monai.evaluation.packed_masks import PackedMasks
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.evaluation.volume_metrics import check_tolerance, measure_volume
-from boltzformer_monai.evaluation.volume_summary import VolumeScore, summarise_volumes
+from boltzformer_monai.evaluation.summary import VolumeScore, summarise_volumes
 
 _log = logging.getLogger(__name__)
 
 
 class ScoreVolumes:
-    """Collects the masks of slices, and scores the targets of a volume when its last slice has come.
+    """Collects the masks of slices, and scores the targets of a volume with its last slice.
 
-    What waits is packed; nothing of a volume remains but its scores once it is whole. Only volumes of which the data
-    set has every slice, with a row for every target, can become whole: others are not collected.
+    Waiting masks are compressed, and dropped when the volume is scored. Only volumes of which the data set has every
+    slice, with a row for every target, are collected.
 
     Args:
         reader: the data set that the slices are of.
@@ -62,7 +63,7 @@ class ScoreVolumes:
         }
         if counts and len(self.complete) < len(counts):
             _log.info(
-                "3-D scores of %d of %d volumes; of the others slices are missing", len(self.complete), len(counts)
+                "scoring %d of %d volumes in 3-D; the others lack slices or targets", len(self.complete), len(counts)
             )
         self.scores: list[VolumeScore] = []
         self._waiting: dict[str, _Volume] = {}
@@ -79,7 +80,7 @@ class ScoreVolumes:
         truth: np.ndarray,
         presence: np.ndarray | None = None,
     ) -> None:
-        """Take a slice.
+        """Add a slice.
 
         Args:
             rows: its P rows, one a target.
@@ -112,19 +113,26 @@ class ScoreVolumes:
         known = bool(np.isfinite(case.presence).all())
         if self.rule is not None:
             case.predicted.keep(self.rule.kept(case.presence))
-        box = _union(case.predicted.box, case.truth.box)
         height, width, depth = row.spacing
-        measures = measure_volume(
-            case.predicted.within(box),
-            case.truth.within(box),
+        masks = MaskPair(
+            prediction=case.predicted.dense(),
+            truth=case.truth.dense(),
             spacing=(depth, height, width),
-            tolerance=self.tolerance,
+            tolerance_mm=self.tolerance,
         )
-        highest = float(case.presence.max()) if known else None
-        return VolumeScore(row.volume, row.patient, row.target, row.prompts[0], measures, highest)
+        return VolumeScore(
+            volume=row.volume,
+            patient=row.patient,
+            target=row.target,
+            prompt=row.prompts[0],
+            truth_ml=masks.truth_ml,
+            predicted_ml=masks.predicted_ml,
+            values=measure(masks),
+            presence=float(case.presence.max()) if known else None,
+        )
 
     def summary(self) -> dict[str, Any]:
-        """What :func:`~boltzformer_monai.evaluation.volume_summary.summarise_volumes` gives, and the settings."""
+        """What :func:`~boltzformer_monai.evaluation.summary.summarise_volumes` gives, and the settings."""
         return {
             **summarise_volumes(self.scores, bootstrap=self.bootstrap),
             "tolerance_mm": self.tolerance,
@@ -134,7 +142,7 @@ class ScoreVolumes:
 
 @dataclass
 class _Case:
-    """A volume and target, of which some slices have come."""
+    """A volume and target of which some slices were added."""
 
     row: SliceRow
     predicted: PackedMasks
@@ -149,18 +157,7 @@ class _Case:
 
 @dataclass
 class _Volume:
-    """The targets of a volume, of which some slices have come."""
+    """The targets of a volume of which some slices were added."""
 
     seen: set[int] = field(default_factory=set)
     cases: dict[str, _Case] = field(default_factory=dict)
-
-
-def _union(*boxes: tuple[slice, slice, slice] | None) -> tuple[slice, slice, slice]:
-    """The box around boxes; of one voxel where there is none, for masks that are empty anyway."""
-    known = [box for box in boxes if box is not None]
-    if not known:
-        return slice(0, 1), slice(0, 1), slice(0, 1)
-    first, second, third = (
-        slice(min(box[axis].start for box in known), max(box[axis].stop for box in known)) for axis in range(3)
-    )
-    return first, second, third

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,12 @@ from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.errors import ConfigError, DatasetError
-from boltzformer_monai.evaluation.metrics import SliceScore, summarise
-from boltzformer_monai.evaluation.tables import write_metrics_json, write_scores_csv
+from boltzformer_monai.evaluation.bootstrap import Bootstrap
+from boltzformer_monai.evaluation.mask_pair import MaskPair
+from boltzformer_monai.evaluation.metrics import measure
+from boltzformer_monai.evaluation.report import write_report
+from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
+from boltzformer_monai.evaluation.tables import markdown_table, write_metrics_json, write_scores_csv
 from boltzformer_monai.networks.boltzformer import Decoded
 from boltzformer_monai.storage import writing
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
@@ -30,18 +33,28 @@ _log = logging.getLogger(__name__)
 
 
 class ScoreSlices:
-    """Handler that turns the evaluator's logits into one :class:`SliceScore` per slice and target.
+    """Handler that scores the evaluator's logits: one :class:`SliceScore` per slice and target.
 
     Args:
         root: the data set's folder; scores name images relative to it.
         size: edge of the network's square in pixels.
         threshold: probability from which a pixel belongs to the mask.
-        volumes: takes the masks of all slices, for scores in three dimensions.
+        tolerance: of surface metrics in mm.
+        volumes: gets the masks of all slices, for scores in 3-D.
     """
 
-    def __init__(self, *, root: Path, size: int, threshold: float = 0.5, volumes: ScoreVolumes | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        root: Path,
+        size: int,
+        threshold: float = 0.5,
+        tolerance: float = 2.0,
+        volumes: ScoreVolumes | None = None,
+    ) -> None:
         self.root = root
         self.size = size
+        self.tolerance = tolerance
         self.volumes = volumes
         if not 0 < threshold < 1:
             msg = f"threshold must be between 0 and 1, got {threshold}"
@@ -50,7 +63,7 @@ class ScoreSlices:
         self.scores: list[SliceScore] = []
 
     def attach(self, engine: Engine) -> None:
-        """Start afresh with every run; listen to every iteration."""
+        """Clear the scores when a run starts; score every iteration."""
         engine.add_event_handler(Events.STARTED, lambda _: self._clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         ProgressBar(desc="evaluation", persist=False).attach(engine)
@@ -72,34 +85,41 @@ class ScoreSlices:
     def score(self, logits: Tensor, rows: Sequence[SliceRow], *, presence: Tensor | None = None) -> list[SliceScore]:
         """Logits ``(P, s, s)`` of one slice's P rows → their scores in native pixels.
 
-        Presence logits ``(P,)`` go to the volumes' scores only: a slice's own are those of the masks as they are.
+        Presence logits ``(P,)`` are for the volumes' scores; a slice is scored with its mask as predicted.
         """
         if rows[0].label is None:
             msg = f"{rows[0].image} has no label to compare with"
             raise DatasetError(msg)
         values = read_png(rows[0].label)
         fit = slice_fit(values.shape, rows[0], self.size)
-        predicted = (fit.restore(logits[None].float().cpu())[0] > self.logit).numpy()
+        native = fit.restore(logits[None].float().cpu())[0]
+        predicted, probability = (native > self.logit).numpy(), native.sigmoid().numpy()
         truths = np.stack([np.isin(values, row.label_values) for row in rows])
         if self.volumes is not None:
             probabilities = None if presence is None else presence.float().sigmoid().cpu().numpy()
             self.volumes.add(rows, predicted, truths, probabilities)
-        scores = []
-        for mask, truth, row in zip(predicted, truths, rows, strict=True):
-            scores.append(
-                SliceScore(
-                    image=row.image.relative_to(self.root).as_posix(),
-                    volume=row.volume,
-                    patient=row.patient,
-                    target=row.target,
-                    prompt=row.prompts[0],
-                    area_fraction=row.area_fraction,
-                    truth=int(truth.sum()),
-                    predicted=int(mask.sum()),
-                    intersection=int((mask & truth).sum()),
-                )
-            )
-        return scores
+        return [self._score(row, *arrays) for row, *arrays in zip(rows, predicted, truths, probability, strict=True)]
+
+    def _score(self, row: SliceRow, predicted: np.ndarray, truth: np.ndarray, probability: np.ndarray) -> SliceScore:
+        masks = MaskPair(
+            prediction=predicted,
+            truth=truth,
+            spacing=row.spacing[:2],
+            tolerance_mm=self.tolerance,
+            probability=probability,
+        )
+        return SliceScore(
+            image=row.image.relative_to(self.root).as_posix(),
+            volume=row.volume,
+            patient=row.patient,
+            target=row.target,
+            prompt=row.prompts[0],
+            area_fraction=row.area_fraction,
+            truth=masks.truth_size,
+            predicted=masks.predicted_size,
+            intersection=masks.intersection,
+            values=measure(masks),
+        )
 
 
 def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:
@@ -117,35 +137,30 @@ def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:
 
 
 def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, size: int, neighbours: int = 0) -> Compose:
-    """Load a slice and ask for all its targets by their canonical prompts."""
+    """Load a slice and prompt for all its targets by their canonical prompts."""
     length = prompt_length(reader, tokenizer)
     return Compose([LoadSliced(size=size, neighbours=neighbours), AllPromptsd(tokenizer=tokenizer, length=length)])
 
 
 def run_evaluation(
-    evaluator: SupervisedEvaluator, *, reader: SliceReader, scorer: ScoreSlices, output_dir: str | Path
+    evaluator: SupervisedEvaluator, *, scorer: ScoreSlices, output_dir: str | Path, bootstrap: Bootstrap | None = None
 ) -> dict[str, Any]:
-    """Evaluate once; writes ``metrics.json`` and ``scores.csv`` into ``output_dir`` and returns the metrics.
+    """Evaluate once; writes ``metrics.json``, ``scores.csv`` and ``report.html`` into ``output_dir``.
 
-    They are those of :func:`~boltzformer_monai.evaluation.metrics.summarise`, and under ``"volumes"`` those of
-    :class:`~boltzformer_monai.engines.evaluate_volumes.ScoreVolumes` where the scorer has one.
+    Returns:
+        The metrics: under ``"slices"`` those of :func:`~boltzformer_monai.evaluation.summary.summarise_slices`, under
+        ``"volumes"`` those of :class:`~boltzformer_monai.engines.evaluate_volumes.ScoreVolumes` where the scorer has
+        one.
     """
     folder = Path(output_dir)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     evaluator.run()
-    counts = Counter(score.volume for score in scorer.scores)
-    # 3-D scores only where every slice was scored for every target, absent ones included.
-    complete = {
-        name
-        for name, volume in reader.volumes.items()
-        if volume["complete"] and counts[name] == volume["slices"] * len(volume["targets"])
-    }
-    metrics = summarise(scorer.scores, complete_volumes=complete)
+    metrics = {"slices": summarise_slices(scorer.scores, bootstrap=bootstrap)}
     if scorer.volumes is not None:
         metrics["volumes"] = scorer.volumes.summary()
     write_metrics_json(metrics, folder / "metrics.json")
     write_scores_csv(scorer.scores, folder / "scores.csv")
-    mean = metrics["mean_dice"]
-    _log.info("mean Dice %s; %s", "–" if mean is None else f"{mean:.3f}", folder / "metrics.json")
+    write_report(folder / "report.html", title="Evaluation", metrics=metrics)
+    _log.info("evaluated; results are in %s\n%s", folder, markdown_table(metrics))
     return metrics

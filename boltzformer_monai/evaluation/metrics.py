@@ -1,207 +1,192 @@
-"""Dice and its companions, from pixel counts of slices.
-
-A score is three integers, so everything here can be computed from a CSV of scores without the masks: two-dimensional
-means as in the paper's Tables 1 and 2, three-dimensional Dice by summing the counts of a volume, and what a mean
-hides: targets missed entirely, and absent targets that were answered all the same.
-"""
+"""The table of metrics: `metrics.json`, the tables and the report are made of it, and others may add to it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.mask_pair import MaskPair
 
-__all__ = ["SMALL_AREA_FRACTION", "SliceScore", "dice", "summarise"]
+__all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
-SMALL_AREA_FRACTION = 0.01
-"""Below this share of the image an instance belongs to the stratum of small objects (Table 2 of the paper)."""
-
-
-def dice(intersection: int, predicted: int, truth: int) -> float | None:
-    """2·intersection / (predicted + truth), all in pixels or voxels.
-
-    Returns:
-        0 to 1, or None where both masks are empty: there is no overlap to measure, and an average must leave it out.
-
-    Raises:
-        DatasetError: a count is negative, or the intersection is larger than one of the masks.
-    """
-    if not 0 <= intersection <= min(predicted, truth):
-        msg = f"pixel counts contradict each other: intersection {intersection}, predicted {predicted}, truth {truth}"
-        raise DatasetError(msg)
-    total = predicted + truth
-    return 2 * intersection / total if total else None
+Value = float | tuple[float, float] | None
+"""A number; a part and the whole that it is of (a ratio of sums, such as found among all lesions); or no value."""
 
 
-@dataclass(frozen=True)
-class SliceScore:
-    """What a prediction and the truth share in one slice for one target (an "instance").
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measure of a prediction against the truth, and how it is averaged and shown.
 
     Attributes:
-        image: name of the slice's image.
-        volume: id of its volume.
-        patient: pseudonym.
-        target: canonical target name.
-        prompt: the text that was asked.
-        area_fraction: share of the slice that the target covers, 0 to 1; 0 where it is absent.
-        truth: pixels of the target.
-        predicted: pixels of the prediction.
-        intersection: pixels in both.
+        name: key in ``metrics.json`` and column of ``scores.csv``; a Python identifier.
+        compute: takes a :class:`MaskPair`; returns a number, ``(part, whole)``, or None where the case does not count.
+            NaN and infinity, which MONAI's metrics give for empty masks, count as None.
+        dimensions: 2 for slices, 3 for whole volumes.
+        unit: ``""`` for a plain number, ``"%"`` for a share from 0 to 1, ``"mm"``, ``"ml"``, …
+        better: which values are.
+        title: heading in tables, the name by default.
+        description: one sentence for the report.
+        average: ``"targets"`` if targets weigh alike in the mean over all, ``"cases"`` if slices or volumes do.
 
     Raises:
-        DatasetError: the counts contradict each other or the area fraction.
+        ConfigError: a setting is not one of these.
     """
 
-    image: str
-    volume: str
-    patient: str
-    target: str
-    prompt: str
-    area_fraction: float
-    truth: int
-    predicted: int
-    intersection: int
+    name: str
+    compute: Callable[[MaskPair], Any]
+    dimensions: tuple[int, ...] = (2, 3)
+    unit: str = ""
+    better: Literal["higher", "lower"] = "higher"
+    title: str = ""
+    description: str = ""
+    average: Literal["targets", "cases"] = "targets"
 
     def __post_init__(self) -> None:
-        dice(self.intersection, self.predicted, self.truth)
-        if not 0 <= self.area_fraction <= 1:
-            msg = f"{self.image}, {self.target}: area fraction {self.area_fraction} is not between 0 and 1"
-            raise DatasetError(msg)
+        choices = {"better": ("higher", "lower"), "average": ("targets", "cases")}
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                msg = f"metric {self.name!r}: {field} must be {' or '.join(allowed)}, got {getattr(self, field)!r}"
+                raise ConfigError(msg)
+        if not self.name.isidentifier() or not callable(self.compute):
+            msg = f"metric {self.name!r} needs a name like 'surface_dice' and a function compute(masks)"
+            raise ConfigError(msg)
+        if not self.dimensions or not set(self.dimensions) <= {2, 3}:
+            msg = f"metric {self.name!r}: dimensions must be (2,), (3,) or (2, 3), got {self.dimensions!r}"
+            raise ConfigError(msg)
 
-    @property
-    def dice(self) -> float | None:
-        """Two-dimensional Dice, 0 to 1; None where target and prediction are both empty."""
-        return dice(self.intersection, self.predicted, self.truth)
+    def of(self, masks: MaskPair) -> Value:
+        """Compute the value of one case.
 
-    @property
-    def present(self) -> bool:
-        """Whether the target is in this slice."""
-        return self.truth > 0
+        Raises:
+            ConfigError: `compute` returned something else.
+        """
+        result = self.compute(masks)
+        try:
+            if isinstance(result, tuple):
+                part, whole = (float(number) for number in result)
+                return (part, whole) if math.isfinite(part) and whole > 0 else None
+            value = None if result is None else float(result)
+        except (TypeError, ValueError) as error:
+            msg = f"metric {self.name!r} must return a number, (part, whole) or None, got {result!r} ({error})"
+            raise ConfigError(msg) from None
+        return value if value is None or math.isfinite(value) else None
 
 
-def summarise(scores: Iterable[SliceScore], *, complete_volumes: Collection[str] = ()) -> dict[str, Any]:
-    """Summarise an evaluation; the result can be written as JSON (a mean over nothing is None).
+METRICS: dict[tuple[int, str], Metric] = {}
+"""The registered metrics by dimension and name, in the order of tables."""
 
-    Args:
-        scores: one for each slice and target, each pair once; present and absent ones.
-        complete_volumes: ids of the volumes of which every slice was scored for every target (absent ones too, else
-            false alarms would be left out); only these get 3-D numbers.
 
-    Returns:
-        ``instances``, ``present_instances``, ``absent_instances``: counts.
-        ``mean_dice``: mean over the targets of ``dice_by_target``.
-        ``dice_by_target``: mean 2-D Dice over the slices where the target is present.
-        ``slices_by_target``: number of these slices.
-        ``strata``: ``below_1_percent`` and ``from_1_percent`` of the image, each with ``mean_dice`` (over instances,
-        as in Table 2) and ``n``.
-        ``missed_targets``: present instances with Dice 0: ``fraction``, ``count``, ``by_target`` (fractions).
-        ``absent_answered``: fraction of absent instances with a non-empty mask; ``absent_answered_by_target``.
-        ``mean_dice_3d``, ``dice_3d_by_target``, ``volumes_by_target``: Dice of whole volumes from summed counts, where
-        the target is present in the volume; mean over volumes, then over targets.
-        ``cases``: for each complete volume and target present or predicted in it: ``volume``, ``patient``,
-        ``target``, ``dice``, ``truth``, ``predicted``, ``intersection`` (voxels).
+def register_metric(metric: Metric) -> Metric:
+    """Add a metric to the table; registering the very same one again changes nothing.
 
     Raises:
-        DatasetError: a slice and target occurs twice.
+        ConfigError: another metric of that name is there, or the name is a column of the tables.
     """
-    instances = list(scores)
-    _refuse_duplicates(instances)
-    present = [score for score in instances if score.present]
-    absent = [score for score in instances if not score.present]
-    by_target = _group(present)
-    dice_by_target = {target: _mean_dice(group) for target, group in by_target.items()}
-    small = [score for score in present if score.area_fraction < SMALL_AREA_FRACTION]
-    large = [score for score in present if score.area_fraction >= SMALL_AREA_FRACTION]
-    missed = [score for score in present if score.intersection == 0]
-    cases = _cases([score for score in instances if score.volume in set(complete_volumes)])
-    dice_3d: dict[str, list[float]] = {}
-    for case in cases:
-        if case["truth"] > 0:
-            dice_3d.setdefault(case["target"], []).append(case["dice"])
-    dice_3d_by_target = {target: _mean(values) for target, values in sorted(dice_3d.items())}
-    return {
-        "instances": len(instances),
-        "present_instances": len(present),
-        "absent_instances": len(absent),
-        "mean_dice": _mean(dice_by_target.values()),
-        "dice_by_target": dice_by_target,
-        "slices_by_target": {target: len(group) for target, group in by_target.items()},
-        "strata": {
-            "below_1_percent": {"mean_dice": _mean_dice(small), "n": len(small)},
-            "from_1_percent": {"mean_dice": _mean_dice(large), "n": len(large)},
-        },
-        "missed_targets": {
-            "fraction": _share(len(missed), len(present)),
-            "count": len(missed),
-            "by_target": {
-                target: _share(sum(score.intersection == 0 for score in group), len(group))
-                for target, group in by_target.items()
-            },
-        },
-        "absent_answered": _answered(absent),
-        "absent_answered_by_target": {target: _answered(group) for target, group in _group(absent).items()},
-        "mean_dice_3d": _mean(dice_3d_by_target.values()),
-        "dice_3d_by_target": dice_3d_by_target,
-        "volumes_by_target": {target: len(values) for target, values in sorted(dice_3d.items())},
-        "cases": cases,
-    }
+    for dimension in metric.dimensions:
+        if METRICS.get((dimension, metric.name), metric) != metric or metric.name in RESERVED:
+            msg = f"the name {metric.name!r} is taken in the table of {dimension}-D metrics; choose another name"
+            raise ConfigError(msg)
+    METRICS.update({(dimension, metric.name): metric for dimension in metric.dimensions})
+    return metric
 
 
-def _group(scores: Sequence[SliceScore]) -> dict[str, list[SliceScore]]:
-    groups: dict[str, list[SliceScore]] = {}
-    for score in scores:
-        groups.setdefault(score.target, []).append(score)
-    return dict(sorted(groups.items()))
+RESERVED = frozenset(
+    "image volume patient target prompt area_fraction truth predicted intersection presence truth_ml predicted_ml "
+    "present absent without_prediction".split()
+)
+"""What the tables and ``metrics.json`` have beside the metrics."""
 
 
-def _cases(scores: Sequence[SliceScore]) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, str], list[SliceScore]] = {}
-    for score in scores:
-        groups.setdefault((score.volume, score.target), []).append(score)
-    cases = []
-    for (volume, target), group in sorted(groups.items()):
-        truth, predicted, intersection = (
-            sum(getattr(score, name) for score in group) for name in ("truth", "predicted", "intersection")
-        )
-        if truth or predicted:
-            cases.append(
-                {
-                    "volume": volume,
-                    "patient": group[0].patient,
-                    "target": target,
-                    "dice": dice(intersection, predicted, truth),
-                    "truth": truth,
-                    "predicted": predicted,
-                    "intersection": intersection,
-                }
-            )
-    return cases
+def metrics_for(dimension: int) -> list[Metric]:
+    """The registered metrics of slices (2) or volumes (3)."""
+    return [metric for (of, _), metric in METRICS.items() if of == dimension]
 
 
-def _refuse_duplicates(scores: Sequence[SliceScore]) -> None:
-    seen: set[tuple[str, str, str]] = set()
-    for score in scores:
-        key = (score.volume, score.image, score.target)
-        if key in seen:
-            msg = f"{score.image}: target {score.target!r} was scored twice; score each slice and target once"
-            raise DatasetError(msg)
-        seen.add(key)
+def measure(masks: MaskPair) -> dict[str, Value]:
+    """All registered metrics of one case."""
+    return {metric.name: metric.of(masks) for metric in metrics_for(masks.truth.ndim)}
 
 
-def _answered(absent: Sequence[SliceScore]) -> float | None:
-    return _share(sum(score.predicted > 0 for score in absent), len(absent))
+def _if_present(compute: Callable[[MaskPair], Any]) -> Callable[[MaskPair], Any]:
+    return lambda masks: compute(masks) if masks.present else None
 
 
-def _mean_dice(scores: Sequence[SliceScore]) -> float | None:
-    return _mean(score.dice for score in scores)
+def _if_absent(compute: Callable[[MaskPair], Any]) -> Callable[[MaskPair], Any]:
+    return lambda masks: None if masks.present else compute(masks)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+for _metric in (
+    Metric(
+        name="dice",
+        compute=_if_present(lambda masks: masks.dice),
+        title="Dice",
+        description="Overlap where the target is present; 0 without a prediction.",
+    ),
+    Metric(
+        name="surface_dice",
+        compute=_if_present(lambda masks: masks.surface_dice or 0.0),
+        dimensions=(3,),
+        title="surface Dice",
+        description="Share of both surfaces within the tolerance of each other; 0 without a prediction.",
+    ),
+    Metric(
+        name="hausdorff95_mm",
+        compute=lambda masks: masks.hausdorff95_mm,
+        dimensions=(3,),
+        unit="mm",
+        better="lower",
+        title="95 % Hausdorff",
+        description="The larger 95 % quantile of the distances between the surfaces; none without a prediction.",
+    ),
+    Metric(
+        name="missed",
+        compute=_if_present(lambda masks: masks.intersection == 0),
+        dimensions=(2,),
+        unit="%",
+        better="lower",
+        average="cases",
+        description="Share of the slices with the target in which not one of its pixels is predicted.",
+    ),
+    Metric(
+        name="lesion_detection_rate",
+        compute=_if_present(lambda masks: masks.lesions),
+        dimensions=(3,),
+        unit="%",
+        average="cases",
+        title="lesions found",
+        description="Share of the connected components of the truth that the prediction touches.",
+    ),
+    Metric(
+        name="false_components",
+        compute=lambda masks: masks.false_components,
+        dimensions=(3,),
+        unit="per volume",
+        better="lower",
+        average="cases",
+        title="false components",
+        description="Connected components of the prediction that touch no truth.",
+    ),
+    Metric(
+        name="false_positive_rate",
+        compute=_if_absent(lambda masks: masks.predicted),
+        unit="%",
+        better="lower",
+        average="cases",
+        title="false-positive rate",
+        description="Share of the cases without the target that have a prediction.",
+    ),
+    Metric(
+        name="false_positive_ml",
+        compute=_if_absent(lambda masks: masks.predicted_ml),
+        dimensions=(3,),
+        unit="ml",
+        better="lower",
+        average="cases",
+        title="false positive",
+        description="Predicted volume where the target is absent.",
+    ),
+):
+    register_metric(_metric)

@@ -5,45 +5,59 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.errors import DatasetError, why
-from boltzformer_monai.evaluation.metrics import SliceScore
+from boltzformer_monai.evaluation.metrics import Value, metrics_for
+from boltzformer_monai.evaluation.summary import SliceScore
 from boltzformer_monai.limits import open_text
 from boltzformer_monai.storage import replacing
 
-__all__ = ["markdown_table", "read_scores_csv", "write_metrics_json", "write_scores_csv"]
+__all__ = ["format_estimate", "markdown_table", "read_scores_csv", "table_of", "write_metrics_json", "write_scores_csv"]
 
-_COLUMNS = tuple(field.name for field in fields(SliceScore))
+_COLUMNS = tuple(field.name for field in fields(SliceScore) if field.name != "values")
+_COUNTS = ("truth", "predicted", "intersection")
 _NO_VALUE = "–"
-STRATA_TITLES = (("below 1 % of the image", "below_1_percent"), ("1 % of the image and more", "from_1_percent"))
-METRIC_HEADINGS = ("target", "slices", "Dice", "missed", "absent answered", "3-D Dice")
-OVERLAP_HEADINGS = ("target", "present / unanswered", "Dice", "surface Dice", "95 % Hausdorff, mm", "lesions found")
-FALSE_HEADINGS = ("target", "absent from", "answered", "false ml", "false components per volume")
+_DECIMALS = {"": 3, "%": 1, "mm": 1}
+_STRATA = {"below_1_percent": "below 1 % of the image", "from_1_percent": "1 % of the image and more"}
 
 
-def write_scores_csv(scores: Iterable[SliceScore], path: str | os.PathLike[str]) -> Path:
-    """Write one row an instance: the fields of :class:`SliceScore` and `dice` (empty where there is none); atomic.
+def write_scores_csv(scores: Sequence[SliceScore], path: str | os.PathLike[str]) -> Path:
+    """Write one row an instance: the fields of :class:`SliceScore`, then its metrics; atomic.
 
-    Text that a spreadsheet would take for a formula has an apostrophe before it.
+    A metric's cell is empty where it has no value, and ``part/whole`` for a ratio. Text that a spreadsheet would take
+    for a formula has an apostrophe before it.
     """
     target = Path(path)
+    names = list(scores[0].values) if scores else [metric.name for metric in metrics_for(2)]
     with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([*_COLUMNS, "dice"])
+        table.writerow([*_COLUMNS, *names])
         for score in scores:
-            value = score.dice
             cells = (to_cell(getattr(score, name)) for name in _COLUMNS)
-            table.writerow([*cells, "" if value is None else f"{value:.6f}"])
+            table.writerow([*cells, *(_value_cell(score.values[name]) for name in names)])
     return target
 
 
+def _value_cell(value: Value) -> str:
+    if value is None:
+        return ""
+    return "/".join(repr(number) for number in (value if isinstance(value, tuple) else (value,)))
+
+
+def _value_of(cell: str) -> Value:
+    numbers = [float(number) for number in cell.split("/")] if cell else []
+    if len(numbers) > 2:
+        raise ValueError(f"{cell!r} is no value of a metric")
+    return None if not numbers else numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
-    """Read what :func:`write_scores_csv` wrote, so that metrics can be computed again without the network.
+    """Read what :func:`write_scores_csv` wrote, so that means can be computed again without the network.
 
     Raises:
         DatasetError: the file is missing, lacks a column, or a row is damaged.
@@ -53,7 +67,8 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
     try:
         with open_text(source) as file:
             table = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
+            columns = list(table.fieldnames or ())
+            missing = [name for name in _COLUMNS if name not in columns]
             if missing:
                 msg = f"{source}: lacks the column {', '.join(missing)}; it is no table of slice scores"
                 raise DatasetError(msg)
@@ -61,19 +76,11 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
                 if None in row.values():
                     msg = f"{source}, line {table.line_num}: has too few fields; the file is cut off"
                     raise DatasetError(msg)
-                scores.append(
-                    SliceScore(
-                        image=from_cell(row["image"]),
-                        volume=from_cell(row["volume"]),
-                        patient=from_cell(row["patient"]),
-                        target=from_cell(row["target"]),
-                        prompt=from_cell(row["prompt"]),
-                        area_fraction=float(row["area_fraction"]),
-                        truth=int(row["truth"]),
-                        predicted=int(row["predicted"]),
-                        intersection=int(row["intersection"]),
-                    )
-                )
+                texts = {name: from_cell(row[name]) for name in _COLUMNS[:5]}
+                counts = {name: int(row[name]) for name in _COUNTS}
+                values = {name: _value_of(row[name]) for name in columns if name not in _COLUMNS}
+                area = float(row["area_fraction"])
+                scores.append(SliceScore(**texts, area_fraction=area, **counts, values=values))
     except (OSError, ValueError, TypeError) as error:
         msg = f"{source}: cannot be read as slice scores ({why(error)})"
         raise DatasetError(msg) from None
@@ -81,14 +88,14 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
 
 
 def write_metrics_json(metrics: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write the metrics as JSON with sorted keys; atomic.
+    """Write the metrics as JSON; atomic.
 
     Raises:
         DatasetError: a value is NaN, infinite or of a type that JSON does not have.
     """
     target = Path(path)
     try:
-        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         msg = f"{target}: the metrics cannot be written as JSON ({error})"
         raise DatasetError(msg) from None
@@ -97,100 +104,47 @@ def write_metrics_json(metrics: Mapping[str, Any], path: str | os.PathLike[str])
     return target
 
 
-def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
-    """Rows of text (target, slices, Dice, missed, absent answered, 3-D Dice), one a target and the mean last."""
-    missed, answered = metrics["missed_targets"], metrics["absent_answered_by_target"]
-    targets = sorted({*metrics["dice_by_target"], *answered})
-    rows = [
-        (
-            target,
-            str(metrics["slices_by_target"].get(target, 0)),
-            number(metrics["dice_by_target"].get(target)),
-            percent(missed["by_target"].get(target)),
-            percent(answered.get(target)),
-            number(metrics["dice_3d_by_target"].get(target)),
-        )
-        for target in targets
+def table_of(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a summary: one row a target and all of them last, then the strata if there are some."""
+    rows = [*summary["by_target"].items(), ("all", summary["overall"])]
+    rows += [(_STRATA[name], entry) for name, entry in summary.get("strata", {}).items()]
+    headings = ["target", "present / absent"]
+    for about in summary["metrics"].values():
+        unit = "" if about["unit"] in ("", "%") else f", {about['unit']}"
+        headings.append(f"{about['title']}{unit}")
+    cells = [
+        [
+            name,
+            f"{entry['present']} / {entry['absent']}",
+            *(format_estimate(entry[metric], about["unit"]) for metric, about in summary["metrics"].items()),
+        ]
+        for name, entry in rows
     ]
-    total = (
-        "mean",
-        str(metrics["present_instances"]),
-        number(metrics["mean_dice"]),
-        percent(missed["fraction"]),
-        percent(metrics["absent_answered"]),
-        number(metrics["mean_dice_3d"]),
+    return headings, cells
+
+
+def format_estimate(estimate: Mapping[str, Any], unit: str) -> str:
+    """A mean with its confidence interval behind it, where it has one; a dash for a mean over nothing."""
+    scale, decimals = 100 if unit == "%" else 1, _DECIMALS.get(unit, 2)
+    mean, low, high = (
+        None if estimate[end] is None else f"{scale * estimate[end]:.{decimals}f}" for end in ("mean", "low", "high")
     )
-    return [*rows, total]
-
-
-def overlap_rows(volumes: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What whole volumes with the target are worth, as text under OVERLAP_HEADINGS; all targets last."""
-    return [
-        (
-            name,
-            f"{entry['present']} / {entry['unanswered']}",
-            interval(entry["dice"], number),
-            interval(entry["surface_dice"], number),
-            interval(entry["hausdorff95_mm"], "{:.1f}".format),
-            interval(entry["lesion_detection_rate"], percent),
-        )
-        for name, entry in _targets_and_all(volumes)
-    ]
-
-
-def false_rows(volumes: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What was found where there is nothing, as text under FALSE_HEADINGS; all targets last."""
-    return [
-        (
-            name,
-            str(entry["absent"]),
-            interval(entry["false_positive_rate"], percent),
-            interval(entry["false_positive_ml"], "{:.2f}".format),
-            interval(entry["false_components"], "{:.2f}".format),
-        )
-        for name, entry in _targets_and_all(volumes)
-    ]
-
-
-def _targets_and_all(volumes: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [*sorted(volumes["by_target"].items()), ("all", volumes["overall"])]
+    if mean is None:
+        return _NO_VALUE
+    mean += " %" if unit == "%" else ""
+    return mean if low is None else f"{mean} ({low}–{high})"
 
 
 def markdown_table(metrics: Mapping[str, Any]) -> str:
-    """The metrics of :func:`summarise` as Markdown: a table by target, then the two strata of Table 2.
-
-    Where there are scores of whole volumes (``"volumes"``), their two tables follow.
-    """
-    lines = [_line(METRIC_HEADINGS), _line(["---", *["---:"] * (len(METRIC_HEADINGS) - 1)])]
-    lines += [_line(row) for row in metric_rows(metrics)]
-    lines += ["", _line(("area of the target", "instances", "Dice")), _line(("---", "---:", "---:"))]
-    for title, key in STRATA_TITLES:
-        stratum = metrics["strata"][key]
-        lines.append(_line((title, str(stratum["n"]), number(stratum["mean_dice"]))))
-    if volumes := metrics.get("volumes"):
-        for headings, rows in ((OVERLAP_HEADINGS, overlap_rows(volumes)), (FALSE_HEADINGS, false_rows(volumes))):
+    """The content of `metrics.json` as Markdown: a table of slices, and one of whole volumes where there are some."""
+    lines: list[str] = []
+    for part in ("slices", "volumes"):
+        summary = metrics.get(part)
+        if summary and (part == "slices" or summary["cases"]):
+            headings, rows = table_of(summary)
+            headings[0] = f"target ({part})"
             lines += ["", _line(headings), _line(["---", *["---:"] * (len(headings) - 1)]), *map(_line, rows)]
-    return "\n".join(lines) + "\n"
-
-
-def number(value: float | None) -> str:
-    """Three decimals, or a dash for a mean over nothing."""
-    return _NO_VALUE if value is None else f"{value:.3f}"
-
-
-def percent(value: float | None) -> str:
-    """A fraction as percent with one decimal, or a dash."""
-    return _NO_VALUE if value is None else f"{100 * value:.1f} %"
-
-
-def interval(estimate: Mapping[str, Any], text: Callable[[float], str]) -> str:
-    """A mean with its confidence interval behind it, where it has one; a dash for a mean over nothing."""
-    mean, low, high = (estimate[end] for end in ("mean", "low", "high"))
-    if mean is None:
-        return _NO_VALUE
-    if low is None:
-        return text(mean)
-    return f"{text(mean)} ({text(low).removesuffix(' %')}–{text(high).removesuffix(' %')})"
+    return "\n".join(lines[1:]) + "\n"
 
 
 def _line(cells: Iterable[str]) -> str:

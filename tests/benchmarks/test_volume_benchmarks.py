@@ -13,7 +13,6 @@ import torch
 from benchmarks import presence, uncertainty, volume
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.evaluation.volume_metrics import measure_volume
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.networks import create_boltzformer, network_config
@@ -54,7 +53,7 @@ def test_every_prompt_of_a_phantom_is_a_case() -> None:
         cases = presence.cases_of(small, "abdomen", "abdominal", 1)
     assert sizes == [False]
     assert {case.target for case in cases if not case.on.present} >= {"heart", "lung nodule", "liver lesion"}
-    assert not any(case.on.answered for case in cases)  # no head is that certain
+    assert not any(case.on.predicted for case in cases)  # no head is that certain
 
 
 def test_a_summary_counts_absent_and_present_cases_apart() -> None:
@@ -62,8 +61,8 @@ def test_a_summary_counts_absent_and_present_cases_apart() -> None:
     box[:2] = True
 
     def case(target: str, truth: np.ndarray, on: np.ndarray, off: np.ndarray) -> presence.Case:
-        measured = [measure_volume(mask, truth, spacing=(10.0, 10.0, 10.0)) for mask in (on, off)]
-        return presence.Case("abdomen", target, *measured, int((on & truth).sum()), int((off & truth).sum()))
+        measured = [presence.Measured.of(mask, truth, (10.0, 10.0, 10.0)) for mask in (on, off)]
+        return presence.Case("abdomen", target, *measured)
 
     cases = [
         case("liver lesion", empty, empty, box),

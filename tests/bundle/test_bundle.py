@@ -79,14 +79,16 @@ def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_pa
     assert workflow.check_properties() == []
     workflow.run()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics["dice_by_target"]) == {"liver", "spleen", "right kidney", "left kidney", "aorta", "liver lesion"}
-    assert metrics["mean_dice"] == pytest.approx(np.mean(list(metrics["dice_by_target"].values())))
-    assert metrics["mean_dice_3d"] is not None
+    slices = metrics["slices"]
+    dice = {name: of["dice"]["mean"] for name, of in slices["by_target"].items() if of["present"]}
+    assert set(dice) == {"liver", "spleen", "right kidney", "left kidney", "aorta", "liver lesion"}
+    assert slices["overall"]["dice"]["mean"] == pytest.approx(np.mean(list(dice.values())))
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 6 * 10  # slices × targets of one volume
     volumes = metrics["volumes"]
     assert len(volumes["cases"]) == 10
-    assert set(volumes["by_target"]) == {*metrics["dice_by_target"], "heart", "left lung", "right lung", "lung nodule"}
+    assert set(volumes["by_target"]) == {*dice, "heart", "left lung", "right lung", "lung nodule"}
     assert volumes["overall"]["dice"]["low"] is None  # a single patient
+    assert "Whole volumes" in (tmp_path / "report.html").read_text()
 
 
 def test_inference_labels_a_scan_on_its_grid(trained: Path, demo: Path, tmp_path: Path) -> None:

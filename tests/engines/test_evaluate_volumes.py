@@ -73,8 +73,8 @@ def test_distances_follow_the_spacing_of_the_volume(reader: SliceReader) -> None
     shifted = [truths[index - 1] for index in range(len(truths))]  # one slice further: 5 mm
     for rows, predicted, truth in zip(slices, shifted, truths, strict=True):
         scorer.add(rows, predicted, truth)
-    measures = {score.target: score.measures for score in scorer.scores}
-    assert measures["liver"].hausdorff95_mm == pytest.approx(5.0)
+    values = {score.target: score.values for score in scorer.scores}
+    assert values["liver"]["hausdorff95_mm"] == pytest.approx(5.0)
 
 
 def test_the_rule_drops_slices_and_whole_answers(reader: SliceReader) -> None:
@@ -89,7 +89,7 @@ def test_the_rule_drops_slices_and_whole_answers(reader: SliceReader) -> None:
     assert means["kept"]["false_positive_rate"]["mean"] == 0.0
     assert means["kept"]["dice"]["mean"] > means["all"]["dice"]["mean"]
     assert means["kept"]["lesion_detection_rate"]["mean"] == 1.0
-    assert means["dropped"]["unanswered"] == means["dropped"]["present"] == 6
+    assert means["dropped"]["without_prediction"] == means["dropped"]["present"] == 6
     case = next(case for case in dropped.summary()["cases"] if case["target"] == "spleen")
     assert (case["presence"], case["predicted_ml"]) == (pytest.approx(0.1), 0.0)
     assert kept.summary()["presence"] == {"high": 0.8, "low": 0.4}
@@ -128,14 +128,13 @@ def test_the_handler_hands_on_masks_and_probabilities(tmp_path: Path) -> None:
         scorer.attach(engine)
         engine.run([{"rows": slices}])
     assert {score.target for score in scorer.scores if score.predicted} == {"liver", "spleen", "viscera", "stomach"}
-    measures = {score.target: score.measures for score in volumes.scores}
-    assert {target: found.dice for target, found in measures.items()} == {
+    assert {score.target: score.values["dice"] for score in volumes.scores} == {
         "liver": 1.0,
         "spleen": 1.0,
         "viscera": 1.0,
         "stomach": None,
     }
-    assert not measures["stomach"].answered
+    assert {score.target for score in volumes.scores if score.predicted_ml} == {"liver", "spleen", "viscera"}
     assert len(volumes.scores) == 4
 
 

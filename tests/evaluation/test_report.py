@@ -11,11 +11,9 @@ import pytest
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.figures import overlay, sampled_patches
-from boltzformer_monai.evaluation.metrics import SliceScore, summarise
 from boltzformer_monai.evaluation.report import write_report
+from boltzformer_monai.evaluation.summary import SliceScore, VolumeScore, summarise_slices, summarise_volumes
 from boltzformer_monai.evaluation.tables import markdown_table
-from boltzformer_monai.evaluation.volume_metrics import VolumeMeasures
-from boltzformer_monai.evaluation.volume_summary import VolumeScore, summarise_volumes
 
 EVIL = "<script>alert('x')</script>\"&"
 IMAGE = np.arange(900, dtype=np.uint16).reshape(30, 30).astype(np.uint8)
@@ -24,8 +22,9 @@ VOID = {"meta", "img", "br", "link"}
 
 
 def _metrics(target: str = "liver") -> dict:
-    score = SliceScore("v_axial_0001.png", "v", "p", target, f"{target} in abdominal CT", 0.05, 100, 120, 90)
-    return summarise([score], complete_volumes={"v"})
+    values = {"dice": 2 * 90 / 220, "missed": 0.0, "false_positive_rate": None}
+    score = SliceScore("v_axial_0001.png", "v", "p", target, f"{target} in abdominal CT", 0.05, 100, 120, 90, values)
+    return {"slices": summarise_slices([score])}
 
 
 class _Page(HTMLParser):
@@ -114,11 +113,14 @@ def test_numbers_are_those_of_the_metrics(full: Path) -> None:
 
 
 def _with_volumes(presence: dict[str, float] | None) -> dict:
+    names = ("dice", "surface_dice", "hausdorff95_mm", "lesion_detection_rate", "false_components",
+             "false_positive_rate", "false_positive_ml")  # fmt: skip
     scores = [
-        VolumeScore(f"v{i}", f"p{i}", f"liver {EVIL}", "liver in CT", VolumeMeasures(d, 0.9, 3.21, 5, 5, 4, 3, 0))
-        for i, d in enumerate((0.5, 0.75, 1.0))
+        VolumeScore(f"v{i}", f"p{i}", f"liver {EVIL}", "liver in CT", 5, 5, dict(zip(names, values, strict=True)))
+        for i, values in enumerate((d, 0.9, 3.21, (3, 4), 0, None, None) for d in (0.5, 0.75, 1.0))
     ]
-    scores.append(VolumeScore("v0", "p0", "lesion", "lesion in CT", VolumeMeasures(None, None, None, 0, 1.5, 0, 0, 2)))
+    absent = dict(zip(names, (None, None, None, None, 2, 1, 1.5), strict=True))
+    scores.append(VolumeScore("v0", "p0", "lesion", "lesion in CT", 0, 1.5, absent))
     return {**_metrics(), "volumes": {**summarise_volumes(scores), "tolerance_mm": 2.0, "presence": presence}}
 
 
@@ -130,8 +132,8 @@ def test_whole_volumes_are_shown_with_intervals(tmp_path: Path) -> None:
     assert "0.750 (0.500–1.000)" in shown
     assert "3.2 (3.2–3.2)" in shown
     assert "75.0 % (75.0–75.0)" in shown  # nine of twelve lesions
-    assert "100.0 %1.50" in shown  # one case, no interval
-    assert "within 2 mm" in shown
+    assert "2.00100.0 %1.50" in shown  # one case, no interval
+    assert "2 mm apart" in shown
     assert "reaches presence 0.80, those from 0.40" in shown
     assert EVIL in shown
     without = write_report(tmp_path / "report.html", title="Volumes", metrics=_with_volumes(None))
@@ -152,14 +154,14 @@ def test_damaged_scores_of_volumes_are_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "report.html", title="Bad", metrics=metrics)
 
 
-def test_markdown_has_the_tables_of_volumes_too() -> None:
+def test_markdown_has_the_table_of_volumes_too() -> None:
     lines = markdown_table(_with_volumes(None)).splitlines()
-    assert "| all | 3 / 0 | 0.750 (0.500–1.000) | 0.900 (0.900–0.900) | 3.2 (3.2–3.2) | 75.0 % (75.0–75.0) |" in lines
-    assert "| lesion | 1 | 100.0 % | 1.50 | 2.00 |" in lines
+    assert lines[-3].startswith("| lesion | 0 / 1 | – | – | – | – | 2.00 | 100.0 % | 1.50 |")
+    assert lines[-1].startswith("| all | 3 / 1 | 0.750 (0.500–1.000) | 0.900 (0.900–0.900) | 3.2 (3.2–3.2) | 75.0 % (")
 
 
 def test_the_least_report(tmp_path: Path) -> None:
-    path = write_report(tmp_path / "report.html", title="Nothing yet", metrics=summarise([]))
+    path = write_report(tmp_path / "report.html", title="Nothing yet", metrics={"slices": summarise_slices([])})
     page = _parse(path)
     assert "img" not in {tag for tag, _ in page.tags}
     assert "–" in "".join(page.text)
@@ -171,7 +173,7 @@ def test_a_failed_report_leaves_the_old_one(tmp_path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="not a PNG"):
         write_report(path, title="Bad", metrics=_metrics(), overlays=[("gif", b"GIF89a")])
-    with pytest.raises(ConfigError, match="summarise"):
-        write_report(path, title="Bad", metrics={"mean_dice": 1.0})
+    with pytest.raises(ConfigError, match="slices"):
+        write_report(path, title="Bad", metrics={"volumes": None})
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]

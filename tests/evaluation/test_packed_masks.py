@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import DatasetError
-from boltzformer_monai.evaluation.packed import PackedMasks
-
-WHOLE = (slice(0, 5), slice(0, 13), slice(0, 11))
+from boltzformer_monai.evaluation.packed_masks import PackedMasks
 
 
 def _packed(volume: np.ndarray, order: list[int]) -> PackedMasks:
@@ -23,31 +21,21 @@ def test_what_was_put_in_comes_out_in_any_order() -> None:
     volume[1] = False
     volume[4, 12, 10] = volume[0, 0, 0] = True
     packed = _packed(volume, [3, 0, 4, 1, 2])
-    assert packed.box == WHOLE
-    assert (packed.within(WHOLE) == volume).all()
-
-
-def test_the_box_is_the_tightest() -> None:
-    volume = np.zeros((5, 13, 11), bool)
-    volume[1, 3:6, 7] = volume[3, 5, 2:4] = True
-    packed = _packed(volume, [3, 1, 0])
-    assert packed.box == (slice(1, 4), slice(3, 6), slice(2, 8))
-    assert (packed.within(packed.box) == volume[packed.box]).all()
-    assert _packed(np.zeros((5, 13, 11), bool), [0, 1]).box is None
+    assert (packed.dense() == volume).all()
 
 
 def test_a_second_mask_of_a_slice_replaces_the_first() -> None:
     volume = np.ones((5, 13, 11), bool)
     packed = _packed(volume, [0, 1])
     packed.put(1, np.zeros((13, 11), bool))
-    assert packed.box == (slice(0, 1), slice(0, 13), slice(0, 11))
+    assert packed.dense().any((1, 2)).tolist() == [True, False, False, False, False]
 
 
 def test_slices_that_are_not_kept_are_empty() -> None:
     volume = np.ones((5, 13, 11), bool)
     packed = _packed(volume, [0, 1, 2, 3, 4])
     packed.keep(np.array([False, True, True, False, False]))
-    assert packed.within(WHOLE).any((1, 2)).tolist() == [False, True, True, False, False]
+    assert packed.dense().any((1, 2)).tolist() == [False, True, True, False, False]
 
 
 def test_memory_is_a_small_part_of_the_dense_volume() -> None:

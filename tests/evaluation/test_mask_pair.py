@@ -1,4 +1,4 @@
-"""Volume metrics against cubes whose distances are known, and every kind of empty mask."""
+"""Masks of cubes whose distances are known, and every kind of empty mask."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import ConfigError, DatasetError
-from boltzformer_monai.evaluation.volume_metrics import VolumeMeasures, measure_volume
+from boltzformer_monai.evaluation.mask_pair import MaskPair, dice
+from boltzformer_monai.evaluation.metrics import measure
 
 SHAPE = (20, 24, 28)
 
@@ -17,21 +18,51 @@ def _cube(start: tuple[int, int, int], size: int = 6) -> np.ndarray:
     return mask
 
 
-def _measured(predicted: np.ndarray, truth: np.ndarray, **changes: object) -> VolumeMeasures:
-    return measure_volume(predicted, truth, **{"spacing": (5.0, 1.0, 2.0), "tolerance": 2.0, **changes})
+def _pair(predicted: np.ndarray, truth: np.ndarray, **changes: object) -> MaskPair:
+    return MaskPair(prediction=predicted, truth=truth, **{"spacing": (5.0, 1.0, 2.0), **changes})
 
 
-def test_a_perfect_answer() -> None:
+def _values(predicted: np.ndarray, truth: np.ndarray) -> list[object]:
+    """All metrics of a volume in the table's order."""
+    return list(measure(_pair(predicted, truth)).values())
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [((5, 5, 5), 1.0), ((0, 5, 5), 0.0), ((1, 1, 3), 0.5), ((0, 0, 7), 0.0), ((0, 7, 0), 0.0), ((0, 0, 0), None)],
+)
+def test_dice(counts: tuple[int, int, int], expected: float | None) -> None:
+    assert dice(*counts) == expected
+
+
+@pytest.mark.parametrize("counts", [(6, 5, 9), (6, 9, 5), (-1, 5, 5)])
+def test_impossible_counts_are_refused(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(DatasetError, match="contradict"):
+        dice(*counts)
+
+
+def test_masks_of_a_slice() -> None:
+    predicted, truth = np.random.default_rng(0).random((2, 30, 40)) < 0.3
+    pair = _pair(predicted, truth, spacing=(1.0, 2.0))
+    both = int((predicted & truth).sum())
+    assert pair.dice == pytest.approx(1 / (1 + ((predicted ^ truth).sum()) / (2 * both)))
+    assert (pair.truth_size, pair.predicted_size, pair.intersection) == (truth.sum(), predicted.sum(), both)
+    assert pair.surface_dice > 0.9
+    assert pair.hausdorff95_mm > 0
+
+
+def test_a_perfect_prediction() -> None:
     mask = _cube((4, 5, 6))
-    expected = VolumeMeasures(1.0, 1.0, 0.0, 216 * 10 / 1000, 216 * 10 / 1000, 1, 1, 0)
-    assert _measured(mask, mask) == expected
+    pair = _pair(mask, mask)
+    assert (pair.truth_ml, pair.predicted_ml) == (2.16, 2.16)
+    assert _values(mask, mask) == [1.0, 1.0, 0.0, (1, 1), 0, None, None]
 
 
 @pytest.mark.parametrize(("axis", "mm"), [(0, 5.0), (1, 1.0), (2, 2.0)])
 def test_distances_are_in_mm_along_every_axis(axis: int, mm: float) -> None:
     truth = _cube((4, 5, 6))
     predicted = np.roll(truth, 1, axis)
-    found = _measured(predicted, truth)
+    found = _pair(predicted, truth)
     assert found.dice == pytest.approx(5 / 6)
     assert found.hausdorff95_mm == pytest.approx(mm)
     assert found.surface_dice == 1.0 if mm <= 2 else found.surface_dice < 1
@@ -41,82 +72,82 @@ def test_the_tolerance_decides_which_surface_counts() -> None:
     truth = _cube((4, 5, 6), 2)  # every voxel of a cube of edge 2 is surface
     predicted = np.roll(truth, 1, 0)
     # Half of the prediction lies on the truth, and the other way round; the rest is 5 mm away.
-    assert _measured(predicted, truth, tolerance=4.9).surface_dice == pytest.approx(0.5)
-    assert _measured(predicted, truth, tolerance=5).surface_dice == 1.0
+    assert _pair(predicted, truth, tolerance_mm=4.9).surface_dice == pytest.approx(0.5)
+    assert _pair(predicted, truth, tolerance_mm=5).surface_dice == 1.0
 
 
 def test_the_95th_percentile_ignores_a_stray_voxel_but_the_components_do_not() -> None:
     truth = _cube((2, 2, 2), 14)
     predicted = truth.copy()
     predicted[19, 23, 27] = True
-    found = _measured(predicted, truth)
+    found = _pair(predicted, truth)
     assert found.hausdorff95_mm == 0.0
     assert found.false_components == 1
-    assert (found.lesions, found.lesions_found) == (1, 1)
+    assert found.lesions == (1, 1)
 
 
 def test_objects_at_the_border_of_the_volume_have_a_surface_there() -> None:
     corner = _cube((0, 0, 0))
     inside = _cube((5, 5, 5))
     moved = np.roll(inside, 1, 0)
-    assert _measured(np.roll(corner, 1, 0), corner) == _measured(moved, inside)
+    assert _values(np.roll(corner, 1, 0), corner) == _values(moved, inside)
 
 
 def test_a_crop_that_holds_both_masks_changes_nothing() -> None:
     truth, predicted = _cube((4, 5, 6)), _cube((7, 6, 4))
     box = (slice(4, 13), slice(5, 12), slice(4, 12))
-    assert _measured(predicted[box], truth[box]) == _measured(predicted, truth)
+    assert _values(predicted[box], truth[box]) == _values(predicted, truth)
 
 
-def test_absent_and_unanswered() -> None:
+def test_absent_and_not_predicted() -> None:
     empty = np.zeros(SHAPE, bool)
-    found = _measured(empty, empty)
-    assert found == VolumeMeasures(None, None, None, 0.0, 0.0, 0, 0, 0)
-    assert (found.present, found.answered) == (False, False)
+    pair = _pair(empty, empty)
+    assert (pair.present, pair.predicted, pair.dice, pair.truth_ml) == (False, False, None, 0)
+    assert _values(empty, empty) == [None, None, None, None, 0, 0, 0]
 
 
-def test_absent_and_answered() -> None:
-    found = _measured(_cube((4, 5, 6)), np.zeros(SHAPE, bool))
-    assert found == VolumeMeasures(None, None, None, 0.0, 2.16, 0, 0, 1)
-    assert (found.present, found.answered) == (False, True)
+def test_absent_and_predicted() -> None:
+    pair = _pair(_cube((4, 5, 6)), np.zeros(SHAPE, bool))
+    assert (pair.present, pair.predicted) == (False, True)
+    assert _values(pair.prediction, pair.truth) == [None, None, None, None, 1, 1, 2.16]
 
 
 def test_present_and_missed() -> None:
-    found = _measured(np.zeros(SHAPE, bool), _cube((4, 5, 6)))
-    assert found == VolumeMeasures(0.0, 0.0, None, 2.16, 0.0, 1, 0, 0)
-    assert (found.present, found.answered) == (True, False)
+    pair = _pair(np.zeros(SHAPE, bool), _cube((4, 5, 6)))
+    assert (pair.present, pair.predicted) == (True, False)
+    assert _values(pair.prediction, pair.truth) == [0.0, 0.0, None, (0, 1), 0, None, None]
 
 
-def test_present_and_answered_elsewhere() -> None:
-    found = _measured(_cube((13, 5, 6)), _cube((4, 5, 6)))
-    assert (found.dice, found.lesions_found, found.false_components) == (0.0, 0, 1)
+def test_present_and_predicted_elsewhere() -> None:
+    found = _pair(_cube((13, 5, 6)), _cube((4, 5, 6)))
+    assert (found.dice, found.lesions, found.false_components) == (0.0, (0, 1), 1)
     assert found.hausdorff95_mm > 5
 
 
 def test_lesions_are_counted_one_by_one() -> None:
     truth = _cube((0, 0, 0), 3) | _cube((8, 8, 8), 3) | _cube((14, 14, 14), 3)
     predicted = _cube((2, 2, 2), 1) | _cube((8, 8, 8), 1) | _cube((10, 10, 10), 1) | _cube((0, 20, 20), 2)
-    found = _measured(predicted, truth)
-    assert (found.lesions, found.lesions_found, found.false_components) == (3, 2, 1)
+    found = _pair(predicted, truth)
+    assert (found.lesions, found.false_components) == ((2, 3), 1)
 
 
 def test_components_that_touch_at_a_corner_are_one() -> None:
     truth = _cube((4, 4, 4), 2) | _cube((6, 6, 6), 2)
-    assert _measured(truth, truth).lesions == 1
+    assert _pair(truth, truth).lesions == (1, 1)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     mask = _cube((4, 5, 6))
     with pytest.raises(DatasetError, match="one shape"):
-        _measured(mask[1:], mask)
+        _pair(mask[1:], mask)
     with pytest.raises(DatasetError, match="one shape"):
-        _measured(mask.astype(np.uint8), mask)
+        _pair(mask.astype(np.uint8), mask)
     for spacing in ((1.0, 1.0), (0.0, 1.0, 1.0), (float("nan"), 1.0, 1.0)):
         with pytest.raises(DatasetError, match="spacing"):
-            _measured(mask, mask, spacing=spacing)
+            _pair(mask, mask, spacing=spacing)
     for tolerance in (0, -1.0, float("inf"), "2", True):
         with pytest.raises(ConfigError, match="tolerance"):
-            _measured(mask, mask, tolerance=tolerance)
+            _pair(mask, mask, tolerance_mm=tolerance)
 
 
 def _surface(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
@@ -137,6 +168,6 @@ def test_surfaces_agree_with_all_pairs_of_distances() -> None:
         pairs = _surface(predicted, spacing)[:, None] - _surface(truth, spacing)[None]
         distances = np.sqrt((pairs**2).sum(-1))
         ways = distances.min(0), distances.min(1)
-        found = measure_volume(predicted, truth, spacing=spacing.tolist(), tolerance=2)
+        found = _pair(predicted, truth, spacing=tuple(spacing))
         assert found.surface_dice == pytest.approx((np.concatenate(ways) <= 2).mean(), abs=1e-5)
         assert found.hausdorff95_mm == pytest.approx(max(np.quantile(way, 0.95) for way in ways), abs=1e-3)

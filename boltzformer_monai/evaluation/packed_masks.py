@@ -1,4 +1,4 @@
-"""The masks of a volume, slice by slice in any order, in little memory until they are looked at together."""
+"""The masks of a volume: slices are stored compressed, in any order, until all of them are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["PackedMasks"]
 
 
 class _Packed(NamedTuple):
-    """One slice's mask: what lies within its bounding box, eight pixels a byte, compressed."""
+    """One slice's mask within its bounding box, eight pixels a byte, compressed."""
 
     box: tuple[slice, slice]
     data: bytes
@@ -31,7 +31,7 @@ class PackedMasks:
         self._slices: dict[int, _Packed] = {}
 
     def put(self, index: int, mask: np.ndarray) -> None:
-        """Take the mask ``(H, W)`` bool of a slice, instead of one that was there.
+        """Store the mask ``(H, W)`` bool of a slice, in place of an earlier one.
 
         Raises:
             DatasetError: it is no slice of this volume.
@@ -50,29 +50,15 @@ class PackedMasks:
         self._slices = {index: packed for index, packed in self._slices.items() if kept[index]}
 
     @property
-    def box(self) -> tuple[slice, slice, slice] | None:
-        """Bounding box, None for an empty mask."""
-        if not self._slices:
-            return None
-        boxes = [packed.box for packed in self._slices.values()]
-        rows, columns = (
-            slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in (0, 1)
-        )
-        return slice(min(self._slices), max(self._slices) + 1), rows, columns
-
-    @property
     def nbytes(self) -> int:
         """Bytes that the packed masks take."""
         return sum(len(packed.data) for packed in self._slices.values())
 
-    def within(self, box: tuple[slice, slice, slice]) -> np.ndarray:
-        """The part of the mask in a box that contains it all, bool."""
-        first, top, left = (part.start for part in box)
-        dense = np.zeros([part.stop - part.start for part in box], bool)
-        for index, (place, data) in self._slices.items():
-            height, width = (part.stop - part.start for part in place)
+    def dense(self) -> np.ndarray:
+        """The whole mask ``(N, H, W)`` bool."""
+        dense = np.zeros(self.shape, bool)
+        for index, (box, data) in self._slices.items():
+            height, width = (part.stop - part.start for part in box)
             bits = np.frombuffer(zlib.decompress(data), np.uint8)
-            mask = np.unpackbits(bits, count=height * width).view(bool).reshape(height, width)
-            row, column = place[0].start - top, place[1].start - left
-            dense[index - first, row : row + height, column : column + width] = mask
+            dense[index][box] = np.unpackbits(bits, count=height * width).view(bool).reshape(height, width)
         return dense

@@ -1,0 +1,188 @@
+"""A predicted mask and the truth, in 2-D or 3-D, with the measurements that several metrics share."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from boltzformer_monai.errors import ConfigError, DatasetError
+
+__all__ = ["MaskPair", "check_tolerance", "dice"]
+
+
+def dice(intersection: int, predicted: int, truth: int) -> float | None:
+    """2·intersection / (predicted + truth), all in pixels or voxels.
+
+    Returns:
+        0 to 1, or None where both masks are empty: there is no overlap to measure, and an average must leave it out.
+
+    Raises:
+        DatasetError: a count is negative, or the intersection is larger than one of the masks.
+    """
+    if not 0 <= intersection <= min(predicted, truth):
+        msg = f"pixel counts contradict each other: intersection {intersection}, predicted {predicted}, truth {truth}"
+        raise DatasetError(msg)
+    total = predicted + truth
+    return 2 * intersection / total if total else None
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise a ``ConfigError`` if this is no distance in mm."""
+    number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+    if not number or not math.isfinite(tolerance) or tolerance <= 0:
+        msg = f"the tolerance of the surface Dice must be a distance in mm above 0, got {tolerance!r}"
+        raise ConfigError(msg)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaskPair:
+    """What a metric compares. Measurements are computed when a metric asks for them, and once.
+
+    Surfaces are the voxels of a mask with a neighbour (by face) outside of it, as in MONAI's metrics. Components are
+    joined by faces, edges and corners.
+
+    Attributes:
+        prediction: ``(H, W)`` bool for a slice, ``(N, H, W)`` for a volume, slices first.
+        truth: the reference mask, likewise.
+        spacing: mm between pixels along these axes.
+        tolerance_mm: how far apart surfaces may be in the surface Dice.
+        probability: float32 of the prediction's shape, 0 to 1; None for a volume.
+
+    Raises:
+        DatasetError: shapes or dtypes differ, or the spacing is not positive.
+        ConfigError: the tolerance is not positive.
+    """
+
+    prediction: np.ndarray
+    truth: np.ndarray
+    spacing: tuple[float, ...]
+    tolerance_mm: float = 2.0
+    probability: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_tolerance(self.tolerance_mm)
+        one, other = self.prediction, self.truth
+        if one.shape != other.shape or other.ndim not in (2, 3) or not one.dtype == other.dtype == np.bool_:
+            kinds = f"{one.dtype} {one.shape} and {other.dtype} {other.shape}"
+            msg = f"two bool masks (H, W) or (N, H, W) of one shape can be compared, got {kinds}"
+            raise DatasetError(msg)
+        if len(self.spacing) != other.ndim or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing):
+            msg = f"masks need a positive spacing in mm along each of their {other.ndim} axes, got {self.spacing}"
+            raise DatasetError(msg)
+
+    @cached_property
+    def truth_size(self) -> int:
+        """Pixels or voxels of the truth."""
+        return int(np.count_nonzero(self.truth))
+
+    @cached_property
+    def predicted_size(self) -> int:
+        """Pixels or voxels of the prediction."""
+        return int(np.count_nonzero(self.prediction))
+
+    @cached_property
+    def intersection(self) -> int:
+        """Pixels or voxels in both."""
+        return int(np.count_nonzero(np.logical_and(*self._cropped)))
+
+    @property
+    def present(self) -> bool:
+        """Whether the truth has a pixel at all."""
+        return self.truth_size > 0
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the prediction has a pixel at all."""
+        return self.predicted_size > 0
+
+    @property
+    def dice(self) -> float | None:
+        """0 to 1; None where both masks are empty."""
+        return dice(self.intersection, self.predicted_size, self.truth_size)
+
+    @property
+    def truth_ml(self) -> float:
+        """Volume of the truth in ml (of a slice: its area in 1000 mm²)."""
+        return self.truth_size * math.prod(self.spacing) / 1000
+
+    @property
+    def predicted_ml(self) -> float:
+        """Volume of the prediction, likewise."""
+        return self.predicted_size * math.prod(self.spacing) / 1000
+
+    @property
+    def surface_dice(self) -> float | None:
+        """Share of both surfaces within the tolerance of each other, 0 to 1; None unless both masks have a pixel."""
+        from monai.metrics import compute_surface_dice
+
+        if not (self.present and self.predicted):
+            return None
+        tolerance = [float(self.tolerance_mm)]
+        with _quiet():
+            value = compute_surface_dice(*self._tensors, tolerance, include_background=True, spacing=self._millimetres)
+        return float(value)
+
+    @property
+    def hausdorff95_mm(self) -> float | None:
+        """The larger of both 95 % quantiles of a surface's distances to the other; None unless both have a pixel."""
+        from monai.metrics import compute_hausdorff_distance
+
+        if not (self.present and self.predicted):
+            return None
+        with _quiet():
+            value = compute_hausdorff_distance(
+                *self._tensors, include_background=True, percentile=95, spacing=self._millimetres
+            )
+        return float(value)
+
+    @cached_property
+    def lesions(self) -> tuple[int, int]:
+        """Connected components of the truth: those that the prediction touches, and all."""
+        return _components(self._cropped[1], self._cropped[0])
+
+    @cached_property
+    def false_components(self) -> int:
+        """Connected components of the prediction that touch no truth."""
+        touching, count = _components(*self._cropped)
+        return count - touching
+
+    @cached_property
+    def _cropped(self) -> tuple[np.ndarray, np.ndarray]:
+        """Prediction and truth within the box that holds both; whole where both are empty."""
+        box = []
+        for axis in range(self.truth.ndim):
+            others = tuple(other for other in range(self.truth.ndim) if other != axis)
+            used = np.flatnonzero(self.prediction.any(others) | self.truth.any(others))
+            box.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(None))
+        return self.prediction[tuple(box)], self.truth[tuple(box)]
+
+    @cached_property
+    def _tensors(self) -> tuple[object, object]:
+        import torch
+
+        prediction, truth = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in self._cropped)
+        return prediction, truth
+
+    @property
+    def _millimetres(self) -> list[float]:
+        return [float(mm) for mm in self.spacing]
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801
+    """MONAI 1.6 warns of how it calls itself."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+
+
+def _components(mask: np.ndarray, other: np.ndarray) -> tuple[int, int]:
+    """Connected components of a mask: those that have a voxel of the other, and all."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, bool))
+    return len(np.unique(labels[mask & other])), int(count)
