@@ -89,7 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     patients = len({case["volume"] for case in metrics["volumes"]["cases"]})
     rows = [
         result("mean_dice_3d", metrics["volumes"]["overall"]["dice"]["mean"], "Dice"),
-        *(result(f"dice_3d {name}", of["dice"]["mean"], "Dice") for name, of in metrics["volumes"]["by_target"].items()),
+        *(
+            result(f"dice_3d {name}", of["dice"]["mean"], "Dice")
+            for name, of in metrics["volumes"]["by_target"].items()
+        ),
         *volume_rows(metrics["volumes"]),
         result("mean_dice_2d", metrics["slices"]["overall"]["dice"]["mean"], "Dice"),
         result("held_out_patients", patients, "patients"),

@@ -14,7 +14,7 @@ from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.mask_pair import MaskPair, check_tolerance
-from boltzformer_monai.evaluation.metrics import measure
+from boltzformer_monai.evaluation.metrics import measure, metrics_for
 from boltzformer_monai.evaluation.packed_masks import PackedMasks
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.evaluation.summary import VolumeScore, summarise_volumes
@@ -54,6 +54,7 @@ class ScoreVolumes:
         self.bootstrap = Bootstrap(resamples=resamples, seed=seed)
         self.rule = rule
         self.tolerance = tolerance
+        self.metrics = metrics_for(3)
         counts = Counter(row.volume for row in reader.select(split=split) if row.label is not None)
         self.complete = {
             name
@@ -127,14 +128,14 @@ class ScoreVolumes:
             prompt=row.prompts[0],
             truth_ml=masks.truth_ml,
             predicted_ml=masks.predicted_ml,
-            values=measure(masks),
+            values=measure(masks, self.metrics),
             presence=float(case.presence.max()) if known else None,
         )
 
     def summary(self) -> dict[str, Any]:
         """What :func:`~boltzformer_monai.evaluation.summary.summarise_volumes` gives, and the settings."""
         return {
-            **summarise_volumes(self.scores, bootstrap=self.bootstrap),
+            **summarise_volumes(self.scores, metrics=self.metrics, bootstrap=self.bootstrap),
             "tolerance_mm": self.tolerance,
             "presence": None if self.rule is None else self.rule.as_dict(),
         }

@@ -20,7 +20,7 @@ from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.evaluation.metrics import measure
+from boltzformer_monai.evaluation.metrics import measure, metrics_for
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
 from boltzformer_monai.evaluation.tables import markdown_table, write_metrics_json, write_scores_csv
@@ -55,6 +55,7 @@ class ScoreSlices:
         self.root = root
         self.size = size
         self.tolerance = tolerance
+        self.metrics = metrics_for(2)
         self.volumes = volumes
         if not 0 < threshold < 1:
             msg = f"threshold must be between 0 and 1, got {threshold}"
@@ -118,7 +119,7 @@ class ScoreSlices:
             truth=masks.truth_size,
             predicted=masks.predicted_size,
             intersection=masks.intersection,
-            values=measure(masks),
+            values=measure(masks, self.metrics),
         )
 
 
@@ -156,7 +157,7 @@ def run_evaluation(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     evaluator.run()
-    metrics = {"slices": summarise_slices(scorer.scores, bootstrap=bootstrap)}
+    metrics = {"slices": summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap)}
     if scorer.volumes is not None:
         metrics["volumes"] = scorer.volumes.summary()
     write_metrics_json(metrics, folder / "metrics.json")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.mask_pair import MaskPair
+from boltzformer_monai.registry import PLUGINS, load_plugin
 
 __all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
@@ -94,20 +97,36 @@ def register_metric(metric: Metric) -> Metric:
 
 
 RESERVED = frozenset(
-    "image volume patient target prompt area_fraction truth predicted intersection presence truth_ml predicted_ml "
-    "present absent without_prediction".split()
-)
+    ("image", "volume", "patient", "target", "prompt", "area_fraction", "truth", "predicted", "intersection",
+     "presence", "truth_ml", "predicted_ml", "present", "absent", "without_prediction")
+)  # fmt: skip
 """What the tables and ``metrics.json`` have beside the metrics."""
 
 
 def metrics_for(dimension: int) -> list[Metric]:
-    """The registered metrics of slices (2) or volumes (3)."""
+    """The metrics of slices (2) or volumes (3): ours, then those of plugins and of installed packages.
+
+    An entry point of the group ``boltzformer_monai.metrics`` names a `Metric`, or a module that registers some.
+
+    Raises:
+        ConfigError: one of them cannot be imported.
+    """
+    for plugin in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+        load_plugin(plugin)
+    for entry in entry_points(group="boltzformer_monai.metrics"):
+        try:
+            offered = entry.load()
+        except Exception as error:  # noqa: BLE001 - whatever the code of others raises
+            msg = f"the metric {entry.name!r} cannot be imported from {entry.value} ({error}); mend that package"
+            raise ConfigError(msg) from error
+        if isinstance(offered, Metric):
+            register_metric(offered)
     return [metric for (of, _), metric in METRICS.items() if of == dimension]
 
 
-def measure(masks: MaskPair) -> dict[str, Value]:
-    """All registered metrics of one case."""
-    return {metric.name: metric.of(masks) for metric in metrics_for(masks.truth.ndim)}
+def measure(masks: MaskPair, metrics: Iterable[Metric]) -> dict[str, Value]:
+    """The values of one case by the metrics' names."""
+    return {metric.name: metric.of(masks) for metric in metrics}
 
 
 def _if_present(compute: Callable[[MaskPair], Any]) -> Callable[[MaskPair], Any]:
@@ -163,10 +182,9 @@ for _metric in (
         name="false_components",
         compute=lambda masks: masks.false_components,
         dimensions=(3,),
-        unit="per volume",
         better="lower",
         average="cases",
-        title="false components",
+        title="false components per volume",
         description="Connected components of the prediction that touch no truth.",
     ),
     Metric(

@@ -82,7 +82,7 @@ def _part(heading: str, summary: Mapping[str, Any], note: str) -> dict[str, Any]
         "cards": cards,
         "note": f"{note}{intervals}",
         "headings": headings,
-        "rows": rows,
+        "rows": [[name, *(cell.replace(" (", "\n(") for cell in cells)] for name, *cells in rows],
         "total": len(summary["by_target"]),
         "strata": "strata" in summary,
         "metrics": summary["metrics"].values(),

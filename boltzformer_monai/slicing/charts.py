@@ -1,22 +1,13 @@
-"""Small charts as inline SVG: no scripts, no pictures, and colours that follow the page."""
+"""Small charts as shapes for inline SVG; the page's template draws them in its colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["CHART_STYLE", "balance_chart", "grey_histogram", "size_chart"]
+__all__ = ["Chart", "Shape", "balance_chart", "grey_histogram", "size_chart"]
 
-CHART_STYLE = """
-svg { display: block; max-width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-svg text { fill: var(--text); } svg .soft { fill: var(--soft); }
-svg .grid { stroke: var(--line); } svg .limit { stroke: var(--soft); stroke-dasharray: 3 3; }
-svg .range { stroke: #4c78a8; stroke-width: 6; stroke-linecap: round; opacity: .55; }
-svg .median { fill: #4c78a8; } svg .mean { fill: var(--page); stroke: #4c78a8; stroke-width: 2; }
-svg .bar { fill: #4c78a8; } svg .rest { fill: #4c78a8; opacity: .3; } svg .clipped { fill: #d1712c; }
-"""
 _NAMES = 300  # pixels for the names on the left
 _PLOT = 640
 _MARGIN = 20  # on the right, for the last number of an axis
@@ -24,7 +15,24 @@ _LINE = 22  # pixels from row to row
 _LETTERS = 42
 
 
-def size_chart(table: Sequence[Mapping[str, Any]], *, with_data_set: bool) -> str:
+class Shape(NamedTuple):
+    """An SVG element: its tag, attributes, and text or shapes inside."""
+
+    tag: str
+    attributes: dict[str, Any]
+    content: str | list[Shape] = ""
+
+
+class Chart(NamedTuple):
+    """Shapes on an area of ``width`` × ``height`` pixels; the title is read out in place of them."""
+
+    title: str
+    height: int
+    parts: list[Shape]
+    width: int = _NAMES + _PLOT + _MARGIN
+
+
+def size_chart(table: Sequence[Mapping[str, Any]], *, with_data_set: bool) -> Chart:
     """Draw the rows of Table 9 on a logarithmic axis: from the smallest to the largest object, median and mean.
 
     Args:
@@ -41,24 +49,26 @@ def size_chart(table: Sequence[Mapping[str, Any]], *, with_data_set: bool) -> st
     parts = []
     for power in range(first, 3):
         css = "limit" if power == 0 else "grid"  # 1 %: what the paper calls small
-        parts.append(f'<line class="{css}" x1="{x(10**power)}" x2="{x(10**power)}" y1="4" y2="{height - 34}"/>')
+        parts.append(_line(css, x(10**power), x(10**power), 4, height - 34))
         parts.append(_text(x(10**power), height - 18, f"{10**power:g}", css="soft", anchor="middle"))
     parts.append(_text(_NAMES + _PLOT / 2, height - 3, "area in % of the slice", css="soft", anchor="middle"))
     for number, row in enumerate(table):
         y, area = _LINE * number + 16, row["area_percent"]
         name = f"{row['data_set']}: {row['target']}" if with_data_set else row["target"]
-        parts.append(
-            f"<g><title>{escape(name)}: min {area['min']:.3g}, median {area['median']:.3g}, mean {area['mean']:.3g}, "
-            f"max {area['max']:.3g} %</title>{_text(_NAMES - 10, y + 4, _short(name), anchor='end')}"
-            f'<line class="range" x1="{x(area["min"])}" x2="{x(area["max"])}" y1="{y}" y2="{y}"/>'
-            f'<circle class="median" cx="{x(area["median"])}" cy="{y}" r="5"/>'
-            f'<circle class="mean" cx="{x(area["mean"])}" cy="{y}" r="3"/></g>'
-        )
-    return _svg(height, "Object sizes on a logarithmic axis", parts)
+        values = ", ".join(f"{key} {area[key]:.3g}" for key in ("min", "median", "mean", "max"))
+        group = [
+            Shape("title", {}, f"{name}: {values} %"),
+            _text(_NAMES - 10, y + 4, _short(name), anchor="end"),
+            _line("range", x(area["min"]), x(area["max"]), y, y),
+            Shape("circle", {"class": "median", "cx": x(area["median"]), "cy": y, "r": 5}),
+            Shape("circle", {"class": "mean", "cx": x(area["mean"]), "cy": y, "r": 3}),
+        ]
+        parts.append(Shape("g", {}, group))
+    return Chart("Object sizes on a logarithmic axis", height, parts)
 
 
-def balance_chart(targets: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
-    """Draw for every target how many slices show it (dark) and how many do not (light).
+def balance_chart(targets: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Chart:
+    """Draw for every target how many slices contain it (dark) and how many do not (light).
 
     Args:
         targets: ``targets`` of a data set in the fingerprint, at least one.
@@ -69,17 +79,19 @@ def balance_chart(targets: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str
     }
     most = max(1, *(sum(pair) for pair in counts.values()))
     parts = []
-    for number, (target, (shown, absent)) in enumerate(counts.items()):
+    for number, (target, (present, absent)) in enumerate(counts.items()):
         y = _LINE * number + 4
-        dark, light = (round((_PLOT - 90) * count / most, 1) for count in (shown, absent))
-        parts.append(_text(_NAMES - 10, y + 12, _short(target), anchor="end"))
-        parts.append(f'<rect class="bar" x="{_NAMES}" y="{y}" width="{dark}" height="15"/>')
-        parts.append(f'<rect class="rest" x="{_NAMES + dark}" y="{y}" width="{light}" height="15"/>')
-        parts.append(_text(_NAMES + dark + light + 6, y + 12, f"{shown} / {absent}", css="soft"))
-    return _svg(_LINE * len(counts) + 6, "Slices with and without each target", parts)
+        dark, light = (round((_PLOT - 90) * count / most, 1) for count in (present, absent))
+        parts += [
+            _text(_NAMES - 10, y + 12, _short(target), anchor="end"),
+            _bar("bar", _NAMES, y, dark, 15),
+            _bar("rest", _NAMES + dark, y, light, 15),
+            _text(_NAMES + dark + light + 6, y + 12, f"{present} / {absent}", css="soft"),
+        ]
+    return Chart("Slices with and without each target", _LINE * len(counts) + 6, parts)
 
 
-def grey_histogram(counts: Sequence[int], *, bins: int = 64) -> str:
+def grey_histogram(counts: Sequence[int], *, bins: int = 64) -> Chart:
     """Draw a histogram of grey values.
 
     Black (0) and white (255), which the window makes of everything beyond it, stand apart at the two ends and may be
@@ -93,35 +105,33 @@ def grey_histogram(counts: Sequence[int], *, bins: int = 64) -> str:
     edges = [len(inner) * number // bins for number in range(bins + 1)]
     bars = [sum(inner[a:b]) / max(1, b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     highest = max(max(bars), 1e-9)
-    width, height = (_NAMES + _PLOT - 80) / bins, 130
+    width, height, right = (_NAMES + _PLOT - 80) / bins, 130, _NAMES + _PLOT
+    places = [("bar", 40 + number * width, width - 1, bar) for number, bar in enumerate(bars)]
+    places += [("clipped", 8, 24, counts[0]), ("clipped", right - 32, 24, counts[255])]
     parts = []
-    for number, bar in enumerate(bars):
-        tall = round(height * bar / highest, 1)
-        parts.append(
-            f'<rect class="bar" x="{40 + number * width:.1f}" y="{height + 6 - tall:.1f}" width="{width - 1:.1f}" '
-            f'height="{tall}"/>'
-        )
-    for left, count in ((8, counts[0]), (_NAMES + _PLOT - 32, counts[255])):
+    for css, left, wide, count in places:
         tall = round(height * min(1.0, count / highest), 1)
-        parts.append(f'<rect class="clipped" x="{left}" y="{height + 6 - tall}" width="24" height="{tall}"/>')
+        parts.append(_bar(css, round(left, 1), round(height + 6 - tall, 1), round(wide, 1), tall))
     total = max(1, sum(counts))
-    parts.append(_text(8, height + 22, f"black {100 * counts[0] / total:.1f} %", css="soft"))
-    parts.append(_text((_NAMES + _PLOT) / 2, height + 22, "grey value 1 to 254", css="soft", anchor="middle"))
-    parts.append(_text(_NAMES + _PLOT - 8, height + 22, f"white {100 * counts[255] / total:.1f} %", "soft", "end"))
-    return _svg(height + 28, "Histogram of grey values", parts)
+    parts += [
+        _text(8, height + 22, f"black {100 * counts[0] / total:.1f} %", css="soft"),
+        _text(right / 2, height + 22, "grey value 1 to 254", css="soft", anchor="middle"),
+        _text(right - 8, height + 22, f"white {100 * counts[255] / total:.1f} %", css="soft", anchor="end"),
+    ]
+    return Chart("Histogram of grey values", height + 28, parts)
 
 
-def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{css}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, *, css: str = "", anchor: str = "start") -> Shape:
+    return Shape("text", {"x": f"{x:g}", "y": f"{y:g}", "class": css, "text-anchor": anchor}, text)
+
+
+def _line(css: str, left: float, right: float, top: float, bottom: float) -> Shape:
+    return Shape("line", {"class": css, "x1": left, "x2": right, "y1": top, "y2": bottom})
+
+
+def _bar(css: str, x: float, y: float, width: float, height: float) -> Shape:
+    return Shape("rect", {"class": css, "x": x, "y": y, "width": width, "height": height})
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
-
-
-def _svg(height: int, title: str, parts: Sequence[str]) -> str:
-    width = _NAMES + _PLOT + _MARGIN
-    return (
-        f'<div class="wide"><svg role="img" aria-label="{escape(title)}" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">{"".join(parts)}</svg></div>'
-    )

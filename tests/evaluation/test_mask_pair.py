@@ -7,7 +7,7 @@ import pytest
 
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.mask_pair import MaskPair, dice
-from boltzformer_monai.evaluation.metrics import measure
+from boltzformer_monai.evaluation.metrics import measure, metrics_for
 
 SHAPE = (20, 24, 28)
 
@@ -24,7 +24,7 @@ def _pair(predicted: np.ndarray, truth: np.ndarray, **changes: object) -> MaskPa
 
 def _values(predicted: np.ndarray, truth: np.ndarray) -> list[object]:
     """All metrics of a volume in the table's order."""
-    return list(measure(_pair(predicted, truth)).values())
+    return list(measure(_pair(predicted, truth), metrics_for(3)).values())
 
 
 @pytest.mark.parametrize(

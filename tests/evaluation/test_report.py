@@ -129,10 +129,10 @@ def test_whole_volumes_are_shown_with_intervals(tmp_path: Path) -> None:
     shown = "".join(_parse(path).text)
     assert "3 volumes of 3 patients" in shown
     assert "95 % confidence interval, 1000 resamples" in shown
-    assert "0.750 (0.500–1.000)" in shown
-    assert "3.2 (3.2–3.2)" in shown
-    assert "75.0 % (75.0–75.0)" in shown  # nine of twelve lesions
-    assert "2.00100.0 %1.50" in shown  # one case, no interval
+    assert "0.750\n(0.500–1.000)" in shown
+    assert "3.2\n(3.2–3.2)" in shown
+    assert "75.0 %\n(75.0–75.0)" in shown  # nine of twelve lesions
+    assert "2.000100.0 %1.50" in shown  # one case, no interval
     assert "2 mm apart" in shown
     assert "reaches presence 0.80, those from 0.40" in shown
     assert EVIL in shown
@@ -156,7 +156,7 @@ def test_damaged_scores_of_volumes_are_refused(tmp_path: Path) -> None:
 
 def test_markdown_has_the_table_of_volumes_too() -> None:
     lines = markdown_table(_with_volumes(None)).splitlines()
-    assert lines[-3].startswith("| lesion | 0 / 1 | – | – | – | – | 2.00 | 100.0 % | 1.50 |")
+    assert lines[-3].startswith("| lesion | 0 / 1 | – | – | – | – | 2.000 | 100.0 % | 1.50 |")
     assert lines[-1].startswith("| all | 3 / 1 | 0.750 (0.500–1.000) | 0.900 (0.900–0.900) | 3.2 (3.2–3.2) | 75.0 % (")
 
 

@@ -13,7 +13,7 @@ import pytest
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.evaluation.metrics import METRICS, Metric, measure
+from boltzformer_monai.evaluation.metrics import METRICS, Metric, measure, metrics_for
 from boltzformer_monai.evaluation.summary import SliceScore, VolumeScore, summarise_slices, summarise_volumes
 from boltzformer_monai.evaluation.tables import markdown_table, read_scores_csv, write_metrics_json, write_scores_csv
 
@@ -36,7 +36,7 @@ def _score(
         truth=masks.truth_size,
         predicted=masks.predicted_size,
         intersection=masks.intersection,
-        values=measure(masks),
+        values=measure(masks, metrics_for(2)),
     )
 
 

@@ -18,8 +18,7 @@ import numpy as np
 from boltzformer_monai.data.check.duplicates import Duplicates
 from boltzformer_monai.data.check.findings import Finding, Findings
 from boltzformer_monai.data.check.integrity import DataSet, check_between, check_tables, open_data_sets
-from boltzformer_monai.data.check.measured import MeasuredVolume, measure_volume
-from boltzformer_monai.data.check.occurrence import check_occurrence
+from boltzformer_monai.data.check.measured import MeasuredVolume, check_occurrence, measure_volume
 from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.data.slices.reader import SliceRow
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from boltzformer_monai.caveats import WARNINGS
 from boltzformer_monai.data.check.findings import Findings
-from boltzformer_monai.data.check.left_out import drawn_targets
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.plausibility import acquisition_plane
 from boltzformer_monai.data.slices.format import (
@@ -29,12 +28,13 @@ from boltzformer_monai.data.slices.format import (
     stored_slices,
 )
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
+from boltzformer_monai.data.slices.record import read_record
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.orientation import axis_codes, axis_map, parse_codes
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.limits import open_text
 
-__all__ = ["DataSet", "Grid", "check_between", "check_tables", "open_data_sets", "volume_grid"]
+__all__ = ["DataSet", "Grid", "annotated_targets", "check_between", "check_tables", "open_data_sets", "volume_grid"]
 
 _PICTURE_NAME = re.compile(r"(?P<volume>.+)_(?P<plane>axial|coronal|sagittal)_(?P<index>\d+)\.png")
 _SPACING_TOLERANCE = 1e-3  # of the spacing; the manifest keeps six digits
@@ -133,6 +133,26 @@ def volume_grid(entry: Mapping[str, Any]) -> Grid:
     return Grid(shape[across], (shape[row], shape[column]), "".join(codes))
 
 
+def annotated_targets(root: Path, volume_id: str, entry: Mapping[str, Any]) -> set[str]:
+    """Return the targets that the label map of a scan has anywhere, where not every slice and object is kept.
+
+    Empty for a volume that is kept whole, and where no usable record tells.
+
+    Args:
+        root: folder of the data set.
+        volume_id: the volume.
+        entry: what ``dataset.json`` says of it.
+    """
+    if entry.get("every", 1) == 1 and entry.get("min_area", 0) <= 1:
+        return set()
+    try:
+        record = read_record(root, volume_id)
+    except DatasetError:
+        return set()
+    areas = {} if record is None else record.areas or {}
+    return {target for target, pixels in areas.items() if any(pixels)}
+
+
 def check_tables(data_set: DataSet, findings: Findings) -> int:
     """Check volumes, rows, splits, prompts and the list of files; returns the number of pictures without a row."""
     for volume_id, entry in data_set.reader.volumes.items():
@@ -142,7 +162,7 @@ def check_tables(data_set: DataSet, findings: Findings) -> int:
         elif not entry["targets"]:
             findings.add("no-label", data_set.name, volume_id)
         elif not any(row.present for rows in data_set.rows[volume_id].values() for row in rows):
-            left_out = sorted(drawn_targets(data_set.reader.root, volume_id, entry))
+            left_out = sorted(annotated_targets(data_set.reader.root, volume_id, entry))
             for target in left_out:
                 findings.add("target-left-out", data_set.name, f"{volume_id}: {target}")
             if not left_out:
@@ -200,31 +220,31 @@ def _check_rows(data_set: DataSet, findings: Findings) -> None:
 def _check_splits(data_set: DataSet, findings: Findings) -> None:
     name = data_set.name
     splits: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    shown: dict[str, set[str]] = {split: set() for split in SPLITS}
-    asked: dict[str, set[str]] = {split: set() for split in SPLITS}
+    present: dict[str, set[str]] = {split: set() for split in SPLITS}
+    listed: dict[str, set[str]] = {split: set() for split in SPLITS}
     absent: set[str] = set()
     for row in data_set.reader.rows:
         splits[row.patient][row.split] = None
-        asked[row.split].add(row.target)
+        listed[row.split].add(row.target)
         if row.present:
-            shown[row.split].add(row.target)
+            present[row.split].add(row.target)
         elif row.split == "train":
             absent.add(row.target)
-    for patient, found in splits.items():
-        if len(found) > 1:
-            findings.add("patient-in-two-splits", name, f"patient {patient}: {' and '.join(found)}")
+    for patient, named in splits.items():
+        if len(named) > 1:
+            findings.add("patient-in-two-splits", name, f"patient {patient}: {' and '.join(named)}")
     for split in ("train", "val"):
-        if not asked[split]:
+        if not listed[split]:
             findings.add("empty-split", name, split)
-    if not asked["test"]:
+    if not listed["test"]:
         findings.add("no-test", name, "test")
-    if not asked["train"]:
+    if not listed["train"]:
         return
-    for target in sorted((shown["val"] | shown["test"]) - shown["train"]):
+    for target in sorted((present["val"] | present["test"]) - present["train"]):
         findings.add("target-not-trained", name, target)
-    for target in sorted(shown["train"] - shown["val"]) if asked["val"] else ():
+    for target in sorted(present["train"] - present["val"]) if listed["val"] else ():
         findings.add("target-not-validated", name, target)
-    for target in sorted(shown["train"] - absent):
+    for target in sorted(present["train"] - absent):
         findings.add("no-negatives", name, target)
 
 

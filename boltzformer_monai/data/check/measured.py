@@ -1,29 +1,30 @@
-"""One pass over the pictures of a volume: grey values, label values and object sizes, and what is wrong with them."""
+"""One pass over the images and labels of a volume: grey values, label values, object sizes, and their faults."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from boltzformer_monai.data.check.duplicates import Duplicates, Place
 from boltzformer_monai.data.check.findings import Findings
-from boltzformer_monai.data.check.integrity import DataSet, Grid, volume_grid
+from boltzformer_monai.data.check.integrity import DataSet, Grid, annotated_targets, volume_grid
 from boltzformer_monai.data.slices.format import parse_label_values
 from boltzformer_monai.data.slices.reader import SliceRow, read_png
 from boltzformer_monai.errors import DatasetError
 
-__all__ = ["MeasuredVolume", "measure_volume"]
+__all__ = ["MeasuredVolume", "check_occurrence", "measure_volume"]
 
 _HIDDEN = 0.9  # share of a target's pixels that are black or white, from which on its window hides it
 
 
 @dataclass
 class MeasuredVolume:
-    """What the pictures of a volume show.
+    """What the images and labels of a volume hold.
 
     Attributes:
         grid: how it is cut, None where its description contradicts itself.
@@ -75,7 +76,7 @@ def measure_volume(
     except DatasetError as error:
         findings.add("wrong-geometry", name, f"{volume_id} {error}")
     keys: list[bytes] = []
-    met: set[bytes] = set()
+    seen: set[bytes] = set()
     place: Place | None = None
     for path, rows in data_set.rows[volume_id].items():
         place = place or Place(name, volume_id, entry["patient"], rows[0].split)
@@ -84,10 +85,10 @@ def measure_volume(
         image = _read_image(path, measured.grid, name, findings)
         if image is not None:
             key = duplicates.add_picture(image, place)
-            if duplicates.repeated(key, met):
+            if duplicates.repeated(key, seen):
                 findings.add("repeated-picture", name, f"{volume_id}: {path.name}")
             keys.append(key)
-            met.add(key)
+            seen.add(key)
             counts = np.bincount(image.ravel(), minlength=256)
             measured.grey += counts
             measured.pictures += 1
@@ -179,3 +180,28 @@ def _check_labels(data_set: DataSet, volume_id: str, labels: _Labels, findings: 
 
 def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
+
+
+def check_occurrence(data_set: DataSet, volumes: Mapping[str, Mapping[str, Any]], findings: Findings) -> None:
+    """Look for named label values that no volume of the data set has.
+
+    Args:
+        data_set: the data set.
+        volumes: volume id → its part of the fingerprint, whose ``label_values`` count.
+        findings: gets what is wrong.
+    """
+    named: dict[int, set[str]] = {}
+    left_out: set[int] = set()
+    occurring = {value for volume in volumes.values() for value in volume["label_values"]}
+    if not occurring:
+        return
+    for volume_id, entry in data_set.reader.volumes.items():
+        annotated = annotated_targets(data_set.reader.root, volume_id, entry)
+        for target, text in entry["targets"].items():
+            for value in parse_label_values(text):
+                named.setdefault(value, set()).add(target)
+                if target in annotated:
+                    left_out.add(value)
+    for value in sorted(named.keys() - occurring):
+        code = "target-left-out" if value in left_out else "value-never-occurs"
+        findings.add(code, data_set.name, f"{value}: {', '.join(sorted(named[value]))}")
