@@ -26,14 +26,15 @@ from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
 from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore, open_dicomweb
 from boltzformer_monai.label.datastore.folder import SCANS, FolderDatastore
+from boltzformer_monai.label.disconnect import ignore_disconnect
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
+from boltzformer_monai.label.label_info import as_label_info
 from boltzformer_monai.label.learning.scoring import UncertaintyScoring
 from boltzformer_monai.label.learning.strategy import MostUncertain
 from boltzformer_monai.label.learning.train_task import BoltzFormerTrainTask
 from boltzformer_monai.label.learning.workers import in_background
+from boltzformer_monai.label.safe_ids import image_path
 from boltzformer_monai.label.server.connections import Connections, limit_connections
-from boltzformer_monai.label.server.disconnect import to_the_end
-from boltzformer_monai.label.server.safe_ids import image_path
 from boltzformer_monai.label.server.sessions import ScanSessions
 from boltzformer_monai.label.server.temporary import hold_temporary_folder
 from boltzformer_monai.label.server_settings import ServerSettings
@@ -149,7 +150,8 @@ class BoltzFormerApp(MONAILabelApp):
         file, params = task({**copy.deepcopy(request), "image": str(path)})
         label_id = file
         if file and saved:
-            info = {"model": MODEL, "params": params, "label_info": _label_info(params)}
+            names = {value: name for name, value in params.get("label_names", {}).items()}
+            info = {"model": MODEL, "params": params, "label_info": as_label_info(names)}
             try:
                 label_id = store.save_label(image_id, file, tag, info)
             except BaseException:
@@ -164,12 +166,12 @@ class BoltzFormerApp(MONAILabelApp):
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """As MONAI Label's."""
-        with in_background(not self._server_mode), to_the_end():
+        with in_background(not self._server_mode), ignore_disconnect():
             return dict(super().scoring(request, datastore))
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """As MONAI Label's."""
-        with in_background(not self._server_mode), to_the_end():
+        with in_background(not self._server_mode), ignore_disconnect():
             return dict(super().batch_infer(request, datastore))
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -185,11 +187,11 @@ class BoltzFormerApp(MONAILabelApp):
         """MONAI Label calls this when its web server starts: the routes are added here."""
         super().server_mode(mode)
         if mode:
-            from monailabel.app import app
+            from monailabel.app import app  # makes the web server: only where there is one
 
             from boltzformer_monai.label.server.routes import add_routes
 
-            add_routes(app, self)
+            add_routes(app, self, self.service)
             limits = Connections(
                 header_s=self.settings.header_s, body_s=self.settings.body_s, most=self.settings.connections
             )
@@ -204,8 +206,3 @@ class BoltzFormerApp(MONAILabelApp):
         sessions = self.sessions()
         roots = [Path(tempfile.gettempdir())] + ([Path(sessions.store_path)] if sessions is not None else [])
         return path if any(path.is_relative_to(root.resolve()) for root in roots) and path.exists() else None
-
-
-def _label_info(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """Names as 3D Slicer saves them."""
-    return [{"name": name, "idx": value} for name, value in params.get("label_names", {}).items()]

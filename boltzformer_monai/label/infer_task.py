@@ -33,7 +33,7 @@ class BoltzFormerInferTask(InferTask):
         self.service = service
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels=service.vocabulary.names(),
+            labels=service.label_numbers.names(),
             dimension=3,
             description="BoltzFormer: type what to look for. Research use only",
         )
@@ -86,7 +86,7 @@ class BoltzFormerInferTask(InferTask):
 
     def _write(self, segmented: Segmented, wanted: SegmentRequest) -> tuple[str, dict[str, Any]]:
         result = segmented.result
-        values = self.service.vocabulary.values(wanted.prompts, passing=segmented.untrained)
+        values = self.service.label_numbers.values(wanted.prompts, passing=segmented.untrained)
         labels = result.label_map(wanted.arbitration, values=values)
         places = _places(labels)
         findings = [

@@ -25,10 +25,10 @@ from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.label.datastore.label_numbers import Vocabulary
+from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
 from boltzformer_monai.label.datastore.scan_cache import ScanCache
+from boltzformer_monai.label.disconnect import client_disconnected
 from boltzformer_monai.label.infer_request import SegmentRequest
-from boltzformer_monai.label.server.disconnect import client_has_gone
 from boltzformer_monai.label.server_settings import ServerSettings
 from boltzformer_monai.precision import device_by_name
 
@@ -76,7 +76,7 @@ class SegmentService:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.vocabulary = Vocabulary(settings.workspace / "labels.json")
+        self.label_numbers = LabelNumbers(settings.workspace / "labels.json")
         memory = settings.cache_mb * 2**20
         scans, slices = memory // _SHARE_OF_SCANS, memory // _SHARE_OF_SLICES
         self.features = FeatureCache(_on_device(memory - scans - slices, settings.device))
@@ -89,7 +89,7 @@ class SegmentService:
         self._model: Model | None = None
         # What cannot be asked is said at the start, and not at every request.
         self.model().segmenter.windows().read(self.settings.prompts or ())
-        self.vocabulary.declare(self.default_prompts())
+        self.label_numbers.declare(self.default_prompts())
 
     def model(self) -> Model:
         """The newest checkpoint, loaded when first needed; while a segmentation holds up its loading, the last one.
@@ -134,8 +134,8 @@ class SegmentService:
 
     def declared(self) -> dict[str, int]:
         """Names and their numbers, as /info shows them: default prompts first, then what was asked."""
-        self.vocabulary.declare(self.default_prompts())
-        return self.vocabulary.names()
+        self.label_numbers.declare(self.default_prompts())
+        return self.label_numbers.names()
 
     @contextlib.contextmanager
     def segmented(self, image: Path, request: SegmentRequest, *, ending: str = ".nii.gz") -> Iterator[Segmented]:
@@ -149,7 +149,7 @@ class SegmentService:
         Raises:
             BoltzFormerError: the scan or the checkpoint cannot be used; or the client went away.
         """
-        asked = self._worker.submit(self._segment, image, request, ending, client_has_gone())
+        asked = self._worker.submit(self._segment, image, request, ending, client_disconnected())
         self._segmentations.add(asked)
         asked.add_done_callback(self._segmentations.discard)
         segmented = asked.result()

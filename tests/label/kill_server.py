@@ -24,10 +24,10 @@ def web_application(studies: str) -> tuple[Any, Any]:
     from monailabel.interfaces.utils import app as stock
 
     from boltzformer_monai.io.read import read_volume
-    from boltzformer_monai.label.server.error_responses import Replies
-    from boltzformer_monai.label.server.lanes import Lanes
+    from boltzformer_monai.label.server.error_responses import ErrorResponses
     from boltzformer_monai.label.server.route_checks import Checks
     from boltzformer_monai.label.server.route_guard import guard_stock_routes
+    from boltzformer_monai.label.server.work_queues import WorkQueues
 
     server: Any = SimpleNamespace(studies=studies, datastore=lambda: server.store, on_save_label=lambda *_: None)
     service: Any = SimpleNamespace(
@@ -37,9 +37,9 @@ def web_application(studies: str) -> tuple[Any, Any]:
     stock.apps[studies] = server
     app = FastAPI()
     app.include_router(datastore.router)
-    replies = Replies()
+    replies = ErrorResponses()
     replies.add_to(app)
-    guard_stock_routes(app, Checks(server, service), replies, Lanes(WAITING))
+    guard_stock_routes(app, Checks(server, service), replies, WorkQueues(WAITING))
     return app, server
 
 

@@ -28,12 +28,12 @@ from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
 from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, read_volume, write_label_map  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402
-from boltzformer_monai.label.datastore.dicomweb_client import ArchiveError  # noqa: E402
+from boltzformer_monai.label.datastore.dicomweb_client import DicomWebError  # noqa: E402
 from boltzformer_monai.label.datastore.seg_labels import read_label  # noqa: E402
 from boltzformer_monai.label.learning.corrected_labels import corrected_labels  # noqa: E402
-from boltzformer_monai.label.server.error_responses import Replies  # noqa: E402
+from boltzformer_monai.label.safe_ids import UnknownIdError, label_path  # noqa: E402
+from boltzformer_monai.label.server.error_responses import ErrorResponses  # noqa: E402
 from boltzformer_monai.label.server.route_checks import Checks  # noqa: E402
-from boltzformer_monai.label.server.safe_ids import UnknownIdError, label_path  # noqa: E402
 from tests.label.dicom_series import NAMES, add_phantom, drawn, masks_by_highdicom, stored  # noqa: E402
 from tests.label.orthanc import Orthanc  # noqa: E402
 
@@ -142,7 +142,7 @@ def test_a_sent_label_whose_copy_cannot_be_kept_is_said_to_be_saved(
             store.save_label(
                 uid, str(tmp_path / "second.nii.gz"), "final", {"label_info": [{"name": "cyst", "idx": 1}]}
             )
-        status, told = Replies().problem(caught.value) or (0, "")
+        status, told = ErrorResponses().problem(caught.value) or (0, "")
         assert status == 507
         assert "was saved: the DICOMweb server has it" in told
         assert "do not send it again" in told
@@ -238,7 +238,7 @@ def test_a_passing_failure_of_the_archive_is_not_remembered(
     other = open_dicomweb(archive.url, tmp_path / "other")
     with monkeypatch.context() as patched:
         patched.setattr(other.archive._client, "retrieve_series_metadata", fails(busy))
-        with pytest.raises(ArchiveError, match="503"):
+        with pytest.raises(DicomWebError, match="503"):
             other.get_labeled_images()
     assert other.get_labeled_images() == [uid]
     third = open_dicomweb(archive.url, tmp_path / "third")

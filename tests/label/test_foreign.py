@@ -14,9 +14,9 @@ pytest.importorskip("monailabel")
 
 from starlette.exceptions import HTTPException  # noqa: E402
 
-from boltzformer_monai.label.server.lanes import Lane  # noqa: E402
 from boltzformer_monai.label.server.route_checks import Checks  # noqa: E402
 from boltzformer_monai.label.server.upload_limit import UploadLimit  # noqa: E402
+from boltzformer_monai.label.server.work_queues import WorkQueue  # noqa: E402
 
 _PAGE = b"<html><script>alert(document.domain)</script></html>"
 _FILES = {
@@ -159,7 +159,7 @@ def test_what_is_not_passed_on_is_not_read(client: Any, monkeypatch: pytest.Monk
         raise HTTPException(429, "wait")
 
     monkeypatch.setattr(Checks, "_remote", lambda self: True)
-    monkeypatch.setattr(Lane, "run", full)
+    monkeypatch.setattr(WorkQueue, "run", full)
     assert _posted(client.app, parts, 2**20) == (429, 0)
 
 

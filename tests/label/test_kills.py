@@ -25,7 +25,7 @@ pytest.importorskip("monailabel")
 
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.read import read_label_map  # noqa: E402
-from boltzformer_monai.label.learning.corrected_labels import names_in  # noqa: E402
+from boltzformer_monai.label.label_info import names_in  # noqa: E402
 from tests.label.live_server import running  # noqa: E402
 
 REAL_KILLS = 2  # of a server with all that belongs to it

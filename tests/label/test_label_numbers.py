@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from boltzformer_monai.label.datastore.label_numbers import DECLARED, MOST, Vocabulary
+from boltzformer_monai.label.datastore.label_numbers import DECLARED, MOST, LabelNumbers
 
 
 def test_a_passing_name_has_a_number_and_is_never_written_down(tmp_path: Path) -> None:
-    numbers = Vocabulary(tmp_path / "labels.json")
+    numbers = LabelNumbers(tmp_path / "labels.json")
     assert numbers.values(["liver", "liver lesoin", "spleen"], passing=["liver lesoin"]) == [1, MOST, 2]
     assert numbers.names() == {"liver": 1, "spleen": 2, "liver lesoin": MOST}  # OHIF shows only what is declared
     assert json.loads((tmp_path / "labels.json").read_text(encoding="utf-8"))["names"] == ["liver", "spleen"]
-    assert Vocabulary(tmp_path / "labels.json").names() == {"liver": 1, "spleen": 2}
+    assert LabelNumbers(tmp_path / "labels.json").names() == {"liver": 1, "spleen": 2}
     assert numbers.values(["liver lesoin"], passing=["liver lesoin"]) == [MOST]  # the same again
     numbers.declare(["Liver Lesoin"])  # a label was saved under this name
     assert numbers.values(["liver lesoin"], passing=["liver lesoin"]) == [3]
@@ -21,7 +21,7 @@ def test_a_passing_name_has_a_number_and_is_never_written_down(tmp_path: Path) -
 
 
 def test_passing_names_never_run_out_of_numbers_and_never_share_one(tmp_path: Path) -> None:
-    numbers = Vocabulary(tmp_path / "labels.json")
+    numbers = LabelNumbers(tmp_path / "labels.json")
     numbers.declare(["liver"])
     for start in range(0, 200, 7):
         asked = [f"typo {n}" for n in range(start, start + 20)]

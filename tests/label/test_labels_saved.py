@@ -20,8 +20,8 @@ from boltzformer_monai.errors import DatasetError, VolumeError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.scan_list import Scan  # noqa: E402
 from boltzformer_monai.label.datastore.scan_cache import ScanCache  # noqa: E402
+from boltzformer_monai.label.label_info import names_in  # noqa: E402
 from boltzformer_monai.label.learning import workers as background
-from boltzformer_monai.label.learning.corrected_labels import names_in  # noqa: E402
 from boltzformer_monai.label.learning.workers import FAILED, in_background  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 
@@ -91,7 +91,7 @@ def test_what_is_not_known_is_told_with_the_result_and_becomes_no_name_of_the_se
     params = {"params": json.dumps({"prompts": "livr; Liver in CT"})}
     reply = client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()
     assert reply["in_doubt"] is True
-    numbers = client.app.state.boltzformer.service.vocabulary
+    numbers = client.app.state.boltzformer.service.label_numbers
     written = json.loads(numbers.file.read_text(encoding="utf-8"))["names"]
     assert "Liver in CT" in written
     assert "livr" not in written

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("monailabel")
 
 from boltzformer_monai.io.formats import write_image_file
-from boltzformer_monai.label.datastore.label_numbers import Vocabulary
+from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
 from tests.label.conftest import AFFINE, SHAPE
 
 
@@ -247,7 +247,7 @@ def test_a_label_that_does_not_lie_on_its_scan_is_refused(client: Any, tmp_path:
 
 
 def test_two_processes_give_a_name_one_number(tmp_path: Path) -> None:
-    server, batch = Vocabulary(tmp_path / "labels.json"), Vocabulary(tmp_path / "labels.json")
+    server, batch = LabelNumbers(tmp_path / "labels.json"), LabelNumbers(tmp_path / "labels.json")
     server.declare(["liver"])
     batch.declare(["pancreas"])
     server.declare(["cyst"])

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.label.datastore.folder import FolderDatastore  # noqa: E402
-from boltzformer_monai.label.server.error_responses import Replies  # noqa: E402
+from boltzformer_monai.label.server.error_responses import ErrorResponses  # noqa: E402
 from boltzformer_monai.label.server.sessions import ScanSessions  # noqa: E402
 from tests.label.faults import failing_disk  # noqa: E402
 
@@ -213,7 +213,7 @@ def test_wherever_the_disk_refuses_the_status_says_so(code: int, status: int) ->
 
     def told(error: Exception, cause: Exception | None = None) -> int:
         error.__cause__ = cause
-        found = Replies().problem(error)
+        found = ErrorResponses().problem(error)
         assert found is not None
         return found[0]
 
@@ -223,7 +223,7 @@ def test_wherever_the_disk_refuses_the_status_says_so(code: int, status: int) ->
     assert told(VolumeError("a.nii.gz: cannot be written", reason="write"), refusal) == status
     assert told(RuntimeError("of a library"), refusal) == status
     assert told(VolumeError("a.nii.gz: cannot be read"), refusal) == 422
-    assert Replies().problem(FileNotFoundError(errno.ENOENT, "none")) is None
+    assert ErrorResponses().problem(FileNotFoundError(errno.ENOENT, "none")) is None
 
 
 def test_an_archive_that_cannot_be_written_leaves_nothing(

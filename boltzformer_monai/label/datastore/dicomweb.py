@@ -21,13 +21,13 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, VolumeError, why
 from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.label.dataset_zip import zipped
+from boltzformer_monai.label.datastore.dataset_zip import zipped
 from boltzformer_monai.label.datastore.dicomweb_cache import Cache
-from boltzformer_monai.label.datastore.dicomweb_client import Archive
-from boltzformer_monai.label.datastore.dicomweb_lists import ArchiveLists
+from boltzformer_monai.label.datastore.dicomweb_client import DicomWebClient
+from boltzformer_monai.label.datastore.dicomweb_lists import DicomWebLists
 from boltzformer_monai.label.datastore.seg_labels import read_label, write_label_as_seg
-from boltzformer_monai.label.learning.corrected_labels import caveats_in, names_in
-from boltzformer_monai.label.server.safe_ids import UPLOADS, UnknownIdError
+from boltzformer_monai.label.label_info import as_label_info, caveats_in, names_in
+from boltzformer_monai.label.safe_ids import UPLOADS, UnknownIdError
 from boltzformer_monai.storage import disk_refusal
 
 __all__ = ["DicomWebDatastore", "open_dicomweb"]
@@ -52,25 +52,25 @@ def open_dicomweb(url: str, workspace: Path) -> DicomWebDatastore:
         cache = Path(place).expanduser().absolute() / hashlib.sha256(url.encode()).hexdigest()[:16]
     else:
         cache = workspace / "dicomweb"
-    return DicomWebDatastore(Archive(url), Cache(cache))
+    return DicomWebDatastore(DicomWebClient(url), Cache(cache))
 
 
 class DicomWebDatastore(Datastore):
     """Images are series by their SeriesInstanceUID; final labels are sent to the server, other ones stay here.
 
     All methods but the constructor raise
-    :class:`~boltzformer_monai.label.datastore.dicomweb_client.ArchiveError` where the server fails.
+    :class:`~boltzformer_monai.label.datastore.dicomweb_client.DicomWebError` where the server fails.
 
     Args:
         archive: the server.
         cache: files here.
     """
 
-    def __init__(self, archive: Archive, cache: Cache) -> None:
+    def __init__(self, archive: DicomWebClient, cache: Cache) -> None:
         self.archive = archive
         self.cache = cache
         self._datastore_path = str(cache.root)
-        self.lists = ArchiveLists(archive)
+        self.lists = DicomWebLists(archive)
 
     # What there is.
 
@@ -94,17 +94,17 @@ class DicomWebDatastore(Datastore):
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Images that a DICOM SEG refers to."""
-        return sorted(self.lists.drawings())
+        return sorted(self.lists.segmentations())
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The others, without those that turned out to be no scan, such as localizers."""
-        images = sorted(set(self.lists.series()) - set(self.lists.drawings()))
+        images = sorted(set(self.lists.series()) - set(self.lists.segmentations()))
         return [image for image in images if "problem" not in self.cache.notes(image)]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Tag → id of the labels of an image."""
         tags = [tag for tag in self.cache.labels.tags(image_id) if tag != _FINAL]
-        if image_id in self.lists.drawings():  # whatever is here, what the server has counts
+        if image_id in self.lists.segmentations():  # whatever is here, what the server has counts
             tags.append(_FINAL)
         return dict.fromkeys(tags, image_id)
 
@@ -215,7 +215,7 @@ class DicomWebDatastore(Datastore):
             self._send(labels, names, image, folder, info)
         try:
             with self.cache.lock(f"{image_id}.label"):
-                self.cache.labels.keep(image_id, tag, labels, image, {**info, "label_info": _listed(names)})
+                self.cache.labels.keep(image_id, tag, labels, image, {**info, "label_info": as_label_info(names)})
         except (OSError, BoltzFormerError) as error:
             if tag != _FINAL:
                 raise
@@ -286,22 +286,17 @@ class DicomWebDatastore(Datastore):
         return known
 
     def _final(self, image_id: str) -> tuple[Path, dict[str, Any]]:
-        drawing = self.lists.drawing(image_id)
+        seg = self.lists.seg(image_id)
         known = self.cache.labels.get(image_id, _FINAL)
-        if known is not None and known[1].get("SOPInstanceUID") == drawing.instance:
+        if known is not None and known[1].get("SOPInstanceUID") == seg.instance:
             return known
         image = read_volume(self.image_folder(image_id), tilt="keep")
         with tempfile.TemporaryDirectory() as temporary:
-            seg = Path(temporary) / "label.dcm"
-            self.archive.fetch(drawing, seg)
-            labels, names = read_label(seg, image, {})
-        info = {"SeriesInstanceUID": drawing.series, "SOPInstanceUID": drawing.instance, "ts": int(time.time())}
-        return self.cache.labels.keep(image_id, _FINAL, labels, image, {**info, "label_info": _listed(names)})
-
-
-def _listed(names: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Names as 3D Slicer saves them."""
-    return [{"name": name, "idx": value} for value, name in sorted(names.items())]
+            file = Path(temporary) / "label.dcm"
+            self.archive.fetch(seg, file)
+            labels, names = read_label(file, image, {})
+        info = {"SeriesInstanceUID": seg.series, "SOPInstanceUID": seg.instance, "ts": int(time.time())}
+        return self.cache.labels.keep(image_id, _FINAL, labels, image, {**info, "label_info": as_label_info(names)})
 
 
 def _reason(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from boltzformer_monai.errors import StorageError, why
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.label.datastore.kept_labels import KeptLabels
+from boltzformer_monai.label.datastore.label_store import LabelStore
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.storage import atomic_path, sweep, temporary_beside
 
@@ -45,7 +45,7 @@ class Cache:
                 (root / folder).mkdir(parents=True, exist_ok=True)
             root.chmod(0o700)
             sweep(root)
-            self.labels = KeptLabels(root / "labels", root / "locks" / "labels")
+            self.labels = LabelStore(root / "labels", root / "locks" / "labels")
         except OSError as error:
             msg = f"{root}: cannot be written ({why(error)}); set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"
             raise StorageError(msg) from error

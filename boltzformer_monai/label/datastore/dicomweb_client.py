@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 
 from boltzformer_monai.errors import StorageError, why
 
-__all__ = ["Archive", "ArchiveError", "Drawing", "Series"]
+__all__ = ["DicomWebClient", "DicomWebError", "SegInstance", "Series"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _DATES = (("00080012", "00080013"), ("00080023", "00080033"))  # of the instance
 _INFO = {"PatientID": "00100020", "StudyDate": "00080020", "StudyTime": "00080030", "SeriesDescription": "0008103E"}
 
 
-class ArchiveError(StorageError):
+class DicomWebError(StorageError):
     """The DICOMweb server does not answer, refuses, or answers something else."""
 
 
@@ -60,7 +60,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SegInstance:
     """A DICOM SEG of the server.
 
     Attributes:
@@ -78,7 +78,7 @@ class Drawing:
     made: str
 
 
-class Archive:
+class DicomWebClient:
     """A DICOMweb server; user and password are those of MONAI Label's settings.
 
     Args:
@@ -101,13 +101,13 @@ class Archive:
             permissive_uid=True,  # archives hold UIDs with leading zeros
         )
         self._client.set_http_retry_params(retry=False)  # a server that is down is told at once
-        self._drawings: dict[tuple[str, int | None], list[Drawing]] = {}
+        self._segs: dict[tuple[str, int | None], list[SegInstance]] = {}
 
     def series(self, filters: Sequence[Mapping[str, Any]]) -> list[Series]:
         """All series that any of the filters (keyword → value) finds.
 
         Raises:
-            ArchiveError: the server fails.
+            DicomWebError: the server fails.
         """
         found: dict[str, Series] = {}
         for each in filters:
@@ -122,27 +122,27 @@ class Archive:
             found.update(listed)
         return list(found.values())
 
-    def drawings(self, images: Mapping[str, Series]) -> list[Drawing]:
+    def segmentations(self, images: Mapping[str, Series]) -> list[SegInstance]:
         """All DICOM SEGs drawn on one of these images, the oldest first.
 
         Raises:
-            ArchiveError: the server fails.
+            DicomWebError: the server fails.
         """
         studies = {image.study for image in images.values()}
         found = []
         for each in self.series([{"Modality": "SEG"}]) if images else []:
             if each.study in studies:
                 key = (each.uid, each.instances)
-                if key not in self._drawings:
-                    self._drawings[key] = self._drawn_on(each)
-                found += [drawing for drawing in self._drawings[key] if drawing.image in images]
-        return sorted(found, key=lambda drawing: (drawing.made, drawing.instance))
+                if key not in self._segs:
+                    self._segs[key] = self._referencing(each)
+                found += [seg for seg in self._segs[key] if seg.image in images]
+        return sorted(found, key=lambda seg: (seg.made, seg.instance))
 
     def download(self, series: Series, folder: Path) -> None:
         """Write all files of a series.
 
         Raises:
-            ArchiveError: the server or the disk fails, or fewer files come than there are: a scan without its last
+            DicomWebError: the server or the disk fails, or fewer files come than there are: a scan without its last
                 slices looks whole.
         """
         count = 0
@@ -153,24 +153,22 @@ class Archive:
                 instance.save_as(folder / f"{count:06d}.dcm")
         if count < (series.instances or 1):
             msg = f"the DICOMweb server sends {count} of the {series.instances or 1} files of a series; try again later"
-            raise ArchiveError(msg)
+            raise DicomWebError(msg)
 
-    def fetch(self, drawing: Drawing, path: Path) -> None:
+    def fetch(self, seg: SegInstance, path: Path) -> None:
         """Write a DICOM SEG.
 
         Raises:
-            ArchiveError: the server or the disk fails.
+            DicomWebError: the server or the disk fails.
         """
         with _asked():
-            self._client.retrieve_instance(
-                drawing.study, drawing.series, drawing.instance, media_types=(_AS_STORED,)
-            ).save_as(path)
+            self._client.retrieve_instance(seg.study, seg.series, seg.instance, media_types=(_AS_STORED,)).save_as(path)
 
     def store(self, path: Path) -> tuple[str, str]:
         """Send a file; returns its SeriesInstanceUID and SOPInstanceUID.
 
         Raises:
-            ArchiveError: the server fails, or does not take it.
+            DicomWebError: the server fails, or does not take it.
         """
         import pydicom
 
@@ -180,7 +178,7 @@ class Archive:
         if failed := reply.get("FailedSOPSequence"):  # Orthanc sends an empty one
             reason = failed[0].get("FailureReason", "not given")
             msg = f"the DICOMweb server does not take the DICOM SEG (failure reason {reason}); its log may say why"
-            raise ArchiveError(msg)
+            raise DicomWebError(msg)
         return str(sent.SeriesInstanceUID), str(sent.SOPInstanceUID)
 
     def _page(self, filters: Mapping[str, Any], offset: int) -> list[dict[str, Any]]:
@@ -190,7 +188,7 @@ class Archive:
             )
         return [entry for entry in found if isinstance(entry, dict)]
 
-    def _drawn_on(self, series: Series) -> list[Drawing]:
+    def _referencing(self, series: Series) -> list[SegInstance]:
         with _asked():
             try:
                 headers = self._client.retrieve_series_metadata(series.study, series.uid)
@@ -206,7 +204,7 @@ class Archive:
             made = max("".join(_text(header, tag).ljust(8) for tag in pair) for pair in _DATES)
             for item in header.get(_REFERENCED_SERIES, {}).get("Value", []):
                 if instance and (image := _text(item, _SERIES)):
-                    found.append(Drawing(series.study, series.uid, instance, image, made))
+                    found.append(SegInstance(series.study, series.uid, instance, image, made))
         return found
 
 
@@ -235,17 +233,17 @@ def _asked() -> Iterator[None]:
     """Turn whatever goes wrong with a server into one line."""
     try:
         yield
-    except ArchiveError:
+    except DicomWebError:
         raise
     except requests.RequestException as error:
         msg = f"the DICOMweb server {_why(error)}"
-        raise ArchiveError(msg) from error
+        raise DicomWebError(msg) from error
     except OSError as error:
         msg = f"a file from the DICOMweb server cannot be written ({why(error)}); is the disk full?"
-        raise ArchiveError(msg) from error
+        raise DicomWebError(msg) from error
     except (InvalidDicomError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError) as error:
         msg = "the DICOMweb server answers something that is no DICOM; does the address lead to its DICOMweb root?"
-        raise ArchiveError(msg) from error
+        raise DicomWebError(msg) from error
 
 
 def _why(error: requests.RequestException) -> str:

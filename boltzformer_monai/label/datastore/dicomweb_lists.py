@@ -8,32 +8,32 @@ from typing import Any
 from cachetools import TTLCache
 from monailabel.config import settings
 
-from boltzformer_monai.label.datastore.dicomweb_client import Archive, Drawing, Series
-from boltzformer_monai.label.server.safe_ids import UnknownIdError
+from boltzformer_monai.label.datastore.dicomweb_client import DicomWebClient, SegInstance, Series
+from boltzformer_monai.label.safe_ids import UnknownIdError
 
-__all__ = ["ArchiveLists"]
+__all__ = ["DicomWebLists"]
 
 LIST_S = 2.0
 
 
-class ArchiveLists:
+class DicomWebLists:
     """Scans, and the segmentations drawn on them.
 
     Args:
         archive: the server.
     """
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: DicomWebClient) -> None:
         self.archive = archive
         self._lock = threading.Lock()
         self._series: TTLCache[str, dict[str, Series]] = TTLCache(maxsize=1, ttl=LIST_S)
-        self._drawings: TTLCache[str, dict[str, Drawing]] = TTLCache(maxsize=1, ttl=LIST_S)
+        self._segs: TTLCache[str, dict[str, SegInstance]] = TTLCache(maxsize=1, ttl=LIST_S)
 
     def series(self) -> dict[str, Series]:
         """By UID, all series that the search filter of MONAI Label's settings finds.
 
         Raises:
-            ArchiveError: the server fails.
+            DicomWebError: the server fails.
         """
         with self._lock:
             found = self._series.get("")
@@ -41,13 +41,13 @@ class ArchiveLists:
                 found = self._series[""] = {each.uid: each for each in self.archive.series(_filters())}
             return found
 
-    def drawings(self) -> dict[str, Drawing]:
+    def segmentations(self) -> dict[str, SegInstance]:
         """By their image's UID, the newest DICOM SEG of each image; raises as :meth:`series`."""
         images = self.series()
         with self._lock:
-            found = self._drawings.get("")
+            found = self._segs.get("")
             if found is None:
-                found = self._drawings[""] = {each.image: each for each in self.archive.drawings(images)}
+                found = self._segs[""] = {each.image: each for each in self.archive.segmentations(images)}
             return found
 
     def one(self, uid: str) -> Series:
@@ -55,7 +55,7 @@ class ArchiveLists:
 
         Raises:
             UnknownIdError: there is no such series.
-            ArchiveError: the server fails.
+            DicomWebError: the server fails.
         """
         found = self.series().get(uid)
         if found is None:
@@ -63,9 +63,9 @@ class ArchiveLists:
             raise UnknownIdError(msg, reason="missing")
         return found
 
-    def drawing(self, uid: str) -> Drawing:
+    def seg(self, uid: str) -> SegInstance:
         """The newest DICOM SEG of an image; raises as :meth:`one`."""
-        found = self.drawings().get(uid)
+        found = self.segmentations().get(uid)
         if found is None:
             msg = f"no DICOM SEG on the DICOMweb server refers to {uid[:64]!a}"
             raise UnknownIdError(msg, reason="missing")
@@ -75,7 +75,7 @@ class ArchiveLists:
         """The next question goes to the server."""
         with self._lock:
             self._series.clear()
-            self._drawings.clear()
+            self._segs.clear()
 
 
 def _filters() -> list[dict[str, Any]]:

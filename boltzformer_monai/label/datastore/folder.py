@@ -26,17 +26,16 @@ from pydantic import BaseModel
 
 from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
-from boltzformer_monai.label.dataset_zip import zipped
-from boltzformer_monai.label.server.safe_ids import UnknownIdError
+from boltzformer_monai.label.datastore.dataset_zip import zipped
+from boltzformer_monai.label.label_info import SHA256
+from boltzformer_monai.label.safe_ids import UnknownIdError
 from boltzformer_monai.storage import confirm, sweep, sync, temporary_beside
 
-__all__ = ["SCANS", "SHA256", "FolderDatastore"]
+__all__ = ["SCANS", "FolderDatastore"]
 
 _log = logging.getLogger(__name__)
 
 SCANS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
-SHA256 = "file_sha256"
-"""Key of a label's information: hash of the file that it was saved with."""
 _LIST = "datastore_v2.json"
 _CHANGES = "changes"
 """Names the lock, and the temporary files of whoever holds it."""

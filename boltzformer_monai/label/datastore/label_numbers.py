@@ -21,7 +21,7 @@ DECLARED = 200
 """Names that are remembered; the numbers above are for prompts that come later, and for passing ones."""
 
 
-class Vocabulary:
+class LabelNumbers:
     """Name → number from 1 on; a number that was given stays, also over restarts.
 
     OHIF shows only numbers that /info declares, and 3D Slicer names segments in the order of their numbers. A passing

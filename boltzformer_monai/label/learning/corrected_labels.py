@@ -14,21 +14,19 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from boltzformer_monai.caveats import Caveat
-from boltzformer_monai.data.prompts import control_character, normalise_target
+from boltzformer_monai.data.prompts import normalise_target
 from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
-from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError
+from boltzformer_monai.errors import BoltzFormerError, StorageError
 from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.io.read import read_label_map, read_volume
-from boltzformer_monai.label.datastore.folder import SHA256
-from boltzformer_monai.label.server.safe_ids import image_path, label_path
+from boltzformer_monai.label.label_info import SHA256, names_in
+from boltzformer_monai.label.safe_ids import image_path, label_path
 
 _log = logging.getLogger(__name__)
 
 _FINAL = DefaultLabelTag.FINAL.value
-_NAMES = 255
 
 
 @dataclass(frozen=True)
@@ -73,54 +71,6 @@ def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
         digest = hashlib.sha256(content.encode()).hexdigest()
         found.append(CorrectedLabel(image_id, image, label, names, digest, sha256))
     return found
-
-
-def names_in(info: Mapping[str, Any]) -> dict[int, str]:
-    """Value → name, as 3D Slicer (``[{"name", "idx"}]``), OHIF (``[{"name"}]``) or this server's replies say it."""
-    saved = info.get("label_info") or info.get("label_names")
-    params = info.get("params")
-    if not saved and isinstance(params, Mapping):
-        saved = params.get("label_info") or params.get("label_names")
-    pairs: list[tuple[Any, Any]] = []
-    if isinstance(saved, Mapping):
-        pairs = [(value, name) for name, value in saved.items()]
-    elif isinstance(saved, list):
-        for position, each in enumerate(saved, 1):
-            if isinstance(each, Mapping):
-                pairs.append((each.get("idx", each.get("labelValue", position)), each.get("name")))
-    names: dict[int, str] = {}
-    for value, name in pairs:
-        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _NAMES
-        if whole and isinstance(name, str) and _as_prompt(name) and normalise_target(name) not in ("", "background"):
-            names[value] = _as_prompt(name)
-    return names
-
-
-def caveats_in(info: Mapping[str, Any]) -> tuple[Caveat, ...]:
-    """What must be known of a label that the model made, of prompts under the names that :func:`names_in` gives.
-
-    Raises:
-        ConfigError: they are not as this server writes them.
-    """
-    params = info.get("params")
-    listed = params.get("caveats") if isinstance(params, Mapping) else None
-    found = []
-    for each in listed if isinstance(listed, list) else ():
-        kind, text, prompt = (
-            each.get(key) if isinstance(each, Mapping) else None for key in ("kind", "text", "prompt")
-        )
-        if not (isinstance(kind, str) and isinstance(text, str) and isinstance(prompt, str | None)):
-            msg = f"a caveat of a label has a kind and a text, and a prompt that it is about, got {str(each)[:60]!a}"
-            raise ConfigError(msg)
-        found.append(Caveat(kind, text, prompt and _as_prompt(prompt)))
-    return tuple(found)
-
-
-def _as_prompt(name: str) -> str:
-    """A segment's name, which is asked as a prompt later: on one line, without characters that no prompt may hold."""
-    while (control := control_character(name)) is not None:
-        name = name.replace(control, " ")
-    return " ".join(name.split())[:200]
 
 
 def write_slices(

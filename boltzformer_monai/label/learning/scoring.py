@@ -16,7 +16,7 @@ from boltzformer_monai.errors import BoltzFormerError, StorageError, why
 from boltzformer_monai.inferers.result_manifest import source_digest
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.label.infer_request import parse_request
-from boltzformer_monai.label.server.safe_ids import image_path
+from boltzformer_monai.label.safe_ids import image_path
 from boltzformer_monai.label.service import Segmented, SegmentService
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.storage import atomic_path

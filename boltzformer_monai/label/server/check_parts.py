@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from boltzformer_monai.data.prompts import control_character
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.label.infer_request import HARMLESS, KEYS
-from boltzformer_monai.label.learning.corrected_labels import names_in
-from boltzformer_monai.label.server.safe_ids import parse_json
+from boltzformer_monai.label.label_info import names_in
+from boltzformer_monai.label.safe_ids import parse_json
 
 
 def parse_into(arguments: dict[str, Any], name: str) -> dict[str, Any]:

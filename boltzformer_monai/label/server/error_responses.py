@@ -31,7 +31,7 @@ from boltzformer_monai.errors import (
     user_error,
     why,
 )
-from boltzformer_monai.label.server.safe_ids import UnknownIdError
+from boltzformer_monai.label.safe_ids import UnknownIdError
 from boltzformer_monai.storage import FULL, disk_refusal
 
 _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
@@ -50,7 +50,7 @@ _LONGEST = 400
 _BUG = "internal error; the server's log says more"
 
 
-class Replies:
+class ErrorResponses:
     """What clients are told of errors.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.limits import open_file
 
-__all__ = ["without_texts"]
+__all__ = ["strip_texts"]
 
 _GZIP = b"\x1f\x8b"
 _NAMED = 0x1C  # flags of a gzip header: further fields, a name, a comment
@@ -38,7 +38,7 @@ _OF_META = frozenset({
 })  # fmt: skip
 
 
-def without_texts(source: Path, target: Path) -> bool:
+def strip_texts(source: Path, target: Path) -> bool:
     """Write a scan without the texts of its header.
 
     Args:

@@ -16,9 +16,9 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from boltzformer_monai.label.server.header_texts import without_texts
-from boltzformer_monai.label.server.proxied import pass_on
-from boltzformer_monai.label.server.safe_ids import parse_json
+from boltzformer_monai.label.safe_ids import parse_json
+from boltzformer_monai.label.server.dicomweb_proxy import forward
+from boltzformer_monai.label.server.header_texts import strip_texts
 from boltzformer_monai.label.server.uploads import saved
 
 __all__ = ["call"]
@@ -97,7 +97,7 @@ def _image(endpoint: _Endpoint, arguments: dict[str, Any]) -> FileResponse:
     with tempfile.NamedTemporaryFile(suffix=f"-{place.name[-20:]}", delete=False) as file:
         copy = Path(file.name)
     try:
-        written = without_texts(place, copy)
+        written = strip_texts(place, copy)
     except BaseException:
         copy.unlink()
         raise
@@ -110,7 +110,7 @@ def _image(endpoint: _Endpoint, arguments: dict[str, Any]) -> FileResponse:
 
 def _passed_on(service: str) -> _Call:
     def asked(_: _Endpoint, arguments: dict[str, Any]) -> Response:
-        return pass_on(arguments["request"], service, arguments["path"], arguments["body"])
+        return forward(arguments["request"], service, arguments["path"], arguments["body"])
 
     return asked
 

@@ -36,7 +36,7 @@ _OF_OHIF = {
 }
 
 
-class Gate:
+class OriginCheck:
     """ASGI middleware: turns away foreign web pages, and completes replies.
 
     Every error in plain words that is not yet ``{"detail": "one line"}`` becomes that; scans and results are kept

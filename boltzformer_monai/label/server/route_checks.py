@@ -21,6 +21,15 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.label.infer_request import parse_request, with_ticked_labels
+from boltzformer_monai.label.safe_ids import (
+    check_id,
+    check_json,
+    check_tag,
+    check_target,
+    image_path,
+    label_path,
+    parse_json,
+)
 from boltzformer_monai.label.server.check_parts import (
     check_label_info,
     image_info,
@@ -30,15 +39,6 @@ from boltzformer_monai.label.server.check_parts import (
     require_known,
     trainer_numbers,
     whole_numbers,
-)
-from boltzformer_monai.label.server.safe_ids import (
-    check_id,
-    check_json,
-    check_tag,
-    check_target,
-    image_path,
-    label_path,
-    parse_json,
 )
 from boltzformer_monai.label.server.uploads import check_new_id, saved, upload_suffix
 from boltzformer_monai.label.service import SegmentService

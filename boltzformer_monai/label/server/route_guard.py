@@ -34,11 +34,11 @@ from monailabel.endpoints import (
 )
 from starlette.exceptions import HTTPException
 
-from boltzformer_monai.label.server.error_responses import Replies
+from boltzformer_monai.label.server.error_responses import ErrorResponses
 from boltzformer_monai.label.server.instead import call
-from boltzformer_monai.label.server.lanes import Lane, Lanes
 from boltzformer_monai.label.server.route_checks import CHECKS, Checks
 from boltzformer_monai.label.server.uploads import body_of
+from boltzformer_monai.label.server.work_queues import WorkQueue, WorkQueues
 
 _log = logging.getLogger(__name__)
 
@@ -47,23 +47,23 @@ _MODULES = (
 )  # fmt: skip
 
 
-def guard_stock_routes(app: FastAPI, checks: Checks, replies: Replies, lanes: Lanes) -> None:
+def guard_stock_routes(app: FastAPI, checks: Checks, replies: ErrorResponses, queues: WorkQueues) -> None:
     """Put a checked twin in front of every stock route; errors are told as the replies say."""
     router = APIRouter()
     of_their_own = {
-        "api_run_inference": lanes.segment,
-        **dict.fromkeys(("api_add_image", "api_save_label", "api_create_session"), lanes.uploads),
+        "api_run_inference": queues.segment,
+        **dict.fromkeys(("api_add_image", "api_save_label", "api_create_session"), queues.uploads),
         **dict.fromkeys(
-            ("api_download_image", "api_download_label", "api_download_dataset", "api_sample"), lanes.scans
+            ("api_download_image", "api_download_label", "api_download_dataset", "api_sample"), queues.scans
         ),
-        **dict.fromkeys(("proxy", "proxy_wado", "proxy_qido", "proxy_stow"), lanes.archive),
+        **dict.fromkeys(("proxy", "proxy_wado", "proxy_qido", "proxy_stow"), queues.archive),
     }
     for module in (*_MODULES, login) if settings.MONAI_LABEL_AUTH_ENABLE else _MODULES:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
                 router.add_api_route(
                     route.path,
-                    _twin(route.endpoint, checks, replies, of_their_own.get(route.endpoint.__name__, lanes.light)),
+                    _twin(route.endpoint, checks, replies, of_their_own.get(route.endpoint.__name__, queues.light)),
                     methods=sorted(route.methods or ()),
                     include_in_schema=False,  # the stock route is in it
                     response_model=None,
@@ -80,9 +80,11 @@ def put_in_front(app: FastAPI, router: APIRouter) -> None:
     app.router.routes[:0] = new
 
 
-def _twin(endpoint: Callable[..., Any], checks: Checks, replies: Replies, lane: Lane) -> Callable[..., Any]:
+def _twin(
+    endpoint: Callable[..., Any], checks: Checks, replies: ErrorResponses, queue: WorkQueue
+) -> Callable[..., Any]:
     async def twin(**arguments: Any) -> Any:
-        return await lane.run(run, arguments, asyncio.get_running_loop())
+        return await queue.run(run, arguments, asyncio.get_running_loop())
 
     name = endpoint.__name__
     check = CHECKS.get(f"{endpoint.__module__.rpartition('.')[2]}.{name}") or CHECKS.get(name)

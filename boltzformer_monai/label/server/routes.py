@@ -6,12 +6,14 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI, Header
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from monailabel.config import settings as stock
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
 from starlette.exceptions import HTTPException
 
 import boltzformer_monai
@@ -22,23 +24,20 @@ from boltzformer_monai.io.dicom.files import is_dicom_file
 from boltzformer_monai.io.formats import is_image_file, write_image_file
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.datastore.dicomweb_cache import compact
+from boltzformer_monai.label.disconnect import CancelOnDisconnect
 from boltzformer_monai.label.infer_request import UNCERTAINTY, parse_request
-from boltzformer_monai.label.result_store import ResultStore
-from boltzformer_monai.label.server.disconnect import Departures
-from boltzformer_monai.label.server.error_responses import Replies
-from boltzformer_monai.label.server.header_texts import without_texts
-from boltzformer_monai.label.server.lanes import Lanes
-from boltzformer_monai.label.server.origin import Gate
+from boltzformer_monai.label.safe_ids import check_json, image_path
+from boltzformer_monai.label.server.error_responses import ErrorResponses
+from boltzformer_monai.label.server.header_texts import strip_texts
+from boltzformer_monai.label.server.origin import OriginCheck
 from boltzformer_monai.label.server.page_files import page_file
+from boltzformer_monai.label.server.result_store import ResultStore
 from boltzformer_monai.label.server.route_checks import Checks
 from boltzformer_monai.label.server.route_guard import guard_stock_routes, put_in_front
-from boltzformer_monai.label.server.safe_ids import check_json, image_path
 from boltzformer_monai.label.server.sign_in import access, use_sign_in
 from boltzformer_monai.label.server.upload_limit import UploadLimit
-from boltzformer_monai.label.service import Segmented
-
-if TYPE_CHECKING:
-    from boltzformer_monai.label.app import BoltzFormerApp
+from boltzformer_monai.label.server.work_queues import WorkQueues
+from boltzformer_monai.label.service import Segmented, SegmentService
 
 _log = logging.getLogger(__name__)
 
@@ -50,27 +49,27 @@ RESULTS = {
 }
 
 
-def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
+def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> None:
     """Add error replies, checks, limits, own routes and the gate to MONAI Label's running web server."""
     if getattr(app.state, "boltzformer", None) is server:
         return
     app.state.boltzformer = server
-    places = server.settings
+    settings = service.settings
     sessions = server.sessions()
-    hidden = [server.studies, places.workspace, places.checkpoint.parent, Path(boltzformer_monai.__file__).parent]
-    replies = Replies(hidden if sessions is None else [*hidden, sessions.store_path])
+    hidden = [server.studies, settings.workspace, settings.checkpoint.parent, Path(boltzformer_monai.__file__).parent]
+    replies = ErrorResponses(hidden if sessions is None else [*hidden, sessions.store_path])
     replies.add_to(app)
     use_sign_in(app)
 
-    lanes = Lanes(server.settings.queue)
+    queues = WorkQueues(settings.queue)
 
     async def reload() -> dict[str, Any]:
         # MONAI Label would make a second app, with a second network in memory.
-        await lanes.segment.run(server.service.reload)
+        await queues.segment.run(service.reload)
         return {}
 
-    guard_stock_routes(app, Checks(server, server.service), replies, lanes)
-    routes = _Routes(server, lanes)
+    guard_stock_routes(app, Checks(server, service), replies, queues)
+    routes = _Routes(server, service, queues)
     put_in_front(app, routes.router)
     only_admin = [access(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
     app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=only_admin)
@@ -81,14 +80,14 @@ def add_routes(app: FastAPI, server: BoltzFormerApp) -> None:
     app.router.routes[:0] = own
     # The server's stack of handlers was built before it told us that it starts; the next request builds it anew.
     app.middleware_stack = None
-    app.add_middleware(Departures)
-    app.add_middleware(UploadLimit, limit=server.settings.upload_mb * 2**20)
-    origins = [origin.rstrip("/") for origin in server.settings.origins]
+    app.add_middleware(CancelOnDisconnect)
+    app.add_middleware(UploadLimit, limit=settings.upload_mb * 2**20)
+    origins = [origin.rstrip("/") for origin in settings.origins]
     for each in app.user_middleware:
         if each.cls is CORSMiddleware:  # MONAI Label's lets any page ask; its own setting ends start_server
             each.kwargs["allow_origins"] = origins
     app.add_middleware(
-        Gate, origins=origins, hosts=server.settings.hosts, open_to_all=not stock.MONAI_LABEL_AUTH_ENABLE
+        OriginCheck, origins=origins, hosts=settings.hosts, open_to_all=not stock.MONAI_LABEL_AUTH_ENABLE
     )
 
 
@@ -96,13 +95,15 @@ class _Routes:
     """The page's interface.
 
     Args:
-        server: the app.
-        lanes: for what takes long.
+        server: the app, for its datastore.
+        service: runs the segmentations.
+        queues: for requests that take long.
     """
 
-    def __init__(self, server: BoltzFormerApp, lanes: Lanes) -> None:
+    def __init__(self, server: MONAILabelApp, service: SegmentService, queues: WorkQueues) -> None:
         self.server = server
-        self.lanes = lanes
+        self.service = service
+        self.queues = queues
         self.results = ResultStore()
         self.scans = ResultStore()
         # The same role as for MONAI Label's infer and its images; the page's own files hold no data.
@@ -119,7 +120,7 @@ class _Routes:
 
     def config(self) -> dict[str, Any]:
         """What the page offers."""
-        service = self.server.service
+        service = self.service
         store = self.server.datastore()
         network = service.model().segmenter.description.network
         images = []
@@ -134,12 +135,12 @@ class _Routes:
             "uncertainty": list(range(UNCERTAINTY[0], UNCERTAINTY[1] + 1)),
             "presence": bool(network.presence),
             "images": images,
-            "dicom_seg": _can_write_seg(self.server, [each["id"] for each in images]),
+            "dicom_seg": _can_write_seg(store, [each["id"] for each in images]),
         }
 
     async def scan(self, image_id: str) -> FileResponse:
         """The scan as NIfTI."""
-        return await self.lanes.scans.run(self._scan, image_id)
+        return await self.queues.scans.run(self._scan, image_id)
 
     def _scan(self, image_id: str) -> FileResponse:
         store = self.server.datastore()
@@ -148,16 +149,16 @@ class _Routes:
             path = Path(store.get_image_uri(image_id))
         _, folder = self.scans.new()
         if path.name.endswith(".nii.gz"):
-            cleaned = without_texts(path, folder / "scan.nii.gz")
+            cleaned = strip_texts(path, folder / "scan.nii.gz")
             shown = folder / "scan.nii.gz" if cleaned else path
             return FileResponse(shown, media_type="application/gzip", filename="scan.nii.gz")
-        volume = self.server.service.volume(path)
+        volume = self.service.volume(path)
         write_image_file(compact(volume), volume.affine, folder / "scan.nii.gz")
         return FileResponse(folder / "scan.nii.gz", media_type="application/gzip", filename="scan.nii.gz")
 
     async def segment(self, body: Annotated[Any, Body()]) -> dict[str, Any]:
         """Segment an image of the datastore."""
-        return await self.lanes.segment.run(self._segment, body)
+        return await self.queues.segment.run(self._segment, body)
 
     def _segment(self, body: Any) -> dict[str, Any]:
         content = check_json(body, "the request")
@@ -166,8 +167,8 @@ class _Routes:
             raise HTTPException(422, "image must be the id of an image, see config")
         path = image_path(self.server.datastore(), image)
         params = {key: value for key, value in content.items() if key != "image"}
-        request = parse_request(params, default_prompts=self.server.service.default_prompts())
-        with self.server.service.segmented(path, request) as segmented:
+        request = parse_request(params, default_prompts=self.service.default_prompts())
+        with self.service.segmented(path, request) as segmented:
             rid, folder = self.results.new()  # not before: what waits for its turn must not push out what is done
             summary = write_results(segmented.result, folder / "result", segmented.recipe, scan=segmented.scan)
             has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
@@ -238,9 +239,8 @@ def _is_series(path: Path) -> bool:
     return path.is_dir() or (path.is_file() and not is_image_file(path) and is_dicom_file(path))
 
 
-def _can_write_seg(server: BoltzFormerApp, images: Sequence[str]) -> bool:
+def _can_write_seg(store: Datastore, images: Sequence[str]) -> bool:
     """Whether a result may come as DICOM SEG: the scans are DICOM."""
-    store = server.datastore()
     if isinstance(store, DicomWebDatastore):
         return True
     return any(_is_series(Path(store.get_image_uri(image))) for image in images)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from boltzformer_monai.errors import CancelledError, ConfigError, VolumeError
-from boltzformer_monai.label.server.safe_ids import UPLOADS, check_id
+from boltzformer_monai.label.safe_ids import UPLOADS, check_id
 from boltzformer_monai.limits import inflated_size, memory_budget
 
 _IN_MEMORY = 1 << 16  # bytes of a body that is passed on

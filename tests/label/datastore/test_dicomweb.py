@@ -24,8 +24,8 @@ from boltzformer_monai.io.read import read_label_map, read_volume  # noqa: E402
 from boltzformer_monai.label.datastore import dicomweb_client as archive_client
 from boltzformer_monai.label.datastore import dicomweb_lists
 from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402
-from boltzformer_monai.label.datastore.dicomweb_client import ArchiveError  # noqa: E402
-from boltzformer_monai.label.server.safe_ids import UnknownIdError, image_path, root_of  # noqa: E402
+from boltzformer_monai.label.datastore.dicomweb_client import DicomWebError  # noqa: E402
+from boltzformer_monai.label.safe_ids import UnknownIdError, image_path, root_of  # noqa: E402
 from tests.label.dicom_series import NAMES, add_phantom, drawn, stored  # noqa: E402
 from tests.label.orthanc import Orthanc, free_port, orthanc  # noqa: E402
 
@@ -123,7 +123,7 @@ def test_a_series_that_does_not_come_whole_is_no_scan(
     client = store.archive._client
     whole = client.iter_series
     monkeypatch.setattr(client, "iter_series", lambda *place, **options: list(whole(*place, **options))[:-1])
-    with pytest.raises(ArchiveError, match="7 of the 8"):
+    with pytest.raises(DicomWebError, match="7 of the 8"):
         store.image_folder(uid)
     monkeypatch.undo()
     assert read_volume(store.image_folder(uid)).shape[2] == 8
@@ -150,7 +150,7 @@ def test_config_tells_whether_seg_can_be_written(
 def test_user_and_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with orthanc(tmp_path / "orthanc", ("reader", "s3cret")) as archive:
         uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
-        with pytest.raises(ArchiveError, match="MONAI_LABEL_DICOMWEB_PASSWORD"):
+        with pytest.raises(DicomWebError, match="MONAI_LABEL_DICOMWEB_PASSWORD"):
             open_dicomweb(archive.url, tmp_path / "work").list_images()
         monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_USERNAME", "reader")
         monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PASSWORD", "s3cret")
@@ -163,7 +163,7 @@ def test_user_and_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_server_that_is_down_is_told_at_once(tmp_path: Path) -> None:
     store = open_dicomweb(f"http://127.0.0.1:{free_port()}/dicom-web", tmp_path)
-    with pytest.raises(ArchiveError, match="cannot be reached"):
+    with pytest.raises(DicomWebError, match="cannot be reached"):
         store.list_images()
 
 
@@ -173,7 +173,7 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         store = open_dicomweb(f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web", tmp_path)
-        with pytest.raises(ArchiveError, match="did not answer"):
+        with pytest.raises(DicomWebError, match="did not answer"):
             store.list_images()
 
 
@@ -196,7 +196,7 @@ def test_what_is_no_dicomweb_server(tmp_path: Path, status: int, body: bytes) ->
             if body == b'["x", 3]':
                 assert store.list_images() == []
             else:
-                with pytest.raises(ArchiveError, match="DICOMweb server"):
+                with pytest.raises(DicomWebError, match="DICOMweb server"):
                     store.list_images()
         finally:
             server.shutdown()

@@ -21,7 +21,7 @@ from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.label.datastore import folder as module
 from boltzformer_monai.label.datastore.folder import FolderDatastore  # noqa: E402
 from boltzformer_monai.label.learning.corrected_labels import corrected_labels  # noqa: E402
-from boltzformer_monai.label.server.safe_ids import UnknownIdError  # noqa: E402
+from boltzformer_monai.label.safe_ids import UnknownIdError  # noqa: E402
 
 NAMES = {"label_info": [{"name": "cyst", "idx": 1}]}
 

@@ -20,7 +20,7 @@ from boltzformer_monai.io.read import read_volume, write_label_map  # noqa: E402
 from boltzformer_monai.label.app import MODEL, BoltzFormerApp  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb_cache import Cache  # noqa: E402
-from boltzformer_monai.label.learning.corrected_labels import caveats_in  # noqa: E402
+from boltzformer_monai.label.label_info import caveats_in  # noqa: E402
 
 LONG = "foo lesion " + "that is described at length " * 12
 UNKNOWN = Caveat("unknown prompt", "the network was never shown this", "foo lesion")

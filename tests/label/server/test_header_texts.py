@@ -18,7 +18,7 @@ from tests.label.conftest import AFFINE, scan
 
 pytest.importorskip("monailabel")
 
-from boltzformer_monai.label.server.header_texts import without_texts  # noqa: E402
+from boltzformer_monai.label.server.header_texts import strip_texts  # noqa: E402
 
 _SECRET = "SCHMIDT^ANNA"
 
@@ -66,13 +66,13 @@ def test_the_same_voxels_in_the_same_place_without_a_text(name: str, tmp_path: P
     source, target = tmp_path / name, tmp_path / f"sent-{name}"
     _KINDS[name](source)
     assert _SECRET[:8].encode() in source.read_bytes() + _unpacked(source)
-    assert without_texts(source, target)
+    assert strip_texts(source, target)
     assert _SECRET[:8].encode() not in target.read_bytes() + _unpacked(target)
     before, after = read_volume(source), read_volume(target)
     assert np.array_equal(before.array, after.array)
     assert before.array.dtype == after.array.dtype
     assert np.array_equal(before.affine, after.affine)
-    assert not without_texts(target, tmp_path / f"again-{name}")
+    assert not strip_texts(target, tmp_path / f"again-{name}")
     if not name.startswith("two"):  # ITK reads no NIfTI-2
         assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(target))), scan(1).T)
 
@@ -84,7 +84,7 @@ def test_scaled_values_stay_scaled(tmp_path: Path) -> None:
     image.header.set_slope_inter(2.0, -1024.0)
     content = bytearray(image.to_bytes())
     (tmp_path / "a.nii").write_bytes(content)
-    assert without_texts(tmp_path / "a.nii", tmp_path / "b.nii")
+    assert strip_texts(tmp_path / "a.nii", tmp_path / "b.nii")
     assert np.array_equal(read_volume(tmp_path / "a.nii").array, read_volume(tmp_path / "b.nii").array)
     assert nibabel.load(tmp_path / "b.nii").dataobj.inter == nibabel.load(tmp_path / "a.nii").dataobj.inter
 
@@ -93,7 +93,7 @@ def test_scaled_values_stay_scaled(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_not_sent(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"\x1f\x8b" + _SECRET.encode() if name.endswith("gz") else _SECRET.encode())
     with pytest.raises(VolumeError):
-        without_texts(tmp_path / name, tmp_path / f"sent-{name}")
+        strip_texts(tmp_path / name, tmp_path / f"sent-{name}")
 
 
 def test_neither_route_sends_the_texts(client: Any, studies: Path) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("monailabel")
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.label.server import page_files
-from boltzformer_monai.label.server.origin import Gate
+from boltzformer_monai.label.server.origin import OriginCheck
 from boltzformer_monai.label.server.page_files import PAGE, POLICY, page_file
 
 _BUILT = (PAGE / page_files.VIEWER).is_file()
@@ -164,7 +164,7 @@ def _gate(path: str = "/", **settings: Any) -> Any:
 
     app = FastAPI()
     app.add_api_route(path, lambda: {"fine": True})
-    app.add_middleware(Gate, **{"origins": (), "hosts": (), "open_to_all": True, **settings})
+    app.add_middleware(OriginCheck, **{"origins": (), "hosts": (), "open_to_all": True, **settings})
     return TestClient(app, client=("10.0.0.7", 50000))
 
 

@@ -1,4 +1,4 @@
-"""Lanes of work that takes long: each has few threads of its own and a short queue, so that all else goes on beside it.
+"""WorkQueues of work that takes long: each has few threads of its own and a short queue, so that all else goes on beside it.
 
 The web server's own threads are 40 for everything. Two hundred segmentations that wait for their turn in them would
 leave none for a question that is answered at once.
@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.errors import CancelledError
-from boltzformer_monai.label.server.disconnect import client_has_gone
+from boltzformer_monai.label.disconnect import client_disconnected
 
-__all__ = ["Lane", "Lanes"]
+__all__ = ["WorkQueue", "WorkQueues"]
 
 _RETRY_S = 10
 _LOOK_S = 1.0
@@ -26,7 +26,7 @@ _LOOK_S = 1.0
 _R = TypeVar("_R")
 
 
-class Lane:
+class WorkQueue:
     """Work of one kind.
 
     Args:
@@ -40,16 +40,16 @@ class Lane:
         self.waiting = waiting
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix=what)
         self._jobs: list[Future[Any]] = []
-        self._lock = threading.Lock()  # several web servers of one process may share a lane
+        self._lock = threading.Lock()  # several web servers of one process may share a queue
 
     async def run(self, function: Callable[..., _R], *arguments: Any) -> _R:
-        """Call a function in one of the lane's threads, in turn.
+        """Call a function in one of the queue's threads, in turn.
 
         Raises:
             HTTPException: 429, too many wait already.
             CancelledError: the client went away while it waited.
         """
-        gone = client_has_gone()
+        gone = client_disconnected()
         with self._lock:
             self._jobs = [job for job in self._jobs if not (job.running() or job.done())]
             if len(self._jobs) >= self.waiting:
@@ -66,8 +66,8 @@ class Lane:
         return answer.result()
 
 
-class Lanes:
-    """The lanes of a server.
+class WorkQueues:
+    """The work queues of a server.
 
     Args:
         queue: requests of a kind that may wait.
@@ -75,10 +75,10 @@ class Lanes:
 
     def __init__(self, queue: int) -> None:
         # One is computed at a time; the results of others are written meanwhile.
-        self.segment = Lane("segmentations", at_once=4, waiting=queue)
+        self.segment = WorkQueue("segmentations", at_once=4, waiting=queue)
         # One at a time: each may take as much memory as a scan may.
-        self.uploads = Lane("uploads", at_once=1, waiting=queue)
-        self.scans = Lane("scans", at_once=2, waiting=queue)
-        self.light = Lane("requests", at_once=16, waiting=16 * queue)
+        self.uploads = WorkQueue("uploads", at_once=1, waiting=queue)
+        self.scans = WorkQueue("scans", at_once=2, waiting=queue)
+        self.light = WorkQueue("requests", at_once=16, waiting=16 * queue)
         # A viewer asks for many slices together.
-        self.archive = Lane("requests to the DICOMweb server", at_once=16, waiting=16 * queue)
+        self.archive = WorkQueue("requests to the DICOMweb server", at_once=16, waiting=16 * queue)

@@ -17,12 +17,12 @@ pytest.importorskip("monailabel")
 from boltzformer_monai.errors import StorageError  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, write_label_map  # noqa: E402
 from boltzformer_monai.io.volume import Volume  # noqa: E402
-from boltzformer_monai.label.datastore.kept_labels import KeptLabels  # noqa: E402
+from boltzformer_monai.label.datastore.label_store import LabelStore  # noqa: E402
 from tests.label.faults import KILL, failing_disk  # noqa: E402
 
 GRID = Volume(np.zeros((4, 3, 2), np.int16), np.eye(4), modality="CT")
 IMAGE, TAG = "1.2.3", "mine"
-Change = Callable[[KeptLabels, int], object]
+Change = Callable[[LabelStore, int], object]
 """Makes generation n: n in every voxel, and the name ``name n``."""
 
 
@@ -30,28 +30,28 @@ def _info(number: int) -> dict[str, object]:
     return {"label_info": [{"name": f"name {number}", "idx": number}]}
 
 
-def _keep(kept: KeptLabels, number: int) -> object:
+def _keep(kept: LabelStore, number: int) -> object:
     return kept.keep(IMAGE, TAG, np.full(GRID.shape, number, np.uint8), GRID, _info(number))
 
 
-def _copy(kept: KeptLabels, number: int) -> object:
+def _copy(kept: LabelStore, number: int) -> object:
     return kept.copy(IMAGE, TAG, kept.root.parent / f"{number}.nrrd", ".nrrd", _info(number))
 
 
-def _note(kept: KeptLabels, number: int) -> None:
+def _note(kept: LabelStore, number: int) -> None:
     kept.note(IMAGE, TAG, {"noted": number})
 
 
-def _drop(kept: KeptLabels, number: int) -> None:
+def _drop(kept: LabelStore, number: int) -> None:
     kept.drop(IMAGE, TAG)
 
 
-def _folder(root: Path) -> KeptLabels:
+def _folder(root: Path) -> LabelStore:
     (root / "labels").mkdir(parents=True, exist_ok=True)
-    return KeptLabels(root / "labels", root / "lock")
+    return LabelStore(root / "labels", root / "lock")
 
 
-def _seen(kept: KeptLabels) -> tuple[int, object] | None:
+def _seen(kept: LabelStore) -> tuple[int, object] | None:
     """Generation of the label, which voxels and name must agree on, and what was noted."""
     there = kept.get(IMAGE, TAG)
     assert kept.tags(IMAGE) == ([TAG] if there else [])

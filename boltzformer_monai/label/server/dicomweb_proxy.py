@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from monailabel.config import settings
 from starlette.exceptions import HTTPException
 
-__all__ = ["pass_on"]
+__all__ = ["forward"]
 
 _PATIENCE_S = (10, 600)
 _SENT = ("accept", "content-type")
@@ -31,7 +31,7 @@ _POLICY = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-
 _MOST_REDIRECTS = 3
 
 
-def pass_on(request: Request, service: str, path: str, body: IO[bytes] | None) -> Response:
+def forward(request: Request, service: str, path: str, body: IO[bytes] | None) -> Response:
     """Ask the DICOMweb server, and answer as it does.
 
     Args:

@@ -23,12 +23,12 @@ from boltzformer_monai.errors import BoltzFormerError, StorageError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.label.datastore.folder import SHA256
-from boltzformer_monai.label.server.safe_ids import UPLOADS
+from boltzformer_monai.label.label_info import SHA256
+from boltzformer_monai.label.safe_ids import UPLOADS
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, sweep, sync, temporary_beside
 
-__all__ = ["KeptLabels"]
+__all__ = ["LabelStore"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ Label = tuple[Path, dict[str, Any]]
 """File and information of a label."""
 
 
-class KeptLabels:
+class LabelStore:
     """The labels of a folder, which several processes may use at once.
 
     Methods that change something leave all as it was when they raise, and what they changed is on the disk when they

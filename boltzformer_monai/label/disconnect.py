@@ -9,28 +9,28 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["Departures", "client_has_gone", "to_the_end"]
+__all__ = ["CancelOnDisconnect", "client_disconnected", "ignore_disconnect"]
 
-_GONE: ContextVar[threading.Event | None] = ContextVar("client_has_gone", default=None)
+_DISCONNECTED: ContextVar[threading.Event | None] = ContextVar("client_disconnected", default=None)
 
 
-def client_has_gone() -> Callable[[], bool]:
+def client_disconnected() -> Callable[[], bool]:
     """Tells at any time, in any thread, whether the client of the request under way has gone; no other work has one."""
-    gone = _GONE.get()
+    gone = _DISCONNECTED.get()
     return gone.is_set if gone is not None else lambda: False
 
 
 @contextlib.contextmanager
-def to_the_end() -> Iterator[None]:
+def ignore_disconnect() -> Iterator[None]:
     """In this block it does not matter whether the client stays: what is done here is kept, and others want it too."""
-    token = _GONE.set(None)
+    token = _DISCONNECTED.set(None)
     try:
         yield
     finally:
-        _GONE.reset(token)
+        _DISCONNECTED.reset(token)
 
 
-class Departures:
+class CancelOnDisconnect:
     """ASGI middleware: goes on listening once a request was read, when all that can come is the end of the connection.
 
     A body that the application does not read to its end hides that end.
@@ -72,10 +72,10 @@ class Departures:
         # Where there is no body the application may never ask for it, so it is asked for here.
         if not {name for name, value in scope["headers"] if value != b"0"} & {b"content-length", b"transfer-encoding"}:
             early.append(await heard())
-        token = _GONE.set(gone)
+        token = _DISCONNECTED.set(gone)
         try:
             await self.app(scope, heard, send)
         finally:
-            _GONE.reset(token)
+            _DISCONNECTED.reset(token)
             if end is not None:
                 end.cancel()

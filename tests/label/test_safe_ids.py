@@ -14,8 +14,8 @@ from starlette.datastructures import UploadFile  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 
 from boltzformer_monai.errors import ConfigError, VolumeError  # noqa: E402
-from boltzformer_monai.label.server.error_responses import Replies  # noqa: E402
-from boltzformer_monai.label.server.safe_ids import check_id, check_tag  # noqa: E402
+from boltzformer_monai.label.safe_ids import check_id, check_tag  # noqa: E402
+from boltzformer_monai.label.server.error_responses import ErrorResponses  # noqa: E402
 from boltzformer_monai.label.server.uploads import upload_suffix  # noqa: E402
 
 
@@ -40,7 +40,7 @@ def test_tags(tag: str) -> None:
 
 
 def test_messages_show_no_folder_of_the_server() -> None:
-    replies = Replies([Path("/data/Ward 3/new scans"), Path("/data/Ward 3/new scans/.boltzformer")])
+    replies = ErrorResponses([Path("/data/Ward 3/new scans"), Path("/data/Ward 3/new scans/.boltzformer")])
     shown = {
         "/data/Ward 3/new scans/a.nii.gz: damaged\n at byte 3": "a.nii.gz: damaged at byte 3",
         "/data/Ward 3/new scans/.boltzformer/model/model.pt: no": "model/model.pt: no",
@@ -54,7 +54,7 @@ def test_messages_show_no_folder_of_the_server() -> None:
     for message, told in shown.items():
         assert replies.problem(VolumeError(message)) == (422, told)
     assert replies.problem(RuntimeError("a bug")) is None
-    replies = Replies(["/", "/data"])
+    replies = ErrorResponses(["/", "/data"])
     for message, told in {
         "/datastore/cache/images/1.json: no": "1.json: no",
         "/mnt/data/x.nii: no": "x.nii: no",
@@ -71,7 +71,7 @@ def test_ids_fit_into_file_names(name: str) -> None:
 
 
 def test_replies_name_files_and_not_their_folders() -> None:
-    replies = Replies([Path("/data/scans")])
+    replies = ErrorResponses([Path("/data/scans")])
     told = {
         "image": "/data/scans/a b.nii.gz",
         "list": [{"label": "/data/scans/labels/final/a.nii.gz"}, 3, None, 0.5, True],
@@ -87,7 +87,7 @@ def test_replies_name_files_and_not_their_folders() -> None:
 
 
 def test_what_no_memory_or_file_name_can_hold_is_the_requests_fault(tmp_path: Path) -> None:
-    replies = Replies([])
+    replies = ErrorResponses([])
     assert (replies.problem(MemoryError()) or (0,))[0] == 413
     with pytest.raises(OSError) as error:  # noqa: PT011 (the number is what counts)
         (tmp_path / ("x" * 300)).open()

@@ -17,11 +17,10 @@ pytest.importorskip("monailabel")
 
 from boltzformer_monai.errors import CancelledError  # noqa: E402
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer  # noqa: E402
-from boltzformer_monai.label import service
+from boltzformer_monai.label import disconnect, service
+from boltzformer_monai.label.disconnect import client_disconnected  # noqa: E402
 from boltzformer_monai.label.infer_request import parse_request  # noqa: E402
 from boltzformer_monai.label.learning.scoring import scores_file  # noqa: E402
-from boltzformer_monai.label.server import disconnect as departures
-from boltzformer_monai.label.server.disconnect import client_has_gone  # noqa: E402
 from tests.label.live_server import listening  # noqa: E402
 
 _WANTED = {"prompts": ["liver"], "planes": ["axial", "coronal", "sagittal"]}
@@ -105,10 +104,10 @@ def test_one_that_leaves_the_queue_is_never_served(
     queued: list[Callable[[], bool]] = []
 
     def noting() -> Callable[[], bool]:
-        queued.append(client_has_gone())
+        queued.append(client_disconnected())
         return queued[-1]
 
-    monkeypatch.setattr(service, "client_has_gone", noting)
+    monkeypatch.setattr(service, "client_disconnected", noting)
     held = threading.Event()
     client.app.state.boltzformer.service._worker.submit(held.wait, _PATIENCE_S)
     with listening(client.app) as port:
@@ -126,7 +125,7 @@ def test_scores_and_batches_are_finished_whoever_leaves(client: Any) -> None:
     request = parse_request({"prompts": ["liver"]}, default_prompts=[])
     left = threading.Event()
     left.set()
-    token = departures._GONE.set(left)
+    token = disconnect._DISCONNECTED.set(left)
     try:
         with pytest.raises(CancelledError), app.service.segmented(Path(store.get_image_uri("scan_1")), request):
             pass
@@ -135,7 +134,7 @@ def test_scores_and_batches_are_finished_whoever_leaves(client: Any) -> None:
         batch = app.batch_infer({**wanted, "multi_gpu": False})
         store.remove_label("scan_1", "mine")
     finally:
-        departures._GONE.reset(token)
+        disconnect._DISCONNECTED.reset(token)
         scores_file(app.service).unlink(missing_ok=True)
     assert scores["scan_1"] > 0
     assert "error" not in batch["scan_1"]

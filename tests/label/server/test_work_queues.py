@@ -16,8 +16,8 @@ pytest.importorskip("monailabel")
 from starlette.exceptions import HTTPException  # noqa: E402
 
 from boltzformer_monai.errors import CancelledError  # noqa: E402
-from boltzformer_monai.label.server import disconnect as departures
-from boltzformer_monai.label.server.lanes import Lane  # noqa: E402
+from boltzformer_monai.label import disconnect
+from boltzformer_monai.label.server.work_queues import WorkQueue  # noqa: E402
 
 _PATIENCE_S = 60
 _WAITING = 200
@@ -75,15 +75,15 @@ def test_names_do_not_wait_for_a_new_checkpoint_behind_a_segmentation(client: An
 
 
 def test_a_lane_is_left_by_clients_that_go() -> None:
-    lane, held, left = Lane("things", at_once=1, waiting=1), threading.Event(), threading.Event()
+    lane, held, left = WorkQueue("things", at_once=1, waiting=1), threading.Event(), threading.Event()
     begun: list[int] = []
 
     async def all_of_it() -> None:
         first = asyncio.create_task(lane.run(held.wait, _PATIENCE_S))
         await asyncio.sleep(0.1)
-        token = departures._GONE.set(left)
+        token = disconnect._DISCONNECTED.set(left)
         second = asyncio.create_task(lane.run(begun.append, 2))
-        departures._GONE.reset(token)
+        disconnect._DISCONNECTED.reset(token)
         await asyncio.sleep(0.1)
         with pytest.raises(HTTPException) as full:
             await lane.run(begun.append, 3)
@@ -102,6 +102,6 @@ def test_a_lane_is_left_by_clients_that_go() -> None:
 
 
 def test_what_goes_wrong_in_a_lane_is_told() -> None:
-    lane = Lane("things", at_once=1, waiting=1)
+    lane = WorkQueue("things", at_once=1, waiting=1)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(lane.run(lambda: 1 // 0))
