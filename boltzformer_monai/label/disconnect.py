@@ -1,4 +1,4 @@
-"""Clients that leave before their answer: what nobody waits for any more need not be computed."""
+"""Cancel inference when the client disconnects."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _DISCONNECTED: ContextVar[threading.Event | None] = ContextVar("client_disconnec
 
 
 def client_disconnected() -> Callable[[], bool]:
-    """Tells at any time, in any thread, whether the client of the request under way has gone; no other work has one."""
-    gone = _DISCONNECTED.get()
-    return gone.is_set if gone is not None else lambda: False
+    """Whether the client of the current request has disconnected; may be called later, from any thread."""
+    disconnected = _DISCONNECTED.get()
+    return disconnected.is_set if disconnected is not None else lambda: False
 
 
 @contextlib.contextmanager
 def ignore_disconnect() -> Iterator[None]:
-    """In this block it does not matter whether the client stays: what is done here is kept, and others want it too."""
+    """Finish the work of this block even if the client disconnects: its results are stored, and shared."""
     token = _DISCONNECTED.set(None)
     try:
         yield
@@ -31,9 +31,9 @@ def ignore_disconnect() -> Iterator[None]:
 
 
 class CancelOnDisconnect:
-    """ASGI middleware: goes on listening once a request was read, when all that can come is the end of the connection.
+    """ASGI middleware: keep listening for the disconnect once the request was read.
 
-    A body that the application does not read to its end hides that end.
+    A disconnect is noticed only if the application reads the body to its end.
 
     Args:
         app: the next application.
@@ -43,39 +43,39 @@ class CancelOnDisconnect:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        gone = threading.Event()
-        end: asyncio.Task[Any] | None = None
-        early: list[Any] = []
+        disconnected = threading.Event()
+        listener: asyncio.Task[Any] | None = None
+        first: list[Any] = []
 
-        async def last() -> Any:
+        async def wait_for_disconnect() -> Any:
             message = await receive()
-            gone.set()
+            disconnected.set()
             return message
 
-        async def heard() -> Any:
-            nonlocal end
-            if early:
-                return early.pop()
-            if end is not None:  # a reply that is sent in pieces listens, too
-                return await asyncio.shield(end)
+        async def receive_and_listen() -> Any:
+            nonlocal listener
+            if first:
+                return first.pop()
+            if listener is not None:  # a streaming response listens, too
+                return await asyncio.shield(listener)
             message = await receive()
             if message["type"] == "http.disconnect":
-                gone.set()
+                disconnected.set()
             elif not message.get("more_body"):
-                end = asyncio.create_task(last())
+                listener = asyncio.create_task(wait_for_disconnect())
             return message
 
-        # Where there is no body the application may never ask for it, so it is asked for here.
+        # Without a body the application may never call receive.
         if not {name for name, value in scope["headers"] if value != b"0"} & {b"content-length", b"transfer-encoding"}:
-            early.append(await heard())
-        token = _DISCONNECTED.set(gone)
+            first.append(await receive_and_listen())
+        token = _DISCONNECTED.set(disconnected)
         try:
-            await self.app(scope, heard, send)
+            await self.app(scope, receive_and_listen, send)
         finally:
             _DISCONNECTED.reset(token)
-            if end is not None:
-                end.cancel()
+            if listener is not None:
+                listener.cancel()

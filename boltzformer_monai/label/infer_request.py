@@ -1,69 +1,107 @@
-"""What a client may ask for: parsed, checked and whitelisted, once, for MONAI Label's own route and for ours."""
+"""Requests for a segmentation: one checked model for MONAI Label's infer route, for ours and for scoring."""
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.prompts import normalise_prompt, split_prompts
 from boltzformer_monai.data.windows import GreyScale, parse_window
-from boltzformer_monai.errors import ConfigError, PromptError
+from boltzformer_monai.errors import ConfigError, PromptError, did_you_mean
 from boltzformer_monai.inferers.prompt_groups import checked_prompts
 from boltzformer_monai.inferers.volume_result import ARBITRATIONS
+from boltzformer_monai.label.validation import Integer, Number, Truth, validated
 from boltzformer_monai.modality import stated_modality
 
-MOST_PROMPTS = 255
-LONGEST_PROMPT = 500
+__all__ = ["IGNORED", "KEYS", "UNCERTAINTY", "SegmentRequest", "parse_request", "with_ticked_labels"]
+
+MAX_PROMPTS = 255
+MAX_PROMPT_LENGTH = 500
 UNCERTAINTY = (2, 20)
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
-DTYPES = ("uint8", "uint16")
-KEYS = (
-    "prompts", "threshold", "seed", "uncertainty", "presence", "planes", "window", "arbitration", "modality", "literal",
-    "result_extension", "result_dtype",
-)  # fmt: skip
-HARMLESS = frozenset({
+IGNORED = frozenset({
     "client_id", "device", "gpus", "label_info", "label_tag", "logging", "max_batch_size", "max_workers",
     "multi_gpu", "result_compress", "restore_label_idx", "save_label", "ts", "user",
 })  # fmt: skip
-"""What MONAI Label's clients send along and this model needs not; neither names a file."""
+"""Keys that MONAI Label's clients send along and this model does not use; none of them names a file."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentRequest:
-    """A sound request; the fields are those of the JSON.
+def _check_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    checked_prompts(prompts)
+    if len(prompts) > MAX_PROMPTS:
+        msg = f"{len(prompts)} prompts; an 8-bit label map holds at most {MAX_PROMPTS}"
+        raise PromptError(msg)
+    if long := next((prompt for prompt in prompts if len(prompt) > MAX_PROMPT_LENGTH), None):
+        msg = f"a prompt of {len(long)} characters; at most {MAX_PROMPT_LENGTH} are allowed"
+        raise PromptError(msg)
+    for prompt in prompts:
+        normalise_prompt(prompt)
+    return prompts
+
+
+def _check_uncertainty(decodings: int) -> int:
+    low, high = UNCERTAINTY
+    if decodings != 0 and not low <= decodings <= high:
+        msg = f"should be 0 or from {low} to {high}"
+        raise ValueError(msg)
+    return decodings
+
+
+def _split_planes(planes: Any) -> Any:
+    return planes.replace(";", ",").replace(",", " ").split() if isinstance(planes, str) else planes
+
+
+def _check_planes(planes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if planes is not None and (not planes or len(set(planes)) < len(planes) or not set(planes) <= set(PLANE_AXES)):
+        msg = f"should be different ones of {', '.join(PLANE_AXES)}"
+        raise ValueError(msg)
+    return planes
+
+
+def _check_window(window: Any) -> Any:
+    pair = isinstance(window, list | tuple) and len(window) == 2 and not any(isinstance(n, bool) for n in window)
+    if not (pair or isinstance(window, str)):
+        msg = "should be a name, or [level, width] in HU"
+        raise ValueError(msg)
+    parse_window(window)
+    return window
+
+
+def _check_choice(*choices: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in choices:
+            msg = f"should be one of {', '.join(choices)}"
+            raise ValueError(msg)
+        return value
+
+    return AfterValidator(check)
+
+
+class SegmentRequest(BaseModel):
+    """A checked request; the fields are the keys of its JSON.
 
     Raises:
-        PromptError: the prompts cannot be used.
-        ConfigError: another field is out of range.
+        PromptError: a prompt is empty, repeated, too long or cannot be tokenised; or there are too many.
+        ConfigError: the modality or the window is unknown.
+        pydantic.ValidationError: another field is of another type or out of range.
     """
 
-    prompts: tuple[str, ...]
-    threshold: float = 0.5
-    seed: int = 0
-    uncertainty: int = 0
-    presence: bool = True
-    planes: tuple[str, ...] | None = None
-    window: str | tuple[float, float] | None = None
-    arbitration: str = "probability"
-    modality: str | None = None
-    literal: bool = False
-    result_extension: str = ".nii.gz"
-    result_dtype: str = "uint8"
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __post_init__(self) -> None:
-        checked_prompts(self.prompts)
-        if len(self.prompts) > MOST_PROMPTS:
-            msg = f"{len(self.prompts)} prompts; a label map of bytes holds at most {MOST_PROMPTS}"
-            raise PromptError(msg)
-        if long := next((prompt for prompt in self.prompts if len(prompt) > LONGEST_PROMPT), None):
-            msg = f"a prompt of {len(long)} letters; at most {LONGEST_PROMPT} are read"
-            raise PromptError(msg)
-        for prompt in self.prompts:
-            normalise_prompt(prompt)
+    prompts: Annotated[tuple[str, ...], AfterValidator(_check_prompts)]
+    threshold: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    seed: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
+    uncertainty: Annotated[Integer, AfterValidator(_check_uncertainty)] = 0
+    presence: Truth = True
+    planes: Annotated[tuple[str, ...] | None, BeforeValidator(_split_planes), AfterValidator(_check_planes)] = None
+    window: Annotated[str | tuple[float, float], BeforeValidator(_check_window)] | None = None
+    arbitration: Annotated[str, _check_choice(*ARBITRATIONS)] = "probability"
+    modality: Annotated[str, AfterValidator(stated_modality)] | None = None
+    literal: Truth = False
+    result_extension: Literal[".nii.gz", ".nii", ".nrrd"] = ".nii.gz"
+    result_dtype: Literal["uint8", "uint16"] = "uint8"
 
     @property
     def repeats(self) -> int:
@@ -71,9 +109,12 @@ class SegmentRequest:
         return self.uncertainty or 1
 
     @property
-    def shown(self) -> GreyScale | None:
+    def grey_scale(self) -> GreyScale | None:
         """The window for all prompts; ``None``: each target's own."""
         return None if self.window is None else parse_window(self.window)
+
+
+KEYS = tuple(SegmentRequest.model_fields)
 
 
 def parse_request(
@@ -82,8 +123,8 @@ def parse_request(
     """Check a client's JSON object.
 
     Args:
-        params: as sent.
-        default_prompts: asked where none are given.
+        params: as sent; ``None``, ``""`` and ``[]`` mean the default.
+        default_prompts: used where none are given.
         extra: further keys that the caller reads itself.
 
     Raises:
@@ -91,26 +132,22 @@ def parse_request(
         ConfigError: a key is unknown, or a value of another type or out of range.
     """
     for key in params:
-        if key not in KEYS and key not in HARMLESS and key not in extra:
-            near = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(KEYS)}"
+        if key not in KEYS and key not in IGNORED and key not in extra:
+            hint = did_you_mean(str(key), KEYS, show=str, cutoff=0.6)
             msg = f"unknown parameter {str(key)[:60]!a}; {hint}"
             raise ConfigError(msg)
     given = {key: params[key] for key in KEYS if params.get(key) not in (None, "", [])}
-    values: dict[str, Any] = {"prompts": _prompts(given.pop("prompts", None), default_prompts)}
-    for key, value in given.items():
-        values[key] = _CHECKS[key](key, value)
-    return SegmentRequest(**values)
+    return validated(SegmentRequest, {**given, "prompts": _prompts(given.get("prompts"), default_prompts)})
 
 
 def with_ticked_labels(params: Mapping[str, Any], labels: Mapping[str, int]) -> dict[str, Any]:
-    """A request with ``label_prompt``, the numbers of labels that OHIF's "Class Prompts" sends, in prompts.
+    """Turn ``label_prompt``, the label numbers that OHIF's "Class Prompts" sends, into prompts.
 
-    OHIF keeps the numbers in its options, so a later request may hold them beside prompts: then both are asked for.
+    OHIF keeps the numbers in its options, so a later request may hold them beside prompts; then both are segmented.
 
     Args:
         params: as sent.
-        labels: name → number, as /info shows them.
+        labels: name → number, as in /info.
 
     Raises:
         PromptError: the prompts cannot be used.
@@ -119,11 +156,12 @@ def with_ticked_labels(params: Mapping[str, Any], labels: Mapping[str, int]) -> 
     found = {key: value for key, value in params.items() if key != "label_prompt"}
     ticked, names = params["label_prompt"], {number: name for name, number in labels.items()}
     if ticked == [] and found.get("prompts"):
-        return found  # of an earlier run without any tick, which must not spoil the next ones
+        return found  # left over from a run without ticks
     if not isinstance(ticked, list) or not ticked or not all(type(n) is int and n in names for n in ticked):
-        raise _bad("label_prompt", "a list of numbers of labels, see /info", ticked)
-    asked = _prompts(found["prompts"], ()) if found.get("prompts") else ()
-    prompts = {normalise_prompt(prompt): prompt for prompt in (*asked, *(names[number] for number in ticked))}
+        msg = f"label_prompt must be a list of label numbers, see /info, got {str(ticked)[:60]!a}"
+        raise ConfigError(msg)
+    typed = _prompts(found["prompts"], ()) if found.get("prompts") else ()
+    prompts = {normalise_prompt(prompt): prompt for prompt in (*typed, *(names[number] for number in ticked))}
     return {**found, "prompts": list(prompts.values())}
 
 
@@ -139,98 +177,3 @@ def _prompts(value: Any, default: Sequence[str]) -> tuple[str, ...]:
         msg = "prompts must be a list of texts, or one text with ';' between prompts"
         raise PromptError(msg)
     return tuple(prompt.strip() for prompt in value)
-
-
-def _bad(key: str, wanted: str, value: Any) -> ConfigError:
-    return ConfigError(f"{key} must be {wanted}, got {str(value)[:60]!a}")
-
-
-def _number(key: str, value: Any) -> float:
-    if isinstance(value, str):  # Slicer's table of options holds texts
-        try:
-            value = float(value)
-        except ValueError:
-            raise _bad(key, "a number", value) from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _bad(key, "a number", value)
-    return value
-
-
-def _threshold(key: str, value: Any) -> float:
-    number = float(_number(key, value))
-    if not 0 < number < 1:
-        raise _bad(key, "between 0 and 1", value)
-    return number
-
-
-def _whole(key: str, value: Any, low: int, high: int) -> int:
-    number = _number(key, value)
-    if number != int(number) or not low <= number <= high:
-        raise _bad(key, f"a whole number from {low} to {high}", value)
-    return int(number)
-
-
-def _uncertainty(key: str, value: Any) -> int:
-    low, high = UNCERTAINTY
-    number = _whole(key, value, 0, high)
-    if 0 < number < low:
-        raise _bad(key, f"0 or from {low} to {high}", value)
-    return number
-
-
-def _truth(key: str, value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if not isinstance(value, bool):
-        raise _bad(key, "true or false", value)
-    return value
-
-
-def _planes(key: str, value: Any) -> tuple[str, ...]:
-    planes = value.replace(";", ",").replace(",", " ").split() if isinstance(value, str) else value
-    known = isinstance(planes, list | tuple) and all(isinstance(p, str) and p in PLANE_AXES for p in planes)
-    if not known or not planes or len(set(planes)) < len(planes):
-        raise _bad(key, f"different ones of {', '.join(PLANE_AXES)}", value)
-    return tuple(planes)
-
-
-def _window(key: str, value: Any) -> str | tuple[float, float]:
-    window: str | tuple[float, float]
-    if isinstance(value, list | tuple) and len(value) == 2:
-        window = (float(_number(key, value[0])), float(_number(key, value[1])))
-    elif isinstance(value, str):
-        window = value
-    else:
-        raise _bad(key, "a name, or [level, width] in HU", value)
-    parse_window(window)
-    return window
-
-
-def _modality(key: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _bad(key, "CT or MR", value)
-    return stated_modality(value)
-
-
-def _choice(*choices: str) -> Any:
-    def check(key: str, value: Any) -> str:
-        if value not in choices:
-            raise _bad(key, f"one of {', '.join(choices)}", value)
-        return str(value)
-
-    return check
-
-
-_CHECKS: dict[str, Any] = {
-    "threshold": _threshold,
-    "seed": lambda key, value: _whole(key, value, 0, 2**31 - 1),
-    "uncertainty": _uncertainty,
-    "presence": _truth,
-    "planes": _planes,
-    "window": _window,
-    "arbitration": _choice(*ARBITRATIONS),
-    "literal": _truth,
-    "modality": _modality,
-    "result_extension": _choice(*EXTENSIONS),
-    "result_dtype": _choice(*DTYPES),
-}

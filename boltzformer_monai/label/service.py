@@ -175,7 +175,7 @@ class SegmentService:
         rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
         inferer = model.segmenter.inferer(
             request.prompts,
-            window=request.shown,
+            window=request.grey_scale,
             planes=request.planes,
             presence=request.presence,
             modality=modality,

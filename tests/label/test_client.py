@@ -66,7 +66,7 @@ def test_prompts_as_slicer_sends_them(client: Any, server: Server, extension: st
 
 
 def test_a_mistake_is_an_error_with_a_reason(client: Any) -> None:
-    with pytest.raises(Exception, match="threshold must be a number") as caught:
+    with pytest.raises(Exception, match="threshold should be a valid number") as caught:
         client.infer(MODEL, "second", {"prompts": "liver", "threshold": "high"})
     assert type(caught.value).__name__ == "MONAILabelClientException"
 

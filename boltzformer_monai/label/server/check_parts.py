@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from boltzformer_monai.data.prompts import control_character
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.label.infer_request import HARMLESS, KEYS
+from boltzformer_monai.label.infer_request import IGNORED, KEYS
 from boltzformer_monai.label.label_info import names_in
 from boltzformer_monai.label.safe_ids import parse_json
 
@@ -30,14 +30,14 @@ def require_known(name: str, things: Mapping[str, Any], what: str) -> None:
 
 def only_keys(params: Mapping[str, Any], keys: Sequence[str]) -> None:
     for key in params:
-        if key not in keys and key not in HARMLESS and key not in KEYS:
+        if key not in keys and key not in IGNORED and key not in KEYS:
             msg = f"unknown parameter {str(key)[:60]!a}; known are {', '.join(keys)}"
             raise ConfigError(msg)
 
 
 def plain_values(params: Mapping[str, Any]) -> None:
     """What MONAI Label's own code uses as a text or number is one."""
-    for key in HARMLESS.intersection(params) - {"label_info"}:
+    for key in IGNORED.intersection(params) - {"label_info"}:
         if not isinstance(params[key], str | int | float | None):
             msg = f"{key} must be a text, a number, true or false, got {str(params[key])[:40]!a}"
             raise ConfigError(msg)

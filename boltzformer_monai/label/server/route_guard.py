@@ -56,14 +56,14 @@ def guard_stock_routes(app: FastAPI, checks: Checks, replies: ErrorResponses, qu
         **dict.fromkeys(
             ("api_download_image", "api_download_label", "api_download_dataset", "api_sample"), queues.scans
         ),
-        **dict.fromkeys(("proxy", "proxy_wado", "proxy_qido", "proxy_stow"), queues.archive),
+        **dict.fromkeys(("proxy", "proxy_wado", "proxy_qido", "proxy_stow"), queues.dicomweb),
     }
     for module in (*_MODULES, login) if settings.MONAI_LABEL_AUTH_ENABLE else _MODULES:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
                 router.add_api_route(
                     route.path,
-                    _twin(route.endpoint, checks, replies, of_their_own.get(route.endpoint.__name__, queues.light)),
+                    _twin(route.endpoint, checks, replies, of_their_own.get(route.endpoint.__name__, queues.fast)),
                     methods=sorted(route.methods or ()),
                     include_in_schema=False,  # the stock route is in it
                     response_model=None,

@@ -8,7 +8,6 @@ import shutil
 import socket
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,7 +136,7 @@ def test_config_tells_whether_seg_can_be_written(
     from boltzformer_monai.label.server import routes
 
     def told(store: Any) -> bool:
-        return routes._can_write_seg(SimpleNamespace(datastore=lambda: store), store.list_images())  # type: ignore
+        return routes._can_write_seg(store, store.list_images())
 
     uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
     remote = open_dicomweb(archive.url, tmp_path / "work")

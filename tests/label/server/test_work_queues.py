@@ -75,7 +75,7 @@ def test_names_do_not_wait_for_a_new_checkpoint_behind_a_segmentation(client: An
 
 
 def test_a_lane_is_left_by_clients_that_go() -> None:
-    lane, held, left = WorkQueue("things", at_once=1, waiting=1), threading.Event(), threading.Event()
+    lane, held, left = WorkQueue("things", threads=1, waiting=1), threading.Event(), threading.Event()
     begun: list[int] = []
 
     async def all_of_it() -> None:
@@ -102,6 +102,6 @@ def test_a_lane_is_left_by_clients_that_go() -> None:
 
 
 def test_what_goes_wrong_in_a_lane_is_told() -> None:
-    lane = WorkQueue("things", at_once=1, waiting=1)
+    lane = WorkQueue("things", threads=1, waiting=1)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(lane.run(lambda: 1 // 0))
