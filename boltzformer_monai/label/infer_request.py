@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -16,16 +17,11 @@ from boltzformer_monai.inferers.volume_result import ARBITRATIONS
 from boltzformer_monai.label.validation import Integer, Number, Truth, validated
 from boltzformer_monai.modality import stated_modality
 
-__all__ = ["IGNORED", "KEYS", "UNCERTAINTY", "SegmentRequest", "parse_request", "with_ticked_labels"]
+__all__ = ["KEYS", "UNCERTAINTY", "ClientParams", "SegmentRequest", "parse_request", "with_ticked_labels"]
 
 MAX_PROMPTS = 255
 MAX_PROMPT_LENGTH = 500
 UNCERTAINTY = (2, 20)
-IGNORED = frozenset({
-    "client_id", "device", "gpus", "label_info", "label_tag", "logging", "max_batch_size", "max_workers",
-    "multi_gpu", "result_compress", "restore_label_idx", "save_label", "ts", "user",
-})  # fmt: skip
-"""Keys that MONAI Label's clients send along and this model does not use; none of them names a file."""
 
 
 def _check_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
@@ -114,6 +110,38 @@ class SegmentRequest(BaseModel):
         return None if self.window is None else parse_window(self.window)
 
 
+def _check_gpus(gpus: Any) -> Any:
+    if not re.fullmatch(r"all|[0-9,]*", str(gpus or "all")):
+        msg = "should be all, or numbers with commas between them"
+        raise ValueError(msg)
+    return gpus
+
+
+_Plain = str | int | float | None
+
+
+class ClientParams(BaseModel):
+    """What MONAI Label's clients send along and this model does not use; no key of these names a file.
+
+    MONAI Label's own code takes the values for texts and numbers.
+    """
+
+    client_id: _Plain = None
+    device: _Plain = None
+    gpus: Annotated[_Plain, AfterValidator(_check_gpus)] = None
+    label_info: Any = None
+    label_tag: _Plain = None
+    logging: _Plain = None
+    max_batch_size: _Plain = None
+    max_workers: _Plain = None
+    multi_gpu: _Plain = None
+    result_compress: _Plain = None
+    restore_label_idx: _Plain = None
+    save_label: _Plain = None
+    ts: _Plain = None
+    user: _Plain = None
+
+
 KEYS = tuple(SegmentRequest.model_fields)
 
 
@@ -132,7 +160,7 @@ def parse_request(
         ConfigError: a key is unknown, or a value of another type or out of range.
     """
     for key in params:
-        if key not in KEYS and key not in IGNORED and key not in extra:
+        if key not in KEYS and key not in ClientParams.model_fields and key not in extra:
             hint = did_you_mean(str(key), KEYS, show=str, cutoff=0.6)
             msg = f"unknown parameter {str(key)[:60]!a}; {hint}"
             raise ConfigError(msg)

@@ -142,7 +142,7 @@ def test_a_sent_label_whose_copy_cannot_be_kept_is_said_to_be_saved(
             store.save_label(
                 uid, str(tmp_path / "second.nii.gz"), "final", {"label_info": [{"name": "cyst", "idx": 1}]}
             )
-        status, told = ErrorResponses().problem(caught.value) or (0, "")
+        status, told = ErrorResponses().describe(caught.value) or (0, "")
         assert status == 507
         assert "was saved: the DICOMweb server has it" in told
         assert "do not send it again" in told

@@ -52,15 +52,15 @@ def test_messages_show_no_folder_of_the_server() -> None:
         "a ratio of 1/2, see https://example.org/a": "a ratio of 1/2, see https://example.org/a",
     }
     for message, told in shown.items():
-        assert replies.problem(VolumeError(message)) == (422, told)
-    assert replies.problem(RuntimeError("a bug")) is None
+        assert replies.describe(VolumeError(message)) == (422, told)
+    assert replies.describe(RuntimeError("a bug")) is None
     replies = ErrorResponses(["/", "/data"])
     for message, told in {
         "/datastore/cache/images/1.json: no": "1.json: no",
         "/mnt/data/x.nii: no": "x.nii: no",
         "see https://example.org/a": "see https://example.org/a",
     }.items():
-        assert replies.problem(VolumeError(message)) == (422, told)
+        assert replies.describe(VolumeError(message)) == (422, told)
 
 
 @pytest.mark.parametrize("name", ["患" * 128, "é" * 113, "😀" * 57])
@@ -78,7 +78,7 @@ def test_replies_name_files_and_not_their_folders() -> None:
         "details": "reading /data/scans/a.nii.gz took 3 s",
         "name": "lesion/left",
     }
-    assert replies.cleaned(told) == {
+    assert replies.without_paths(told) == {
         "image": "a b.nii.gz",
         "list": [{"label": "a.nii.gz"}, 3, None, 0.5, True],
         "details": "reading a.nii.gz took 3 s",
@@ -88,10 +88,10 @@ def test_replies_name_files_and_not_their_folders() -> None:
 
 def test_what_no_memory_or_file_name_can_hold_is_the_requests_fault(tmp_path: Path) -> None:
     replies = ErrorResponses([])
-    assert (replies.problem(MemoryError()) or (0,))[0] == 413
+    assert (replies.describe(MemoryError()) or (0,))[0] == 413
     with pytest.raises(OSError) as error:  # noqa: PT011 (the number is what counts)
         (tmp_path / ("x" * 300)).open()
-    assert (replies.problem(error.value) or (0,))[0] == 400
+    assert (replies.describe(error.value) or (0,))[0] == 400
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 1 << 20])

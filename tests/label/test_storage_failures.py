@@ -213,7 +213,7 @@ def test_wherever_the_disk_refuses_the_status_says_so(code: int, status: int) ->
 
     def told(error: Exception, cause: Exception | None = None) -> int:
         error.__cause__ = cause
-        found = ErrorResponses().problem(error)
+        found = ErrorResponses().describe(error)
         assert found is not None
         return found[0]
 
@@ -223,7 +223,7 @@ def test_wherever_the_disk_refuses_the_status_says_so(code: int, status: int) ->
     assert told(VolumeError("a.nii.gz: cannot be written", reason="write"), refusal) == status
     assert told(RuntimeError("of a library"), refusal) == status
     assert told(VolumeError("a.nii.gz: cannot be read"), refusal) == 422
-    assert ErrorResponses().problem(FileNotFoundError(errno.ENOENT, "none")) is None
+    assert ErrorResponses().describe(FileNotFoundError(errno.ENOENT, "none")) is None
 
 
 def test_an_archive_that_cannot_be_written_leaves_nothing(

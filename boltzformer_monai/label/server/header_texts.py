@@ -1,6 +1,6 @@
-"""Scans as they go out: voxels and where they lie, without the free texts that a header may hold.
+"""Remove free texts from the headers of scans that are sent to clients.
 
-Converters and people write names, dates and notes into these texts. Nothing that a viewer needs is among them.
+Converters and users write names, dates and notes into these fields; no viewer needs them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["strip_texts"]
 
 _GZIP = b"\x1f\x8b"
 _NAMED = 0x1C  # flags of a gzip header: further fields, a name, a comment
-_LONGEST_HEADER = 1 << 24
+_MAX_HEADER = 1 << 24
 _CHUNK = 1 << 20
-_LEVEL = 1  # as fast as it goes: the file is sent once
-_OF_NIFTI = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
-_OF_NRRD = frozenset({
+_LEVEL = 1  # fastest: the file is sent once
+_NIFTI_TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+_NRRD_FIELDS = frozenset({
     "type", "dimension", "space", "space dimension", "sizes", "space directions", "space origin", "space units",
     "kinds", "endian", "encoding", "spacings", "thicknesses", "centers", "centerings", "axis mins", "axismins",
     "axis maxs", "axismaxs", "units", "measurement frame", "block size", "blocksize", "line skip", "lineskip",
     "byte skip", "byteskip",
 })  # fmt: skip
-_OF_META = frozenset({
+_META_FIELDS = frozenset({
     "objecttype", "ndims", "binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata",
     "compresseddatasize", "transformmatrix", "rotation", "orientation", "offset", "position", "origin",
     "centerofrotation", "anatomicalorientation", "elementspacing", "elementsize", "dimsize", "elementtype",
@@ -39,17 +39,17 @@ _OF_META = frozenset({
 
 
 def strip_texts(source: Path, target: Path) -> bool:
-    """Write a scan without the texts of its header.
+    """Write a copy of a scan without the free texts of its header.
 
     Args:
-        source: NIfTI, NRRD or MetaImage in one file, told by its ending.
-        target: file of the same kind.
+        source: NIfTI, NRRD or MetaImage in one file, by its extension.
+        target: file of the same format.
 
     Returns:
-        Whether it was written; it is not where there is no text in the source.
+        Whether it was written; it is not if the source has no such text.
 
     Raises:
-        VolumeError: its header cannot be read.
+        VolumeError: the header cannot be read.
         OSError: a file cannot be read or written.
     """
     name = source.name.lower()
@@ -57,11 +57,11 @@ def strip_texts(source: Path, target: Path) -> bool:
         if name.endswith((".nii", ".nii.gz")):
             return _nifti(file, target)
         if name.endswith(".nrrd"):
-            return _text_header(file, target, re.compile(rb"\A.*?\n\r?\n", re.DOTALL), _of_nrrd)
+            return _text_header(file, target, re.compile(rb"\A.*?\n\r?\n", re.DOTALL), _keep_nrrd)
         if name.endswith(".mha"):
             end = re.compile(rb"\A.*?^\s*ElementDataFile\s*=[^\n]*\n", re.DOTALL | re.MULTILINE | re.IGNORECASE)
-            return _text_header(file, target, end, _of_meta)
-    msg = f"{source}: a scan of another kind than NIfTI, NRRD or MetaImage in one file is not sent"
+            return _text_header(file, target, end, _keep_meta)
+    msg = f"{source}: only NIfTI, NRRD and MetaImage in one file are sent"
     raise VolumeError(msg, reason="unsupported format")
 
 
@@ -80,12 +80,12 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
             size = int.from_bytes(stream.read(4), "little")
             stream.seek(0)
             kind = nibabel.Nifti2Header if size in (540, 0x1C020000) else nibabel.Nifti1Header
-            # Without its extensions, which may claim any length and are left out anyway.
+            # Without extensions, which may claim any length and are removed anyway.
             header = kind(stream.read(kind.sizeof_hdr), check=False)
         except (OSError, EOFError, ValueError, WrapStructError, ImageFileError) as error:
-            msg = f"{target.name}: its header cannot be read, so what it says is not sent"
+            msg = f"{target.name}: the header cannot be read, so the file is not sent"
             raise VolumeError(msg) from error
-        texts = [key for key in _OF_NIFTI if key in header and header[key].item().strip(b"\0")]
+        texts = [key for key in _NIFTI_TEXTS if key in header and header[key].item().strip(b"\0")]
         start_of_voxels = max(int(header["vox_offset"]), header.single_vox_offset)
         if not (texts or named or start_of_voxels > header.single_vox_offset):
             return False
@@ -103,9 +103,9 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
 
 
 def _text_header(file: BinaryIO, target: Path, header: re.Pattern[bytes], known: Callable[[bytes], bool]) -> bool:
-    found = header.search(file.read(_LONGEST_HEADER))
+    found = header.search(file.read(_MAX_HEADER))
     if found is None:
-        msg = f"{target.name}: its header cannot be read, so what it says is not sent"
+        msg = f"{target.name}: the header cannot be read, so the file is not sent"
         raise VolumeError(msg)
     lines = found[0].splitlines(keepends=True)
     kept = [line for line in lines if known(line)]
@@ -118,12 +118,12 @@ def _text_header(file: BinaryIO, target: Path, header: re.Pattern[bytes], known:
     return True
 
 
-def _of_nrrd(line: bytes) -> bool:
+def _keep_nrrd(line: bytes) -> bool:
     field, colon, value = line.decode("latin-1").partition(":")
     if not colon:
         return line.startswith(b"NRRD") or not line.strip()
-    return field.strip().lower() in _OF_NRRD and not value.startswith("=")
+    return field.strip().lower() in _NRRD_FIELDS and not value.startswith("=")
 
 
-def _of_meta(line: bytes) -> bool:
-    return line.decode("latin-1").partition("=")[0].strip().lower() in _OF_META
+def _keep_meta(line: bytes) -> bool:
+    return line.decode("latin-1").partition("=")[0].strip().lower() in _META_FIELDS

@@ -1,8 +1,8 @@
-"""Who may ask the web server at all, and what every reply carries; in front of everything else.
+"""Origin checks and security headers (outermost middleware).
 
-Without a sign-in, what protects the scans is that only this machine reaches the server. A web browser on this machine
-reaches it too, on behalf of any page that it shows, so foreign pages are turned away here: by their Origin, and by the
-Host that they ask for where a page's own name was made to point to this machine (DNS rebinding).
+Without sign-in the scans are protected only because nobody but this machine reaches the server. A browser on this
+machine sends requests for any page that it shows: requests of foreign pages are refused by their ``Origin``, and by
+their ``Host`` where a foreign name resolves to this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -18,85 +18,83 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
+__all__ = ["OriginCheck"]
+
 _log = logging.getLogger(__name__)
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]+)(:\d{1,5})?")
-_LONGEST_REASON = 400
-_REPLIES = {
+_MAX_LENGTH = 400
+_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "Referrer-Policy": "no-referrer",
 }
-_UNCACHED = {"Cache-Control": "no-store"}
-_OF_THE_STOCK_PAGES = ("/ohif", "/static")  # the second holds the files of the first
-# OHIF's page asks Google for a font, and its service worker, which it does not start, for scripts.
-_OF_OHIF = {
+_NOT_CACHED = {"Cache-Control": "no-store"}
+_OHIF_PATHS = ("/ohif", "/static")  # the second holds the files of the first
+# OHIF's page loads a font from Google, and its service worker, which it does not start, loads scripts.
+_OHIF_HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 }
 
 
 class OriginCheck:
-    """ASGI middleware: turns away foreign web pages, and completes replies.
+    """ASGI middleware: refuse foreign origins and hosts, add security headers, and give every error as JSON.
 
-    Every error in plain words that is not yet ``{"detail": "one line"}`` becomes that; scans and results are kept
-    out of the browser's cache.
+    Scans and results are kept out of the browser's cache.
 
     Args:
         app: the next application.
-        origins: web pages of other origins that may ask, e.g. ``https://viewer.example.org``.
-        hosts: names of this server. Addresses, and names without a dot, which no one can register, need not be named.
-        open_to_all: whether no sign-in is needed; then the log says when another machine asks.
+        origins: further allowed origins, e.g. ``https://viewer.example.org``.
+        hosts: further allowed host names. IP addresses and names without a dot, which nobody can register, are allowed.
+        no_sign_in: log a warning at the first request from another machine.
     """
 
-    def __init__(self, app: Any, *, origins: Sequence[str], hosts: Sequence[str], open_to_all: bool) -> None:
+    def __init__(self, app: Any, *, origins: Sequence[str], hosts: Sequence[str], no_sign_in: bool) -> None:
         self.app = app
         self.origins = frozenset(origin.lower().rstrip("/") for origin in origins)
         self.hosts = frozenset(host.lower() for host in hosts)
-        self._warn = open_to_all
+        self._warn = no_sign_in
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or refuse it."""
+        """Handle a request, or refuse it with status 403."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        self._warn_of_strangers(scope)
-        complete = _Completed(scope, send)
+        self._warn_of_remote_client(scope)
+        send_complete = _CompleteResponse(scope, send)
         if refusal := self._refusal(Headers(scope=scope)):
-            await JSONResponse({"detail": refusal}, HTTPStatus.FORBIDDEN)(scope, receive, complete)
+            await JSONResponse({"detail": refusal}, HTTPStatus.FORBIDDEN)(scope, receive, send_complete)
             return
-        await self.app(scope, receive, complete)
+        await self.app(scope, receive, send_complete)
 
     def _refusal(self, headers: Headers) -> str:
         host, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
-        if host and not self._own(host):
-            return f"this server does not go by the name {host[:80]!a}; if it should, start it with --conf hosts NAME"
-        if origin and origin not in self.origins and not (host and _place(origin) == host):
-            return (
-                f"web pages of {origin[:80]!a} may not ask this server; "
-                "if they should, start it with --conf origins ORIGIN"
-            )
+        if host and not self._allowed_host(host):
+            return f"host {host[:80]!a} is not allowed; to allow it, start the server with --conf hosts NAME"
+        if origin and origin not in self.origins and not (host and _netloc(origin) == host):
+            return f"origin {origin[:80]!a} is not allowed; to allow it, start the server with --conf origins ORIGIN"
         return ""
 
-    def _own(self, host: str) -> bool:
+    def _allowed_host(self, host: str) -> bool:
         parts = _HOST.fullmatch(host)
         name = parts[1].strip("[]") if parts else "."
         return "." not in name or name in self.hosts or _is_address(name)
 
-    def _warn_of_strangers(self, scope: Any) -> None:
+    def _warn_of_remote_client(self, scope: Any) -> None:
         client = (scope.get("client") or ("",))[0]
         if self._warn and _is_address(client) and not ipaddress.ip_address(client).is_loopback:
             self._warn = False
-            _log.warning("another machine asks this server (%s), and needs no sign-in to read and change all", client)
+            _log.warning("request from another machine (%s), which can read and change everything: no sign-in", client)
 
 
-class _Completed:
-    """``send`` of a request, with the headers that every reply carries, and errors as JSON."""
+class _CompleteResponse:
+    """``send`` of a request: adds the headers, and turns errors in plain text into ``{"detail": "one line"}``."""
 
     def __init__(self, scope: Any, send: Any) -> None:
         self.scope = scope
         self.send = send
-        self._error: int | None = None  # status of an error that has to be said in JSON
+        self._error_status: int | None = None  # of an error in plain text
         self._headers = MutableHeaders()
         self._text = b""
 
@@ -104,35 +102,35 @@ class _Completed:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             path, status = self.scope["path"], message["status"]
-            extra = _OF_OHIF if path.startswith(_OF_THE_STOCK_PAGES) else _UNCACHED
-            for name, value in {**_REPLIES, **extra}.items():
+            extra = _OHIF_HEADERS if path.startswith(_OHIF_PATHS) else _NOT_CACHED
+            for name, value in {**_HEADERS, **extra}.items():
                 headers.setdefault(name, value)
-            kind = headers.get("content-type", "")
-            # A page for people stays one, and what a DICOMweb server answers is passed on as it is.
-            told = kind.startswith(("application/json", "text/html")) or "/proxy/" in path
-            if status >= HTTPStatus.BAD_REQUEST and not told:
-                self._error, self._headers = status, headers
+            content_type = headers.get("content-type", "")
+            # HTML pages stay, and so does what the DICOMweb server answers.
+            kept = content_type.startswith(("application/json", "text/html")) or "/proxy/" in path
+            if status >= HTTPStatus.BAD_REQUEST and not kept:
+                self._error_status, self._headers = status, headers
                 return
             await self.send({**message, "headers": headers.raw})
-        elif self._error is None:
+        elif self._error_status is None:
             await self.send(message)
         elif message["type"] == "http.response.body":
-            self._text = (self._text + message.get("body", b""))[:_LONGEST_REASON]
+            self._text = (self._text + message.get("body", b""))[:_MAX_LENGTH]
             if not message.get("more_body"):
-                await self._send_error(self._error)
+                await self._send_error(self._error_status)
 
     async def _send_error(self, status: int) -> None:
         text = " ".join(self._text.decode("utf-8", "replace").split())
-        reply = JSONResponse({"detail": text or HTTPStatus(status).phrase}, status)
+        response = JSONResponse({"detail": text or HTTPStatus(status).phrase}, status)
         for name, value in self._headers.items():
             if name not in ("content-length", "content-type"):
-                reply.headers.setdefault(name, value)
-        await self.send({"type": "http.response.start", "status": status, "headers": reply.raw_headers})
-        await self.send({"type": "http.response.body", "body": reply.body})
+                response.headers.setdefault(name, value)
+        await self.send({"type": "http.response.start", "status": status, "headers": response.raw_headers})
+        await self.send({"type": "http.response.body", "body": response.body})
 
 
-def _place(origin: str) -> str:
-    """Host and port of an origin, as a browser writes them into Host."""
+def _netloc(origin: str) -> str:
+    """Host and port of an origin, as a browser writes them into ``Host``."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

@@ -1,4 +1,4 @@
-"""The page's own files: nothing but what lies in its folder, with exact types, and fresh after an update."""
+"""Static files of the browser page, with content type, security headers and ETag."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What the page may do: its own scripts and styles, no eval, no worker; NiiVue needs pictures from memory only."""
-# A browser may keep the files, but asks each time whether they are still the same.
+"""Own scripts and styles only, no eval, no workers; NiiVue needs images from data: and blob: URLs."""
+# Browsers may cache the files but must revalidate them.
 _HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
 _NOT_BUILT = """<!doctype html>
 <html lang="en">
@@ -51,13 +51,13 @@ def page_file(path: str, known: str = "") -> Response:
         known: the ``If-None-Match`` of the request.
 
     Raises:
-        HTTPException: 404: there is no such file.
+        HTTPException: 404, there is no such file.
     """
     name = path or "index.html"
     kind = TYPES.get(Path(name).suffix.lower())
     file = (PAGE / name).resolve() if kind and re.fullmatch(r"[\w./@-]+", name) and ".." not in name else None
     if file is None or not file.is_relative_to(PAGE.resolve()) or not file.is_file():
-        raise HTTPException(404, "the page has no such file")
+        raise HTTPException(404, "no such file")
     if name == "index.html" and not (PAGE / VIEWER).is_file():
         return HTMLResponse(_NOT_BUILT, 503, headers=_HEADERS)
     reply = FileResponse(file, media_type=kind, headers=_HEADERS, stat_result=file.stat())

@@ -1,4 +1,4 @@
-"""The files of the last results, in a temporary folder that goes with the server."""
+"""Files of the most recent results, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ KEPT = 16
 
 
 class ResultStore:
-    """Folders by id; the oldest goes when there are too many.
+    """Folders by id; the oldest is deleted when there are too many.
 
     Args:
-        kept: results to keep.
+        kept: maximum number of results.
     """
 
     def __init__(self, kept: int = KEPT) -> None:
@@ -26,7 +26,7 @@ class ResultStore:
         self._lock = threading.Lock()
 
     def new(self) -> tuple[str, Path]:
-        """A new id and its empty folder."""
+        """Make an empty folder; returns its id and path."""
         name = secrets.token_urlsafe(12)
         folder = Path(self._folder.name) / name
         folder.mkdir()
@@ -38,6 +38,6 @@ class ResultStore:
         return name, folder
 
     def folder(self, name: str) -> Path | None:
-        """The folder of an id, if it is still there."""
+        """The folder of an id, or None if it was deleted."""
         with self._lock:
             return self._results.get(name)

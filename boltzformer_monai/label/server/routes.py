@@ -1,4 +1,4 @@
-"""Own routes beside MONAI Label's: the page, and what it needs; and everything that is added to the web server."""
+"""Set up MONAI Label's web server: middleware, checks, and the routes of the browser page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from boltzformer_monai.label.server.page_files import page_file
 from boltzformer_monai.label.server.result_store import ResultStore
 from boltzformer_monai.label.server.route_checks import Checks
 from boltzformer_monai.label.server.route_guard import guard_stock_routes, put_in_front
-from boltzformer_monai.label.server.sign_in import access, use_sign_in
+from boltzformer_monai.label.server.sign_in import require_role, use_sign_in
 from boltzformer_monai.label.server.upload_limit import UploadLimit
 from boltzformer_monai.label.server.work_queues import WorkQueues
 from boltzformer_monai.label.service import Segmented, SegmentService
@@ -50,49 +50,47 @@ RESULTS = {
 
 
 def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> None:
-    """Add error replies, checks, limits, own routes and the gate to MONAI Label's running web server."""
+    """Add error responses, checks, limits and the page's routes to MONAI Label's running web server."""
     if getattr(app.state, "boltzformer", None) is server:
         return
     app.state.boltzformer = server
     settings = service.settings
     sessions = server.sessions()
     hidden = [server.studies, settings.workspace, settings.checkpoint.parent, Path(boltzformer_monai.__file__).parent]
-    replies = ErrorResponses(hidden if sessions is None else [*hidden, sessions.store_path])
-    replies.add_to(app)
+    responses = ErrorResponses(hidden if sessions is None else [*hidden, sessions.store_path])
+    responses.add_to(app)
     use_sign_in(app)
 
     queues = WorkQueues(settings.queue)
 
     async def reload() -> dict[str, Any]:
-        # MONAI Label would make a second app, with a second network in memory.
+        # MONAI Label's own would make a second app, with a second network in memory.
         await queues.segment.run(service.reload)
         return {}
 
-    guard_stock_routes(app, Checks(server, service), replies, queues)
+    guard_stock_routes(app, Checks(server, service), responses, queues)
     routes = _Routes(server, service, queues)
     put_in_front(app, routes.router)
-    only_admin = [access(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
+    only_admin = [require_role(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
     app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=only_admin)
-    # MONAI Label's pages of its routes load scripts of other servers, here where the scans are.
+    # MONAI Label's API pages load scripts from other servers, on the origin of the scans.
     app.add_api_route("/", routes.to_page, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/docs", routes.to_description, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs", routes.to_openapi, methods=["GET"], include_in_schema=False)
     own = [app.router.routes.pop() for _ in range(3)]
     app.router.routes[:0] = own
-    # The server's stack of handlers was built before it told us that it starts; the next request builds it anew.
+    # Starlette built the middleware stack before the startup event; the next request builds it anew.
     app.middleware_stack = None
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(UploadLimit, limit=settings.upload_mb * 2**20)
     origins = [origin.rstrip("/") for origin in settings.origins]
     for each in app.user_middleware:
-        if each.cls is CORSMiddleware:  # MONAI Label's lets any page ask; its own setting ends start_server
+        if each.cls is CORSMiddleware:  # MONAI Label's allows all origins, and its setting for them breaks start_server
             each.kwargs["allow_origins"] = origins
-    app.add_middleware(
-        OriginCheck, origins=origins, hosts=settings.hosts, open_to_all=not stock.MONAI_LABEL_AUTH_ENABLE
-    )
+    app.add_middleware(OriginCheck, origins=origins, hosts=settings.hosts, no_sign_in=not stock.MONAI_LABEL_AUTH_ENABLE)
 
 
 class _Routes:
-    """The page's interface.
+    """The page and its API.
 
     Args:
         server: the app, for its datastore.
@@ -106,20 +104,20 @@ class _Routes:
         self.queues = queues
         self.results = ResultStore()
         self.scans = ResultStore()
-        # The same role as for MONAI Label's infer and its images; the page's own files hold no data.
-        api = APIRouter(prefix="/api", dependencies=[access(stock.MONAI_LABEL_AUTH_ROLE_USER)])
+        # The role that MONAI Label's infer and images need; the page's own files hold no data.
+        api = APIRouter(prefix="/api", dependencies=[require_role(stock.MONAI_LABEL_AUTH_ROLE_USER)])
         api.add_api_route("/config", self.config, methods=["GET"])
         api.add_api_route("/images/{image_id}/scan.nii.gz", self.scan, methods=["GET"])
         api.add_api_route("/segment", self.segment, methods=["POST"])
         api.add_api_route("/results/{rid}/{name}", self.result, methods=["GET"])
-        api.add_api_route("/{path:path}", self.nothing, methods=["GET", "POST"], include_in_schema=False)
+        api.add_api_route("/{path:path}", self.not_found, methods=["GET", "POST"], include_in_schema=False)
         self.router = APIRouter(prefix="/boltzformer", tags=["BoltzFormer"])
         self.router.include_router(api)
         self.router.add_api_route("", self.to_page, methods=["GET"], include_in_schema=False)
         self.router.add_api_route("/{path:path}", self.page, methods=["GET"], include_in_schema=False)
 
     def config(self) -> dict[str, Any]:
-        """What the page offers."""
+        """Scans, prompts and options for the page."""
         service = self.service
         store = self.server.datastore()
         network = service.model().segmenter.description.network
@@ -150,8 +148,8 @@ class _Routes:
         _, folder = self.scans.new()
         if path.name.endswith(".nii.gz"):
             cleaned = strip_texts(path, folder / "scan.nii.gz")
-            shown = folder / "scan.nii.gz" if cleaned else path
-            return FileResponse(shown, media_type="application/gzip", filename="scan.nii.gz")
+            sent = folder / "scan.nii.gz" if cleaned else path
+            return FileResponse(sent, media_type="application/gzip", filename="scan.nii.gz")
         volume = self.service.volume(path)
         write_image_file(compact(volume), volume.affine, folder / "scan.nii.gz")
         return FileResponse(folder / "scan.nii.gz", media_type="application/gzip", filename="scan.nii.gz")
@@ -169,7 +167,7 @@ class _Routes:
         params = {key: value for key, value in content.items() if key != "image"}
         request = parse_request(params, default_prompts=self.service.default_prompts())
         with self.service.segmented(path, request) as segmented:
-            rid, folder = self.results.new()  # not before: what waits for its turn must not push out what is done
+            rid, folder = self.results.new()  # only now: a waiting request must not evict a result
             summary = write_results(segmented.result, folder / "result", segmented.recipe, scan=segmented.scan)
             has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
         findings = summary["prompts"]
@@ -192,24 +190,24 @@ class _Routes:
         """A file of a result."""
         folder = self.results.folder(rid)
         if folder is None:
-            raise HTTPException(404, "this result is no longer kept; segment again")
+            raise HTTPException(404, "this result has expired; segment again")
         if name not in RESULTS:
-            raise HTTPException(404, f"a result has no file of this name; it may have {', '.join(RESULTS)}")
+            raise HTTPException(404, f"no such file; a result may have {', '.join(RESULTS)}")
         file, kind = RESULTS[name]
         if not (folder / file).is_file():
             raise HTTPException(404, f"this result has no {name}")
         return FileResponse(folder / file, media_type=kind, filename=name)
 
-    def nothing(self, path: str) -> None:
-        """Whatever else is asked below /api."""
-        raise HTTPException(404, "there is no such part of the interface")
+    def not_found(self, path: str) -> None:
+        """Any other path below /api."""
+        raise HTTPException(404, "no such route")
 
     def to_page(self) -> RedirectResponse:
-        """The page's address ends in a slash."""
+        """The page's URL ends in a slash."""
         return RedirectResponse(f"{stock.MONAI_LABEL_API_STR}/boltzformer/")
 
-    def to_description(self) -> RedirectResponse:
-        """All routes, as a browser shows JSON; viewers of OpenAPI on one's own machine take the same address."""
+    def to_openapi(self) -> RedirectResponse:
+        """The OpenAPI description of all routes as plain JSON."""
         return RedirectResponse("/openapi.json")
 
     def page(self, path: str, if_none_match: Annotated[str, Header()] = "") -> Response:
@@ -217,21 +215,23 @@ class _Routes:
         return page_file(path, known=if_none_match)
 
     def _dicom_seg(self, image_id: str, segmented: Segmented, path: Path) -> bool:
-        """Write the SEG where the scan is DICOM and something was found; True if it is there."""
+        """Write a DICOM SEG if the scan is DICOM and something was found; returns whether there is one."""
         if not _is_series(segmented.scan.place):
             return False
-        recipe = dataclasses.replace(segmented.recipe, ending=".dcm", repeats=1)  # the uncertainty is written already
+        recipe = dataclasses.replace(
+            segmented.recipe, ending=".dcm", repeats=1
+        )  # the uncertainty map is written already
         stem = path.with_name("seg")
         try:
             write_results(segmented.result, stem, recipe, scan=segmented.scan)
         except VolumeError as error:
             if error.reason == "write":
                 raise
-            _log.warning("%s: no DICOM SEG: %s", image_id, error)  # the result itself is good
+            _log.warning("%s: no DICOM SEG: %s", image_id, error)  # the label map is fine
             return False
-        made = stem.with_name("seg.dcm")
-        if made.is_file():
-            made.replace(path)
+        seg = stem.with_name("seg.dcm")
+        if seg.is_file():
+            seg.replace(path)
         return path.is_file()
 
 
@@ -240,7 +240,7 @@ def _is_series(path: Path) -> bool:
 
 
 def _can_write_seg(store: Datastore, images: Sequence[str]) -> bool:
-    """Whether a result may come as DICOM SEG: the scans are DICOM."""
+    """Whether results can be DICOM SEG: the scans are DICOM."""
     if isinstance(store, DicomWebDatastore):
         return True
     return any(_is_series(Path(store.get_image_uri(image))) for image in images)

@@ -1,4 +1,4 @@
-"""Uploaded scans that are kept for a while: MONAI Label's sessions, each of which is there as a whole or not at all."""
+"""MONAI Label's sessions (uploaded scans with an expiry), written atomically."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from boltzformer_monai.storage import atomic_path, sweep, temporary_beside
 __all__ = ["ScanSessions"]
 
 _log = logging.getLogger(__name__)
-_NOTES = "meta.info"
+_METADATA = "meta.info"
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class ScanSessions(Sessions):
-    """Folders by id, with the files and a note on them.
+    """One folder a session, with its files and metadata.
 
-    MONAI Label's would stop tidying up at the first folder of a session that was never finished.
+    MONAI Label's own clean-up would stop at the first incomplete session.
     """
 
     def add_files(self, files: Sequence[UploadFile], expiry: int) -> tuple[str, SessionInfo]:
-        """Keep files; one is the session's image, of several it is their folder.
+        """Store files as a session; its image is the one file, or the folder of several.
 
         Args:
-            files: with the names that they get.
-            expiry: seconds without a question after which it goes; 0 for the most.
+            files: renamed by the check.
+            expiry: seconds after the last access; 0 for the maximum.
 
         Raises:
-            OSError: they cannot be kept; nothing is left of them.
+            OSError: they cannot be written; nothing is left of them.
         """
         name = str(uuid.uuid4())
         folder = Path(self.store_path, name)
@@ -57,7 +57,7 @@ class ScanSessions(Sessions):
                 file.file.seek(0)
                 with (inside / str(file.filename)).open("wb") as copy:
                     shutil.copyfileobj(file.file, copy)
-            (staged / _NOTES).write_text(session.to_str(), encoding="utf-8")
+            (staged / _METADATA).write_text(session.to_str(), encoding="utf-8")
             os.replace(staged, folder)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -65,38 +65,38 @@ class ScanSessions(Sessions):
         return name, session
 
     def remove_session(self, session_id: str) -> None:
-        """Remove one; it is gone at once, also if its files cannot be deleted now.
+        """Remove a session at once, even if its files cannot be deleted now.
 
         Raises:
             OSError: it cannot be removed, and stays.
         """
         folder = Path(self.store_path, session_id)
-        gone = temporary_beside(folder)
+        removed = temporary_beside(folder)
         with contextlib.suppress(FileNotFoundError):
-            os.replace(folder, gone)
+            os.replace(folder, removed)
         self.pop(session_id, None)
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def remove_expired(self) -> int:
-        """Remove what nobody has asked for long; returns how many."""
+        """Remove expired sessions; returns how many."""
         count, store = 0, Path(self.store_path)
         sweep(store)
         for folder in store.iterdir() if store.is_dir() else ():
             if not _ID.fullmatch(folder.name):
-                continue  # nothing of ours
+                continue  # not a session
             try:
                 session = self.get_session(folder.name, update_ts=False, fetch_cache=False)
                 if session is None or 0 < session.expiry < time.time() - session.last_access_ts:
                     self.remove_session(folder.name)
                     count += 1
             except (OSError, ValueError) as error:
-                _log.warning("a session is not removed: %s", error)
+                _log.warning("session not removed: %s", error)
         return count
 
     def _write_meta_info(self, session_id: str, session_info: SessionInfo) -> None:
-        """That it was asked for is worth no refusal."""
+        """Note the access; a failure is only logged."""
         try:
-            with atomic_path(Path(self.store_path, session_id, _NOTES), durable=False) as temporary:
+            with atomic_path(Path(self.store_path, session_id, _METADATA), durable=False) as temporary:
                 temporary.write_text(session_info.to_str(), encoding="utf-8")
         except OSError as error:
-            _log.warning("not noted that a session was asked for: %s", why(error))
+            _log.warning("access time of a session not written: %s", why(error))

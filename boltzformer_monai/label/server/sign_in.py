@@ -1,7 +1,7 @@
-"""Who asks, where MONAI Label's sign-in is switched on (``MONAI_LABEL_AUTH_ENABLE``).
+"""Bearer tokens, where MONAI Label's sign-in is switched on (``MONAI_LABEL_AUTH_ENABLE``).
 
-MONAI Label names no algorithm when it checks a token, which PyJWT 2 refuses: every token would be turned down. This
-stands in for that one function; roles, realm and the routes' own checks are MONAI Label's.
+MONAI Label names no algorithm when it decodes a token, so PyJWT 2 refuses every one. This module replaces that one
+function; roles, realm and the checks of the routes stay MONAI Label's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 _log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "RS384", "RS512")
-"""A realm publishes an RSA key; a token that names another kind of signature is forged."""
+"""A realm publishes an RSA key; a token with another signature algorithm is forged."""
 
 
 def use_sign_in(app: FastAPI) -> None:
@@ -29,8 +29,8 @@ def use_sign_in(app: FastAPI) -> None:
         app.dependency_overrides[auth.get_current_user] = current_user
 
 
-def access(role: str) -> Any:
-    """The check that guards MONAI Label's own routes: the token's owner must have the role.
+def require_role(role: str) -> Any:
+    """The dependency of MONAI Label's own routes: the token's owner must have the role.
 
     Args:
         role: one of the settings ``MONAI_LABEL_AUTH_ROLE_…``.
@@ -39,7 +39,7 @@ def access(role: str) -> Any:
 
 
 def current_user(token: Annotated[str, Depends(auth.oauth2_scheme)]) -> auth.User:
-    """The owner of a token that the realm signed and that is still valid.
+    """The owner of a valid token of the realm.
 
     Raises:
         HTTPException: 401 for any other token, 503 where the realm does not answer.
@@ -50,13 +50,13 @@ def current_user(token: Annotated[str, Depends(auth.oauth2_scheme)]) -> auth.Use
         _log.error("no public key from %s: %s", settings.MONAI_LABEL_AUTH_REALM_URI, error)
         raise HTTPException(503, "the sign-in server does not answer; try again later") from error
     try:
-        # As in MONAI Label, a token for any client of the realm will do.
+        # As in MONAI Label, a token for any client of the realm is accepted.
         claims = jwt.decode(token, key, algorithms=ALGORITHMS, options={"verify_aud": False, "require": ["exp"]})
     except jwt.ExpiredSignatureError as error:
-        raise _refused("the token has expired") from error
+        raise _unauthorized("the token has expired") from error
     except (jwt.PyJWTError, ValueError, TypeError) as error:
         _log.warning("a token was refused: %s", error)
-        raise _refused("the token is not valid") from error
+        raise _unauthorized("the token is not valid") from error
     name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME) or claims.get("sub") or "unknown"
     return auth.User(
         username=str(name),
@@ -77,5 +77,5 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _refused(reason: str) -> HTTPException:
+def _unauthorized(reason: str) -> HTTPException:
     return HTTPException(401, f"{reason}; sign in again", headers={"WWW-Authenticate": "Bearer"})

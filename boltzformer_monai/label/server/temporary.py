@@ -1,6 +1,6 @@
-"""The server's own temporary folder: nobody else's to read, and swept where a killed server left one.
+"""A private temporary folder for the server; folders of killed servers are removed at the next start.
 
-What clients send lies in temporary files for a while, and a process that is killed cannot remove them.
+It holds uploads, which a killed process cannot remove.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: a folder of its own, but none is swept
+except ImportError:  # Windows: folders of killed servers stay
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["PRIVATE", "hold_temporary_folder", "temporary_folder"]
@@ -26,29 +26,29 @@ PRIVATE = 0o077
 """The umask of a server: files of mode 0600 and folders of mode 0700."""
 _FOLDERS = "tmp"
 _IN_USE = ".in-use"
-_TURN = ".lock"
+_LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def temporary_folder(workspace: Path) -> Iterator[Path]:
-    """All temporary files of this process, and of those that it starts, lie in a folder of the workspace.
+    """Use a folder of the workspace for all temporary files of this process and its children.
 
-    Folders whose server no longer lives are removed first. A folder is in use as long as a process holds a lock in it;
-    the system gives that lock back when the process ends, however it ends.
+    Folders of servers that have ended are removed first. Each server holds a file lock in its folder, which the system
+    releases when the process ends, however it ends.
 
     Args:
-        workspace: folder that this server may write.
+        workspace: a writable folder.
 
     Raises:
         OSError: it cannot be written.
     """
     parent = workspace / _FOLDERS
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(parent / _TURN, alone=True):  # so that nobody sweeps a folder between its making and its lock
+    with _locked(parent / _LOCK, exclusive=True):  # nobody sweeps a folder before its owner has locked it
         _sweep(parent)
-        folder = Path(tempfile.mkdtemp(prefix=_mine(), dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=parent))
         held = contextlib.ExitStack()
-        held.enter_context(_locked(folder / _IN_USE, alone=False))
+        held.enter_context(_locked(folder / _IN_USE, exclusive=False))
     before = tempfile.tempdir, os.environ.get("TMPDIR")
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
     try:
@@ -60,22 +60,22 @@ def temporary_folder(workspace: Path) -> Iterator[Path]:
         else:
             os.environ["TMPDIR"] = before[1]
         held.close()
-        with _locked(parent / _TURN, alone=True):  # a training that goes on keeps it
+        with _locked(parent / _LOCK, exclusive=True):  # unless a training still uses it
             _sweep(parent, only=folder)
 
 
 def hold_temporary_folder() -> contextlib.ExitStack:
-    """Keep the folder of the server that started this process, a training say, until what is returned is closed.
+    """Keep the temporary folder of the parent server, e.g. for a training, until the returned stack is closed.
 
-    Nothing is kept where there is no such folder, or it is this process's own.
+    Does nothing if there is no such folder, or it is this process's own.
     """
     folder, held = Path(tempfile.gettempdir()), contextlib.ExitStack()
-    if (folder / _IN_USE).is_file() and not folder.name.startswith(_mine()):
-        held.enter_context(_locked(folder / _IN_USE, alone=False))
+    if (folder / _IN_USE).is_file() and not folder.name.startswith(_own_prefix()):
+        held.enter_context(_locked(folder / _IN_USE, exclusive=False))
     return held
 
 
-def _mine() -> str:
+def _own_prefix() -> str:
     return f"{os.getpid()}-"
 
 
@@ -88,21 +88,21 @@ def _sweep(parent: Path, only: Path | None = None) -> None:
         if only is not None and folder != only:
             continue
         try:
-            with _locked(folder / _IN_USE, alone=True, wait=False):
+            with _locked(folder / _IN_USE, exclusive=True, wait=False):
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # its server lives
+        except OSError:  # still in use
             continue
         if only is None:
-            _log.info("removed temporary files that a killed server had left")
+            _log.info("removed temporary files of a killed server")
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, alone: bool, wait: bool = True) -> Iterator[None]:
+def _locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if fcntl is not None:
-            how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-            fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
+            mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+            fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

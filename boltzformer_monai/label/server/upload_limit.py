@@ -1,4 +1,4 @@
-"""Requests that are too large are refused before they fill the disk."""
+"""Limit the size of request bodies."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _DIGITS = 18
 
 
 class UploadLimit:
-    """ASGI middleware: 413 for a body above the limit, told by its header or counted as it comes.
+    """ASGI middleware: status 413 for a body above the limit, by its Content-Length or counted while it is read.
 
     Args:
         app: the next application.
-        limit: bytes of an upload; a body that is not in parts, such as JSON, may have 1 MiB.
+        limit: bytes of a multipart body; any other, such as JSON, may have 1 MiB.
     """
 
     def __init__(self, app: Any, *, limit: int) -> None:
@@ -24,7 +24,7 @@ class UploadLimit:
         self.limit = limit
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or refuse it."""
+        """Handle a request, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -32,18 +32,18 @@ class UploadLimit:
         multipart = headers.get(b"content-type", b"").startswith(b"multipart/")
         limit = self.limit if multipart else min(self.limit, _JSON_LIMIT)
         length = headers.get(b"content-length", b"0")
-        too_large = f"the request is larger than the {limit} bytes that are taken"
+        too_large = f"the request is larger than the {limit} bytes that are allowed"
         if not length.isdigit() or len(length) > _DIGITS or int(length) > limit:
             await JSONResponse({"detail": too_large}, 413)(scope, receive, send)
             return
         received = 0
 
-        async def counted() -> Any:
+        async def receive_counted() -> Any:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise HTTPException(413, too_large)  # the route that was reading answers it
+                raise HTTPException(413, too_large)  # answered by the route that reads
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, receive_counted, send)

@@ -1,4 +1,4 @@
-"""Files that clients send: named anew, complete in themselves, and read before they are kept."""
+"""Uploaded files: checked and renamed before they are read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from boltzformer_monai.errors import CancelledError, ConfigError, VolumeError
 from boltzformer_monai.label.safe_ids import UPLOADS, check_id
 from boltzformer_monai.limits import inflated_size, memory_budget
 
-_IN_MEMORY = 1 << 16  # bytes of a body that is passed on
-_LONGEST_HEADER = 1 << 24  # bytes, as the readers have it
+_IN_MEMORY = 1 << 16  # bytes of a forwarded body
+_MAX_HEADER = 1 << 24  # bytes, as in the readers
 _DEFLATED = (b"\x1f\x8b", b"\x78")  # gzip, zlib
-# An NRRD header ends with an empty line; the last field of a MetaImage's says where the voxels are.
+# An NRRD header ends with an empty line, a MetaImage header with ElementDataFile.
 _HEADER = {
     ".nrrd": re.compile(rb"\A.*?\n\r?\n", re.DOTALL),
     ".mha": re.compile(rb"\A.*?ElementDataFile\s*=[^\n]*\n", re.DOTALL),
@@ -35,35 +35,35 @@ _ELSEWHERE = {
 
 
 def check_new_id(image_id: str) -> str:
-    """An id for a new image, from which MONAI Label finds the file's name again.
+    """An id for a new image; MONAI Label derives the file name from it.
 
     Raises:
-        ConfigError: it cannot be one.
+        ConfigError: it is not a valid id.
     """
     if ending := next((each for each in UPLOADS if each in image_id.lower()), None):
-        msg = f"{image_id[:60]!a} cannot be an id; leave out {ending}"
+        msg = f"{image_id[:60]!a} is not a valid id; leave out {ending}"
         raise ConfigError(msg)
     return check_id(image_id)
 
 
 def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
-    """The ending of an uploaded file, which is all that remains of its name.
+    """The file name extension of an upload; the rest of its name is not used.
 
     Args:
-        upload: as it came; "" for none.
-        limit: bytes that it may have once it is inflated: a small file may unfold into more than the memory holds.
+        upload: the file; "" for none.
+        limit: maximum bytes after decompression.
 
     Raises:
-        ConfigError: a file of this name is not taken, or it is empty.
-        VolumeError: its header names another file for its voxels: it would be one of the server's.
-        HTTPException: 413, it is too large.
+        ConfigError: the extension is not accepted, or the file is empty.
+        VolumeError: the header refers to another file for the voxels, which would be one of the server's.
+        HTTPException: 413, the file is too large after decompression.
     """
     if upload is None:
         return ""
     name = str(upload.filename or "upload.nii.gz")
     suffix = next((ending for ending in UPLOADS if name.lower().endswith(ending)), None)
     if suffix is None:
-        msg = f"a file named {name[-40:]!a} is not taken; its name must end in {', '.join(UPLOADS)}"
+        msg = f"{name[-40:]!a} is not accepted; the file name must end in {', '.join(UPLOADS)}"
         raise ConfigError(msg)
     if upload.size == 0:
         msg = "the uploaded file is empty"
@@ -71,9 +71,9 @@ def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
     upload.file.seek(0)
     start = 0
     if suffix in _HEADER:
-        found = _HEADER[suffix].search(upload.file.read(_LONGEST_HEADER))
+        found = _HEADER[suffix].search(upload.file.read(_MAX_HEADER))
         if found is None or _ELSEWHERE[suffix].search(found[0]):
-            msg = f"the uploaded {suffix} file has no voxels after its header; save it as one file, say by 3D Slicer"
+            msg = f"the uploaded {suffix} file holds no voxels; save header and voxels as one file, e.g. with 3D Slicer"
             raise VolumeError(msg, reason="unsupported format")
         start = found.end()
     _check_inflated(upload.file, start, limit)
@@ -83,7 +83,7 @@ def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
 
 @contextmanager
 def saved(file: BinaryIO, suffix: str) -> Iterator[Path]:
-    """A copy with a name, for reading; gone when the block is left."""
+    """A temporary copy with a path, for the readers."""
     with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
         file.seek(0)
         shutil.copyfileobj(file, copy)
@@ -97,40 +97,40 @@ def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
     if not file.read(2).startswith(_DEFLATED):
         return
     file.seek(start)
-    limit = min(limit, memory_budget())  # what is more than that could not be read anyway
+    limit = min(limit, memory_budget())  # more could not be read anyway
     try:
         total = inflated_size(file, limit)
     except zlib.error:
-        return  # the reader says what is wrong with it
+        return  # the reader reports it
     if total > limit:
-        raise HTTPException(413, f"the file unfolds into more than the {limit} bytes that are taken")
+        raise HTTPException(413, f"the file decompresses to more than the {limit} bytes that are allowed")
 
 
 @contextmanager
 def body_of(request: Request, loop: asyncio.AbstractEventLoop) -> Iterator[IO[bytes] | None]:
-    """The body of a request, for a thread whose turn it is: none of it was read before, and little is in memory.
+    """The body of a request as a file, read only now and mostly kept on disk; for a worker thread.
 
     Args:
-        request: its body is read piece by piece.
-        loop: of the web server, which runs in another thread.
+        request: the request; its body has not been read.
+        loop: event loop of the web server.
 
     Yields:
         A file, at its start; None for an empty body.
 
     Raises:
-        CancelledError: the client went away before its end.
+        CancelledError: the client disconnected before the end.
     """
-    pieces = request.stream()
+    chunks = request.stream()
 
-    async def piece() -> bytes:
-        return await anext(pieces, b"")
+    async def next_chunk() -> bytes:
+        return await anext(chunks, b"")
 
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
         try:
-            while content := asyncio.run_coroutine_threadsafe(piece(), loop).result():
+            while content := asyncio.run_coroutine_threadsafe(next_chunk(), loop).result():
                 file.write(content)
         except ClientDisconnect as error:
-            msg = "not passed on: the client went away before it had sent all"
+            msg = "not forwarded: the client disconnected before the end of its request"
             raise CancelledError(msg) from error
         size = file.tell()
         file.seek(0)

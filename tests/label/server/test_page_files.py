@@ -164,7 +164,7 @@ def _gate(path: str = "/", **settings: Any) -> Any:
 
     app = FastAPI()
     app.add_api_route(path, lambda: {"fine": True})
-    app.add_middleware(OriginCheck, **{"origins": (), "hosts": (), "open_to_all": True, **settings})
+    app.add_middleware(OriginCheck, **{"origins": (), "hosts": (), "no_sign_in": True, **settings})
     return TestClient(app, client=("10.0.0.7", 50000))
 
 
@@ -176,11 +176,11 @@ def test_origins_and_names_can_be_allowed() -> None:
     assert client.get("/", headers={"Host": "label.example", "Origin": "https://label.example"}).status_code == 200
 
 
-@pytest.mark.parametrize(("open_to_all", "count"), [(True, 1), (False, 0)])
+@pytest.mark.parametrize(("no_sign_in", "count"), [(True, 1), (False, 0)])
 def test_the_log_says_once_that_another_machine_asks(
-    open_to_all: bool, count: int, caplog: pytest.LogCaptureFixture
+    no_sign_in: bool, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = _gate(open_to_all=open_to_all)
+    client = _gate(no_sign_in=no_sign_in)
     for _ in range(3):
         client.get("/")
     assert sum("another machine" in record.getMessage() for record in caplog.records) == count

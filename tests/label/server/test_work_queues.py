@@ -54,7 +54,7 @@ def test_waiting_segmentations_hold_up_nothing_else(client: Any, held: threading
     assert len(refused) == _WAITING - 36  # 32 wait and 4 have begun
     for reply in refused:
         assert (reply.status_code, reply.headers["retry-after"]) == (429, "10")
-        assert reply.json()["detail"] == "32 segmentations wait already; try again in a while"
+        assert reply.json()["detail"] == "32 segmentations wait already; try again later"
 
 
 def test_names_do_not_wait_for_a_new_checkpoint_behind_a_segmentation(client: Any, held: threading.Event) -> None:
