@@ -1,4 +1,4 @@
-"""The app: MONAI Label's interface, with tasks that share one service and with checked routes."""
+"""The MONAI Label app: tasks that share one service, and checked routes."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class BoltzFormerApp(MONAILabelApp):
         self._auto_update_scoring: bool = settings.MONAI_LABEL_AUTO_UPDATE_SCORING and self.settings.auto_scoring
 
     def init_datastore(self) -> Datastore:
-        """Ours for folders, which lists scans only unless MONAI Label's setting names other endings."""
+        """Our datastore for folders; it lists scans only, unless MONAI Label's setting names other extensions."""
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
-        # Judged by its value: MONAI Label hands every setting on to its background processes as if it had been made.
+        # Compared with the default: MONAI Label passes every setting to its background processes as if it were set.
         endings = settings.MONAI_LABEL_DATASTORE_FILE_EXT
         stock = type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default
         return FolderDatastore(
@@ -89,11 +89,11 @@ class BoltzFormerApp(MONAILabelApp):
         )
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        """Ours: labels go back as DICOM SEG without tools that would have to be downloaded."""
+        """Our datastore: it stores labels as DICOM SEG without tools that must be downloaded."""
         return open_dicomweb(self.studies, self.settings.workspace)
 
     def _load_sessions(self, load: bool = False) -> ScanSessions | None:
-        """Ours, which a full disk or a kill leaves whole."""
+        """Our sessions, written atomically."""
         stock = super()._load_sessions(load)
         return None if stock is None else ScanSessions(stock.store_path, stock.expiry)
 
@@ -106,7 +106,7 @@ class BoltzFormerApp(MONAILabelApp):
         return {MODEL: BoltzFormerTrainTask(self.service)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """Which scan to label next."""
+        """Active learning strategies."""
         return {"uncertainty": MostUncertain(self.service), "random": Random(), "first": First()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
@@ -114,23 +114,23 @@ class BoltzFormerApp(MONAILabelApp):
         return {"uncertainty": UncertaintyScoring(self.service)}
 
     def init_batch_infer(self) -> Callable[..., Any]:
-        """As MONAI Label's, but a scan that cannot be used does not stop the others."""
+        """MONAI Label's task, but a scan that cannot be used does not stop the others."""
         task = BatchInferTask()
 
         def run(request: dict[str, Any], datastore: Datastore, infer: Callable[..., Any]) -> dict[str, Any]:
-            def careful(each: dict[str, Any], store: Datastore) -> dict[str, Any]:
+            def infer_or_log(each: dict[str, Any], store: Datastore) -> dict[str, Any]:
                 try:
                     return dict(infer(each, store))
                 except BoltzFormerError as error:
                     _log.warning("%s: not segmented: %s", each.get("image"), error)
                     return {"error": error.reason}
 
-            return dict(task(request, datastore, careful))
+            return dict(task(request, datastore, infer_or_log))
 
         return run
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Segment an image of the datastore, or an uploaded one; as MONAI Label's, but no other path is followed.
+        """Segment an image of the datastore or an upload; other paths are refused.
 
         Raises:
             BoltzFormerError: the request or the scan cannot be used.
@@ -146,7 +146,7 @@ class BoltzFormerApp(MONAILabelApp):
         tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
         saved = bool(request.get("save_label")) and uploaded is None
         if saved and tag == DefaultLabelTag.FINAL.value and isinstance(store, DicomWebDatastore):
-            check_can_be_seg(path)  # which it will be sent as
+            check_can_be_seg(path)
         file, params = task({**copy.deepcopy(request), "image": str(path)})
         label_id = file
         if file and saved:
@@ -160,31 +160,31 @@ class BoltzFormerApp(MONAILabelApp):
         return {"label": label_id, "tag": tag, "file": file, "params": params}
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """As MONAI Label's."""
+        """See MONAI Label."""
         with in_background(not self._server_mode):
             return dict(super().train(request))
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As MONAI Label's."""
+        """See MONAI Label."""
         with in_background(not self._server_mode), ignore_disconnect():
             return dict(super().scoring(request, datastore))
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As MONAI Label's."""
+        """See MONAI Label."""
         with in_background(not self._server_mode), ignore_disconnect():
             return dict(super().batch_infer(request, datastore))
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """As MONAI Label's; series of a DICOMweb server that turn out to be no scans (localizers) are passed over."""
+        """Next image; DICOMweb series that turn out to be no scans (localizers) are skipped."""
         for _ in self.datastore().get_unlabeled_images():
             try:
                 return dict(super().next_sample(request))
             except VolumeError as error:
-                _log.warning("not offered: %s", error)
+                _log.warning("skipped: %s", error)
         return dict(super().next_sample(request))
 
     def server_mode(self, mode: bool) -> None:
-        """MONAI Label calls this when its web server starts: the routes are added here."""
+        """Add the routes; MONAI Label calls this when its web server starts."""
         super().server_mode(mode)
         if mode:
             from monailabel.app import app  # makes the web server: only where there is one
@@ -193,13 +193,13 @@ class BoltzFormerApp(MONAILabelApp):
 
             add_routes(app, self, self.service)
             limits = Connections(
-                header_s=self.settings.header_s, body_s=self.settings.body_s, most=self.settings.connections
+                header_s=self.settings.header_s, body_s=self.settings.body_s, limit=self.settings.connections
             )
             if not limit_connections(limits):
-                _log.warning("the web server is not uvicorn: its connections have the time limits that it gives them")
+                _log.warning("the web server is not uvicorn: connection timeouts are left to it")
 
     def _uploaded(self, image: str) -> Path | None:
-        """An absolute path that MONAI Label made for an upload or a session; ids are no such paths."""
+        """The file of an upload or a session, which MONAI Label passes as an absolute path."""
         if not os.path.isabs(image):
             return None
         path = Path(image).resolve()

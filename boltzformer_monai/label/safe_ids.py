@@ -1,4 +1,4 @@
-"""Ids that lead nowhere but into the studies folder, and JSON that cannot hurt."""
+"""Validate ids, label tags, paths and JSON from clients."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from boltzformer_monai.errors import ConfigError, VolumeError
 UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".dcm", ".seg.nrrd", ".bin")
 _ID = re.compile(r"[\w][\w .,+=@()-]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_LONGEST_ID = 224  # bytes of the 255 that a file's name may have; endings and marks of temporary files come on top
-_DEEPEST = 12
-_LONGEST_TEXT = 20_000
-_MOST_VALUES = 20_000
+_MAX_ID_BYTES = 224  # of the 255 of a file name; extensions and temporary names need the rest
+_MAX_DEPTH = 12
+_MAX_TEXT = 20_000
+_MAX_VALUES = 20_000
 
 
 class UnknownIdError(VolumeError):
-    """No image or label of that id is in the datastore."""
+    """The datastore has no image or label of this id."""
 
 
 def check_id(image_id: str) -> str:
-    """An id that may become part of a file name.
+    """An id that is safe in a file name.
 
     Raises:
-        ConfigError: it may not, or the name would be too long: systems count bytes, and a letter may have up to four.
+        ConfigError: it is not, or has too many bytes in UTF-8.
     """
     if not _ID.fullmatch(image_id) or ".." in image_id or image_id != image_id.strip():
-        msg = f"{image_id[:60]!a} cannot be an id; use letters, digits, spaces and . _ -, a letter or digit first"
+        msg = f"{image_id[:60]!a} is not a valid id; use letters, digits, spaces and . _ -, a letter or digit first"
         raise ConfigError(msg)
-    if (size := len(image_id.encode())) > _LONGEST_ID:
-        msg = f"an id of {size} bytes is too long for a file's name; at most {_LONGEST_ID} are taken"
+    if (size := len(image_id.encode())) > _MAX_ID_BYTES:
+        msg = f"an id of {size} bytes is too long for a file's name; at most {_MAX_ID_BYTES} are allowed"
         raise ConfigError(msg)
     return image_id
 
 
 def check_tag(tag: str) -> str:
-    """A label tag, which becomes the name of a folder.
+    """A label tag that is safe as a folder name.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it is not.
     """
     if not _TAG.fullmatch(tag) or ".." in tag:
-        msg = f"{tag[:60]!a} cannot be a label tag; use letters, digits and _ . - only, e.g. final"
+        msg = f"{tag[:60]!a} is not a valid label tag; use letters, digits and _ . - only, e.g. final"
         raise ConfigError(msg)
     return tag
 
 
 def root_of(datastore: Datastore) -> Path:
-    """The folder that all files of a datastore lie in: the studies folder, or the cache of a DICOMweb server."""
+    """The folder of all files of a datastore: the studies folder, or the cache of a DICOMweb server."""
     return Path(str(getattr(datastore, "_datastore_path"))).resolve()  # noqa: B009 (MONAI Label has no public name)
 
 
@@ -61,16 +61,16 @@ def image_path(datastore: Datastore, image_id: str) -> Path:
     """Path of an image of the datastore.
 
     Raises:
-        ConfigError: the id cannot be one.
-        UnknownIdError: there is none of that id, or it is a link that leads out of the studies folder.
+        ConfigError: the id is not valid.
+        UnknownIdError: there is none, or it is a link to a file outside the studies folder.
     """
     if image_id not in datastore.list_images():
         check_id(image_id)
         msg = f"no image {image_id!a} in the datastore; GET /datastore/?output=all lists them"
         raise UnknownIdError(msg, reason="missing")
-    # Of a DICOMweb server the series itself: get_image_uri makes a NIfTI file of it for clients to load.
-    place = getattr(datastore, "image_folder", datastore.get_image_uri)
-    return _inside(datastore, place(image_id), image_id)
+    # DICOMweb: the folder of the series; get_image_uri would convert it to NIfTI for clients.
+    locate = getattr(datastore, "image_folder", datastore.get_image_uri)
+    return _inside(datastore, locate(image_id), image_id)
 
 
 def label_path(datastore: Datastore, label_id: str, tag: str) -> Path:
@@ -85,10 +85,10 @@ def label_path(datastore: Datastore, label_id: str, tag: str) -> Path:
 
 
 def check_target(datastore: Datastore, *parts: str) -> None:
-    """Refuse a file to be written that a link takes out of the studies folder.
+    """Refuse to write through a link that leaves the studies folder.
 
     Raises:
-        UnknownIdError: it would lie elsewhere.
+        UnknownIdError: the file would lie outside.
     """
     root = root_of(datastore)
     if not root.joinpath(*parts).resolve().is_relative_to(root):
@@ -99,17 +99,13 @@ def check_target(datastore: Datastore, *parts: str) -> None:
 def _inside(datastore: Datastore, uri: str, name: str) -> Path:
     path = Path(uri).resolve() if uri else None
     if path is None or not path.exists() or not path.is_relative_to(root_of(datastore)):
-        msg = f"{name!a} is no file inside the studies folder"
+        msg = f"{name!a} is not a file inside the studies folder"
         raise UnknownIdError(msg, reason="missing")
     return path
 
 
 def parse_json(text: str, what: str) -> dict[str, Any]:
-    """A JSON object of a form field.
-
-    Raises:
-        ConfigError: it is none, or holds what no reply or file could repeat.
-    """
+    """Parse a form field as a JSON object; raises as :func:`check_json`."""
     try:
         content = json.loads(text) if text else {}
     except (ValueError, RecursionError):
@@ -122,24 +118,24 @@ def check_json(content: Any, what: str) -> dict[str, Any]:
     """A JSON object that can be stored and sent back.
 
     Raises:
-        ConfigError: it is no object, is too large or deep, or holds NaN, infinity or broken Unicode.
+        ConfigError: not an object, too large or too deeply nested, or it holds NaN, infinity or broken Unicode.
     """
     if not isinstance(content, dict):
         msg = f"{what} must be a JSON object, got {type(content).__name__}"
         raise ConfigError(msg)
-    waiting: list[tuple[Any, int]] = [(content, 0)]
+    stack: list[tuple[Any, int]] = [(content, 0)]
     count = 0
-    while waiting:
-        value, depth = waiting.pop()
+    while stack:
+        value, depth = stack.pop()
         count += 1
         problem = ""
-        if depth > _DEEPEST or count > _MOST_VALUES:
+        if depth > _MAX_DEPTH or count > _MAX_VALUES:
             problem = "is too large or too deep"
         elif isinstance(value, float) and not math.isfinite(value):
             problem = "holds a number that is not finite"
         elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**63:
             problem = "holds a number that is too large"
-        elif isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        elif isinstance(value, str) and len(value) > _MAX_TEXT:
             problem = "holds a text that is too long"
         elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
             problem = "holds broken Unicode"
@@ -147,7 +143,7 @@ def check_json(content: Any, what: str) -> dict[str, Any]:
             msg = f"{what} {problem}"
             raise ConfigError(msg)
         if isinstance(value, dict):
-            waiting.extend((each, depth + 1) for pair in value.items() for each in pair)
+            stack.extend((each, depth + 1) for pair in value.items() for each in pair)
         elif isinstance(value, list):
-            waiting.extend((each, depth + 1) for each in value)
+            stack.extend((each, depth + 1) for each in value)
     return content

@@ -104,7 +104,7 @@ def test_what_a_browser_would_run_is_not(proxy: Any, path: str) -> None:
 
 def test_an_error_page_becomes_a_line(proxy: Any) -> None:
     reply = proxy.get("/proxy/dicom/wado/nothing")
-    assert (reply.status_code, reply.json()) == (404, {"detail": "the server behind this one refuses it: Not Found"})
+    assert (reply.status_code, reply.json()) == (404, {"detail": "the DICOMweb server refuses the request: Not Found"})
 
 
 @pytest.mark.parametrize("path", ["out", "dots", "hidden-dots", "beside", "other", "file", "loop"])
@@ -112,7 +112,7 @@ def test_no_one_is_led_out_of_the_archive(proxy: Any, path: str) -> None:
     reply = proxy.get(f"/proxy/dicom/wado/{path}", follow_redirects=False)
     assert reply.status_code == 502
     assert "secret" not in reply.text
-    assert "leads" in reply.json()["detail"]
+    assert "redirects" in reply.json()["detail"]
 
 
 def test_what_is_sent_is_not_led_on(proxy: Any) -> None:

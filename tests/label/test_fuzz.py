@@ -227,7 +227,7 @@ def test_a_small_file_that_unfolds_is_refused(client: Any) -> None:
 
     reply = client.post("/infer/boltzformer?output=json", files={"file": ("a.nii.gz", bomb())})
     assert reply.status_code == 413
-    assert "unfolds" in reply.json()["detail"]
+    assert "decompresses" in reply.json()["detail"]
 
 
 def test_the_requests_are_the_same_for_a_seed() -> None:

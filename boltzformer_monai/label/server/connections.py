@@ -1,8 +1,7 @@
-"""Connections that ask for nothing: closed in time, and never so many that nobody else comes through.
+"""Timeouts and a limit for idle connections (slow-loris protection).
 
-The web server (uvicorn) waits for the rest of a request as long as the connection stands, and takes new ones until the
-process has no descriptor left. An application sees a request only once its header is complete, so this is added to the
-web server's own protocol.
+uvicorn waits for the rest of a request without limit and accepts connections until the process has no file descriptor
+left. Middleware sees a request only after its header, so the checks are added to uvicorn's protocol class.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import uvicorn
 
 try:
     import resource
-except ImportError:  # not on Windows, whose sockets count differently anyway
+except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
 __all__ = ["Connections", "limit_connections"]
@@ -27,15 +26,15 @@ __all__ = ["Connections", "limit_connections"]
 _log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-_SOON_S = 0.1  # a connection that has just come is about to say what it wants
+_TRIM_DELAY_S = 0.1  # a new connection is about to send its request
 _LINGER_S = 5.0
-_LEAST = 1 << 14  # bytes of a body that count as going on: any line has them in a while, and single letters do not
-_RESERVE = 256  # descriptors for files, libraries and the web server itself
-_EACH = 3  # descriptors: two connections may stand for each that stays, and a large upload has a file
+_MIN_PROGRESS = 1 << 14  # bytes of a body that count as progress; single bytes do not
+_RESERVE = 256  # file descriptors for everything else
+_PER_CONNECTION = 3  # file descriptors: up to twice as many connections for a moment, and a file per upload
 
 
 class _Stage(Enum):
-    """What a connection is in the middle of."""
+    """What a connection is waiting for."""
 
     HEADER = "header"
     BODY = "body"
@@ -43,180 +42,177 @@ class _Stage(Enum):
 
 
 @dataclass
-class _Link:
-    """A connection: what it does, since when, and how many bytes of a body came in this period."""
+class _Connection:
+    """State of a connection: stage, time of the last progress, bytes received since then."""
 
     since: float
     stage: _Stage = _Stage.HEADER
     cycle: Any = None
     received: int = 0
     unsent: int = 0
-    """Bytes of replies that the client has not taken yet."""
-    asked: bool = False
-    """Whether any byte of a request has come."""
+    """Bytes of responses in the send buffer."""
+    started: bool = False
+    """Whether any byte was received."""
 
 
 class Connections:
-    """All connections of a web server, and how long each may wait.
+    """All connections of a web server, with their timeouts.
 
     Args:
-        header_s: seconds for the header of a request, from the connection or the last reply on.
-        body_s: seconds in which at least 16 KiB of a body must come, or the rest of it (the first with the
-            header), and in which a client must take some of its reply.
-        most: connections that may stay while they wait for their client. For a moment there may be twice as many; then
-            those that have waited longest are closed.
+        header_s: timeout of a request's header, from the connection or the last response on.
+        body_s: timeout of each 16 KiB of a body, or of its rest, and of reading some of the response.
+        limit: idle connections. For a moment there may be twice as many; then those that waited longest are closed.
     """
 
-    def __init__(self, *, header_s: float, body_s: float, most: int) -> None:
+    def __init__(self, *, header_s: float, body_s: float, limit: int) -> None:
         self.header_s = header_s
         self.body_s = body_s
-        self.most = most
-        self._links: dict[Any, _Link] = {}
+        self.limit = limit
+        self._states: dict[Any, _Connection] = {}
         self._ticking = self._trimming = False
 
     def protocol(self, stock: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-        """The web server's protocol of a connection, watched.
+        """uvicorn's protocol class, with the timeouts.
 
         Args:
-            stock: one of uvicorn's for HTTP/1.1.
+            stock: one of uvicorn's protocol classes for HTTP/1.1.
         """
         connections = self
 
-        class Watched(stock):  # type: ignore[misc, valid-type]
+        class TimedProtocol(stock):  # type: ignore[misc, valid-type]
             def connection_made(self, transport: Any) -> None:
                 super().connection_made(transport)
-                connections._joined(self)
+                connections._add(self)
 
             def data_received(self, data: bytes) -> None:
                 super().data_received(data)
-                if (link := connections._links.get(self)) is not None:
-                    link.asked = True
-                    link.received += len(data)
-                    connections._look(self, link)
+                if (state := connections._states.get(self)) is not None:
+                    state.started = True
+                    state.received += len(data)
+                    connections._update(self, state)
 
             def connection_lost(self, error: Exception | None) -> None:
-                connections._links.pop(self, None)
+                connections._states.pop(self, None)
                 super().connection_lost(error)
 
-        return Watched
+        return TimedProtocol
 
-    def _joined(self, protocol: Any) -> None:
+    def _add(self, protocol: Any) -> None:
         loop = asyncio.get_running_loop()
-        if len(self._links) >= 2 * self.most and not self._close_one():
-            _answer(protocol, 503, "too many connections at once; try again", {"Retry-After": "10"})
+        if len(self._states) >= 2 * self.limit and not self._close_one():
+            _respond(protocol, 503, "too many connections at once; try again", {"Retry-After": "10"})
             return
-        self._links[protocol] = _Link(loop.time())
+        self._states[protocol] = _Connection(loop.time())
         if not self._ticking:
             self._ticking = True
             loop.call_later(_TICK_S, self._tick)
-        if len(self._links) > self.most and not self._trimming:
+        if len(self._states) > self.limit and not self._trimming:
             self._trimming = True
-            loop.call_later(_SOON_S, self._trim)
+            loop.call_later(_TRIM_DELAY_S, self._trim)
 
     def _trim(self) -> None:
         self._trimming = False
-        while len(self._links) > self.most and self._close_one():
+        while len(self._states) > self.limit and self._close_one():
             pass
 
     def _close_one(self) -> bool:
-        """Close the one that has waited longest for its client; False if all have asked and wait for their reply."""
-        for protocol, link in self._links.items():
-            self._look(protocol, link)
-        waiting = {key: link.since for key, link in self._links.items() if link.stage is not _Stage.REPLY}
+        """Close the connection that has been idle longest; False if all wait for their response."""
+        for protocol, state in self._states.items():
+            self._update(protocol, state)
+        waiting = {key: state.since for key, state in self._states.items() if state.stage is not _Stage.REPLY}
         if not waiting:
             return False
         self._close(
             min(waiting, key=waiting.__getitem__),
-            "the request did not come to its end, and others wait for a connection",
+            "the request is incomplete, and other clients need the connection",
         )
         return True
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for protocol, link in list(self._links.items()):
-            self._look(protocol, link)
-            waited = now - link.since
-            if link.stage is _Stage.HEADER and waited > self.header_s:
+        for protocol, state in list(self._states.items()):
+            self._update(protocol, state)
+            waited = now - state.since
+            if state.stage is _Stage.HEADER and waited > self.header_s:
                 self._close(protocol, f"the header of the request was not complete after {self.header_s:g} seconds")
-            elif link.stage is _Stage.BODY and waited > self.body_s:
-                self._close(protocol, f"less than {_LEAST} bytes of the request came in {self.body_s:g} seconds")
-            elif link.stage is _Stage.REPLY and waited > self.body_s:
-                del self._links[protocol]
-                protocol.transport.abort()  # what is left of the reply would never be taken
-        self._ticking = bool(self._links)
+            elif state.stage is _Stage.BODY and waited > self.body_s:
+                self._close(protocol, f"less than {_MIN_PROGRESS} bytes of the body came in {self.body_s:g} seconds")
+            elif state.stage is _Stage.REPLY and waited > self.body_s:
+                del self._states[protocol]
+                protocol.transport.abort()  # the client does not read its response
+        self._ticking = bool(self._states)
         if self._ticking:
             loop.call_later(_TICK_S, self._tick)
 
-    def _look(self, protocol: Any, link: _Link) -> None:
-        """Bring up to date what a connection is in the middle of, and since when nothing came or was taken."""
+    def _update(self, protocol: Any, state: _Connection) -> None:
+        """Update the stage of a connection and the time of its last progress."""
         now = asyncio.get_running_loop().time()
         cycle, unsent = protocol.cycle, protocol.transport.get_write_buffer_size()
         done = cycle is None or cycle.response_complete
         if unsent or not (done or cycle.more_body):
-            stage, served = _Stage.REPLY, not unsent or unsent < link.unsent
+            stage, progress = _Stage.REPLY, not unsent or unsent < state.unsent
         elif done:
-            stage, served = _Stage.HEADER, False
+            stage, progress = _Stage.HEADER, False
         else:
-            stage, served = _Stage.BODY, protocol.flow.read_paused or link.received >= _LEAST
-        if (stage, cycle) != (link.stage, link.cycle):
-            # Else who begins a body would stay longer than who came at the same time and is not so far.
-            served = served or (link.stage, stage) != (_Stage.HEADER, _Stage.BODY)
-            link.stage, link.cycle = stage, cycle
-        if served:
-            link.since, link.received = now, 0
-        link.unsent = unsent
+            stage, progress = _Stage.BODY, protocol.flow.read_paused or state.received >= _MIN_PROGRESS
+        if (stage, cycle) != (state.stage, state.cycle):
+            # The start of a body counts for nothing: it came with the header.
+            progress = progress or (state.stage, stage) != (_Stage.HEADER, _Stage.BODY)
+            state.stage, state.cycle = stage, cycle
+        if progress:
+            state.since, state.received = now, 0
+        state.unsent = unsent
 
-    def _close(self, protocol: Any, why: str) -> None:
-        link = self._links.pop(protocol)
-        asyncio.get_running_loop().call_later(_LINGER_S, protocol.transport.abort)  # whoever does not even take this
-        nothing_said = protocol.cycle is None or (link.stage is _Stage.BODY and not protocol.cycle.response_started)
-        if link.asked and nothing_said:
-            _answer(protocol, 408, why)
+    def _close(self, protocol: Any, reason: str) -> None:
+        state = self._states.pop(protocol)
+        asyncio.get_running_loop().call_later(_LINGER_S, protocol.transport.abort)  # if it is not read
+        no_response = protocol.cycle is None or (state.stage is _Stage.BODY and not protocol.cycle.response_started)
+        if state.started and no_response:
+            _respond(protocol, 408, reason)
         else:
             protocol.transport.close()
 
 
 def limit_connections(connections: Connections) -> bool:
-    """Watch the connections of the web server that runs in this process.
+    """Add the timeouts to the web server of this process.
 
-    MONAI Label starts the web server before it makes the app, and hands nothing of it on; but the one who stops it on
-    a signal is the web server itself.
+    MONAI Label starts uvicorn before it makes the app and gives no reference to it; the handler of SIGTERM has one.
 
     Args:
-        connections: what they may do; ``most`` is lowered where the system does not give enough descriptors.
+        connections: the limits; ``limit`` is lowered if there are too few file descriptors.
 
     Returns:
-        Whether there is one that can be watched.
+        Whether a uvicorn server was found.
     """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if not isinstance(server, uvicorn.Server):
         return False
-    connections.most = _with_descriptors(connections.most)
+    connections.limit = _affordable(connections.limit)
     server.config.http_protocol_class = connections.protocol(server.config.http_protocol_class)
     return True
 
 
-def _with_descriptors(most: int) -> int:
-    """As many connections as the process may have descriptors for, after it has asked for enough."""
+def _affordable(limit: int) -> int:
+    """The number of connections that the file descriptors allow, after raising their limit."""
     if resource is None:
-        return most
+        return limit
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _EACH * most + _RESERVE
+    wanted = _PER_CONNECTION * limit + _RESERVE
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < wanted:
         soft = wanted if hard == unlimited else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == unlimited or soft >= wanted:
-        return most
-    fewer = max(1, (soft - _RESERVE) // _EACH)
-    _log.warning("the system gives this process %d descriptors only, so %d connections may wait at once", soft, fewer)
+        return limit
+    fewer = max(1, (soft - _RESERVE) // _PER_CONNECTION)
+    _log.warning("the process may have %d file descriptors only: at most %d idle connections", soft, fewer)
     return fewer
 
 
-def _answer(protocol: Any, status: int, why: str, headers: dict[str, str] | None = None) -> None:
-    """A reply that the application knows nothing of; then the end."""
-    body = json.dumps({"detail": why}).encode()
+def _respond(protocol: Any, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    """Send a response past the application, then close the connection."""
+    body = json.dumps({"detail": detail}).encode()
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
     head = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **(headers or {})}.items())
     phrase = {408: "Request Timeout", 503: "Service Unavailable"}[status]

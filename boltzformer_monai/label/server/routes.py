@@ -218,9 +218,7 @@ class _Routes:
         """Write a DICOM SEG if the scan is DICOM and something was found; returns whether there is one."""
         if not _is_series(segmented.scan.place):
             return False
-        recipe = dataclasses.replace(
-            segmented.recipe, ending=".dcm", repeats=1
-        )  # the uncertainty map is written already
+        recipe = dataclasses.replace(segmented.recipe, ending=".dcm", repeats=1)  # without the uncertainty map
         stem = path.with_name("seg")
         try:
             write_results(segmented.result, stem, recipe, scan=segmented.scan)

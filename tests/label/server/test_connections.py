@@ -47,7 +47,7 @@ async def _application(scope: Any, receive: Any, send: Any) -> None:
 
 @contextlib.contextmanager
 def _watched(*, header_s: float = 60, body_s: float = 60, most: int = 100) -> Iterator[int]:
-    protocol = Connections(header_s=header_s, body_s=body_s, most=most).protocol(AutoHTTPProtocol)
+    protocol = Connections(header_s=header_s, body_s=body_s, limit=most).protocol(AutoHTTPProtocol)
     config = uvicorn.Config(_application, "127.0.0.1", 0, http=protocol, lifespan="off", log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
