@@ -86,7 +86,7 @@ class BoltzFormerInferTask(InferTask):
 
     def _write(self, segmented: Segmented, wanted: SegmentRequest) -> tuple[str, dict[str, Any]]:
         result = segmented.result
-        values = self.service.label_numbers.values(wanted.prompts, passing=segmented.untrained)
+        values = self.service.label_numbers.values(wanted.prompts, temporary=segmented.untrained)
         labels = result.label_map(wanted.arbitration, values=values)
         places = _places(labels)
         findings = [

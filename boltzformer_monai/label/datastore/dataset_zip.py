@@ -13,14 +13,14 @@ __all__ = ["zipped"]
 
 
 def zipped(pairs: Sequence[Mapping[str, Any]], listed: Mapping[str, Any]) -> str:
-    """Path of a new temporary file with all of them, as MONAI Label lays it out; the caller removes it.
+    """Write images and labels to a temporary ZIP file, laid out as by MONAI Label; the caller removes it.
 
     Args:
         pairs: ``{"image": path, "label": path}`` each.
-        listed: what the datastore knows of them.
+        listed: the datastore's metadata.
 
     Raises:
-        OSError: it cannot be written; nothing is left of it.
+        OSError: it cannot be written; no file is left.
     """
     with tempfile.NamedTemporaryFile(delete=False, suffix=".zip") as file:
         try:

@@ -1,6 +1,6 @@
-"""The datastore of a DICOMweb server: its CT and MR series are the images, its DICOM SEGs their final labels.
+"""Datastore of a DICOMweb server: CT and MR series are the images, DICOM SEG objects their final labels.
 
-The server knows what there is; files here only save asking for the same bytes twice.
+Local files are a cache only.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _FINAL = DefaultLabelTag.FINAL.value
 
 
 def open_dicomweb(url: str, workspace: Path) -> DicomWebDatastore:
-    """The datastore as the settings of MONAI Label describe it.
+    """Open the datastore with MONAI Label's settings.
 
     Args:
         url: of the server's DICOMweb root.
-        workspace: holds the cache, unless ``MONAI_LABEL_DICOMWEB_CACHE_PATH`` says where.
+        workspace: holds the cache, unless ``MONAI_LABEL_DICOMWEB_CACHE_PATH`` is set.
 
     Raises:
-        StorageError: there is no place for the cache.
+        StorageError: the cache folder cannot be made.
     """
     place = str(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip()
     if place:
@@ -56,14 +56,14 @@ def open_dicomweb(url: str, workspace: Path) -> DicomWebDatastore:
 
 
 class DicomWebDatastore(Datastore):
-    """Images are series by their SeriesInstanceUID; final labels are sent to the server, other ones stay here.
+    """Images are series by SeriesInstanceUID; final labels are stored on the server, others in the cache.
 
     All methods but the constructor raise
     :class:`~boltzformer_monai.label.datastore.dicomweb_client.DicomWebError` where the server fails.
 
     Args:
-        archive: the server.
-        cache: files here.
+        archive: client of the server.
+        cache: local files.
     """
 
     def __init__(self, archive: DicomWebClient, cache: Cache) -> None:
@@ -72,24 +72,24 @@ class DicomWebDatastore(Datastore):
         self._datastore_path = str(cache.root)
         self.lists = DicomWebLists(archive)
 
-    # What there is.
+    # Contents.
 
     def name(self) -> str:
-        """Of the datastore."""
+        """Name of the datastore."""
         return "DICOMweb"
 
     def set_name(self, name: str) -> None:
-        """Not kept."""
+        """Ignored."""
 
     def description(self) -> str:
-        """What it is."""
+        """Description of the datastore."""
         return "Series of a DICOMweb server"
 
     def set_description(self, description: str) -> None:
-        """Not kept."""
+        """Ignored."""
 
     def list_images(self) -> list[str]:
-        """UIDs of all series that the search filter finds."""
+        """UIDs of all series that match the search filter."""
         return sorted(self.lists.series())
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
@@ -97,14 +97,14 @@ class DicomWebDatastore(Datastore):
         return sorted(self.lists.segmentations())
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """The others, without those that turned out to be no scan, such as localizers."""
+        """The others, without series that turned out to be no scan, such as localizers."""
         images = sorted(set(self.lists.series()) - set(self.lists.segmentations()))
         return [image for image in images if "problem" not in self.cache.notes(image)]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Tag → id of the labels of an image."""
         tags = [tag for tag in self.cache.labels.tags(image_id) if tag != _FINAL]
-        if image_id in self.lists.segmentations():  # whatever is here, what the server has counts
+        if image_id in self.lists.segmentations():  # the server decides, not the cache
             tags.append(_FINAL)
         return dict.fromkeys(tags, image_id)
 
@@ -113,23 +113,23 @@ class DicomWebDatastore(Datastore):
         return self.get_labels_by_image_id(image_id).get(tag, "")
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What the server says of the series, and what strategies have noted."""
+        """Metadata of the series from the server, and notes of strategies."""
         series = self.lists.one(image_id)
         stated = {"SeriesInstanceUID": series.uid, "StudyInstanceUID": series.study, "Modality": series.modality}
         return {**self.cache.notes(image_id), **series.info, **stated, "name": f"{image_id}.nii.gz"}
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        """What was saved with a label; for one that came from the server the names of its segments."""
+        """Metadata saved with a label; for a label from the server the names of its segments."""
         return self._label(label_id, label_tag)[1]
 
     def status(self) -> dict[str, Any]:
-        """Numbers for /info."""
+        """Counts for /info."""
         labelled = len(self.get_labeled_images())
         tags = {**self.cache.labels.counts(), _FINAL: labelled}
         return {"total": len(self.list_images()), "completed": labelled, "label_tags": tags}
 
     def json(self) -> dict[str, Any]:
-        """Everything, in the form of MONAI Label's own datastore; no file is fetched for it."""
+        """All metadata in the format of MONAI Label's own datastore; downloads nothing."""
         objects = {
             image: {
                 "image": {"ext": ".nii.gz", "info": self.get_image_info(image)},
@@ -140,19 +140,19 @@ class DicomWebDatastore(Datastore):
         return {"name": self.name(), "description": self.description(), "objects": objects}
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """Image and label files of all images with a final label that can be used."""
+        """Image and label files of all images with a usable final label."""
         found = []
         for image in self.get_labeled_images():
             try:
                 found.append({"image": self.get_image_uri(image), "label": self.get_label_uri(image, _FINAL)})
             except VolumeError as error:
-                _log.warning("%s: is left out: %s", image, error)
+                _log.warning("%s: skipped: %s", image, error)
         return found
 
     # Files.
 
     def image_folder(self, image_id: str) -> str:
-        """Folder with the DICOM files of a series, fetched if they are not here or have become others.
+        """Folder with the DICOM files of a series, downloaded if missing or changed.
 
         Raises:
             UnknownIdError: there is no such series.
@@ -165,10 +165,10 @@ class DicomWebDatastore(Datastore):
         return io.BytesIO(Path(self.get_image_uri(image_id)).read_bytes())
 
     def get_image_uri(self, image_id: str) -> str:
-        """The scan as a NIfTI file on its exact grid, which 3D Slicer can load; made when first asked for.
+        """The scan as a NIfTI file on its exact grid, for 3D Slicer; converted once.
 
         Raises:
-            VolumeError: the series is no scan.
+            VolumeError: the series is not a scan.
         """
         folder, path = self.image_folder(image_id), self.cache.nifti(image_id)
         if not path.is_file():
@@ -185,7 +185,7 @@ class DicomWebDatastore(Datastore):
         return io.BytesIO(Path(self.get_label_uri(label_id, label_tag)).read_bytes())
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        """A label's file; a final one is fetched from the server unless it is here.
+        """A label's file; a final label is downloaded if it is not cached.
 
         Raises:
             UnknownIdError: there is none.
@@ -194,12 +194,12 @@ class DicomWebDatastore(Datastore):
         return str(self._label(label_id, label_tag)[0])
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep a label; a final one is sent to the server as DICOM SEG with the names that came with it.
+        """Save a label; a final one is stored on the server as DICOM SEG with its segment names.
 
         Raises:
             VolumeError: it is empty or not on the grid of the image.
-            ConfigError: what is said of it is not as this server's model says it.
-            StorageError: it cannot be kept here; the message says so where the server has it all the same.
+            ConfigError: its caveats are not in this server's form.
+            StorageError: it cannot be cached; the message says if the server has stored it.
         """
         source = Path(label_filename)
         tag = str(getattr(label_tag, "value", label_tag))  # MONAI Label passes members of its enumeration too
@@ -220,41 +220,41 @@ class DicomWebDatastore(Datastore):
             if tag != _FINAL:
                 raise
             msg = (
-                "the label was saved: the DICOMweb server has it as DICOM SEG, so do not send it again; "
-                f"only the copy on this server could not be kept ({_reason(error)}); it is fetched when it is needed"
+                "the label was saved on the DICOMweb server as DICOM SEG, so do not send it again; only the local copy "
+                f"could not be written ({_reason(error)}), so it is downloaded when needed"
             )
             raise StorageError(msg) from error
         return image_id
 
     def _send(self, labels: np.ndarray, names: Mapping[int, str], image: Volume, scan: Path, info: Any) -> None:
-        """Send a label to the server as DICOM SEG, and note what it is called there."""
-        # Once it was sent, a temporary file that cannot be deleted is no failure.
+        """Store a label on the server as DICOM SEG, and note its UIDs in ``info``."""
+        # A temporary file that cannot be deleted is no failure once the SEG was stored.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             seg = Path(temporary) / "label.dcm"
-            # Only inference on this server, whose result nobody has seen yet, says by which model.
+            # Only a result of inference, which nobody has reviewed, names its model.
             caveats = caveats_in(info) if "model" in info else None
             write_label_as_seg(labels, names, image, seg, scan=scan, caveats=caveats)
             try:
                 info["SeriesInstanceUID"], info["SOPInstanceUID"] = self.archive.store(seg)
             finally:
-                self.refresh()  # it may have come, though its answer did not
+                self.refresh()  # the server may have stored it even if its response was lost
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """ZIP of images and final labels, which the caller removes."""
+        """ZIP of images and final labels; the caller removes it."""
         return zipped(self.datalist()[: limit_cases or None], self.json())
 
     # Changes.
 
     def refresh(self) -> None:
-        """Ask the server anew."""
+        """Forget the cached lists."""
         self.lists.forget()
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Refused."""
+        """Not supported."""
         _refuse("add images")
 
     def remove_image(self, image_id: str) -> None:
-        """Refused."""
+        """Not supported."""
         _refuse("remove images")
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -264,19 +264,17 @@ class DicomWebDatastore(Datastore):
         self.cache.labels.drop(label_id, label_tag)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Note something about an image, here only."""
+        """Add metadata to an image, in the cache only."""
         self.lists.one(image_id)
         self.cache.note(image_id, **info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Note something about a label, here only: a DICOM SEG does not change."""
+        """Add metadata to a label, in the cache only: the DICOM SEG is not changed."""
         self._label(label_id, label_tag)
         self.cache.labels.note(label_id, label_tag, info)
 
-    # The parts of it.
-
     def _label(self, image_id: str, tag: str) -> tuple[Path, dict[str, Any]]:
-        """File and information of a label."""
+        """File and metadata of a label."""
         if tag == _FINAL:
             with self.cache.lock(f"{image_id}.label"):
                 return self._final(image_id)
@@ -305,5 +303,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _refuse(what: str) -> NoReturn:
-    msg = f"a DICOM archive is not the place to {what} by this way; do it in the archive itself"
+    msg = f"this server cannot {what} in the DICOM archive; do it in the archive itself"
     raise ConfigError(msg)

@@ -1,7 +1,7 @@
-"""Files of a DICOMweb server's datastore: series that were fetched, what is noted about them, and labels.
+"""Local cache of a DICOMweb datastore: downloaded series, their metadata, and labels.
 
-``images/UID/*.dcm``, ``images/UID.nii.gz``, ``images/UID.json``, and ``labels`` with what is kept there.
-Each file and each series appears in one step, so several processes (the server, a training) can use the folder at once.
+``images/UID/*.dcm``, ``images/UID.nii.gz``, ``images/UID.json``, and ``labels``.
+Each file and each series appears atomically, so several processes (the server, a training) can share the folder.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["Cache", "compact"]
 
 
 class Cache:
-    """The folder; only its owner may look into it, since patients' scans lie there.
+    """The cache folder; readable by its owner only, since it holds scans of patients.
 
     Args:
-        root: made if needed.
+        root: created if needed.
 
     Attributes:
-        labels: that are kept here.
+        labels: the cached labels.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: it cannot be created.
     """
 
     def __init__(self, root: Path) -> None:
@@ -51,17 +51,17 @@ class Cache:
             raise StorageError(msg) from error
 
     def lock(self, name: str) -> FileLock:
-        """A lock of this name, for all threads and processes."""
+        """A lock between threads and processes."""
         return FileLock(self.root / "locks" / name)
 
     # Images.
 
     def series(self, image: str, instances: int | None, download: Callable[[Path], None]) -> Path:
-        """Folder of a series; downloaded if it is not here, or was when it had another number of files.
+        """Folder of a series; downloaded if missing, or if the number of its files has changed.
 
         Args:
             image: its UID.
-            instances: files that it should have now; ``None`` if that is unknown.
+            instances: expected number of files, ``None`` if unknown.
             download: writes all of them into a folder.
 
         Raises:
@@ -86,7 +86,7 @@ class Cache:
         return folder
 
     def nifti(self, image: str) -> Path:
-        """Where a series lies as NIfTI, once it was written."""
+        """Path of the series as NIfTI."""
         return self.root / "images" / f"{image}.nii.gz"
 
     def write_nifti(self, image: str, volume: Volume) -> None:
@@ -94,11 +94,11 @@ class Cache:
         write_image_file(compact(volume), volume.affine, self.nifti(image))
 
     def notes(self, image: str) -> dict[str, Any]:
-        """What was noted about an image."""
+        """Metadata of an image."""
         return _read(self.root / "images" / f"{image}.json")
 
     def note(self, image: str, **info: Any) -> None:
-        """Note something; ``None`` takes a note away."""
+        """Add metadata; ``None`` removes an entry."""
         known = self.notes(image)
         merged = {key: value for key, value in {**known, **info}.items() if value is not None}
         if merged != known:
@@ -106,7 +106,7 @@ class Cache:
 
 
 def compact(volume: Volume) -> np.ndarray:
-    """Whole numbers as int16, which viewers read faster."""
+    """The voxels as int16 if they are integers, which viewers read faster."""
     array = volume.array
     whole = bool(np.all(array == np.rint(array))) and array.min() >= -32768 and array.max() <= 32767
     return array.astype(np.int16) if whole else array

@@ -1,4 +1,4 @@
-"""Questions to a DICOMweb server: with time limits, and every failure as one typed error."""
+"""DICOMweb client with timeouts; every failure is a :class:`DicomWebError`."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ __all__ = ["DicomWebClient", "DicomWebError", "SegInstance", "Series"]
 _log = logging.getLogger(__name__)
 
 CONNECT_S, READ_S = 5.0, 60.0
-_AS_STORED = ("application/dicom", "*")  # not decompressed by the server: it may lack the codec
-_PASSING = (401, 403, 429, 502, 503, 504)  # statuses of the server, not of what was asked for
+_AS_STORED = ("application/dicom", "*")  # any transfer syntax: the server may lack the codec
+_TRANSIENT = (401, 403, 429, 502, 503, 504)  # of the server, not of the object
 _UID = re.compile(r"\d+(\.\d+)*")
 _FIELDS = (
     "NumberOfSeriesRelatedInstances", "Modality", "SeriesDescription", "StudyDate", "StudyTime", "PatientID",
 )  # fmt: skip
 _SERIES, _STUDY, _INSTANCE, _MODALITY, _COUNT = "0020000E", "0020000D", "00080018", "00080060", "00201209"
 _REFERENCED_SERIES = "00081115"
-_DATES = (("00080012", "00080013"), ("00080023", "00080033"))  # of the instance's creation, of its content
+_DATES = (("00080012", "00080013"), ("00080023", "00080033"))  # creation date and time of the instance, of its content
 _INFO = {"PatientID": "00100020", "StudyDate": "00080020", "StudyTime": "00080030", "SeriesDescription": "0008103E"}
 
 
 class DicomWebError(StorageError):
-    """The DICOMweb server does not answer, refuses, or answers something else."""
+    """The DICOMweb server does not answer, refuses, or sends an invalid response."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series of the server.
+    """A series.
 
     Attributes:
         uid: SeriesInstanceUID.
         study: StudyInstanceUID.
         modality: e.g. ``"CT"``.
-        instances: how many it has; ``None`` where the server does not say.
-        info: what lists of scans show: patient, date, description.
+        instances: number of instances; ``None`` if the server does not tell.
+        info: patient, date and description, for lists of scans.
     """
 
     uid: str
@@ -61,25 +61,25 @@ class Series:
 
 @dataclass(frozen=True)
 class SegInstance:
-    """A DICOM SEG of the server.
+    """A DICOM SEG instance.
 
     Attributes:
         study: StudyInstanceUID.
         series: SeriesInstanceUID.
         instance: SOPInstanceUID.
-        image: SeriesInstanceUID of the scan that it was drawn on.
-        made: date and time, which sort as texts.
+        image: SeriesInstanceUID of the referenced scan.
+        created: date and time as sortable text.
     """
 
     study: str
     series: str
     instance: str
     image: str
-    made: str
+    created: str
 
 
 class DicomWebClient:
-    """A DICOMweb server; user and password are those of MONAI Label's settings.
+    """Client of a DICOMweb server; user and password come from MONAI Label's settings.
 
     Args:
         url: of the server's DICOMweb root.
@@ -98,13 +98,13 @@ class DicomWebClient:
             qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
             wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
             stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
-            permissive_uid=True,  # archives hold UIDs with leading zeros
+            permissive_uid=True,  # some archives have UIDs with leading zeros
         )
-        self._client.set_http_retry_params(retry=False)  # a server that is down is told at once
+        self._client.set_http_retry_params(retry=False)  # report a server that is down at once
         self._segs: dict[tuple[str, int | None], list[SegInstance]] = {}
 
     def series(self, filters: Sequence[Mapping[str, Any]]) -> list[Series]:
-        """All series that any of the filters (keyword → value) finds.
+        """All series that match any of the filters (keyword → value).
 
         Raises:
             DicomWebError: the server fails.
@@ -115,7 +115,7 @@ class DicomWebClient:
             offset = 0
             while page := self._page(each, offset):
                 fresh = {one.uid: one for entry in page if (one := _series(entry)) and one.uid not in listed}
-                if not fresh:  # a server without paging repeats itself
+                if not fresh:  # a server without paging sends the same page again
                     break
                 listed.update(fresh)
                 offset += len(page)
@@ -123,7 +123,7 @@ class DicomWebClient:
         return list(found.values())
 
     def segmentations(self, images: Mapping[str, Series]) -> list[SegInstance]:
-        """All DICOM SEGs drawn on one of these images, the oldest first.
+        """All DICOM SEG instances that refer to one of the images, oldest first.
 
         Raises:
             DicomWebError: the server fails.
@@ -136,19 +136,19 @@ class DicomWebClient:
                 if key not in self._segs:
                     self._segs[key] = self._referencing(each)
                 found += [seg for seg in self._segs[key] if seg.image in images]
-        return sorted(found, key=lambda seg: (seg.made, seg.instance))
+        return sorted(found, key=lambda seg: (seg.created, seg.instance))
 
     def download(self, series: Series, folder: Path) -> None:
-        """Write all files of a series.
+        """Download all files of a series.
 
         Raises:
-            DicomWebError: the server or the disk fails, or fewer files come than there are: a scan without its last
-                slices looks whole.
+            DicomWebError: the server or the disk fails, or files are missing: a scan without its last slices would
+                look complete.
         """
         count = 0
-        with _asked():
+        with _typed_errors():
             instances = self._client.iter_series(series.study, series.uid, media_types=(_AS_STORED,))
-            # The names are ours: nothing that the server says becomes part of a path.
+            # Numbered names: nothing from the server becomes part of a path.
             for count, instance in enumerate(instances, 1):
                 instance.save_as(folder / f"{count:06d}.dcm")
         if count < (series.instances or 1):
@@ -156,55 +156,55 @@ class DicomWebClient:
             raise DicomWebError(msg)
 
     def fetch(self, seg: SegInstance, path: Path) -> None:
-        """Write a DICOM SEG.
+        """Download a DICOM SEG.
 
         Raises:
             DicomWebError: the server or the disk fails.
         """
-        with _asked():
+        with _typed_errors():
             self._client.retrieve_instance(seg.study, seg.series, seg.instance, media_types=(_AS_STORED,)).save_as(path)
 
     def store(self, path: Path) -> tuple[str, str]:
-        """Send a file; returns its SeriesInstanceUID and SOPInstanceUID.
+        """Store a DICOM file; returns its SeriesInstanceUID and SOPInstanceUID.
 
         Raises:
-            DicomWebError: the server fails, or does not take it.
+            DicomWebError: the server fails, or refuses the file.
         """
         import pydicom
 
-        with _asked():
+        with _typed_errors():
             sent = pydicom.dcmread(path)
             reply = self._client.store_instances([sent], sent.StudyInstanceUID)
         if failed := reply.get("FailedSOPSequence"):  # Orthanc sends an empty one
             reason = failed[0].get("FailureReason", "not given")
-            msg = f"the DICOMweb server does not take the DICOM SEG (failure reason {reason}); its log may say why"
+            msg = f"the DICOMweb server refuses the DICOM SEG (failure reason {reason}); its log may say why"
             raise DicomWebError(msg)
         return str(sent.SeriesInstanceUID), str(sent.SOPInstanceUID)
 
     def _page(self, filters: Mapping[str, Any], offset: int) -> list[dict[str, Any]]:
-        with _asked():
+        with _typed_errors():
             found = self._client.search_for_series(
                 fields=_FIELDS, search_filters=dict(filters), offset=offset or None, get_remaining=False
             )
         return [entry for entry in found if isinstance(entry, dict)]
 
     def _referencing(self, series: Series) -> list[SegInstance]:
-        with _asked():
+        with _typed_errors():
             try:
                 headers = self._client.retrieve_series_metadata(series.study, series.uid)
             except requests.HTTPError as error:
-                if error.response is None or error.response.status_code in _PASSING:
-                    raise  # says nothing of this object, and must not be remembered of it
-                # One damaged object must not hide all the others.
-                _log.warning("DICOM SEG %s is left out: its header cannot be had (%s)", series.uid, _why(error))
+                if error.response is None or error.response.status_code in _TRANSIENT:
+                    raise  # not about this object, so it must not be cached for it
+                # A damaged object must not hide the others.
+                _log.warning("DICOM SEG %s is skipped: its metadata cannot be retrieved (%s)", series.uid, _why(error))
                 return []
         found = []
         for header in headers:
             instance = _text(header, _INSTANCE)
-            made = max("".join(_text(header, tag).ljust(8) for tag in pair) for pair in _DATES)
+            created = max("".join(_text(header, tag).ljust(8) for tag in pair) for pair in _DATES)
             for item in header.get(_REFERENCED_SERIES, {}).get("Value", []):
                 if instance and (image := _text(item, _SERIES)):
-                    found.append(SegInstance(series.study, series.uid, instance, image, made))
+                    found.append(SegInstance(series.study, series.uid, instance, image, created))
         return found
 
 
@@ -229,8 +229,8 @@ def _text(entry: Mapping[str, Any], tag: str) -> str:
 
 
 @contextlib.contextmanager
-def _asked() -> Iterator[None]:
-    """Turn whatever goes wrong with a server into one line."""
+def _typed_errors() -> Iterator[None]:
+    """Turn every failure into a one-line DicomWebError."""
     try:
         yield
     except DicomWebError:
@@ -242,7 +242,7 @@ def _asked() -> Iterator[None]:
         msg = f"a file from the DICOMweb server cannot be written ({why(error)}); is the disk full?"
         raise DicomWebError(msg) from error
     except (InvalidDicomError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError) as error:
-        msg = "the DICOMweb server answers something that is no DICOM; does the address lead to its DICOMweb root?"
+        msg = "the DICOMweb server sends invalid DICOM; is the address that of its DICOMweb root?"
         raise DicomWebError(msg) from error
 
 
@@ -257,4 +257,4 @@ def _why(error: requests.RequestException) -> str:
         return f"did not answer within {READ_S:.0f} s; try again later"
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return "cannot be reached; is it running, and is the address given with --studies right?"
-    return "answers something that cannot be read; does the address lead to its DICOMweb root?"
+    return "sends an invalid response; is the address that of its DICOMweb root?"

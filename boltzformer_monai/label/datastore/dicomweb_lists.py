@@ -1,4 +1,4 @@
-"""What a DICOMweb server holds, asked for anew every few seconds: one request needs the lists several times."""
+"""Lists of a DICOMweb server's series and SEG instances, cached for seconds: one request needs them several times."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LIST_S = 2.0
 
 
 class DicomWebLists:
-    """Scans, and the segmentations drawn on them.
+    """Series, and the DICOM SEG instances that refer to them.
 
     Args:
-        archive: the server.
+        archive: client of the server.
     """
 
     def __init__(self, archive: DicomWebClient) -> None:
@@ -30,7 +30,7 @@ class DicomWebLists:
         self._segs: TTLCache[str, dict[str, SegInstance]] = TTLCache(maxsize=1, ttl=LIST_S)
 
     def series(self) -> dict[str, Series]:
-        """By UID, all series that the search filter of MONAI Label's settings finds.
+        """UID → series, of all that match the search filter of MONAI Label's settings.
 
         Raises:
             DicomWebError: the server fails.
@@ -42,7 +42,7 @@ class DicomWebLists:
             return found
 
     def segmentations(self) -> dict[str, SegInstance]:
-        """By their image's UID, the newest DICOM SEG of each image; raises as :meth:`series`."""
+        """UID of an image → its newest DICOM SEG; raises as :meth:`series`."""
         images = self.series()
         with self._lock:
             found = self._segs.get("")
@@ -72,16 +72,16 @@ class DicomWebLists:
         return found
 
     def forget(self) -> None:
-        """The next question goes to the server."""
+        """Drop the cached lists."""
         with self._lock:
             self._series.clear()
             self._segs.clear()
 
 
 def _filters() -> list[dict[str, Any]]:
-    """The default of MONAI Label's setting, CT, would hide MR.
+    """The search filters; MONAI Label's default, CT, would hide MR.
 
-    Judged by its value: MONAI Label hands every setting on to its background processes as if somebody had made it.
+    Compared by value: MONAI Label passes every setting to its background processes as if it were set.
     """
     chosen = settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
     return [chosen] if chosen != {"Modality": "CT"} else [{"Modality": "CT"}, {"Modality": "MR"}]

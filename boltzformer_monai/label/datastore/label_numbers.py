@@ -1,4 +1,4 @@
-"""Which number a name has in this server's label maps: the same in every reply, so that viewers may rely on /info."""
+"""Label values of names: constant over all responses and restarts, so that viewers can rely on /info."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from boltzformer_monai.storage import atomic_path
 
 _log = logging.getLogger(__name__)
 
-MOST = 255
+MAX_VALUE = 255
 DECLARED = 200
-"""Names that are remembered; the numbers above are for prompts that come later, and for passing ones."""
+"""Values of permanent names; those above are for later prompts and for temporary names."""
 
 
 class LabelNumbers:
-    """Name → number from 1 on; a number that was given stays, also over restarts.
+    """Name → label value from 1; an assigned value never changes.
 
-    OHIF shows only numbers that /info declares, and 3D Slicer names segments in the order of their numbers. A passing
-    name (a typing error, say) has one from the top, is never written down, and gives it back to later ones.
+    OHIF shows only values that /info declares, and 3D Slicer names segments in the order of their values. A temporary
+    name (e.g. a typing error) gets a value from the top, which is not stored and may be reused.
 
     Args:
-        file: JSON, kept up to date.
+        file: JSON file of the permanent names.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
-        self._passing: dict[str, int] = {}
+        self._temporary: dict[str, int] = {}
         self._stamp: tuple[int, int] | None = None
         self._read()
 
     def names(self) -> dict[str, int]:
-        """All names declared so far, by number, and the last passing ones."""
+        """All permanent names and the latest temporary ones, by value."""
         with self._lock:
             self._read()
-            fresh = {name: self._passing[name] for name in self._fresh(list(self._passing))}
+            fresh = {name: self._temporary[name] for name in self._fresh(list(self._temporary))}
             return dict(sorted((self._numbers | fresh).items(), key=lambda item: item[1]))
 
     def declare(self, names: Iterable[str]) -> None:
-        """Give numbers to names that have none, as long as there is room."""
+        """Assign values to new names, up to :data:`DECLARED`."""
         wanted = list(dict.fromkeys(names))
         with self._lock:
             self._read()
@@ -59,34 +59,34 @@ class LabelNumbers:
                     self._numbers[name] = len(self._numbers) + 1
                 self._write()
 
-    def values(self, prompts: Sequence[str], *, passing: Sequence[str] = ()) -> list[int]:
-        """A number for each of up to 255 different prompts; what is new is declared from now on.
+    def values(self, prompts: Sequence[str], *, temporary: Sequence[str] = ()) -> list[int]:
+        """The values of up to 255 different prompts; new ones become permanent.
 
         Args:
-            prompts: all of them.
-            passing: those among them that must not become names of this server just because they were asked.
+            prompts: all prompts.
+            temporary: those that must not become permanent names.
         """
-        self.declare(prompt for prompt in prompts if prompt not in passing)
+        self.declare(prompt for prompt in prompts if prompt not in temporary)
         with self._lock:
-            self._pass(passing)
-            both = self._passing | self._numbers
+            self._assign_temporary(temporary)
+            both = self._temporary | self._numbers
             known = {normalise_prompt(name): number for name, number in both.items()}
             count = len(self._numbers)
         found = [known.get(normalise_prompt(prompt)) for prompt in prompts]
-        free = iter(sorted(set(range(1, MOST + 1)) - set(found), key=lambda n: (n <= count, n)))
+        free = iter(sorted(set(range(1, MAX_VALUE + 1)) - set(found), key=lambda n: (n <= count, n)))
         return [next(free) if number is None else number for number in found]
 
-    def _pass(self, names: Sequence[str]) -> None:
-        """Numbers from the top for names that have none; the oldest passing ones give theirs back."""
-        wanted = self._fresh(names)[: MOST - DECLARED]
-        kept = {name: number for name, number in self._passing.items() if name not in wanted}
-        numbers = {name: self._passing[name] for name in wanted if name in self._passing}
+    def _assign_temporary(self, names: Sequence[str]) -> None:
+        """Assign values from the top; the oldest temporary names lose theirs."""
+        wanted = self._fresh(names)[: MAX_VALUE - DECLARED]
+        kept = {name: number for name, number in self._temporary.items() if name not in wanted}
+        numbers = {name: self._temporary[name] for name in wanted if name in self._temporary}
         for name in wanted:
             if name not in numbers:
                 taken = {*kept.values(), *numbers.values()}
-                number = next((n for n in range(MOST, DECLARED, -1) if n not in taken), None)
+                number = next((n for n in range(MAX_VALUE, DECLARED, -1) if n not in taken), None)
                 numbers[name] = kept.pop(next(iter(kept))) if number is None else number
-        self._passing = kept | numbers  # the last ones last
+        self._temporary = kept | numbers  # the last ones last
 
     def _fresh(self, names: Sequence[str]) -> list[str]:
         known = {normalise_prompt(name) for name in self._numbers}
@@ -100,7 +100,7 @@ class LabelNumbers:
         return FileLock(self.file.with_suffix(".lock"))
 
     def _read(self) -> None:
-        """Take up what the file says, if it has changed."""
+        """Read the file if it has changed."""
         try:
             found = self.file.stat()
             if (stamp := (found.st_mtime_ns, found.st_size)) == self._stamp:
@@ -111,7 +111,7 @@ class LabelNumbers:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError):
-            _log.warning("%s: cannot be read and is made anew", self.file)
+            _log.warning("%s: cannot be read, so it is replaced", self.file)
 
     def _write(self) -> None:
         ordered = sorted(self._numbers, key=lambda name: self._numbers[name])

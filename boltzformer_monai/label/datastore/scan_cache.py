@@ -1,4 +1,4 @@
-"""Scans that were read, kept between requests."""
+"""In-memory cache of scans."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["ScanCache"]
 
 
 class ScanCache:
-    """The last scans read; a file that changed is read again. One is read at a time.
+    """Most recently used scans; a changed file is read again. Reads one scan at a time.
 
     Args:
-        limit: bytes of all voxels together.
+        limit: bytes of all voxels.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,12 +26,12 @@ class ScanCache:
         self._volumes: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all scans."""
         with self._lock:
             self._volumes.clear()
 
     def read(self, scan: Scan, modality: str | None) -> Volume:
-        """The scan, with this modality where it does not state its own.
+        """Read a scan, with this modality if it does not state its own.
 
         Raises:
             VolumeError: it cannot be read.
@@ -46,7 +46,7 @@ class ScanCache:
         if known is not None and known[0] == digest:
             self._volumes.move_to_end(key)
             return known[1]
-        # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
+        # A tilted stack is segmented slice by slice as acquired; the mask must lie on its own grid.
         volume = read_volume(scan.place, tilt="keep")
         if volume.modality == "unknown" and modality is not None:
             volume = read_volume(scan.place, modality=modality, tilt="keep")

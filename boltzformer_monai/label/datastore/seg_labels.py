@@ -1,4 +1,4 @@
-"""Label maps with names ⇄ DICOM SEG, on the grid of the scan that both belong to."""
+"""Convert between named label maps and DICOM SEG on the grid of their scan."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ from boltzformer_monai.io.volume import Volume
 
 __all__ = ["read_label", "write_label_as_seg"]
 
-_MOST = 255
+_MAX_VALUE = 255
 
 
 def read_label(path: Path, image: Volume, names: Mapping[int, str]) -> tuple[np.ndarray, dict[int, str]]:
-    """Read an annotation of any kind as a label map.
+    """Read an annotation of any format as a label map.
 
     Args:
-        path: label map, .seg.nrrd or DICOM SEG; or ``.bin``: bytes in the order of the scan's voxels, columns first,
-            as OHIF sends them.
+        path: label map, .seg.nrrd or DICOM SEG; or ``.bin``: one byte a voxel in Fortran order, as OHIF sends them.
         image: the scan.
-        names: value → name; what they leave open is named as the file says, else ``label 3``.
+        names: value → name; others take their name from the file, else ``label 3``.
 
     Returns:
-        ``(I, J, K)`` uint8 in the axes of the image, where the smaller of overlapping segments is seen, and the name of
+        ``(I, J, K)`` uint8 in the axes of the image, where the smaller of overlapping segments wins, and the name of
         each value that occurs.
 
     Raises:
         VolumeError: damaged, not on the grid of the image, or more than 255 segments.
     """
-    drawn = _raw(path, image) if path.suffix == ".bin" else read_segmentation(path, image)
-    array = drawn.volume.array
+    annotation = _raw(path, image) if path.suffix == ".bin" else read_segmentation(path, image)
+    array = annotation.volume.array
     named: dict[int, str] = {}
-    if drawn.segments is None:
-        if int(array.max()) > _MOST:
+    if annotation.segments is None:
+        if int(array.max()) > _MAX_VALUE:
             raise _too_many(path, int(array.max()))
         values = np.flatnonzero(np.bincount(array.ravel()))
         labels = array
@@ -49,13 +48,15 @@ def read_label(path: Path, image: Volume, names: Mapping[int, str]) -> tuple[np.
     else:
         labels = np.zeros(array.shape, np.uint16)
         counts = np.bincount(array.ravel())
-        members = {int(number): [int(value) for value in text.split("+")] for number, text in drawn.segments.items()}
+        members = {
+            int(number): [int(value) for value in text.split("+")] for number, text in annotation.segments.items()
+        }
         sizes = {number: sum(counts[value] for value in values) for number, values in members.items()}
         for number in sorted((each for each in sizes if sizes[each]), key=lambda each: -sizes[each]):
             labels[np.isin(array, members[number])] = number
-            title = drawn.titles.get(str(number), "").strip()
+            title = annotation.titles.get(str(number), "").strip()
             named[number] = names.get(number) or title or f"label {number}"
-    if max(named, default=0) > _MOST:
+    if max(named, default=0) > _MAX_VALUE:
         raise _too_many(path, max(named))
     return labels.astype(np.uint8), named
 
@@ -69,7 +70,7 @@ def write_label_as_seg(
     scan: Path,
     caveats: Sequence[Caveat] | None,
 ) -> None:
-    """Write a label map as DICOM SEG, a segment for each value, coded by its name, with what to know of it.
+    """Write a label map as DICOM SEG: one segment for each value, coded by its name, with its caveats.
 
     Args:
         labels: ``(I, J, K)`` on the grid of the image.
@@ -77,7 +78,7 @@ def write_label_as_seg(
         image: the scan.
         path: of the SEG.
         scan: folder of the series.
-        caveats: of the model's result that this is; None where a person has seen it, who may have corrected it.
+        caveats: of the model's result; None for a label that a person has reviewed.
 
     Raises:
         VolumeError: the label map is empty, or no SEG of this series can be written.
@@ -103,7 +104,7 @@ def write_label_as_seg(
 
 
 def _too_many(path: Path, value: int) -> VolumeError:
-    msg = f"{path}: label values up to {value}; a label map of this server holds 1 to {_MOST}"
+    msg = f"{path}: label values up to {value}; a label map of this server holds 1 to {_MAX_VALUE}"
     return VolumeError(msg, reason="labels")
 
 
