@@ -1,10 +1,10 @@
-"""A folder of scans: MONAI Label's datastore, made safe for several processes, full disks and kills.
+"""Datastore of a folder: MONAI Label's, made safe for several processes, full disks and kills.
 
-A batch or a training runs in a process of its own that knows the list of scans and labels as it was when it started.
-MONAI Label would write that list back with every label, and so forget the names of labels that were saved meanwhile.
-Here each change is alone and starts from the file. A change of a scan or label and of the list becomes true in one
-step: the list announces it, then one rename or removal of a file makes it true, then the list is tidied up. Whoever
-finds an announcement looks at that file, and knows whether it came true.
+MONAI Label keeps the list of scans and labels in memory and writes all of it with every change. A batch or a training,
+which runs in a process of its own, would overwrite changes made since it started. Here every change locks the list and
+starts from the file. A change of a file and of the list is atomic (write-ahead): the list announces the change, one
+rename or removal of the file commits it, then the list is cleaned up. A reader that finds an announcement checks that
+file to know whether the change was committed.
 """
 
 from __future__ import annotations
@@ -38,37 +38,37 @@ _log = logging.getLogger(__name__)
 SCANS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
 _LIST = "datastore_v2.json"
 _CHANGES = "changes"
-"""Names the lock, and the temporary files of whoever holds it."""
+"""Name of the lock, and of the temporary files of its holder."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _alone(change: Callable[Concatenate[FolderDatastore, _P], _R]) -> Callable[Concatenate[FolderDatastore, _P], _R]:
-    """A method that changes the list: it waits for its turn among all processes, and sees what the last one wrote."""
+def _locked(change: Callable[Concatenate[FolderDatastore, _P], _R]) -> Callable[Concatenate[FolderDatastore, _P], _R]:
+    """Decorate a method that changes the list: it holds the lock, and starts from the file."""
 
     @functools.wraps(change)
-    def changed(self: FolderDatastore, /, *arguments: _P.args, **options: _P.kwargs) -> _R:
-        with self._turn():
+    def locked(self: FolderDatastore, /, *arguments: _P.args, **options: _P.kwargs) -> _R:
+        with self._lock_and_read():
             return change(self, *arguments, **options)
 
-    return changed
+    return locked
 
 
 class _Change(BaseModel):
-    """What is about to happen to an image or its labels."""
+    """An announced change of an image or its labels."""
 
     image: str
     after: ImageLabelModel | None
-    """Its entry of the list then; None: it has none."""
+    """Its new entry; None: it is removed."""
     file: str
-    """Below the folder: as soon as it is as said here, the change has happened. "": of the list alone."""
+    """Path below the folder whose state commits the change; "": only the list changes."""
     sha256: str = ""
-    """Of that file; "" if it goes."""
-    leaving: list[str] = []
-    """Files that go afterwards."""
+    """Hash of that file; "" if it is removed."""
+    obsolete: list[str] = []
+    """Files to delete afterwards."""
 
-    def has_happened(self, folder: Path) -> bool:
+    def is_committed(self, folder: Path) -> bool:
         path = folder / self.file
         if not self.file:
             return True
@@ -78,16 +78,16 @@ class _Change(BaseModel):
 
 
 class FolderDatastore(LocalDatastore):
-    """Scans in a folder, their labels below ``labels/TAG``, and a list of both with what was saved along with them.
+    """Scans in a folder, labels below ``labels/TAG``, and a list of both with their metadata.
 
-    Methods that change something leave all as it was when they raise; only where the disk does not confirm what is
-    changed already, StorageError says so.
+    A method that raises has changed nothing, except for a StorageError which says that the disk does not confirm a
+    change already made.
 
     Args:
-        folder: of the scans; no scan in folders below it is seen.
-        endings: patterns of the scans' names.
-        auto_reload: whether files that are put there or taken away are noticed.
-        read_only: whether the list stays as it is at the start.
+        folder: of the scans; its subfolders are not searched.
+        endings: patterns of the scans' file names.
+        auto_reload: watch the folder for added and removed files.
+        read_only: never write the list.
 
     Raises:
         DatasetError: the list is damaged.
@@ -96,7 +96,7 @@ class FolderDatastore(LocalDatastore):
     def __init__(self, folder: str, *, endings: Sequence[str] = SCANS, auto_reload: bool, read_only: bool) -> None:
         self._root = Path(folder)
         self._held = FileLock(self._root / f".lock-{_CHANGES}")
-        self._leaving: list[str] = []
+        self._obsolete: list[str] = []
         self._announced: _Change | None = None
         self._config_ts: Any
         try:
@@ -106,30 +106,30 @@ class FolderDatastore(LocalDatastore):
         except ValueError as error:
             msg = (
                 f"{self._root / _LIST}: damaged; put back an older copy, or rename it and start again: "
-                "scans and labels stay, the names of the labels' segments would be lost"
+                "scans and labels stay, but the segment names are lost"
             )
             raise DatasetError(msg) from error
         if not read_only:
             self._sweep()
         if auto_reload and (handler := getattr(self, "_handler", None)) is not None:
-            # Files that are copied in, and another process's list, get their names by a move.
-            handler.on_created = handler.on_deleted = handler.on_moved = self._noticed
-            handler.on_modified = self._list_noticed
+            # Copied files, and the list of another process, appear by a rename.
+            handler.on_created = handler.on_deleted = handler.on_moved = self._on_event
+            handler.on_modified = self._on_list_modified
 
-    @_alone
+    @_locked
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Copy a scan into the folder, but in no other one's place; the same one again changes nothing.
+        """Copy a scan into the folder; adding the same file again changes nothing.
 
         Raises:
-            DatasetError: there is another scan of this id.
+            DatasetError: the id is taken by another scan.
         """
         stem, ending = self._to_id(Path(image_filename).name)
         image_id = image_id or stem
-        self._reconcile_datastore()  # what was put there by hand counts
+        self._reconcile_datastore()  # includes files added by hand
         if (taken := self._datastore.objects.get(image_id)) is not None:
-            there = self._image(image_id, taken)
-            if file_sha256(there) == file_sha256(Path(image_filename)):
-                return image_id  # sent again, since the answer was lost, say
+            existing = self._image(image_id, taken)
+            if file_sha256(existing) == file_sha256(Path(image_filename)):
+                return image_id  # e.g. sent again after a lost response
             msg = f"there is an image {image_id[:60]!a} already; give another id, or remove that one first"
             raise DatasetError(msg)
         name = self._filename(image_id, ending)
@@ -140,7 +140,7 @@ class FolderDatastore(LocalDatastore):
             self._change(_Change(image=image_id, after=entry, file=self._below(file), sha256=sha256), staged)
         return image_id
 
-    @_alone
+    @_locked
     def remove_image(self, image_id: str) -> None:
         """Remove a scan and its labels.
 
@@ -150,11 +150,11 @@ class FolderDatastore(LocalDatastore):
         entry = self._entry(image_id)
         labels = [self._below(self._label(image_id, tag, each)) for tag, each in entry.labels.items()]
         file = self._below(self._image(image_id, entry))
-        self._change(_Change(image=image_id, after=None, file=file, leaving=labels))
+        self._change(_Change(image=image_id, after=None, file=file, obsolete=labels))
 
-    @_alone
+    @_locked
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Copy a label into the folder, in place of the last one with this tag; what fails leaves that one.
+        """Copy a label into the folder; replaces the label of this tag.
 
         Raises:
             UnknownIdError: there is no such scan.
@@ -174,12 +174,12 @@ class FolderDatastore(LocalDatastore):
                 after=entry.model_copy(update={"labels": {**entry.labels, tag: label}}),
                 file=self._below(file),
                 sha256=sha256,
-                leaving=[each for each in old if each != self._below(file)],
+                obsolete=[each for each in old if each != self._below(file)],
             )
             self._change(change, staged)
         return image_id
 
-    @_alone
+    @_locked
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label."""
         entry = self._entry(label_id)
@@ -189,15 +189,15 @@ class FolderDatastore(LocalDatastore):
             file = self._below(self._label(label_id, label_tag, label))
             self._change(_Change(image=label_id, after=after, file=file))
 
-    @_alone
+    @_locked
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Note something about a scan."""
+        """Add metadata to a scan."""
         entry = self._entry(image_id)
         self._note(image_id, entry.model_copy(update={"image": _with(entry.image, info)}))
 
-    @_alone
+    @_locked
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Note something about a label."""
+        """Add metadata to a label."""
         entry = self._entry(label_id)
         if (label := entry.labels.get(label_tag)) is None:
             msg = f"no label {label_id[:64]!a} with the tag {label_tag[:64]!a} in the datastore"
@@ -206,38 +206,40 @@ class FolderDatastore(LocalDatastore):
         self._note(label_id, entry.model_copy(update={"labels": labels}))
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """ZIP of images and final labels, which the caller removes."""
+        """ZIP of images and final labels; the caller removes it."""
         return zipped(self.datalist()[: limit_cases or None], self.json())
 
-    @_alone
+    @_locked
     def _reconcile_datastore(self) -> None:
         Path(self._datastore.label_path(None)).mkdir(parents=True, exist_ok=True)
         super()._reconcile_datastore()
 
-    def _noticed(self, event: Any) -> None:
-        """Of the thread that watches the folder, which an error would end."""
+    def _on_event(self, event: Any) -> None:
+        """Handler of the watching thread, which an exception would end."""
         try:
             if str(getattr(event, "dest_path", "") or event.src_path) == self._datastore_config_path:
-                with self._turn():  # which reads it; outside it, what was read could undo a change under way
+                with self._lock_and_read():  # reads it; without the lock, reading could undo a change in progress
                     pass
             else:
                 self.refresh()
-        except Exception:  # noqa: BLE001 (whatever it is, the next change must be noticed too)
-            _log.exception("a change in the folder could not be taken up")
+        except Exception:  # noqa: BLE001 (the thread must go on)
+            _log.exception("a change in the folder could not be read")
 
-    def _list_noticed(self, event: Any) -> None:
-        """Of scans and labels that grow the end is awaited; they are read when they are asked for."""
+    def _on_list_modified(self, event: Any) -> None:
+        """React to changes of the list only: scans and labels may still be growing."""
         if str(event.src_path) == self._datastore_config_path:
-            self._noticed(event)
+            self._on_event(event)
 
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
-        """As MONAI Label's, without hidden files, and without those that were removed but could not be deleted yet."""
+        """As MONAI Label's, without hidden files and removed files that could not be deleted yet."""
         found = super()._list_files(path, patterns)
-        gone = {self._root / each for each in self._leaving}
-        return {name: file for name, file in found.items() if not name.startswith(".") and Path(path, file) not in gone}
+        hidden = {self._root / each for each in self._obsolete}
+        return {
+            name: file for name, file in found.items() if not name.startswith(".") and Path(path, file) not in hidden
+        }
 
     def _remove_non_existing(self) -> int:
-        """As MONAI Label's, which empties the list for a moment: who asks just then finds nothing."""
+        """As MONAI Label's, but other threads never see an empty list."""
         self._init_from_datastore_file()
         store, kept, gone = self._datastore, {}, 0
         for name, entry in store.objects.items():
@@ -251,23 +253,23 @@ class FolderDatastore(LocalDatastore):
             store.objects = kept
         return gone
 
-    # The list, and how it changes.
+    # Changing the list.
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _lock_and_read(self) -> Iterator[None]:
         with self._held:
             if self._held.lock_counter == 1:
                 self._read_anew()
-                if self._announced is not None or self._leaving:  # of one that was killed, or met a full disk
-                    self._tidy_up()
+                if self._announced is not None or self._obsolete:  # after a kill or a full disk
+                    self._clean_up()
             yield
 
     def _read_anew(self) -> None:
-        self._config_ts = None  # whatever its time: two processes may write within one tick of the clock
+        self._config_ts = None  # two processes may write within one tick of the clock
         self._init_from_datastore_file()
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Read the list, unless it is the one that was read; an announced change counts if it has happened."""
+        """Read the list if it has changed; applies an announced change if it was committed."""
         try:
             with Path(self._datastore_config_path).open(encoding="utf-8") as file:
                 stamp = _stamp(os.fstat(file.fileno()))
@@ -280,20 +282,20 @@ class FolderDatastore(LocalDatastore):
             content = json.loads(text)
             store = LocalDatastoreModel.model_validate(content)
             announced = _Change.model_validate(content["change"]) if "change" in content else None
-            leaving = [str(each) for each in content.get("leaving", [])]
+            obsolete = [str(each) for each in content.get("obsolete", [])]
         except ValueError:
             _log.exception("%s: damaged", self._datastore_config_path)
             if throw_exception:
                 raise
             return
-        happened = announced is not None and announced.has_happened(self._root)
+        happened = announced is not None and announced.is_committed(self._root)
         store.base_path = self._datastore_path
-        self._datastore, self._announced, self._leaving, self._config_ts = store, announced, leaving, stamp
+        self._datastore, self._announced, self._obsolete, self._config_ts = store, announced, obsolete, stamp
         if announced is not None and happened:
-            self._take_up(announced)
+            self._apply(announced)
 
     def _update_datastore_file(self, lock: bool = True) -> None:
-        """After a look at the folder: what was found there stays true if it cannot be written now."""
+        """Write the list after a scan of the folder; a failure is only logged."""
         try:
             self._write_list()
         except OSError as error:
@@ -303,8 +305,8 @@ class FolderDatastore(LocalDatastore):
         content = self._datastore.model_dump(exclude={"base_path"})
         if announced is not None:
             content["change"] = announced.model_dump()
-        if self._leaving:
-            content["leaving"] = self._leaving
+        if self._obsolete:
+            content["obsolete"] = self._obsolete
         path = Path(self._datastore_config_path)
         with _temporary(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
@@ -314,14 +316,14 @@ class FolderDatastore(LocalDatastore):
         self._config_ts, self._announced = stamp, announced
 
     def _note(self, image_id: str, entry: ImageLabelModel) -> None:
-        """Change the list alone."""
+        """Change the list only."""
         self._change(_Change(image=image_id, after=entry, file=""))
 
     def _change(self, change: _Change, staged: Path | None = None) -> None:
-        """Make a change true, on disk and here.
+        """Commit a change on disk and in memory.
 
         Args:
-            change: what.
+            change: the change.
             staged: becomes the change's file; None: that file is removed.
 
         Raises:
@@ -330,8 +332,8 @@ class FolderDatastore(LocalDatastore):
         """
         file = self._root / change.file
         try:
-            if change.has_happened(self._root):  # the list is all there is to change
-                self._take_up(change)
+            if change.is_committed(self._root):  # only the list changes
+                self._apply(change)
                 self._write_list()
             else:
                 self._write_list(change)
@@ -340,51 +342,51 @@ class FolderDatastore(LocalDatastore):
                     os.replace(staged, file)
                 else:
                     file.unlink()
-                self._take_up(change)
+                self._apply(change)
         except BaseException:
             self._recover()
             raise
         confirm(Path(self._datastore_config_path) if self._announced is None else file)
-        if self._announced is not None or self._leaving:
-            self._tidy_up()
+        if self._announced is not None or self._obsolete:
+            self._clean_up()
 
-    def _take_up(self, change: _Change) -> None:
-        """In a new mapping: others may be reading the old one."""
+    def _apply(self, change: _Change) -> None:
+        """Apply a change in a new mapping: other threads may be reading the old one."""
         others = {image: entry for image, entry in self._datastore.objects.items() if image != change.image}
         self._datastore.objects = others if change.after is None else {**others, change.image: change.after}
-        self._leaving = [each for each in self._leaving if each != change.file] + change.leaving
+        self._obsolete = [each for each in self._obsolete if each != change.file] + change.obsolete
 
-    def _tidy_up(self) -> None:
-        """Delete what has left, and write the list without an announcement; what fails is done at the next turn."""
+    def _clean_up(self) -> None:
+        """Delete obsolete files and the announcement; what fails is retried at the next change."""
         try:
-            for each in self._leaving:
+            for each in self._obsolete:
                 with contextlib.suppress(OSError):
                     (self._root / each).unlink(missing_ok=True)
-            self._leaving = [each for each in self._leaving if os.path.lexists(self._root / each)]
+            self._obsolete = [each for each in self._obsolete if os.path.lexists(self._root / each)]
             self._write_list()
         except OSError as error:
-            _log.warning("%s: not tidied up yet: %s", self._datastore_config_path, why(error))
+            _log.warning("%s: not cleaned up yet: %s", self._datastore_config_path, why(error))
 
     def _recover(self) -> None:
-        """After a failure: what is true is what is on disk."""
+        """Read the state from the disk after a failure."""
         try:
             self._read_anew()
         except OSError as error:
             _log.warning("%s: not read: %s", self._datastore_config_path, why(error))
         else:
             if self._announced is not None:
-                self._tidy_up()
+                self._clean_up()
 
-    @_alone
+    @_locked
     def _sweep(self) -> None:
-        """Remove the temporary files of killed processes: whoever makes them holds the lock, and now we do."""
+        """Remove temporary files of killed processes; their writers hold the lock, as we do now."""
         labels = Path(self._datastore.label_path(None))
         for folder in (self._root, *(each for each in labels.iterdir() if each.is_dir())):
             sweep(folder, lock=_CHANGES)
 
     @contextlib.contextmanager
     def _staged(self, source: str, target: Path) -> Iterator[tuple[Path, str]]:
-        """A copy on disk beside its place, and its hash."""
+        """A synced copy beside its target, and its hash."""
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True)
             sync(target.parent.parent)
@@ -411,7 +413,7 @@ class FolderDatastore(LocalDatastore):
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A name beside a file, for whoever holds the lock; nothing is left of it."""
+    """A temporary path beside a file, for the holder of the lock; removed afterwards."""
     path = temporary_beside(target, lock=_CHANGES)
     try:
         yield path

@@ -1,8 +1,8 @@
-"""Labels that are kept here for the scans of a DICOMweb server: ``TAG/UID.nii.gz`` and what was saved along with it.
+"""Label files of a DICOMweb datastore: ``TAG/UID.nii.gz`` with metadata in ``TAG/UID.json``.
 
-A label and its names become true in one step. ``TAG/UID.json`` announces the new names beside the old ones, then one
-rename of the voxels makes them true, then the old names go. Whoever finds an announcement looks at the voxels, and
-knows whether it came true.
+A label and its metadata change atomically (write-ahead): the JSON file announces the new metadata beside the old, one
+rename of the label file commits it, then the old metadata is removed. A reader that finds an announcement compares
+hashes to know whether it was committed.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ _log = logging.getLogger(__name__)
 
 _ANNOUNCED = "announced"
 _NAME = "name"
-"""Of the file of voxels."""
-_OURS = (_ANNOUNCED, _NAME, SHA256)
+"""Key of the label's file name."""
+_RESERVED = (_ANNOUNCED, _NAME, SHA256)
 _ENDINGS = sorted(UPLOADS, key=len, reverse=True)
 
 Label = tuple[Path, dict[str, Any]]
-"""File and information of a label."""
+"""File and metadata of a label."""
 
 
 class LabelStore:
-    """The labels of a folder, which several processes may use at once.
+    """Labels in a folder that several processes may share.
 
-    Methods that change something leave all as it was when they raise, and what they changed is on the disk when they
-    return; only where the disk does not confirm what is changed already, StorageError says so.
+    Changes are on the disk when a method returns. A method that raises has changed nothing, except for a StorageError
+    which says that the disk does not confirm a change already made.
 
     Args:
         root: the folder; it exists.
-        lock: file that whoever changes a label locks.
+        lock: lock file for all changes.
     """
 
     def __init__(self, root: Path, lock: Path) -> None:
         self.root = root
         self._lock = lock
-        self._tidy_up()
+        self._clean_up()
 
     def tags(self, image: str) -> list[str]:
         """Tags of the labels of an image."""
@@ -70,24 +70,24 @@ class LabelStore:
         }
 
     def get(self, image: str, tag: str) -> Label | None:
-        """A label, if there is one whose information can be read."""
+        """A label, if it exists and its metadata can be read."""
         folder = self.root / tag
         try:
-            info = _true(folder, _content(folder / f"{image}.json"))
+            info = _committed(folder, _content(folder / f"{image}.json"))
         except (OSError, ValueError):
             return None
         path = folder / str(info.get(_NAME, ""))
         return (path, info) if info and path.is_file() else None
 
     def keep(self, image: str, tag: str, labels: np.ndarray, grid: Volume, info: Mapping[str, Any]) -> Label:
-        """Write a label map and its information; returns both, as :meth:`get` does.
+        """Write a label map and its metadata; returns both, as :meth:`get`.
 
         Args:
             image: its image.
             tag: e.g. ``"final"``.
             labels: ``(I, J, K)`` on the grid.
             grid: the scan.
-            info: what to remember.
+            info: metadata.
 
         Raises:
             StorageError: it cannot be written.
@@ -95,11 +95,11 @@ class LabelStore:
         return self._save(image, tag, ".nii.gz", info, lambda path: write_label_map(labels, grid, path))
 
     def copy(self, image: str, tag: str, source: Path, ending: str, info: Mapping[str, Any]) -> Label:
-        """Keep a label's file as it is; otherwise as :meth:`keep`."""
+        """Copy a label file unchanged; otherwise as :meth:`keep`."""
         return self._save(image, tag, ending, info, lambda path: shutil.copyfile(source, path))
 
     def note(self, image: str, tag: str, info: Mapping[str, Any]) -> None:
-        """Note something about a label that is there.
+        """Add metadata to an existing label.
 
         Raises:
             StorageError: it cannot be written.
@@ -109,7 +109,7 @@ class LabelStore:
         try:
             with FileLock(self._lock):
                 if before := self._settled(folder, image):
-                    _write(note, {**before, **_foreign(info)})
+                    _write(note, {**before, **_without_reserved(info)})
                     confirm(note)
         except OSError as error:
             raise _cannot(note, error) from error
@@ -127,7 +127,7 @@ class LabelStore:
                 self._settled(folder, image)
                 note.unlink(missing_ok=True)
                 confirm(note)
-                with contextlib.suppress(OSError):  # no information names the voxels any more
+                with contextlib.suppress(OSError):  # no metadata refers to the file any more
                     self._settled(folder, image)
         except OSError as error:
             raise _cannot(note, error) from error
@@ -140,10 +140,10 @@ class LabelStore:
         staged = temporary_beside(file)
         try:
             _stage(staged, file, write)
-            known = {**_foreign(info), _NAME: file.name, SHA256: file_sha256(staged)}
+            known = {**_without_reserved(info), _NAME: file.name, SHA256: file_sha256(staged)}
             with FileLock(self._lock):
                 before = self._settled(folder, image)
-                if _is_there(folder, known):  # these very voxels, so that the information is all there is to change
+                if _is_there(folder, known):  # the same voxels: only the metadata changes
                     _write(note, known)
                     confirm(note)
                 else:
@@ -151,7 +151,7 @@ class LabelStore:
                     sync(folder)
                     os.replace(staged, file)
                     confirm(file)
-                with contextlib.suppress(OSError):  # else by whoever comes next
+                with contextlib.suppress(OSError):  # retried by the next change
                     self._settled(folder, image)
         except OSError as error:
             raise _cannot(file, error) from error
@@ -161,17 +161,17 @@ class LabelStore:
         return file, known
 
     def _settled(self, folder: Path, image: str) -> dict[str, Any]:
-        """Tidy up, holding the lock: no announcement stays, nor a file that nothing names; returns what is true.
+        """Remove announcements and unreferenced files, holding the lock; returns the committed metadata.
 
         Raises:
-            OSError: the disk refuses; what is true stays true.
+            OSError: the disk refuses; the label stays as it was.
         """
         note = folder / f"{image}.json"
         try:
             content = _content(note)
         except ValueError:
-            return {}  # damaged: the voxels stay, to be named again
-        info = _true(folder, content)
+            return {}  # damaged metadata: the label file stays
+        info = _committed(folder, content)
         if not info and content:
             note.unlink()
         elif info != content:
@@ -181,8 +181,8 @@ class LabelStore:
                 (folder / name).unlink(missing_ok=True)
         return info
 
-    def _tidy_up(self) -> None:
-        """After processes that were killed."""
+    def _clean_up(self) -> None:
+        """Clean up after killed processes."""
         with contextlib.suppress(OSError), FileLock(self._lock):
             for folder in self._folders():
                 sweep(folder)
@@ -190,14 +190,14 @@ class LabelStore:
                     try:
                         self._settled(folder, image)
                     except OSError as error:
-                        _log.warning("%s: a label of %s is not tidied up yet: %s", folder, image, why(error))
+                        _log.warning("%s: label of %s not cleaned up yet: %s", folder, image, why(error))
 
     def _folders(self) -> list[Path]:
         return [folder for folder in self.root.iterdir() if folder.is_dir()]
 
 
 def _stage(staged: Path, file: Path, write: Callable[[Path], object]) -> None:
-    """Write what will become a file, onto the disk; its folder is made if need be."""
+    """Write and sync a temporary file; creates the folder if needed."""
     folder = file.parent
     if not folder.is_dir():
         folder.mkdir(exist_ok=True)
@@ -216,13 +216,13 @@ def _image(name: str) -> str:
     return name.removesuffix(next((ending for ending in (".json", *_ENDINGS) if name.endswith(ending)), ""))
 
 
-def _foreign(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Without keys that are ours to set."""
-    return {key: value for key, value in info.items() if key not in _OURS}
+def _without_reserved(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that this class sets."""
+    return {key: value for key, value in info.items() if key not in _RESERVED}
 
 
-def _true(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The information that counts: what is announced, once the voxels are the announced ones."""
+def _committed(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The valid metadata: the announced one if the label file has its hash."""
     announced = content.get(_ANNOUNCED)
     if isinstance(announced, dict) and _is_there(folder, announced):
         return announced
@@ -248,13 +248,13 @@ def _content(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     if not isinstance(content, dict):
-        msg = f"{file}: no JSON object"
+        msg = f"{file}: not a JSON object"
         raise ValueError(msg)
     return content
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    """In one step; that it is on the disk, and stays under its name, is for the caller to confirm."""
+    """Write atomically and sync the file; the caller confirms its name."""
     with atomic_path(file, durable=False) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
         sync(temporary)

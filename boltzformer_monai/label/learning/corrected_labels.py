@@ -1,4 +1,4 @@
-"""The final labels of the datastore, with the names that were saved with them, as slices to train on."""
+"""Convert the final labels of the datastore to a slice dataset for training."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class CorrectedLabel:
         image_id: of its image.
         image: file or DICOM folder.
         label: file.
-        names: label value → name as saved.
+        names: label value → name.
         digest: changes with the label and its names.
-        sha256: of the file, "" if that is not known.
+        sha256: of the file, "" if unknown.
     """
 
     image_id: str
@@ -51,21 +51,21 @@ class CorrectedLabel:
 
 
 def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
-    """All final labels whose names are known; what cannot be used is logged and left out."""
+    """All usable final labels with names; others are logged and skipped."""
     found: list[CorrectedLabel] = []
     for image_id in sorted(datastore.get_labeled_images()):
         try:
             image, label = image_path(datastore, image_id), label_path(datastore, image_id, _FINAL)
         except BoltzFormerError as error:
-            _log.warning("%s: its label is left out: %s", image_id, error)
+            _log.warning("%s: label skipped: %s", image_id, error)
             continue
         info = datastore.get_label_info(image_id, _FINAL)
         names, sha256 = names_in(info), file_sha256(label)
         if not names:
-            _log.warning("%s: its label is left out: no names were saved with it", image_id)
+            _log.warning("%s: label skipped: no names were saved with it", image_id)
             continue
         if info.get(SHA256, sha256) != sha256:
-            _log.warning("%s: its label is left out: the file is not the one that the names were saved with", image_id)
+            _log.warning("%s: label skipped: the file is not the one that the names were saved with", image_id)
             continue
         content = json.dumps([image_id, sha256, sorted(names.items())], ensure_ascii=False)
         digest = hashlib.sha256(content.encode()).hexdigest()
@@ -76,17 +76,17 @@ def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
 def write_slices(
     labels: Sequence[CorrectedLabel], folder: Path, *, data: Mapping[str, Any], modality: str | None, neighbours: int
 ) -> list[CorrectedLabel]:
-    """Bring the slice dataset up to date: new and changed labels are sliced, removed ones leave it.
+    """Update the slice dataset: slice new and changed labels, drop removed ones.
 
     Args:
         labels: all of them.
         folder: of the dataset.
-        data: what the checkpoint says of its training slices: windows, sites and plane.
-        modality: of scans that do not state theirs.
-        neighbours: slices on either side that the network sees.
+        data: the checkpoint's description of its training slices: windows, sites and plane.
+        modality: for scans that do not state theirs.
+        neighbours: slices on either side in the network's input.
 
     Returns:
-        Those that are in the dataset now.
+        The labels in the dataset.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -95,17 +95,15 @@ def write_slices(
     known = sorted({str(entry["modality"]) for entry in data.get("targets", [])})
     with SliceWriter(folder, name="corrected labels", val_fraction=0) as writer:
         wanted = {_volume_id(each) for each in labels}
-        for gone in writer.hide([name for name in writer.records if name not in wanted]):
-            writer.drop(gone)
+        for removed in writer.hide([name for name in writer.records if name not in wanted]):
+            writer.drop(removed)
         for each in labels:
             name = _volume_id(each)
             if name in writer.records:
                 used.append(each)
                 continue
             if each.sha256 and not (each.label.is_file() and file_sha256(each.label) == each.sha256):
-                _log.warning(
-                    "%s: its label was saved again or removed just now: left to the next training", each.image_id
-                )
+                _log.warning("%s: label changed meanwhile: left to the next training", each.image_id)
                 continue
             try:
                 image = read_volume(each.image, tilt="keep")
@@ -125,20 +123,20 @@ def write_slices(
             except StorageError:
                 raise
             except BoltzFormerError as error:
-                _log.warning("%s: its label is left out: %s", each.image_id, error)
+                _log.warning("%s: label skipped: %s", each.image_id, error)
                 continue
             used.append(each)
     return used
 
 
 def _volume_id(label: CorrectedLabel) -> str:
-    """An id that changes with the label, so that a corrected one replaces it."""
+    """A volume id that changes with the label."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", label.image_id).strip("-")[:60] or "scan"
     return f"{plain}-{label.digest[:16]}"
 
 
 def _trained_as(names: Mapping[int, str], modality: str, data: Mapping[str, Any]) -> tuple[str, GreyScale | None]:
-    """Site and window in which the checkpoint saw these targets, or most of its targets if it knows none of them."""
+    """The most common site and window of these targets in the checkpoint, or of all its targets if it knows none."""
     targets = [entry for entry in data.get("targets", []) if entry["modality"] == modality]
     wanted = {normalise_target(name) for name in names.values()}
     alike = [entry for entry in targets if entry["target"] in wanted] or targets

@@ -1,4 +1,4 @@
-"""How uncertain the model is about each scan: the entropy of repeated sampling, and the presence of what is asked."""
+"""Uncertainty scores for active learning: entropy of repeated sampling, and of the presence head."""
 
 from __future__ import annotations
 
@@ -24,25 +24,24 @@ from boltzformer_monai.storage import atomic_path
 _log = logging.getLogger(__name__)
 
 REPEATS = 4
-UNUSABLE = -1.0  # the score of a scan that cannot be segmented: it is handed out last
+UNUSABLE = -1.0  # score of a scan that cannot be segmented: it comes last
 
 
 class UncertaintyScoring(ScoringMethod):
     """Scores every scan without a final label, once for each checkpoint and set of prompts.
 
-    The scores go to a file of the workspace, not to the datastore's: this runs in a process beside the server, and
-    writing the same file from both could lose a label that was saved in between.
+    The scores are stored in the workspace, not in the datastore: scoring runs in another process than the server.
 
     Args:
-        service: segments.
+        service: runs the segmentations.
     """
 
     def __init__(self, service: SegmentService) -> None:
-        super().__init__("How much the model's repeated samplings disagree about a scan")
+        super().__init__("Mean entropy of the model's repeated samplings of a scan")
         self.service = service
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, float]:
-        """Score what is not scored yet; returns the scores by image.
+        """Score images without a current score; returns all scores by image.
 
         Raises:
             BoltzFormerError: the request or the checkpoint cannot be used.
@@ -77,15 +76,15 @@ class UncertaintyScoring(ScoringMethod):
 def uncertainty_score(segmented: Segmented) -> float:
     """0 (certain) to 1: the largest of the prompts' scores.
 
-    A prompt's is the mean entropy in bits over its voxels that are uncertain or found; where nothing was found, it is
-    the entropy of the presence: an object that may be there or not is worth a look as well.
+    A prompt's score is the mean entropy in bits over voxels with a probability of at least 0.1; if nothing was found,
+    it is the entropy of the presence probability.
     """
     result = segmented.result
     scores = [0.0]
     for index, finding in enumerate(result.findings):
         entropy = result.entropy(index)
         probability = result.probability(index)
-        region = probability >= 26  # a tenth
+        region = probability >= 26  # 0.1 of 255
         if entropy is not None and region.any():
             scores.append(float(entropy[region].mean(dtype=np.float64)) / 255)
         if not finding.found and finding.presence is not None and 0 < finding.presence < 1:
@@ -95,12 +94,12 @@ def uncertainty_score(segmented: Segmented) -> float:
 
 
 def scores_file(service: SegmentService) -> Path:
-    """Where the scores are."""
+    """Path of the scores."""
     return service.settings.workspace / "scores.json"
 
 
 def read_scores(service: SegmentService) -> dict[str, Any]:
-    """What was scored so far: image → ``{"score", "of"}``."""
+    """Stored scores: image → ``{"score", "of"}``."""
     try:
         content = read_json(scores_file(service))
     except (OSError, ValueError):
@@ -109,7 +108,7 @@ def read_scores(service: SegmentService) -> dict[str, Any]:
 
 
 def write_scores(service: SegmentService, scores: dict[str, Any]) -> None:
-    """Keep the scores.
+    """Store the scores.
 
     Raises:
         StorageError: they cannot be written.

@@ -1,4 +1,4 @@
-"""Active learning: the scan that the model is least certain of comes next."""
+"""Active learning strategy: the most uncertain scan comes next."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from boltzformer_monai.label.service import SegmentService
 
 
 class MostUncertain(Strategy):
-    """Takes the unlabelled scan of the highest score; scans without a score come first, in the order of their ids.
+    """The unlabelled scan with the highest score; scans without a score come first, by id.
 
-    A scan that was handed out comes last until the others were, so that several readers do not get the same.
+    A scan that was handed out comes after all others, so that several annotators do not get the same one.
 
     Args:
-        service: knows where the scores are.
+        service: for the path of the scores.
     """
 
     def __init__(self, service: SegmentService) -> None:
-        super().__init__("The scan whose repeated samplings disagree most; run /scoring/uncertainty first")
+        super().__init__("The scan with the highest uncertainty score; run /scoring/uncertainty first")
         self.service = service
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:

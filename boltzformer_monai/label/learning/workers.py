@@ -1,4 +1,4 @@
-"""The processes that MONAI Label starts for trainings, scorings and batches: they step back and end with the server."""
+"""Background processes (training, scoring, batches): run at low priority; terminate with the server."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ __all__ = ["in_background", "stop_background_tasks"]
 
 _log = logging.getLogger(__name__)
 
-_NICER = 15  # requests of people, who wait, get nearly all of a busy machine
+_NICENESS = 15  # interactive requests come first
 FAILED = 2
 
 
 @contextlib.contextmanager
 def in_background(background: bool) -> Iterator[None]:
-    """For the work of such a process: it lets others go first, and says its users' mistakes in one line.
+    """Run at low priority and log user errors in one line.
 
     Args:
-        background: whether this is one; in the server itself nothing changes.
+        background: whether this is a background process; in the server itself nothing changes.
 
     Raises:
-        SystemExit: the work cannot be done; the line is in the log.
+        SystemExit: a user error, after it was logged.
     """
     if not background:
         yield
         return
     if hasattr(os, "nice"):
-        os.nice(_NICER)
+        os.nice(_NICENESS)
     try:
         yield
     except Exception as error:
@@ -45,7 +45,7 @@ def in_background(background: bool) -> Iterator[None]:
 
 
 def stop_background_tasks() -> None:
-    """Forget what waits, stop what runs; a training that is stopped goes on when it is asked for again."""
+    """Cancel waiting tasks and terminate running ones; a training resumes when it is started again."""
     for method, executor in utils.background_executors.items():
         executor.shutdown(wait=False, cancel_futures=True)
         while utils.processes(method):

@@ -216,7 +216,7 @@ def test_a_list_that_was_noticed_undoes_no_change_under_way(
     event = SimpleNamespace(src_path=path, dest_path="" if how == "modified" else path)
     opened(studies).update_image_info("s1", {"seen": True})
     read, replaced = threading.Event(), threading.Event()
-    validate, tidy_up = module.LocalDatastoreModel.model_validate, FolderDatastore._tidy_up
+    validate, clean_up = module.LocalDatastoreModel.model_validate, FolderDatastore._clean_up
     watcher = threading.Thread(target=getattr(handler, f"on_{how}"), args=(event,))
 
     def slowly(content: Any) -> Any:
@@ -229,10 +229,10 @@ def test_a_list_that_was_noticed_undoes_no_change_under_way(
     def tidied(self: FolderDatastore) -> None:
         replaced.set()
         watcher.join(1)  # of an unlocked reading the end falls just here
-        tidy_up(self)
+        clean_up(self)
 
     monkeypatch.setattr(module.LocalDatastoreModel, "model_validate", slowly)
-    monkeypatch.setattr(FolderDatastore, "_tidy_up", tidied)
+    monkeypatch.setattr(FolderDatastore, "_clean_up", tidied)
     watcher.start()
     assert read.wait(10)
     store.save_label("s0", str(tmp_path / "label.nrrd"), "final", {"label_info": [{"name": "tumour", "idx": 1}]})
