@@ -19,7 +19,7 @@ from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigEr
 
 _log = logging.getLogger(__name__)
 
-_MAIN = '''"""What MONAI Label loads; logs lie beside it."""
+_MAIN = '''"""MONAI Label app; logs lie beside this file."""
 
 from boltzformer_monai.label.app import BoltzFormerApp
 
@@ -28,7 +28,7 @@ __all__ = ["BoltzFormerApp"]
 
 
 class MissingExtraError(BoltzFormerError):
-    """A part of the package is not installed."""
+    """An optional dependency is not installed."""
 
 
 def add_parser(commands: Any) -> None:
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "serve",
         help="serve scans to 3D Slicer, OHIF and the browser",
         description="Start a MONAI Label server; the page is at http://HOST:PORT/boltzformer/.",
-        epilog="What it learns from corrected labels is kept in FOLDER/.boltzformer and used at the next start.",
+        epilog="Checkpoints trained on corrected labels are stored in FOLDER/.boltzformer and used at the next start.",
     )
     parser.add_argument(
         "studies", metavar="FOLDER", help="folder of NIfTI or NRRD scans, or address of a DICOMweb server"
@@ -46,13 +46,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
     parser.add_argument(
-        "--workspace", type=Path, metavar="DIR", help="where it keeps what it learns (FOLDER/.boltzformer)"
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="folder for trained checkpoints and scores (FOLDER/.boltzformer)",
     )
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default prompts (the checkpoint's targets)")
-    parser.add_argument("--modality", metavar="CT|MR", help="of scans that do not say it")
+    parser.add_argument("--modality", metavar="CT|MR", help="for scans that do not state theirs")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
     parser.add_argument("--cache-mb", type=int, help="memory for scans and image features (a quarter of the machine's)")
-    parser.add_argument("--memory-gb", type=float, metavar="GB", help="memory that reading one scan may take (half)")
+    parser.add_argument("--memory-gb", type=float, metavar="GB", help="memory limit for reading one scan (half)")
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
     )
@@ -60,7 +63,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check what can be checked at once, then hand over to MONAI Label until the server is stopped.
+    """Check the arguments, then run MONAI Label until the server is stopped.
 
     Raises:
         BoltzFormerError: something is missing or cannot be used.
@@ -96,9 +99,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings = _conf(arguments, studies)
     workspace = Path(settings["workspace"])
     app = _app_folder(workspace)
-    _check_checkpoint(arguments.checkpoint)  # last: it is loaded for it
+    _check_checkpoint(arguments.checkpoint)  # last, since it loads the file
     if not remote:
-        _tell_what_is_served(Path(studies))
+        _warn_of_unserved_files(Path(studies))
     with temporary_folder(workspace):
         _start(app, studies, settings, arguments.host, arguments.port)
 
@@ -119,7 +122,7 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
         conf["prompts"] = "; ".join(arguments.prompts)
     if arguments.modality:
         conf["modality"] = arguments.modality
-    ServerSettings.from_conf(conf, studies=studies)  # refuses unknown keys now, in one line
+    ServerSettings.from_conf(conf, studies=studies)  # reports unknown keys now, in one line
     return conf
 
 
@@ -138,8 +141,8 @@ def _check_folder(studies: Path) -> None:
 _OURS = ("datastore_v2.json", "datastore_v2.json.lock")  # MONAI Label's list and its lock
 
 
-def _tell_what_is_served(studies: Path) -> None:
-    """Say if there is no scan, and what of the folder is not served: it takes image files in the folder itself."""
+def _warn_of_unserved_files(studies: Path) -> None:
+    """Warn if there is no scan, and of files that are not served: only image files in the folder itself are."""
     from boltzformer_monai.io.left_out import find_left_out, read_tree, tell_left_out
     from boltzformer_monai.label.datastore.folder import SCANS
 
@@ -180,11 +183,11 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _app_folder(workspace: Path) -> Path:
-    """MONAI Label writes logs into its app's folder, so that must not be the installed package."""
+    """A folder for the app: MONAI Label writes logs into it, so it must not be the installed package."""
     folder = workspace / "app"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        workspace.chmod(0o700)  # of an earlier version it may be everybody's to read
+        workspace.chmod(0o700)  # it may have been made by MONAI Label's start_server
         (folder / "main.py").write_text(_MAIN, encoding="utf-8")
     except OSError as error:
         msg = f"{folder}: cannot be written ({why(error)}); give another --workspace"
@@ -202,33 +205,33 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
     pairs = [word for key, value in conf.items() for word in ("--conf", key, value)]
     command = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port), *pairs]
     main = Main(actions=("start_server",))
-    os.environ.setdefault("PYTHONPATH", "")  # MONAI Label hands it on to its processes
+    os.environ.setdefault("PYTHONPATH", "")  # MONAI Label passes it to its processes
     _log.info("starting; the page will be at http://%s:%d/boltzformer/", f"[{host}]" if ":" in host else host, port)
     if not settings.MONAI_LABEL_AUTH_ENABLE and not _loopback(host):
         _log.warning(
-            "it listens on %s without a sign-in: whoever reaches this address can read and change all scans "
-            "and labels; leave --host out, or set MONAI_LABEL_AUTH_ENABLE",
+            "listening on %s without sign-in: anybody who reaches this address can read and change all scans "
+            "and labels; omit --host, or set MONAI_LABEL_AUTH_ENABLE",
             host,
         )
     options = main.args_parser().parse_args(command)
-    # MONAI Label keeps the files of sessions in one folder for all its servers, and below the user's home.
+    # By default all servers share one session folder in the user's home.
     settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(Path(conf["workspace"]) / "sessions")
     main.start_server_init_settings(options)
-    served = app_instance()  # what cannot be used is said in one line here; in the web server it would be a traceback
+    served = app_instance()  # errors are one line here; in the web server they would be a traceback
     if studies.startswith(("http://", "https://")):
         try:
             served.datastore().list_images()
-        except StorageError as error:  # it may be back in a minute
+        except StorageError as error:  # it may be back soon
             _log.warning("%s", error)
-    # The web server, once it has stopped, sends itself the signal that stopped it; unheard, that would end the process
-    # before its temporary files are removed.
+    # uvicorn raises the signal that stopped it again; without a handler that would end the process before its temporary
+    # files are removed.
     before = signal.signal(signal.SIGTERM, _stopped)
     try:
         main.action_start_server(options)
     finally:
         signal.signal(signal.SIGTERM, before)
         stop_background_tasks()
-    raise KeyboardInterrupt  # the web server keeps it for itself
+    raise KeyboardInterrupt  # uvicorn handles it
 
 
 def _stopped(number: int, frame: Any) -> NoReturn:

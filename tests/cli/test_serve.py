@@ -168,7 +168,7 @@ def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoi
     text = server.log.read_text()
     assert "Traceback" not in text
     assert f"http://127.0.0.1:{port}/boltzformer/" in text
-    assert "without a sign-in" not in text
+    assert "without sign-in" not in text
     assert text.rstrip().endswith("interrupted")
 
 
@@ -213,11 +213,11 @@ def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
 def test_a_folder_without_scans_is_told(studies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("monailabel")
 
-    serve._tell_what_is_served(studies)
+    serve._warn_of_unserved_files(studies)
     assert not caplog.records
     empty = tmp_path / "empty"
     empty.mkdir()
-    serve._tell_what_is_served(empty)
+    serve._warn_of_unserved_files(empty)
     assert "no scan (*.nii.gz" in caplog.text
 
 
@@ -228,7 +228,7 @@ def test_what_is_not_served_is_told(tmp_path: Path, caplog: pytest.LogCaptureFix
     for name in ("a.nii.gz", "b.mhd", "below/c.nii.gz", "labels/final/a.nii.gz", "datastore_v2.json", ".lock-changes"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    serve._tell_what_is_served(folder)
+    serve._warn_of_unserved_files(folder)
     assert caplog.messages == [f"{folder}: left out, image files: b.mhd, below/c.nii.gz"]
 
 
@@ -248,7 +248,7 @@ def test_listening_elsewhere_is_told(
     with pytest.raises(KeyboardInterrupt):
         serve._start(tmp_path, str(tmp_path), conf, host, 8000)
     assert asked["host"] == host
-    told = [record for record in caplog.records if "without a sign-in" in record.getMessage()]
+    told = [record for record in caplog.records if "without sign-in" in record.getMessage()]
     assert bool(told) is warned
 
 
