@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -112,7 +111,7 @@ def test_a_modality_that_nobody_stated_is_told(client: Any, monkeypatch: pytest.
     body = {"image": "scan_1", "prompts": ["liver"]}
     assert client.post("/boltzformer/api/segment", json=body).json()["assumed_modality"] is None  # the server was told
     service = client.app.state.boltzformer.service
-    monkeypatch.setattr(service, "settings", dataclasses.replace(service.settings, modality=None))
+    monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"modality": None}))
     assert client.post("/boltzformer/api/segment", json=body).json()["assumed_modality"] == "CT"
     stated = client.post("/boltzformer/api/segment", json={**body, "modality": "CT"}).json()
     assert stated["assumed_modality"] is None
