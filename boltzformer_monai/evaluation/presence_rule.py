@@ -1,8 +1,8 @@
 """From the presence probabilities of a volume's slices to the slices that keep their mask (not in the paper).
 
-A single threshold would either lose the faint ends of an object or answer where there is none. Two thresholds with
-hysteresis along the volume do neither: an object must be certain in one slice, and then has every slice in which it
-is plausible. These need not be neighbours: the second lesion need not be as certain as the first.
+A single threshold would either lose the faint ends of an object or predict one where there is none. Two thresholds
+with hysteresis do neither: one slice must reach the high one, and then every slice that reaches the low one keeps its
+mask. These need not be neighbours: the second lesion need not be as certain as the first.
 """
 
 from __future__ import annotations
@@ -93,20 +93,20 @@ class PresenceEvidence(NamedTuple):
     """What is known of one target in the slices of one volume, in their order."""
 
     probabilities: np.ndarray
-    """``(K,)`` what the head said."""
+    """``(K,)`` output of the presence head."""
     shown: np.ndarray
-    """``(K,)`` bool: the slice shows the target."""
+    """``(K,)`` bool: the slice contains the target."""
     hit: np.ndarray
-    """``(K,)`` bool: and the mask overlaps it; what no mask meets, the head cannot lose."""
+    """``(K,)`` bool: the mask overlaps the target; without overlap the head cannot lose it."""
 
 
 def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> PresenceRule:
-    """Choose both thresholds so that objects are kept where a mask meets them, and absent ones are not found.
+    """Choose both thresholds so that objects are kept where a mask overlaps them, and absent ones are not found.
 
-    A volume speaks for its object by its most certain slice that a mask meets, and for the object's absence by its
-    most certain slice that is no neighbour of one that shows it. `high` lies between what all but the share `lost` of
-    the absences stay below and what all but that share of the objects reach; where these overlap, it spares the
-    objects. `low` lets all but that share of the objects keep every slice that a mask meets.
+    Score of an object = max presence over the slices whose mask overlaps it. Score of an absence = max presence over
+    the slices that neither contain the target nor touch one that does. `high` lies between the quantile `lost` of the
+    objects' scores and the quantile 1 − `lost` of the absences' scores; where these overlap, just below the objects.
+    `low` is the quantile `lost` of the objects' min presence over the slices whose mask overlaps them.
 
     Args:
         evidence: one for every volume and target.
@@ -126,12 +126,12 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
             msg = f"presence is calibrated on sequences of one length, got {sorted(shapes)}"
             raise ConfigError(msg)
         clipped = np.clip(each.probabilities.astype(np.float64), _EDGE, 1 - _EDGE)
-        if (met := each.shown & each.hit).any():
-            kept.append(clipped[met])
+        if (overlapped := each.shown & each.hit).any():
+            kept.append(clipped[overlapped])
         if (away := ~np.convolve(each.shown, np.ones(3, int))[1:-1].astype(bool)).any():
             absent.append(float(clipped[away].max()))
     if not kept and not absent:
-        msg = "presence cannot be calibrated: no object is met by a mask, and none is absent; train longer"
+        msg = "presence cannot be calibrated: no mask overlaps its object, and no object is absent; train longer"
         raise ConfigError(msg)
     least = _least([values.max() for values in kept], lost) if kept else 1 - _EDGE
     highest = 1 - _least([1 - value for value in absent], lost) if absent else 0.5
