@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import gc
-import platform
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -87,16 +83,3 @@ def launches(way: Step) -> tuple[int, str]:
     count = sum(event.device_type == DeviceType.CUDA for event in profiler.events() or ())
     averages = profiler.key_averages()
     return count, averages.table(sort_by="self_cuda_time_total", row_limit=10, max_name_column_width=60)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What the results depend on."""
-    cuda = device.type == "cuda"
-    return {
-        "command": " ".join(["python", *(Path(a).name if a.startswith(("/", "..", "~")) else a for a in sys.argv)]),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "gpu": torch.cuda.get_device_name(device) if cuda else None,
-        "gpu_memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30 if cuda else None,
-    }

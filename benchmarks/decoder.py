@@ -9,6 +9,11 @@ draw their sets with the same policy and the same numbers; for ``max_abs_error``
 given the sets that ours drew, and for the gradients the same open ReLUs; what comes out without that is recorded too.
 Saved for backward is counted in unique storages, weights and inputs left out on both sides, of the blockwise form,
 which keeps less. For ``prompts15_vs_full`` one full pass of the dense network is timed and counted 15 times.
+
+Ratios differ between machines. The record names the CPU, its instructions, caches and huge pages, and every timing has
+``minor_faults_…``, the pages of fresh memory of one run: where a page is dear, whoever needs fewer is faster. To see
+their share on a machine, compare with ``THP_MEM_ALLOC_ENABLE=1`` in the environment, by which PyTorch asks for huge
+pages. ``ONEDNN_VERBOSE=1`` prints the kernels of the convolutions, ``ONEDNN_MAX_CPU_ISA=AVX2`` leaves out newer ones.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from benchmarks.decoder_contest import (  # noqa: E402
     Sizes,
     Step,
     Tail,
+    costs,
     differences,
     largest,
     medians,
@@ -130,13 +136,16 @@ class Contest:
         if case.percent == 10:
             contestants["blockwise"] = ours.dense(blockwise=True)
         ways = {name: self._way(contestant, inputs, case) for name, contestant in contestants.items()}
-        seconds = medians(ways, rounds=self.rounds)
+        found = costs(ways, rounds=self.rounds)
+        seconds = {name: cost.seconds for name, cost in found.items()}
         self._release(ours, inputs, case)
         yield result(case.name, seconds["dense"] / seconds["ours"], "times")
         if "blockwise" in seconds:
             yield result(f"{case.name}_vs_blockwise", seconds["blockwise"] / seconds["ours"], "times")
         for name, value in seconds.items():
             yield result(f"seconds_{case.name}_{name}", value, "s")
+        for name, cost in found.items():
+            yield result(f"minor_faults_{case.name}_{name}", cost.minor_faults, "pages")
 
     def saved(self, case: Case) -> Iterator[Row]:
         """Memory kept for the backward pass."""
@@ -237,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     golden = arguments.golden
     if golden is not None and not golden.is_dir():
         parser.error(f"no folder {golden}; --golden wants the folder of the recordings")
+    print("cpu:", ", ".join(f"{name} {value}" for name, value in cpu().items()))
     contest = Contest(sizes, preset=arguments.preset, rounds=arguments.rounds, golden=golden)
     jobs = contest.jobs()
     known = [name for names in jobs for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -255,17 +256,31 @@ def saved_for_backward(run: Callable[[], Tensor], excluded: Iterable[Tensor]) ->
     return total
 
 
-def medians(ways: Mapping[str, Step], *, rounds: int, clock: Callable[[Step], float] | None = None) -> dict[str, float]:
-    """Median seconds of each way: one round to warm up, then in turns, every other round in reverse order."""
+class Cost(NamedTuple):
+    """Medians of one contestant's runs."""
+
+    seconds: float
+    minor_faults: float
+    """Pages that the system had to provide, each cleared first: fresh memory, which machines differ in most."""
+
+
+def costs(ways: Mapping[str, Step], *, rounds: int, clock: Callable[[Step], float] | None = None) -> dict[str, Cost]:
+    """Cost of each way: one round to warm up, then in turns, every other round in reverse order."""
     measure = wall_seconds if clock is None else clock
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[Cost]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         turn = list(ways.items())
         for name, way in turn if number % 2 else reversed(turn):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             elapsed = measure(way)
             if number:
-                seconds[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                found[name].append(Cost(elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+    return {name: Cost(*map(statistics.median, zip(*runs, strict=True))) for name, runs in found.items()}
+
+
+def medians(ways: Mapping[str, Step], *, rounds: int, clock: Callable[[Step], float] | None = None) -> dict[str, float]:
+    """Median seconds of each way; see :func:`costs`."""
+    return {name: cost.seconds for name, cost in costs(ways, rounds=rounds, clock=clock).items()}
 
 
 def wall_seconds(way: Step) -> float:

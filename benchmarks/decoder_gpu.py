@@ -13,7 +13,6 @@ Needs torch, timm and transformers, not MONAI. Without CUDA the exit code is 2.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,7 +28,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cuda import (  # noqa: E402
     captured,
-    environment,
     event_seconds,
     free_memory,
     host_syncs,
@@ -38,6 +36,7 @@ from benchmarks.cuda import (  # noqa: E402
 )
 from benchmarks.decoder_contest import SMOKE, Inputs, Sizes, Step, Tail, medians, settings, wall_seconds  # noqa: E402
 from benchmarks.dense import DenseTail, dense_network  # noqa: E402
+from benchmarks.record import write  # noqa: E402
 from boltzformer_monai.networks import create_boltzformer  # noqa: E402
 
 Row = dict[str, Any]
@@ -232,6 +231,8 @@ def main(argv: list[str] | None = None) -> int:
     bench = Bench(device, sizes, rounds=arguments.rounds, batch=arguments.batch, ways=arguments.ways)
     rows: list[Row] = []
     more = {"batch": arguments.batch, "rounds": arguments.rounds, "preset": arguments.preset, "dtype": "bf16"}
+    if device.type == "cuda":
+        more["gpu_memory_gib"] = torch.cuda.get_device_properties(device).total_memory / 2**30
     for part in arguments.parts:
         for queries in arguments.queries if part != "training" else (None,):
             measured = bench.training_step(arguments.preset) if queries is None else bench.decoder(queries, part)
@@ -241,15 +242,8 @@ def main(argv: list[str] | None = None) -> int:
             except torch.OutOfMemoryError:
                 print(f"{part}: out of memory; try a smaller --batch", file=sys.stderr)
             if arguments.json is not None:  # after every part: a machine may be lent for minutes only
-                write_record(arguments.json, device, rows, settings(sizes, **more))
+                write(rows, arguments.json, settings=settings(sizes, **more))
     return 0
-
-
-def write_record(path: Path, device: torch.device, rows: list[Row], more: dict[str, Any]) -> None:
-    """In the form of :mod:`benchmarks.record`, which wants packages that a device machine may lack."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"environment": environment(device), "settings": more, "results": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
