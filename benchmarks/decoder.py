@@ -47,7 +47,7 @@ from benchmarks.decoder_contest import (  # noqa: E402
     settings,
 )
 from benchmarks.dense import DenseTail, dense_network  # noqa: E402
-from benchmarks.record import report, result  # noqa: E402
+from benchmarks.record import cpu, report, result  # noqa: E402
 from boltzformer_monai.networks import create_boltzformer  # noqa: E402
 from boltzformer_monai.networks.sampling import BoltzmannSampling  # noqa: E402
 

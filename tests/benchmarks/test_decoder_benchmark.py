@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.decoder_contest import (
     SameDecisions,
     Sizes,
     Tail,
+    costs,
     differences,
     medians,
     saved_for_backward,
@@ -161,6 +163,15 @@ def test_rounds_take_turns_and_the_first_does_not_count():
     assert found == {"a": 2.0, "b": 20.0}
 
 
+def test_fresh_memory_is_counted():
+    def fresh() -> None:
+        with mmap.mmap(-1, 64 << 20) as memory:
+            memory.write(bytes(64 << 20))
+
+    found = costs({"fresh": fresh, "nothing": lambda: None}, rounds=1)
+    assert found["fresh"].minor_faults > found["nothing"].minor_faults + 10  # fewer than 16384 where pages are huge
+
+
 def test_the_benchmark_writes_every_name(tmp_path: Path):
     file = tmp_path / "decoder.json"
     arguments = ["--size", "64", "--smoke", "--preset", "tiny", "--rounds", "1", "--threads", "1"]
@@ -169,13 +180,15 @@ def test_the_benchmark_writes_every_name(tmp_path: Path):
     record = json.loads(file.read_text())
     values = {row["name"]: row["value"] for row in record["results"]}
     assert set(WANTED) <= values.keys()
-    assert all(value > 0 for name, value in values.items() if not name.startswith("relus_differing"))
+    assert all(value > 0 for name, value in values.items() if not name.startswith(("relus_differing", "minor_faults")))
     assert values["max_abs_error"] < 1e-4
     assert values["max_rel_grad_error"] < 1e-4
     assert values["flops_tail_step_m10_b1"] > 1
     case = "tail_step_m10_b1"
     assert values[case] == pytest.approx(values[f"seconds_{case}_dense"] / values[f"seconds_{case}_ours"])
     assert "decoder_step_m101_b2" not in values
+    assert {f"minor_faults_{case}_{way}" for way in ("dense", "ours", "blockwise")} <= values.keys()
+    assert {"model", "flags", "caches", "huge_pages"} <= record["environment"]["cpu"].keys()
     assert record["settings"]["image"] == 64
     assert record["settings"]["golden"] is False
 
