@@ -2,7 +2,7 @@
 
 Autograd would keep scores, mask and weights of every layer, and would write one gradient of the features for the scores
 and one for the sum, hundreds of megabytes of fresh memory. Here only the weights are kept, and the second is added to
-the first in place. ``tests/networks/test_absorbed_attention.py`` compares with the plain form.
+the first in place. ``tests/networks/fast/test_absorbed_attention.py`` compares with the plain form.
 """
 
 from __future__ import annotations
