@@ -20,7 +20,10 @@ def add_parser(commands: Any) -> None:
         description="Make synthetic CT scans, train the tiny preset on them with the bundle, evaluate and report.",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR")
-    parser.add_argument("--epochs", type=whole_number(1), help="default: the preset's")
+    parser.add_argument(
+        "--fast", action="store_true", help="few small scans and 2 epochs: every step in minutes, with poor masks"
+    )
+    parser.add_argument("--epochs", type=whole_number(1), help="default: the preset's, or 2 with --fast")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     add_bundle_root(parser)
     parser.set_defaults(run=run)
@@ -33,7 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     require_writable(arguments.output)
     from boltzformer_monai.cli.demo_run import run_demo
 
-    result = run_demo(arguments.output, bundle_root=root, epochs=arguments.epochs, seed=arguments.seed)
+    result = run_demo(
+        arguments.output, bundle_root=root, epochs=arguments.epochs, seed=arguments.seed, fast=arguments.fast
+    )
     for name, path in result.files.items():
         sys.stdout.write(f"{name:<14}{path}\n")
     sys.stdout.write(f"mean Dice     {result.mean_dice:.3f} on held-out scans\n")
