@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
 
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
@@ -115,6 +114,8 @@ def _number(value: Any, bits: PixelBits | None) -> float | int:
 
 def _reaching_the_edge(mask: np.ndarray) -> np.ndarray:
     """Return the parts of a mask (rows, columns) that are connected with the edge of the picture."""
+    from scipy import ndimage
+
     parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
     return np.isin(parts, edge[edge > 0])
