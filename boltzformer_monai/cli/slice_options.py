@@ -19,7 +19,7 @@ from boltzformer_monai.limits import read_text, set_memory_gb
 from boltzformer_monai.modality import stated_modality
 from boltzformer_monai.slicing.accounts import Account, take_account
 from boltzformer_monai.slicing.cases import Case
-from boltzformer_monai.slicing.recipes import RECIPES, load_recipe
+from boltzformer_monai.slicing.recipes import load_recipe, recipe_names
 from boltzformer_monai.slicing.single import single_case
 from boltzformer_monai.slicing.slice_report import check_mapping
 from boltzformer_monai.slicing.slicing import JobSettings
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--volume-id", metavar="ID", help="name of the volume in the data set (default: a hash)")
     one.add_argument("--allow-missing", action="store_true", help="named label values need not occur: target is absent")
     whole = parser.add_argument_group("many volumes")
-    whole.add_argument("--recipe", choices=sorted(RECIPES), help="which data set, or 'folder' for scans of your own")
+    whole.add_argument("--recipe", choices=recipe_names(), help="which data set, or 'folder' for scans of your own")
     whole.add_argument("--input", type=Path, metavar="DIR", help="its folder")
     whole.add_argument("--channel", type=int, metavar="N", help="which picture of scans with several, from 0")
     whole.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="setting of the recipe")
@@ -120,6 +120,7 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
     return JobSettings(
         root=options.output,
         slices=slices,
+        recipe=options.recipe or "",
         key=options.key,
         tilt="resample" if options.resample_tilt else "refuse",
         composites=options.composites,

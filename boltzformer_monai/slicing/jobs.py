@@ -20,7 +20,7 @@ __all__ = ["Job", "JobSettings", "Outcome", "source_digest"]
 
 # Voxels that a small header file leaves to a file beside it, of the same stem.
 _DETACHED = (".mhd", ".nhdr", ".hdr", ".img")
-_NOT_FACTS = {"root", "run", "key"}
+_NOT_FACTS = {"root", "run", "key", "recipe"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class JobSettings:
         run: token of the run, see :class:`~boltzformer_monai.data.slices.writer.SliceWriter`.
         slices: how volumes become slices.
         key: secret of the pseudonyms.
+        recipe: the recipe that lists the cases, which every worker must have; ``""`` for none.
         tilt: what to do with a gantry tilt, ``"refuse"`` or ``"resample"``.
         composites: add targets that the vocabulary knows as the sum of annotated ones (kidney = left + right).
         allow_missing: a named label value that does not occur is a target that is absent; else it is a mistake.
@@ -42,6 +43,7 @@ class JobSettings:
     slices: SliceSettings
     run: str = ""
     key: str = ""
+    recipe: str = ""
     tilt: str = "refuse"
     composites: bool = False
     allow_missing: bool = True

@@ -24,6 +24,7 @@ from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.limits import read_text
 from boltzformer_monai.slicing.cases import Case
 from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome
+from boltzformer_monai.slicing.recipes import load_recipe
 
 __all__ = ["slice_case", "worker_problem"]
 
@@ -106,7 +107,14 @@ def worker_problem(settings: JobSettings) -> str:
         token = read_text(settings.root / RUN_FILE, encoding="ascii")
     except OSError:
         token = ""
-    return "" if token == settings.run else f"does not see {settings.root}; every worker needs the same file system"
+    if token != settings.run:
+        return f"does not see {settings.root}; every worker needs the same file system"
+    try:
+        if settings.recipe:
+            load_recipe(settings.recipe)  # its classes are unpickled here
+    except ConfigError as error:
+        return f"lacks the recipe: {error}; install it on every worker"
+    return ""
 
 
 def _named(drawn: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapping[str, str], list[str]]:

@@ -2,30 +2,34 @@
 
 A recipe module has one function, ``cases(folder, *, modality, site, channel, **options) -> list[Case]``; what the
 first three leave None it takes from the data set. Options of its own it declares in ``OPTIONS``. Listing reads names
-and headers only, no voxels. To add a recipe, write the module and name it in :data:`RECIPES`.
+and headers only, no voxels.
+
+To add a recipe here, write the module and name it in :data:`RECIPES`. Another distribution adds one by an entry point
+in the group :data:`GROUP`, ``name = "its.module"`` (docs/extending.md).
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, did_you_mean
+from boltzformer_monai.slicing.cases import Case
 
-if TYPE_CHECKING:
-    from boltzformer_monai.slicing.cases import Case
+__all__ = ["GROUP", "RECIPES", "Option", "Recipe", "load_recipe", "recipe_names"]
 
-__all__ = ["RECIPES", "Option", "Recipe", "load_recipe"]
+GROUP = "boltzformer_monai.recipes"
+"""The entry points by which other distributions add recipes."""
 
 RECIPES: Mapping[str, str] = MappingProxyType(
     {name: f"boltzformer_monai.slicing.recipes.{name}" for name in ("msd", "amos22", "lidc", "folder", "biomedparse")}
 )
-"""Name on the command line → module."""
+"""Name on the command line → module, of the recipes of this package."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Option:
 
     Attributes:
         name: keyword of ``cases``.
-        default: what counts when nobody gives it.
+        default: the value where none is given.
         help: one line for people.
         choices: the values allowed, as text; empty allows any text.
     """
@@ -65,11 +69,13 @@ class Recipe:
         name: name on the command line.
         list_cases: the module's ``cases``.
         options: settings of this recipe alone.
+        distribution: the distribution that provides it, ``""`` for this one.
     """
 
     name: str
-    list_cases: Callable[..., list[Case]]
+    list_cases: Callable[..., Sequence[Case]]
     options: tuple[Option, ...] = ()
+    distribution: str = ""
 
     def __call__(
         self,
@@ -86,32 +92,81 @@ class Recipe:
             folder: its folder.
             modality: ``"CT"`` or ``"MR"``: overrides what the data set says, or chooses from one that has both.
             site: overrides its body site.
-            channel: which picture of scans with several.
+            channel: which image of scans with several.
             options: what :attr:`options` declares, as text or as what has that text.
 
         Raises:
             DatasetError: it is not such a data set, or it is damaged or incomplete.
-            ConfigError: a setting is missing, unknown or out of range.
+            ConfigError: a setting is missing, unknown or out of range, or the recipe of another distribution fails.
         """
         known = {option.name: option for option in self.options}
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
+                hint = did_you_mean(name, known, otherwise=f"it takes {', '.join(known) or 'none'}")
                 msg = f"the recipe {self.name} has no option {name!r}; {hint}"
                 raise ConfigError(msg)
         checked = {name: option.check(options.get(name, option.default)) for name, option in known.items()}
-        return self.list_cases(Path(folder), modality=modality, site=site, channel=channel, **checked)
+        try:
+            cases = list(self.list_cases(Path(folder), modality=modality, site=site, channel=channel, **checked))
+        except BoltzFormerError:
+            raise
+        except Exception as error:
+            if not self.distribution:
+                raise
+            raise self._failure(error) from error
+        if strange := next((case for case in cases if not isinstance(case, Case)), None):
+            msg = f"the recipe {self.name} of {self.distribution or 'this package'} lists {strange!r:.80}, not a Case"
+            raise ConfigError(msg)
+        return cases
+
+    def _failure(self, error: Exception) -> ConfigError:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return _broken(self.name, self.distribution, error, f"fails in {Path(place.filename).name}:{place.lineno}")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all recipes, those of other distributions included; nothing is imported."""
+    return sorted({*RECIPES, *_guests()})
 
 
 def load_recipe(name: str) -> Recipe:
     """Return a recipe, to be called with the folder of the data set.
 
     Raises:
-        ConfigError: there is no such recipe.
+        ConfigError: there is no such recipe, two distributions provide it, or importing it fails.
     """
-    if name not in RECIPES:
-        msg = f"unknown recipe {name!r}; known are {', '.join(RECIPES)}"
+    guests = _guests().get(name, {})
+    providers = [*(["boltzformer-monai"] if name in RECIPES else []), *guests]
+    if len(providers) > 1:
+        msg = f"the recipe {name} is provided by {' and by '.join(providers)}; uninstall all but one"
         raise ConfigError(msg)
-    module = importlib.import_module(RECIPES[name])
-    return Recipe(name, module.cases, tuple(getattr(module, "OPTIONS", ())))
+    if not providers:
+        msg = f"unknown recipe {name!r}; {did_you_mean(name, recipe_names())}"
+        raise ConfigError(msg)
+    if name in RECIPES:
+        module = importlib.import_module(RECIPES[name])
+        return Recipe(name, module.cases, tuple(getattr(module, "OPTIONS", ())))
+    ((distribution, entry),) = guests.items()
+    try:
+        module = entry.load()
+        options = tuple(getattr(module, "OPTIONS", ()))
+        recipe = Recipe(name, module.cases, options, distribution)
+    except Exception as error:  # noqa: BLE001  whatever a module of somebody else does when it is imported
+        raise _broken(name, distribution, error, f"cannot be loaded from {entry.value}") from error
+    if not callable(recipe.list_cases) or not all(isinstance(option, Option) for option in options):
+        msg = f"the recipe {name} of {distribution}: {entry.value} needs a function cases, and OPTIONS made of Option"
+        raise ConfigError(msg)
+    return recipe
+
+
+def _guests() -> Mapping[str, Mapping[str, EntryPoint]]:
+    """Name of a recipe → distribution → its entry point."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, {})[entry.dist.name if entry.dist else entry.module] = entry
+    return found
+
+
+def _broken(name: str, distribution: str, error: Exception, what: str) -> ConfigError:
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ConfigError(f"the recipe {name} of {distribution} {what} ({text}); ask its authors")
