@@ -1,13 +1,14 @@
 """Training and evaluation engines on MONAI's, and what the bundle's configurations wire."""
 
 from boltzformer_monai.engines.bundle import (
+    make_training,
     mask_size_for,
     start,
     start_distributed,
     training_network,
     training_network_config,
 )
-from boltzformer_monai.engines.calibrate_presence import calibrate_presence
+from boltzformer_monai.engines.calibrate_presence import calibrate_checkpoint, calibrate_presence, store_presence
 from boltzformer_monai.engines.data import (
     collate_slices,
     describe_data,
@@ -21,11 +22,9 @@ from boltzformer_monai.engines.data import (
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
 from boltzformer_monai.engines.loss import BoltzFormerLoss
-from boltzformer_monai.engines.presence_checkpoint import store_presence
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.trainer import (
     DecodingInferer,
-    lower_is_better,
     make_optimizer,
     make_scheduler,
     run_training,
@@ -42,6 +41,7 @@ __all__ = [
     "ScoreSlices",
     "ScoreVolumes",
     "TrainingSettings",
+    "calibrate_checkpoint",
     "calibrate_presence",
     "collate_slices",
     "default_device",
@@ -49,9 +49,9 @@ __all__ = [
     "distributed_device",
     "evaluation_items",
     "evaluation_transform",
-    "lower_is_better",
     "make_optimizer",
     "make_scheduler",
+    "make_training",
     "mask_size_for",
     "open_dataset",
     "presence_rule",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.engines.settings import TrainingSettings
@@ -134,6 +135,27 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         raise ConfigError(line) from error
 
 
+def make_training(
+    overrides: Mapping[str, Any], *, root: Path
+) -> tuple[SupervisedTrainer, SupervisedEvaluator, torch.optim.lr_scheduler.LRScheduler]:
+    """Trainer, evaluator and scheduler as the bundle's ``train.json`` wires them, for :func:`run_training`.
+
+    Args:
+        overrides: key → value; besides plain values and expressions also objects, e.g. a network as ``network_def``.
+        root: the bundle's folder.
+
+    Raises:
+        BoltzFormerError: there is nothing to train on, or a setting is out of range.
+    """
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "train.json"))
+    parser.update(dict(overrides))
+    try:
+        return tuple(map(parser.get_parsed_content, ("train#trainer", "validate#evaluator", "scheduler")))  # type: ignore[return-value]
+    except RuntimeError as error:  # MONAI wraps what its expressions raise
+        raise user_error(error) or error from error
+
+
 def _literal(parser: ConfigParser, key: str) -> str:
     """A setting that is plain text; "" where it is none, or an expression."""
     value = parser.get(key) if key else None
@@ -157,8 +179,14 @@ def _is_argument(parser: ConfigParser, key: str) -> bool:
         return False
     target = str(component["_target_"])
     module = target if "." in target else f"{ComponentLocator().get_component_module_name(target)}.{target}"
-    located = pydoc.locate(module)
-    return callable(located) and argument in inspect.signature(located).parameters
+    located: Any = pydoc.locate(module)
+    for part in inspect.getmro(located) if inspect.isclass(located) else [located] if callable(located) else []:
+        parameters = inspect.signature(part).parameters
+        if argument in parameters:
+            return True
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            break  # what it does not name it does not hand on either, e.g. to PyTorch's DataLoader
+    return False
 
 
 def _ids(config: Any, prefix: str = "") -> Iterator[str]:

@@ -1,9 +1,11 @@
-"""The thresholds of the presence head, chosen on the validation volumes once the network is trained."""
+"""Calibrate the thresholds of the presence head on validation volumes, and store them in the checkpoint."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from boltzformer_monai.engines.data import Item, collate_slices
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform
 from boltzformer_monai.evaluation.presence_rule import PresenceEvidence, PresenceRule, calibrate
 from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.weights import Description, read_weights, save_checkpoint
 from boltzformer_monai.transforms import PromptTokenizer
 
 _log = logging.getLogger(__name__)
@@ -80,3 +83,93 @@ def calibrate_presence(
 def _in_order(slices: dict[int, tuple[float, bool, bool]]) -> PresenceEvidence:
     probabilities, shown, hit = zip(*(slices[index] for index in sorted(slices)), strict=True)
     return PresenceEvidence(np.array(probabilities), np.array(shown), np.array(hit))
+
+
+def store_presence(
+    checkpoint: str | Path,
+    *,
+    network: BoltzFormer,
+    description: Description,
+    reader: SliceReader,
+    tokenizer: PromptTokenizer,
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+    is_main: bool = True,
+) -> None:
+    """Choose the thresholds of the best checkpoint, and write them into it and into ``description``.
+
+    Nothing happens without presence head, without a checkpoint, in other processes than the first, or a second time.
+
+    Args:
+        checkpoint: ``model.pt`` of the training; the network has its weights afterwards.
+        network: the trained network.
+        description: of the checkpoint.
+        reader: the data set, whose validation split is used.
+        tokenizer: of the network's text model.
+        device: where the network is.
+        batch_size: slices at once.
+        is_main: whether this process writes anything.
+
+    Raises:
+        StorageError: the checkpoint cannot be written; it stays as it was.
+    """
+    done = network.presence is None or "presence" in description.data
+    if done or not is_main or not Path(checkpoint).is_file():
+        return
+    calibrate_checkpoint(
+        checkpoint,
+        network=network,
+        description=description,
+        reader=reader,
+        tokenizer=tokenizer,
+        device=device,
+        batch_size=batch_size,
+    )
+
+
+def calibrate_checkpoint(
+    checkpoint: str | Path,
+    *,
+    network: BoltzFormer,
+    description: Description,
+    reader: SliceReader,
+    tokenizer: PromptTokenizer,
+    split: str = "val",
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+    adjust: Callable[[PresenceRule], PresenceRule] = lambda rule: rule,
+) -> None:
+    """Calibrate the weights of a checkpoint, and write the thresholds into it and into ``description``.
+
+    Args:
+        checkpoint: of this network, which has its weights afterwards.
+        network: on ``device``.
+        description: of the checkpoint.
+        reader: the data set.
+        tokenizer: of the network's text model.
+        split: the volumes to choose on.
+        device: where the network is.
+        batch_size: slices at once.
+        adjust: what is stored, from what was found.
+
+    Raises:
+        ConfigError: nothing can be found, see :func:`~boltzformer_monai.evaluation.presence_rule.calibrate`.
+        StorageError: the checkpoint cannot be written; it stays as it was.
+    """
+    content = read_weights(checkpoint)
+    network.load_state_dict(content["model"])
+    config = description.network
+    rule = calibrate_presence(
+        network,
+        reader,
+        tokenizer=tokenizer,
+        size=config.image_size,
+        neighbours=config.neighbours,
+        split=split,
+        device=device,
+        batch_size=batch_size,
+    )
+    if rule is None:
+        return
+    description.data["presence"] = adjust(rule).as_dict()
+    save_checkpoint({**content, "description": description.state_dict()}, Path(checkpoint))

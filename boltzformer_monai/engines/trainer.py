@@ -62,7 +62,7 @@ def make_scheduler(
 def val_metrics(loss: nn.Module) -> dict[str, Any]:
     """Key metric of the evaluator: the validation loss of the masks (lower is better).
 
-    The presence head takes no part: it gives nothing back to the masks, and would only blur which ones are best.
+    The presence head is excluded: it has no gradient to the masks and would bias model selection.
     """
     return {VAL_LOSS: Loss(loss, output_transform=_masks_and_labels)}
 
@@ -70,11 +70,6 @@ def val_metrics(loss: nn.Module) -> dict[str, Any]:
 def val_dice() -> dict[str, Any]:
     """Additional metric: mean Dice at mask size over the prompts whose target is in the slice."""
     return {VAL_DICE: MeanDice(include_background=True, output_transform=_binarised)}
-
-
-def lower_is_better(current: float, previous: float) -> bool:
-    """Comparison of the key metric."""
-    return current < previous
 
 
 def _masks_and_labels(output: Mapping[str, Tensor | Decoded]) -> tuple[Tensor, Tensor]:
@@ -128,14 +123,21 @@ class History:
 class Checkpoints:
     """``model.pt`` whenever the validation loss is the best so far, ``last.pt`` after every epoch; both atomic.
 
-    MONAI's CheckpointSaver writes in place: a run that is killed while saving would lose the checkpoint it replaces.
+    Neither MONAI's CheckpointSaver nor ignite's Checkpoint: the first writes in place, the second removes a file
+    before it writes its successor, and both would keep a first loss of NaN as the best for ever.
+
+    Args:
+        folder: for the files.
+        network: whose weights are saved.
+        description: saved with them.
+        best: loss of the ``model.pt`` that is there already.
     """
 
-    def __init__(self, folder: Path, network: nn.Module, description: Description) -> None:
+    def __init__(self, folder: Path, network: nn.Module, description: Description, *, best: float = math.inf) -> None:
         self.folder = folder
         self.network = network
         self.description = description
-        self.best = math.inf
+        self.best = best
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
         """Listen to both engines."""
@@ -172,6 +174,7 @@ def run_training(
     settings: TrainingSettings,
     patience: int,
     is_main: bool = True,
+    best: float = math.inf,
 ) -> Path:
     """Train; returns the best checkpoint.
 
@@ -188,16 +191,17 @@ def run_training(
         settings: gradient clipping.
         patience: validations without a better loss before training stops.
         is_main: whether this process writes and shows anything (rank 0 in distributed training).
+        best: validation loss of the ``model.pt`` that an interrupted part of this training left in ``output_dir``.
 
     Raises:
         StorageError: the folder cannot be written; checkpoints that are there stay whole.
         ConfigError: the loss became infinite.
     """
     folder = Path(output_dir)
-    best = folder / "model.pt"
+    checkpoint = folder / "model.pt"
     if trainer.state.iteration:
         _log.info("training was started already; not starting it again")
-        return best
+        return checkpoint
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: scheduler.step())
     if settings.clip:
         parameters = [p for p in trainer.network.parameters() if p.requires_grad]
@@ -210,7 +214,7 @@ def run_training(
     trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(output_transform=_loss_of))
     with writing(folder):
-        checkpoints = _attach_outputs(trainer, evaluator, folder, description) if is_main else None
+        checkpoints = _attach_outputs(trainer, evaluator, folder, description, best) if is_main else None
     started = time.monotonic()
     try:
         with writing(folder, much_else=True):  # TensorBoard's files
@@ -225,8 +229,8 @@ def run_training(
         raise ConfigError(msg)
     if is_main:
         minutes = (time.monotonic() - started) / 60
-        _log.info("trained %d epochs in %.1f minutes; best checkpoint: %s", trainer.state.epoch, minutes, best)
-    return best
+        _log.info("trained %d epochs in %.1f minutes; best checkpoint: %s", trainer.state.epoch, minutes, checkpoint)
+    return checkpoint
 
 
 def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
@@ -235,16 +239,16 @@ def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
 
 
 def _attach_outputs(
-    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, folder: Path, description: Description
+    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, folder: Path, description: Description, best: float
 ) -> Checkpoints:
     """Everything that writes or shows; returns the checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "model.pt").exists():
+    if best == math.inf and (folder / "model.pt").exists():
         (folder / "model.pt").replace(folder / "model.previous.pt")
         _log.info("the checkpoint of an earlier run is kept as %s", folder / "model.previous.pt")
     network = trainer.network
     module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-    checkpoints = Checkpoints(folder, module, description)
+    checkpoints = Checkpoints(folder, module, description, best=best)
     checkpoints.attach(trainer, evaluator)
     History(folder / "history.json").attach(trainer, evaluator)
     events = str(folder / "tensorboard")

@@ -16,7 +16,7 @@ from monai.utils import set_determinism
 from boltzformer_monai import engines
 from boltzformer_monai.engines import bundle
 from boltzformer_monai.engines.settings import SETTINGS
-from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, StorageError
+from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, user_error
 from boltzformer_monai.networks.weights import load_checkpoint
 from tests.engines.cases import write_dataset
 from tests.networks.cases import SMALL
@@ -85,10 +85,7 @@ def start(config: ConfigParser) -> None:
     try:
         config.get_parsed_content("initialize")
     except RuntimeError as error:  # MONAI wraps what an expression raises
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, BoltzFormerError):
-            cause = cause.__cause__ or cause.__context__
-        raise cause or error from None
+        raise user_error(error) or error from None
 
 
 @pytest.mark.parametrize(
@@ -106,16 +103,33 @@ def test_unknown_overrides_are_refused(key: str, words: str):
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("key", "value"),
     [
-        {},
-        {"epochs": 2, "train#trainer#max_epochs": 3, "validate#dataloader#num_workers": 1},
-        {"network_overrides": {"queries": 3}, "settings_overrides": {"clip": 0.5}},
-        {"_meta_": {"any": 1}},
+        ("epochs", 2),
+        ("train#trainer#max_epochs", 3),
+        ("validate#dataloader#num_workers", 1),
+        ("train#dataloader#pin_memory", True),  # an argument that the configuration does not give
+        ("network", "$@network_def"),
     ],
 )
-def test_known_overrides_are_taken(overrides: dict[str, Any]):
-    start(parser(**overrides))
+def test_a_key_is_taken_as_it_is_written_and_refused_with_a_letter_more(key: str, value: Any):
+    config = parser(**{key: value})
+    start(config)
+    assert config[key.replace("#", "::")] == value
+    with pytest.raises(ConfigError, match=rf"unknown override --{key}x; "):
+        start(parser(**{f"{key}x": value}))
+
+
+def test_free_keys_are_checked_where_they_are_used():
+    for key, wrong, near in (
+        ("network_overrides", {"querys": 3}, "queries"),
+        ("settings_overrides", {"clop": 0.5}, "clip"),
+    ):
+        config = parser(**{key: wrong, "preset": "tiny", "_mine": 1})
+        start(config)
+        with pytest.raises(RuntimeError) as refused:
+            config.get_parsed_content("network_config")
+        assert f"did you mean {near!r}?" in str(user_error(refused.value))
 
 
 def test_what_is_read_and_written_is_looked_at_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,6 @@ from torch import nn
 from boltzformer_monai.engines import (
     SETTINGS,
     BoltzFormerLoss,
-    lower_is_better,
     make_optimizer,
     make_scheduler,
     val_dice,
@@ -89,6 +88,15 @@ def test_only_a_better_validation_loss_replaces_the_best_checkpoint(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
 
 
+def test_the_best_checkpoint_of_an_interrupted_training_is_the_one_to_beat(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, _Network(), SimpleNamespace(state_dict=dict), best=1.0)
+    evaluator = Engine(lambda *_: None)
+    for loss, written in ((1.5, False), (1.0, False), (0.5, True)):
+        evaluator.state.metrics[VAL_LOSS] = loss
+        checkpoints._validated(evaluator)
+        assert (tmp_path / "model.pt").exists() == written
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -146,8 +154,3 @@ def test_validation_dice_is_that_of_present_targets_at_mask_size():
     half = torch.nn.functional.avg_pool2d(pred, 2)
     metric.update(metric._output_transform({"pred": half, "label": label}))
     assert float(metric.compute()) == pytest.approx((1 + 2 / 3) / 2, abs=0.02)
-
-
-def test_lower_losses_are_better():
-    assert lower_is_better(0.1, 0.2)
-    assert not lower_is_better(0.2, 0.2)

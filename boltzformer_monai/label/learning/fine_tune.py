@@ -15,12 +15,9 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data import CacheDataset, DataLoader
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.engines.utils import PrepareBatchExtraInput
-from monai.handlers import ValidationHandler
 
 from boltzformer_monai import engines
+from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.trainer import VAL_LOSS
 from boltzformer_monai.errors import ConfigError
@@ -29,19 +26,18 @@ from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import PRESETS
-from boltzformer_monai.networks.weights import (
-    Description,
-    load_checkpoint,
-    load_strictly,
-    read_weights,
-    save_checkpoint,
-)
+from boltzformer_monai.networks.weights import Description, load_checkpoint, load_strictly, read_weights
 from boltzformer_monai.storage import atomic_path
 from boltzformer_monai.transforms import PromptTokenizer
 
 _log = logging.getLogger(__name__)
 
 _EVEN = 0.5  # there or not, equally likely
+# There are no labels to spare: the validation loss is that of the scans that are trained on.
+_VALIDATION_ITEMS = (
+    "$engines.validation_items(@reader, split='train', prompts_per_image=@prompts_per_image,"
+    " negatives=@settings.negatives)"
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,7 +47,7 @@ class Progress:
     Attributes:
         job: digest of labels and settings; another job starts anew.
         epochs: done.
-        best: validation loss of ``best.pt``.
+        best: validation loss of ``model.pt``.
     """
 
     job: str
@@ -63,7 +59,7 @@ class Progress:
         """That of the same job, or a fresh one, whose folder is emptied."""
         try:
             found = cls(**read_json(folder / "job.json"))
-            if found.job == job and (folder / "last.pt").is_file() and (folder / "best.pt").is_file():
+            if found.job == job and (folder / "last.pt").is_file() and (folder / "model.pt").is_file():
                 return found
         except (OSError, ValueError, TypeError):
             pass
@@ -120,10 +116,10 @@ def fine_tune(
     if progress.epochs < epochs:
         network.to(memory_format=torch.channels_last).set_precision(precision)
         _train(network, description, reader, folder, progress, epochs, learning_rate, device, seed)
-    _spare_the_labels(folder / "best.pt", network, description, reader, device)
+    _spare_the_labels(folder / "model.pt", network, description, reader, device)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(output) as temporary:
-        shutil.copyfile(folder / "best.pt", temporary)
+        shutil.copyfile(folder / "model.pt", temporary)
     shutil.rmtree(folder, ignore_errors=True)
     return progress.best
 
@@ -149,27 +145,23 @@ def _spare_the_labels(
     rule = PresenceRule.of(description.data)
     if rule is None or network.presence is None:
         return
-    content = read_weights(best)
-    load_strictly(network, content["model"], source="best.pt")
-    config = description.network
+
+    def lowered(found: PresenceRule) -> PresenceRule:
+        return PresenceRule(high=min(rule.high, max(found.high, _EVEN)), low=min(rule.low, found.low))
+
     try:
-        found = engines.calibrate_presence(
-            network,
-            reader,
-            tokenizer=PromptTokenizer(path=config.text_model),
-            size=config.image_size,
-            neighbours=config.neighbours,
+        engines.calibrate_checkpoint(
+            best,
+            network=network,
+            description=description,
+            reader=reader,
+            tokenizer=PromptTokenizer(path=description.network.text_model),
             split="train",
             device=device,
+            adjust=lowered,
         )
     except ConfigError:
         _log.info("no mask meets a corrected label yet; the presence thresholds stay")
-        return
-    if found is None:
-        return
-    lowered = PresenceRule(high=min(rule.high, max(found.high, _EVEN)), low=min(rule.low, found.low))
-    description.data["presence"] = lowered.as_dict()
-    save_checkpoint({**content, "description": description.state_dict()}, best)
 
 
 def _train(
@@ -183,6 +175,7 @@ def _train(
     device: torch.device,
     seed: int,
 ) -> None:
+    """The bundle's training, with what is known here in place of its defaults."""
     config = description.network
     preset = next((name for name, each in PRESETS.items() if each.backbone == config.backbone), "tiny")
     defaults = engines.training_settings(preset, device, overrides={"epochs": epochs, "learning_rate": learning_rate})
@@ -194,63 +187,28 @@ def _train(
         workers=0,
         val_interval=1,
     )
-    tokenizer = PromptTokenizer(path=config.text_model)
-    length = engines.prompt_length(reader, tokenizer)
-
-    def loader(training: bool) -> DataLoader:
-        count = settings.prompts_per_image
-        items = engines.training_items if training else engines.validation_items
-        transform = engines.training_transform(
-            settings, tokenizer=tokenizer, length=length, augment=training, neighbours=config.neighbours, seed=seed
-        )
-        data = CacheDataset(
-            items(reader, split="train", prompts_per_image=count, negatives=settings.negatives),
-            transform,
-            cache_rate=float(settings.cache),
-            progress=False,
-            copy_cache=False,
-        )
-        shuffled = torch.Generator().manual_seed(seed + progress.epochs) if training else None
-        return DataLoader(data, batch_size=settings.batch_size, shuffle=training, generator=shuffled, num_workers=0)
-
-    loss = engines.BoltzFormerLoss(
-        balance=settings.balance,
-        empty_weight=settings.empty_weight,
-        presence_weight=settings.presence_weight if config.presence else 0.0,
-    )
-    optimizer = engines.make_optimizer(
-        network, learning_rate=learning_rate, weight_decay=settings.weight_decay, decay_norms=settings.decay_norms
-    )
-    prepare = PrepareBatchExtraInput(extra_keys="tokens")
-    evaluator = SupervisedEvaluator(
-        device=device,
-        val_data_loader=loader(training=False),
-        network=network,
-        inferer=engines.DecodingInferer(),
-        prepare_batch=prepare,
-        decollate=False,
-        key_val_metric=engines.val_metrics(loss),
-        additional_metrics=engines.val_dice(),
-        metric_cmp_fn=engines.lower_is_better,
-    )
-    trainer = SupervisedTrainer(
-        device=device,
-        max_epochs=epochs - progress.epochs,
-        train_data_loader=loader(training=True),
-        network=network,
-        loss_function=loss,
-        optimizer=optimizer,
-        inferer=engines.DecodingInferer(),
-        prepare_batch=prepare,
-        decollate=False,
-        train_handlers=[ValidationHandler(validator=evaluator, epoch_level=True, interval=1)],
+    seed += progress.epochs
+    trainer, evaluator, scheduler = engines.make_training(
+        {
+            "device": device,
+            "seed": seed,
+            "defaults": settings,
+            "reader": reader,
+            "network_config": config,
+            "network_def": network,
+            "description": description,
+            "train#trainer#max_epochs": epochs - progress.epochs,
+            "train#dataset#progress": False,
+            "train#sampler": None,  # labels are few: an epoch shows every slice
+            "train#dataloader#generator": torch.Generator().manual_seed(seed),
+            "validate#dataset#progress": False,
+            "validate#dataset#data": _VALIDATION_ITEMS,
+        },
+        root=bundle_root(),
     )
 
     def keep(_: Engine) -> None:
-        value = float(evaluator.state.metrics[VAL_LOSS])
-        if value < progress.best:
-            progress.best = value
-            _copy(folder / "model.pt", folder / "best.pt")
+        progress.best = min(progress.best, float(evaluator.state.metrics[VAL_LOSS]))
         progress.epochs += 1
         progress.write(folder)
 
@@ -259,14 +217,10 @@ def _train(
     engines.run_training(
         trainer,
         evaluator,
-        scheduler=engines.make_scheduler(optimizer, settings=settings, steps=1),
+        scheduler=scheduler,
         description=description,
         output_dir=folder,
         settings=settings,
         patience=settings.epochs + 1,
+        best=progress.best,
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)

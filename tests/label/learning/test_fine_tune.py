@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("monailabel")
 
+from boltzformer_monai import engines  # noqa: E402
 from boltzformer_monai.data.windows import NAMED_WINDOWS  # noqa: E402
 from boltzformer_monai.evaluation.presence_rule import PresenceRule  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
@@ -85,7 +87,7 @@ def test_presence_thresholds_fall_but_never_rise(
 
 
 def test_a_stopped_training_goes_on_with_its_weights(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_with(tmp_path, None)
     write = module.Progress.write
@@ -101,19 +103,28 @@ def test_a_stopped_training_goes_on_with_its_weights(
             tune(tmp_path, dataset, checkpoint, epochs=3)
     assert json.loads((tmp_path / "training" / "job.json").read_text())["epochs"] == 2
     assert not (tmp_path / "out" / "model.pt").exists()
-    with caplog.at_level("INFO"):
-        output = tune(tmp_path, dataset, checkpoint, epochs=3)
-    assert "going on after 2 of 3 epochs" in caplog.text
+    stopped = load_checkpoint(tmp_path / "training" / "last.pt")[0].state_dict()
+    started = []
+    run = engines.run_training
+
+    def watched(trainer: Any, *arguments: Any, **settings: Any) -> Path:
+        started.append((copy.deepcopy(trainer.network.state_dict()), trainer.state.max_epochs, settings["best"]))
+        return run(trainer, *arguments, **settings)
+
+    monkeypatch.setattr(engines, "run_training", watched)
+    best = json.loads((tmp_path / "training" / "job.json").read_text())["best"]
+    output = tune(tmp_path, dataset, checkpoint, epochs=3)
+    ((weights, epochs, known_best),) = started
+    assert (epochs, known_best) == (1, best)
+    assert all(torch.equal(weights[name], value) for name, value in stopped.items())
     assert not (tmp_path / "training").exists()
-    old, new = load_checkpoint(checkpoint)[0].state_dict(), load_checkpoint(output)[0].state_dict()
-    assert any(not np.array_equal(old[key], new[key]) for key in old)
     assert load_checkpoint(output)[1].data["learned"] == LEARNED
 
 
 def test_other_labels_begin_anew(tmp_path: Path) -> None:
     folder = tmp_path / "training"
     folder.mkdir()
-    for name in ("last.pt", "best.pt"):
+    for name in ("last.pt", "model.pt"):
         (folder / name).write_bytes(b"x")
     module.Progress(job="old", epochs=3, best=0.5).write(folder)
     assert module.Progress.read(folder, "old").epochs == 3
