@@ -25,7 +25,7 @@ from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.data.label_names import read_label_names  # noqa: E402
 from boltzformer_monai.data.planes import extract_slices, slice_spacing  # noqa: E402
 from boltzformer_monai.evaluation.mask_pair import dice  # noqa: E402
-from boltzformer_monai.inferers import VolumeSegmenter  # noqa: E402
+from boltzformer_monai.inferers import RunSettings, VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io import Volume, read_label_map, read_volume, reorient_label  # noqa: E402
 
 
@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     names = {int(value): name for value, name in read_label_names(labels_json).labels.items()}
     prompts = [f"{name} in CT" for name in names.values()]
     passed = time.monotonic()
-    segmenter.segment(image, output / "segmentation.nii.gz", segmenter.inferer(prompts, modality="CT"))
+    inferer = segmenter.inferer(RunSettings(prompts=prompts, modality="CT"))
+    segmenter.segment(image, output / "segmentation.nii.gz", inferer)
     seconds = time.monotonic() - passed
 
     scan = read_volume(image, modality="CT")

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, PhantomKind, labels_of, make_phantom  # noqa: E402
 from boltzformer_monai.evaluation.mask_pair import MaskPair  # noqa: E402
+from boltzformer_monai.inferers.run_settings import RunSettings  # noqa: E402
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter  # noqa: E402
 
 KINDS: tuple[tuple[PhantomKind, str], ...] = (("abdomen", "abdominal"), ("chest", "chest"))
@@ -64,7 +65,8 @@ class Case:
 def cases_of(segmenter: VolumeSegmenter, kind: PhantomKind, adjective: str, number: int) -> list[Case]:
     """All prompts in one new phantom."""
     volume, label = make_phantom(kind, seed=FIRST_SEED + number, lesion=number % 2 == 0)
-    inferer = segmenter.inferer([f"{name} in {adjective} CT" for name in ALL_PHANTOM_LABELS.values()])
+    prompts = [f"{name} in {adjective} CT" for name in ALL_PHANTOM_LABELS.values()]
+    inferer = segmenter.inferer(RunSettings(prompts=prompts))
     cases = []
     with inferer.segment(volume, segmenter.network) as found:
         rule = found.rule

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.data.slices.reader import SliceReader  # noqa: E402
 from boltzformer_monai.evaluation.mask_pair import dice  # noqa: E402
+from boltzformer_monai.inferers.run_settings import RunSettings  # noqa: E402
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io.label_map import reorient_label  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, read_volume  # noqa: E402
@@ -46,7 +47,7 @@ def cases_of(segmenter: VolumeSegmenter, reader: SliceReader, task: Path, volume
     rows = {row.target: row for row in reader.select(volume=volume)}
     scan = read_volume(task / "imagesTr" / f"{volume}.nii.gz", modality=reader.volumes[volume]["modality"])
     label = reorient_label(read_label_map(task / "labelsTr" / f"{volume}.nii.gz"), scan).array
-    inferer = segmenter.inferer([row.prompts[0] for row in rows.values()], repeats=repeats)
+    inferer = segmenter.inferer(RunSettings(prompts=[row.prompts[0] for row in rows.values()], repeats=repeats))
     cases = []
     with inferer.segment(scan, segmenter.network) as found:
         for index, row in enumerate(rows.values()):

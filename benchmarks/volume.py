@@ -26,10 +26,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.decoder_contest import medians  # noqa: E402
 from benchmarks.dense import dense_network  # noqa: E402
 from benchmarks.record import report, result  # noqa: E402
-from boltzformer_monai.inferers import PromptWindows, SlidingVolumeInferer  # noqa: E402
+from boltzformer_monai.inferers import RunSettings, SlidingVolumeInferer  # noqa: E402
 from boltzformer_monai.io.read import read_volume  # noqa: E402
 from boltzformer_monai.io.volume import Volume  # noqa: E402
-from boltzformer_monai.networks import BoltzFormer, create_boltzformer  # noqa: E402
+from boltzformer_monai.networks import BoltzFormer, create_boltzformer, network_config  # noqa: E402
+from boltzformer_monai.networks.weights import Description  # noqa: E402
 from boltzformer_monai.transforms import PromptTokenizer  # noqa: E402
 
 ORGANS = (
@@ -50,14 +51,10 @@ def network(preset: str) -> BoltzFormer:
     return create_boltzformer(preset).eval().to(memory_format=torch.channels_last)
 
 
-def inferer(net: BoltzFormer, count: int, size: int) -> SlidingVolumeInferer:
-    return SlidingVolumeInferer(
-        prompts=prompts(count),
-        tokenizer=PromptTokenizer(),
-        image_size=size,
-        windows=PromptWindows({}, window=WINDOW),
-        modality="CT",
-    )
+def inferer(preset: str, count: int, size: int) -> SlidingVolumeInferer:
+    settings = RunSettings(prompts=prompts(count), window=WINDOW, modality="CT")
+    description = Description(network_config(preset, image_size=size), {})
+    return SlidingVolumeInferer(settings, description=description, tokenizer=PromptTokenizer())
 
 
 def middle(volume: Volume, slices: int) -> Volume:
@@ -80,8 +77,8 @@ def segment_once(arguments: argparse.Namespace) -> float:
     """What the measured process does: segment, label map and all; its peak memory in MiB."""
     net = network(arguments.preset)
     volume = middle(read_volume(arguments.image), arguments.slices)
-    size = arguments.size or net_size(arguments.preset)
-    inferer(net, arguments.rss, size).label_map(volume, net)
+    size = arguments.size or network_config(arguments.preset).image_size
+    inferer(arguments.preset, arguments.rss, size).label_map(volume, net)
     status = Path("/proc/self/status")
     if status.is_file():  # Linux; there ru_maxrss begins with what the parent process had at its peak
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -89,19 +86,13 @@ def segment_once(arguments: argparse.Namespace) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def net_size(preset: str) -> int:
-    from boltzformer_monai.networks.presets import network_config
-
-    return network_config(preset).image_size
-
-
 @torch.no_grad()
 def times(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """15 prompts on some slices against as many full passes of the dense network."""
     net, count = network(arguments.preset), len(ORGANS)
-    size = arguments.size or net_size(arguments.preset)
+    size = arguments.size or network_config(arguments.preset).image_size
     volume = middle(read_volume(arguments.image), arguments.slices)
-    ours = inferer(net, count, size)
+    ours = inferer(arguments.preset, count, size)
     dense = dense_network(net)
     image, tokens = torch.rand(1, net.mean.shape[1], size, size), ours.tokens[:1][None]
     ways = {"dense_one_pass": lambda: dense(image, tokens), "ours": lambda: ours.label_map(volume, net)}

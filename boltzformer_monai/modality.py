@@ -61,7 +61,7 @@ def parse_modality(text: str) -> str:
         msg = f"modality {text!r} is another than CT and MR, which no network here is trained on; use CT or MR scans"
         raise ConfigError(msg)
     if not found:
-        msg = f"unknown modality {text!r}; use CT or MR"
+        msg = f"unknown modality {text[:60]!r}; use CT or MR"
         raise ConfigError(msg)
     return found
 
@@ -74,7 +74,7 @@ def stated_modality(text: str) -> str:
     """
     found = parse_modality(text)
     if found == "unknown":
-        msg = f"unknown modality {text!r}; use CT or MR"
+        msg = f"unknown modality {text[:60]!r}; use CT or MR"
         raise ConfigError(msg)
     return found
 

@@ -20,6 +20,7 @@ from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid, sam
 from boltzformer_monai.evaluation.mask_pair import dice
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.tables import write_metrics_json
+from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.read import read_label_map, read_volume
@@ -82,7 +83,7 @@ def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], ou
     """``segment`` on the held-out DICOM series; 3-D Dice of the label map per prompt."""
     volume = next(v for v in volumes if v.split == "test" and v.image.is_dir())
     targets = dict(volume.labels)
-    inferer = segmenter.inferer([f"{name} in CT" for name in targets.values()])
+    inferer = segmenter.inferer(RunSettings(prompts=[f"{name} in CT" for name in targets.values()]))
     segmenter.segment(volume.image, output / "segmentation.nii.gz", inferer)
     scan = read_volume(volume.image)
     truth = reorient_label(read_label_map(volume.label), scan).array

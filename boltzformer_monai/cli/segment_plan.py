@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from boltzformer_monai.cli.segment_arguments import check_inputs, check_output, run_settings
 from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.run_settings import Recipe
+from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
-from boltzformer_monai.modality import stated_modality
 
 __all__ = ["Plan", "check_seg", "plan_work"]
 
@@ -24,46 +24,48 @@ class Plan:
     Attributes:
         jobs: the scans.
         many: whether these are the scans of a folder, each with a result of its own.
-        draft: the recipe as far as the arguments tell it; it decides already what is written where.
+        settings: of all of them.
     """
 
     jobs: Sequence[Job]
     many: bool
-    draft: Recipe
+    settings: RunSettings
 
 
 def plan_work(arguments: argparse.Namespace) -> Plan:
-    """List the scans, check what is written where, and make the folders.
+    """Build the settings, list the scans, check what is written where, and make the folders.
 
     Raises:
-        BoltzFormerError: there is no scan, a file would be lost, a folder cannot be written, or a DICOM SEG of the only
-            scan cannot be made.
+        BoltzFormerError: an argument cannot be used, there is no scan, a file would be lost, a folder cannot be
+            written, or a DICOM SEG of the only scan cannot be made.
     """
-    jobs, many = _jobs(arguments)
-    draft = _draft(arguments)
+    settings = run_settings(arguments)
+    check_inputs(arguments)
+    check_output(arguments, settings)
+    jobs, many = _jobs(arguments, settings.ending)
     more = [arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
-    check_targets(jobs, draft, image=arguments.image, inputs=more)
+    check_targets(jobs, settings, image=arguments.image, inputs=more)
     if not many:
-        check_seg(jobs[0].scan, draft)
-    prepare_folders(jobs, draft)
-    return Plan(jobs, many, draft)
+        check_seg(jobs[0].scan, settings)
+    prepare_folders(jobs, settings)
+    return Plan(jobs, many, settings)
 
 
-def check_seg(scan: Scan, recipe: Recipe) -> None:
+def check_seg(scan: Scan, settings: RunSettings) -> None:
     """Check that the scan's headers allow the DICOM SEG that is wanted, if one is.
 
     Raises:
         VolumeError: they do not.
     """
-    if recipe.ending == ".dcm":
-        check_can_be_seg(scan.files or scan.place, series=scan.series, names=recipe.prompts)
+    if settings.ending == ".dcm":
+        check_can_be_seg(scan.files or scan.place, series=scan.series, names=settings.prompts)
 
 
-def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], bool]:
+def _jobs(arguments: argparse.Namespace, ending: str) -> tuple[list[Job], bool]:
     """Return what is to be done, and whether these are the scans of a folder."""
     image, output, preview = arguments.image, arguments.output, arguments.preview
-    named_file = output.name.lower().endswith(arguments.ending) and not arguments.masks
-    stem = Path(str(output)[: -len(arguments.ending)]) if named_file else output
+    named_file = output.name.lower().endswith(ending) and not arguments.masks
+    stem = Path(str(output)[: -len(ending)]) if named_file else output
     single = [Job(Scan(stem.name, image, arguments.series), stem, preview)]
     if named_file and image.is_dir() and arguments.series is None and holds_only_image_files(image):
         msg = f"{image} is a folder of scans, each with a result of its own; give a folder instead of {output}"
@@ -83,24 +85,3 @@ def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], bool]:
 
 def _preview_of(folder: Path | None, scan: Scan) -> Path | None:
     return None if folder is None else folder / f"{scan.name}.png"
-
-
-def _draft(arguments: argparse.Namespace) -> Recipe:
-    """The recipe as far as the arguments tell it; it decides already what is written where."""
-    return Recipe(
-        prompts=tuple(arguments.prompts),
-        model="",
-        seed=arguments.seed,
-        threshold=arguments.threshold,
-        planes=tuple(arguments.planes or ()),
-        in_plane=arguments.in_plane,
-        repeats=arguments.uncertainty or 1,
-        arbitration=arguments.arbitration,
-        masks=arguments.masks,
-        ending=arguments.ending,
-        preview=arguments.preview is not None,
-        window=None if arguments.window is None else tuple(arguments.window),
-        literal=arguments.literal,
-        modality=None if arguments.modality is None else stated_modality(arguments.modality),
-        precision=arguments.precision,
-    )

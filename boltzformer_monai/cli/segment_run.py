@@ -7,23 +7,22 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.cli.segment_plan import Plan, check_seg
 from boltzformer_monai.cli.segment_targets import Job
-from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
-from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.result_manifest import file_sha256, in_doubt, is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
-from boltzformer_monai.inferers.run_settings import Recipe, result_path
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, result_path
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.left_out import files_of, find_left_out, read_tree, tell_left_out
 from boltzformer_monai.io.read import read_volume
+from boltzformer_monai.networks import BoltzFormer
 from boltzformer_monai.precision import device_by_name
 
 __all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]
@@ -33,6 +32,16 @@ _log = logging.getLogger(__name__)
 SOME_FAILED = 3
 IN_DOUBT = 4
 """Exit code where all is done, and a caveat puts a result in doubt."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all scans share."""
+
+    settings: RunSettings
+    model: ModelRecord
+    network: BoltzFormer
+    inferer: SlidingVolumeInferer
 
 
 def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
@@ -45,17 +54,22 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
     segmenter = VolumeSegmenter.from_checkpoint(
         arguments.checkpoint, device=device_by_name(arguments.device), precision=arguments.precision
     )
-    recipe = _recipe(plan.draft, arguments, segmenter)
-    inferer = _inferer(arguments, segmenter, recipe)
-    if recipe.modality is None and all(job.scan.place.is_file() and is_image_file(job.scan.place) for job in jobs):
-        inferer.windows.modality("unknown")  # no image file states it; this says so before the first is read
+    settings = plan.settings
+    run = _Run(
+        settings=settings,
+        model=segmenter.record(settings, file_sha256(arguments.checkpoint)),
+        network=segmenter.network,
+        inferer=segmenter.inferer(settings, progress=sys.stderr.isatty()),
+    )
+    if settings.modality is None and all(job.scan.place.is_file() and is_image_file(job.scan.place) for job in jobs):
+        run.inferer.windows.modality("unknown")  # no image file states it; this says so before the first is read
     if plan.many:
-        return _segment_many(jobs, inferer, segmenter, recipe, left_out=_left_out(jobs, arguments.image))
-    summary = _segment_one(jobs[0], inferer, segmenter, recipe)
-    voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in summary["prompts"]}
-    answer = {"output": str(result_path(jobs[0].stem, recipe)), "voxels": voxels, "found": _found(summary)}
-    sys.stdout.write(json.dumps(answer | {"in_doubt": summary["in_doubt"]}, ensure_ascii=False) + "\n")
-    return IN_DOUBT if summary["in_doubt"] else 0
+        return _segment_many(jobs, run, left_out=_left_out(jobs, arguments.image))
+    manifest = _segment_one(jobs[0], run)
+    voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in manifest["prompts"]}
+    outcome = {"output": str(result_path(jobs[0].stem, settings)), "voxels": voxels, "found": _found(manifest)}
+    sys.stdout.write(json.dumps(outcome | {"in_doubt": manifest["in_doubt"]}, ensure_ascii=False) + "\n")
+    return IN_DOUBT if manifest["in_doubt"] else 0
 
 
 def _left_out(jobs: Sequence[Job], folder: Path) -> str:
@@ -68,55 +82,24 @@ def _left_out(jobs: Sequence[Job], folder: Path) -> str:
     return f"; left out: {counts}" if found else ""
 
 
-def _recipe(draft: Recipe, arguments: argparse.Namespace, segmenter: VolumeSegmenter) -> Recipe:
-    data = segmenter.description.data
-    rule = PresenceRule.of(data) if arguments.presence == "auto" else None
-    return replace(
-        draft,
-        model=file_sha256(arguments.checkpoint),
-        planes=draft.planes or (str(data.get("plane", "axial")),),
-        precision=segmenter.network.precision,
-        device=segmenter.network.mean.device.type,
-        presence=None if rule is None else asdict(rule),
-    )
-
-
-def _inferer(arguments: argparse.Namespace, segmenter: VolumeSegmenter, recipe: Recipe) -> SlidingVolumeInferer:
-    window = recipe.window
-    return segmenter.inferer(
-        recipe.prompts,
-        window=None if window is None else parse_window(window[0] if len(window) == 1 else window),
-        planes=recipe.planes,
-        presence=arguments.presence == "auto",
-        modality=recipe.modality,
-        batch_size=arguments.batch_size,
-        threshold=recipe.threshold,
-        seed=recipe.seed,
-        repeats=recipe.repeats,
-        in_plane=recipe.in_plane,
-        literal=recipe.literal,
-        progress=sys.stderr.isatty(),
-    )
-
-
-def _segment_one(job: Job, inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe) -> dict[str, Any]:
-    scan = job.scan
+def _segment_one(job: Job, run: _Run) -> dict[str, Any]:
+    scan, settings = job.scan, run.settings
     if scan.problem:
         raise VolumeError(scan.problem, reason="missing")
     try:
         source = source_digest(scan)  # before it is read: what changes meanwhile is another scan
         # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
-        volume = read_volume(scan.place, series=scan.series, files=scan.files, modality=recipe.modality, tilt="keep")
-        with inferer.segment(volume, segmenter.network) as result:
-            return write_results(result, job.stem, recipe, scan=scan, preview=job.preview, source=source)
+        volume = read_volume(scan.place, series=scan.series, files=scan.files, modality=settings.modality, tilt="keep")
+        with run.inferer.segment(volume, run.network) as result:
+            return write_results(
+                result, job.stem, settings, model=run.model, scan=scan, preview=job.preview, source=source
+            )
     except MemoryError as error:
         msg = f"{scan.place}: does not fit into memory ({error or 'no more is left'}); crop it, or close other programs"
         raise ConfigError(msg) from error
 
 
-def _segment_many(
-    jobs: Sequence[Job], inferer: SlidingVolumeInferer, segmenter: VolumeSegmenter, recipe: Recipe, *, left_out: str
-) -> int:
+def _segment_many(jobs: Sequence[Job], run: _Run, *, left_out: str) -> int:
     failed: list[str] = []
     done = skipped = doubtful = 0
     try:
@@ -125,15 +108,15 @@ def _segment_many(
             try:
                 if (
                     not job.scan.problem
-                    and is_complete(job.stem, recipe, job.scan)
+                    and is_complete(job.stem, run.settings, run.model, job.scan)
                     and (job.preview is None or job.preview.is_file())
                 ):
                     skipped += 1
                     doubtful += in_doubt(job.stem)
                     continue
                 if not job.scan.problem:
-                    check_seg(job.scan, recipe)
-                summary = _segment_one(job, inferer, segmenter, recipe)
+                    check_seg(job.scan, run.settings)
+                manifest = _segment_one(job, run)
             except (BoltzFormerError, OSError) as error:
                 if getattr(error, "reason", "") == "write":
                     raise  # a full disk is no scan's fault, and the next would meet it too
@@ -141,14 +124,14 @@ def _segment_many(
                 _log.warning("%s: failed: %s", where, error)
                 continue
             done += 1
-            doubtful += summary["in_doubt"]
-            _log.info("%s: %d of %d prompts found", where, len(_found(summary)), len(recipe.prompts))
-            answer = {
-                "output": str(result_path(job.stem, recipe)),
-                "found": _found(summary),
-                "in_doubt": summary["in_doubt"],
+            doubtful += manifest["in_doubt"]
+            _log.info("%s: %d of %d prompts found", where, len(_found(manifest)), len(run.settings.prompts))
+            outcome = {
+                "output": str(result_path(job.stem, run.settings)),
+                "found": _found(manifest),
+                "in_doubt": manifest["in_doubt"],
             }
-            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(outcome, ensure_ascii=False) + "\n")
     except KeyboardInterrupt:
         _log.warning("%d of %d scans are finished and kept; the same command does the rest", done + skipped, len(jobs))
         raise
@@ -156,9 +139,9 @@ def _segment_many(
     for line in failed:
         _log.warning("failed: %s", line)
     if doubtful:
-        _log.warning("%d of the results are in doubt; the caveats in their summaries say why", doubtful)
+        _log.warning("%d of the results are in doubt; the caveats in their JSON files say why", doubtful)
     return SOME_FAILED if failed else IN_DOUBT if doubtful else 0
 
 
-def _found(summary: dict[str, Any]) -> list[str]:
-    return [each["prompt"] for each in summary["prompts"] if each["found"]]
+def _found(manifest: dict[str, Any]) -> list[str]:
+    return [each["prompt"] for each in manifest["prompts"] if each["found"]]

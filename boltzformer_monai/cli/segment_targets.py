@@ -8,7 +8,7 @@ from pathlib import Path
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.result_manifest import leftovers
-from boltzformer_monai.inferers.run_settings import Recipe, written_paths
+from boltzformer_monai.inferers.run_settings import RunSettings, written_paths
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.storage import require_writable
@@ -25,12 +25,12 @@ class Job:
     preview: Path | None = None
 
 
-def check_targets(jobs: Sequence[Job], recipe: Recipe, *, image: Path, inputs: Iterable[Path]) -> None:
+def check_targets(jobs: Sequence[Job], settings: RunSettings, *, image: Path, inputs: Iterable[Path]) -> None:
     """Refuse to write over a scan, another input, a file among the scans that is none of ours, or a file twice.
 
     Args:
         jobs: all scans.
-        recipe: of all of them; what does not decide the names of files may be missing yet.
+        settings: of all of them.
         image: file or folder that was given.
         inputs: other files that are read.
 
@@ -43,9 +43,9 @@ def check_targets(jobs: Sequence[Job], recipe: Recipe, *, image: Path, inputs: I
     folder = image.resolve() if image.is_dir() else None
     written: dict[Path, Path] = {}
     for job in jobs:
-        if recipe.masks and job.stem.is_file():
+        if settings.masks and job.stem.is_file():
             raise _refused(job.stem, "it is a file, and a folder is needed")
-        paths = written_paths(job.stem, recipe, job.preview)
+        paths = written_paths(job.stem, settings, job.preview)
         for path in paths:
             _refuse_input(path, protected)
             if path.is_dir():
@@ -55,7 +55,7 @@ def check_targets(jobs: Sequence[Job], recipe: Recipe, *, image: Path, inputs: I
         earlier = leftovers(job.stem)
         for path in earlier:
             _refuse_input(path, protected)
-        ours = {path.resolve() for path in (*earlier, paths[-1])}  # the summary is one of ours, or leftovers() raises
+        ours = {path.resolve() for path in (*earlier, paths[-1])}  # the manifest is one of ours, or leftovers() raises
         for path in paths:
             inside = folder is not None and path.resolve().is_relative_to(folder)
             if inside and path.exists() and path.resolve() not in ours:
@@ -66,7 +66,7 @@ def check_targets(jobs: Sequence[Job], recipe: Recipe, *, image: Path, inputs: I
             raise _refused(path, "another result needs a folder of this name; give another name")
 
 
-def prepare_folders(jobs: Sequence[Job], recipe: Recipe) -> None:
+def prepare_folders(jobs: Sequence[Job], settings: RunSettings) -> None:
     """Make the folders of the outputs, and try each with a file that is gone at once: before the work, not after it.
 
     Raises:
@@ -74,7 +74,7 @@ def prepare_folders(jobs: Sequence[Job], recipe: Recipe) -> None:
     """
     places = [job.preview.parent for job in jobs if job.preview is not None]
     for job in jobs:
-        places.append(job.stem if recipe.masks and job.stem.is_dir() else job.stem.parent)
+        places.append(job.stem if settings.masks and job.stem.is_dir() else job.stem.parent)
     for folder in dict.fromkeys(places):
         require_writable(folder)
 

@@ -209,7 +209,7 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> 
             msg = f"a window of two parts is LEVEL WIDTH in HU, for example 40 400; got {parts[0]!r} {parts[1]!r}"
             raise ConfigError(msg) from None
         return Window(level, width)
-    name = "_".join(str(part) for part in parts).lower()
+    name = "_".join(str(part) for part in parts).lower()[:60]
     if name == "percentiles":
         return MRPercentiles()
     if name in NAMED_WINDOWS:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boltzformer_monai.evaluation.presence_rule import PresenceRule
+    from boltzformer_monai.inferers.run_settings import RunSettings
     from boltzformer_monai.inferers.segmenter import LoadVolumed, SaveLabelMapd, VolumeSegmenter
     from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
     from boltzformer_monai.inferers.volume_result import PromptFinding, VolumeResult
@@ -17,6 +18,7 @@ __all__ = [
     "PresenceRule",
     "PromptFinding",
     "PromptWindows",
+    "RunSettings",
     "SaveLabelMapd",
     "SlidingVolumeInferer",
     "VolumeResult",
@@ -28,6 +30,7 @@ _HOMES = {
     "PresenceRule": "evaluation.presence_rule",
     "PromptFinding": "inferers.volume_result",
     "PromptWindows": "inferers.windows",
+    "RunSettings": "inferers.run_settings",
     "SaveLabelMapd": "inferers.segmenter",
     "SlidingVolumeInferer": "inferers.sliding_volume",
     "VolumeResult": "inferers.volume_result",

@@ -1,4 +1,4 @@
-"""A contact sheet of a segmented volume: the slices that show most, coloured overlays, and a legend of all prompts."""
+"""Contact sheet of a segmented volume: selected slices with coloured masks, a legend of all prompts, and caveats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import extract_slices, slice_spacing
-from boltzformer_monai.data.windows import MRPercentiles, default_window, parse_window
+from boltzformer_monai.data.windows import GreyScale, MRPercentiles, default_window
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.overlay import blend, new_figure, plain_text, png_bytes
 from boltzformer_monai.inferers.volume_result import VolumeResult
@@ -21,7 +21,7 @@ from boltzformer_monai.io.volume import Volume
 __all__ = ["contact_sheet"]
 
 _COLUMNS = 4
-_WIDTH = 2.6  # inches of one picture
+_WIDTH = 2.6  # inches of one slice
 _LEGEND_LETTERS = 48
 _LETTERS_PER_INCH = 15
 _MOST_NOTES = 6
@@ -37,7 +37,7 @@ def contact_sheet(
     result: VolumeResult,
     *,
     plane: str = "axial",
-    window: Sequence[str] | None = None,
+    window: GreyScale | None = None,
     slices: int = 12,
     modality: str | None = None,
 ) -> bytes:
@@ -50,31 +50,31 @@ def contact_sheet(
     Args:
         result: of the inferer.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``; pixels are drawn in millimetres.
-        window: name, or level and width; default: soft tissue for CT, percentiles for the rest.
-        slices: at most so many pictures.
+        window: of the grey values; default: soft tissue for CT, percentiles for the rest.
+        slices: at most so many.
         modality: of a scan that does not state its own.
 
     Raises:
-        ConfigError: an unknown plane or window, or no slices.
+        ConfigError: an unknown plane, or no slices.
     """
     if slices < 1:
         msg = f"a contact sheet has at least one slice, not {slices}"
         raise ConfigError(msg)
     grid = result.grid
     labels = extract_slices(Volume(result.label_map("probability"), grid.affine), plane)
-    pictures = extract_slices(Volume(_grey(grid, window, modality), grid.affine), plane)
+    images = extract_slices(Volume(_grey(grid, window, modality), grid.affine), plane)
     row_mm, column_mm, _ = slice_spacing(grid, plane)
     chosen = _chosen(labels, len(result.prompts), slices)
-    ratio = pictures.shape[1] * row_mm / (pictures.shape[2] * column_mm)
+    ratio = images.shape[1] * row_mm / (images.shape[2] * column_mm)
     return _draw(
-        pictures, labels, chosen, _legend(result), _notes(result.caveats),
+        images, labels, chosen, _legend(result), _notes(result.caveats),
         ratio=ratio, aspect=row_mm / column_mm, plane=plane,
     )  # fmt: skip
 
 
-def _grey(grid: Volume, window: Sequence[str] | None, modality: str | None) -> np.ndarray:
+def _grey(grid: Volume, window: GreyScale | None, modality: str | None) -> np.ndarray:
     if window is not None:
-        return parse_window(window[0] if len(window) == 1 else window).apply(grid.array)
+        return window.apply(grid.array)
     known = (modality or "unknown") if grid.modality == "unknown" else grid.modality
     scale = MRPercentiles() if known == "unknown" else default_window(known, "")
     return scale.apply(grid.array)
@@ -99,11 +99,11 @@ def _legend(result: VolumeResult) -> list[tuple[str, str | None]]:
     for index, finding in enumerate(result.findings):
         prompt = " ".join(finding.prompt.split())
         if not _has_glyphs(prompt):
-            prompt = f"label {index + 1} (see the summary)"
+            prompt = f"label {index + 1} (see the JSON file)"
         short = prompt if len(prompt) <= _LEGEND_LETTERS else prompt[: _LEGEND_LETTERS - 1] + "…"
         volume = f"{finding.volume_ml:.0f}" if finding.volume_ml >= 100 else f"{finding.volume_ml:.3g}"
-        said = f"{volume} ml" if finding.found else "not found"
-        entries.append((f"{short}: {said}", _colour(index) if finding.found else None))
+        size = f"{volume} ml" if finding.found else "not found"
+        entries.append((f"{short}: {size}", _colour(index) if finding.found else None))
     return entries
 
 
@@ -116,7 +116,7 @@ def _notes(caveats: Sequence[Caveat]) -> list[tuple[str, bool]]:
             text = "".join(letter if _has_glyphs(letter) else "?" for letter in text)
         notes.append((f"In doubt: {text}" if each.doubtful else f"Note: {text}", each.doubtful))
     if more := len(caveats) - len(notes):
-        notes.append((f"… and {more} more, see the summary", any(each.doubtful for each in caveats[_MOST_NOTES:])))
+        notes.append((f"… and {more} more, see the JSON file", any(each.doubtful for each in caveats[_MOST_NOTES:])))
     return notes
 
 
@@ -136,7 +136,7 @@ def _colour(index: int) -> str:
 
 
 def _draw(
-    pictures: np.ndarray,
+    images: np.ndarray,
     labels: np.ndarray,
     chosen: Sequence[int],
     legend: Sequence[tuple[str, str | None]],
@@ -160,9 +160,9 @@ def _draw(
     colours = np.array([to_rgb(_colour(index)) for index in range(len(legend))])
     for position, index in enumerate(chosen):
         axes = figure.add_subplot(down, across, position + 1)
-        axes.imshow(blend(pictures[index], labels[index], colours), interpolation="nearest", aspect=aspect)
+        axes.imshow(blend(images[index], labels[index], colours), interpolation="nearest", aspect=aspect)
         axes.set_axis_off()
-        axes.set_title(f"{plane} {index + 1} of {len(pictures)}", fontsize=8)
+        axes.set_title(f"{plane} {index + 1} of {len(images)}", fontsize=8)
     handles: list[Any] = [
         Patch(facecolor=colour or "white", edgecolor=colour or "#999999", label=plain_text(text))
         for text, colour in legend

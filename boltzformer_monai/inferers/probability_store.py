@@ -1,4 +1,4 @@
-"""Where the probabilities of a volume's slices wait, compressed, in little memory and then on disk."""
+"""Probabilities of a volume's slices, compressed: in memory up to a limit, then in a temporary file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from boltzformer_monai.errors import StorageError, why
 
 IN_MEMORY = 64 * 2**20
-"""Bytes kept in memory before the spool moves to a temporary file, which has no name and so cannot be left behind."""
+"""Bytes kept in memory before the store moves to a temporary file, which has no name and so cannot be left behind."""
 
 
-class SliceSpool:
-    """For each prompt, plane and slice: a picture of probabilities and the presence of the object.
+class ProbabilityStore:
+    """For each prompt, plane and slice: an image of probabilities and the presence of the object.
 
-    Slices may be put in any order and again; the last one counts. An empty picture costs nothing.
+    Slices may be put in any order and again; the last one counts. An empty image costs nothing.
 
     Args:
         prompts: number of prompts.
@@ -51,7 +51,7 @@ class SliceSpool:
         self._end += len(packed)
 
     def get(self, prompt: int, plane: int, index: int) -> np.ndarray:
-        """The picture (H, W) uint8 of a slice, read-only; zeros where none was put."""
+        """The probabilities (H, W) uint8 of a slice, read-only; zeros where none was put."""
         shape = self.shapes[plane][1:]
         length = int(self._length[plane][prompt, index])
         if not length:

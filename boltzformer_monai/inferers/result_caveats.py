@@ -75,18 +75,18 @@ def remark(caveats: Sequence[Caveat], prompt: str) -> str:
     return ". ".join(each.text for each in (*about(caveats, prompt), *of_all))
 
 
-def log_caveats(caveats: Sequence[Caveat], volume: Volume, said: set[Caveat]) -> None:
+def log_caveats(caveats: Sequence[Caveat], volume: Volume, logged: set[Caveat]) -> None:
     """Log each caveat once a run; one of the scan itself once a scan, with its name.
 
     Args:
         caveats: of the result.
         volume: the scan.
-        said: what this run has logged already; is added to.
+        logged: what this run has logged already; is added to.
     """
     for each in caveats:
         level = logging.INFO if each.repaired else logging.WARNING
         if each.kind not in _OF_THE_RUN:
             _log.log(level, "%s: %s", volume.source or "the scan", each.text)
-        elif each not in said:
-            said.add(each)
+        elif each not in logged:
+            logged.add(each)
             _log.log(level, "%s", each.text)

@@ -1,4 +1,4 @@
-"""The summary of a segmented scan: how a result is told from others, and recognised as complete."""
+"""The manifest of a segmented scan: identifies a result, and tells whether it is complete."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.run_settings import ENDINGS, Recipe, beside
+from boltzformer_monai.inferers.run_settings import ENDINGS, ModelRecord, RunSettings, beside
 from boltzformer_monai.io.scan_files import scan_files
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.limits import read_json
 
 __all__ = [
     "FORMAT", "VERSION", "digest", "file_sha256", "in_doubt", "is_complete", "leftovers", "outdated", "preview_entry",
-    "read_summary", "source_digest",
+    "read_manifest", "source_digest",
 ]  # fmt: skip
 
 FORMAT = "boltzformer-segmentation"
 VERSION = 1
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """Return a summary of ours, {} where there is none.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest of ours, {} where there is none.
 
     Raises:
         ConfigError: there is a file of this name that is none of ours, and would be lost.
@@ -35,7 +34,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         return {}
     content = _json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        msg = f"{path}: exists and is no summary of a result; it would be lost, give the output another name"
+        msg = f"{path}: exists and is no manifest of a result; it would be lost, give the output another name"
         raise ConfigError(msg)
     listed = [content.get("files"), content.get("other_formats", [])]
     sound = all(isinstance(files, list) and all(map(_is_entry, files)) for files in listed)
@@ -46,12 +45,12 @@ def leftovers(stem: Path) -> list[Path]:
     """Return the files that earlier results of this name left, as they wrote them: a file changed since is the user's.
 
     Raises:
-        ConfigError: as :func:`read_summary`.
+        ConfigError: as :func:`read_manifest`.
     """
-    return list(_earlier_files(stem, read_summary(beside(stem, ".json"))))
+    return list(_earlier_files(stem, read_manifest(beside(stem, ".json"))))
 
 
-def outdated(stem: Path, recipe: Recipe, source: str) -> tuple[list[Path], list[dict[str, Any]]]:
+def outdated(stem: Path, record: Mapping[str, Any], source: str) -> tuple[list[Path], list[dict[str, Any]]]:
     """Sort the files of earlier results into those that a new one makes untrue, and those that go on to be true.
 
     Another format of the very same result (same scan, prompts, model and settings) stays: ``a.dcm`` and ``a.nii.gz``
@@ -59,29 +58,29 @@ def outdated(stem: Path, recipe: Recipe, source: str) -> tuple[list[Path], list[
 
     Args:
         stem: path of the output without ending.
-        recipe: of the new result.
+        record: of the new result, :meth:`RunSettings.record`.
         source: :func:`source_digest` of its scan.
 
     Returns:
-        The paths that go, and the entries of the summary that stay.
+        The paths that go, and the entries of the manifest that stay.
 
     Raises:
-        ConfigError: as :func:`read_summary`.
+        ConfigError: as :func:`read_manifest`.
     """
-    earlier = read_summary(beside(stem, ".json"))
-    same = bool(earlier) and earlier.get("source") == source and _content(earlier) == _content(recipe.as_dict())
-    gone, kept = [], []
+    earlier = read_manifest(beside(stem, ".json"))
+    same = bool(earlier) and earlier.get("source") == source and _content(earlier, record) == _content(record, record)
+    stale, kept = [], []
     for path, entry in _earlier_files(stem, earlier).items():
         companion = path.suffix == ".png" or "-uncertainty." in path.name
         if same and not companion:
             kept.append(entry)
         else:
-            gone.append(path)
-    return gone, kept
+            stale.append(path)
+    return stale, kept
 
 
 def preview_entry(stem: Path, preview: Path) -> dict[str, Any]:
-    """Return what the summary keeps of a preview elsewhere: where it lies as seen from the output, and its hash."""
+    """Return what the manifest keeps of a preview elsewhere: where it lies as seen from the output, and its hash."""
     return {
         "name": os.path.relpath(preview.absolute(), stem.parent.absolute()),
         "bytes": preview.stat().st_size,
@@ -89,14 +88,14 @@ def preview_entry(stem: Path, preview: Path) -> dict[str, Any]:
     }
 
 
-def _earlier_files(stem: Path, summary: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+def _earlier_files(stem: Path, manifest: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
     found = {}
-    for entry in (*summary.get("files", ()), *summary.get("other_formats", ())):
+    for entry in (*manifest.get("files", ()), *manifest.get("other_formats", ())):
         path = beside(stem, str(entry["name"]))
         # The names come from a file, so they may not lead elsewhere.
         if path.parent in (stem, stem.parent) and path.name.endswith((*ENDINGS, ".png")) and _has_size(path, entry):
             found[path] = entry
-    entry = summary.get("preview_file")
+    entry = manifest.get("preview_file")
     if isinstance(entry, dict):
         path = stem.parent / str(entry.get("name"))
         # It may lie anywhere, so it must be the very picture.
@@ -113,28 +112,28 @@ def _has_size(path: Path, entry: Mapping[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == entry.get("bytes")
 
 
-def _content(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide the voxels of the masks, not their files."""
-    prompts = [each["prompt"] if isinstance(each, dict) else each for each in settings.get("prompts", ())]
-    names = {each.name for each in fields(Recipe)} - {"prompts", "ending", "masks", "preview"}
-    return {"prompts": prompts, **{name: settings.get(name) for name in sorted(names | {"package"})}}
+def _content(values: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those values of a manifest or record that decide the voxels of the masks, not their files."""
+    prompts = [each["prompt"] if isinstance(each, dict) else each for each in values.get("prompts", ())]
+    names = set(record) - {"prompts", "ending", "masks", "preview"}
+    return {"prompts": prompts, **{name: values.get(name) for name in sorted(names)}}
 
 
-def is_complete(stem: Path, recipe: Recipe, scan: Scan) -> bool:
-    """Tell whether all files of a scan are there as they were written last, of this scan and this recipe."""
+def is_complete(stem: Path, settings: RunSettings, model: ModelRecord, scan: Scan) -> bool:
+    """Tell whether all files of a scan are there as they were written last, of this scan, settings and model."""
     try:
-        summary = read_summary(beside(stem, ".json"))
+        manifest = read_manifest(beside(stem, ".json"))
     except ConfigError:
         return False
-    if summary.get("settings") != digest(recipe.as_dict()) or summary.get("source") != source_digest(scan):
+    if manifest.get("settings") != digest(settings.record(model)) or manifest.get("source") != source_digest(scan):
         return False
-    paths = [(beside(stem, str(file["name"])), file["bytes"]) for file in summary["files"]]
+    paths = [(beside(stem, str(file["name"])), file["bytes"]) for file in manifest["files"]]
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
 def in_doubt(stem: Path) -> bool:
-    """Tell whether the summary of a complete result says that a caveat puts it in doubt."""
-    return bool(read_summary(beside(stem, ".json")).get("in_doubt", False))
+    """Tell whether the manifest of a complete result says that a caveat puts it in doubt."""
+    return bool(read_manifest(beside(stem, ".json")).get("in_doubt", False))
 
 
 def source_digest(scan: Scan) -> str:

@@ -1,6 +1,6 @@
-"""From a :class:`VolumeResult` to files: label map, a mask per prompt, or DICOM SEG, and a summary that says it all.
+"""Write a :class:`VolumeResult`: label map, masks per prompt or DICOM SEG, and a manifest that describes them.
 
-The summary (``STEM.json``) is written last, so that its presence means: everything else is there, and whole.
+The manifest (``STEM.json``) is written last, so that its presence means: everything else is there, and whole.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,15 +18,13 @@ from boltzformer_monai.errors import VolumeError, why
 from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
 from boltzformer_monai.inferers.result_manifest import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
-from boltzformer_monai.inferers.run_settings import Recipe, beside, mask_names, uncertainty_names
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, beside, mask_names, uncertainty_names
+from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
-
-if TYPE_CHECKING:
-    from boltzformer_monai.inferers.volume_result import VolumeResult
 
 __all__ = ["write_results"]
 
@@ -36,8 +34,9 @@ _log = logging.getLogger(__name__)
 def write_results(
     result: VolumeResult,
     stem: Path,
-    recipe: Recipe,
+    settings: RunSettings,
     *,
+    model: ModelRecord,
     scan: Scan,
     preview: Path | None = None,
     source: str | None = None,
@@ -48,64 +47,65 @@ def write_results(
         result: of the inferer.
         stem: path without ending: ``STEM.nii.gz`` (or a folder ``STEM`` of masks), ``STEM-uncertainty.nii.gz``,
             ``STEM.png`` and ``STEM.json`` are written. Its folder must exist.
-        recipe: how the result was made, and what to write.
+        settings: how the result was made, and what to write.
+        model: that made it.
         scan: what was segmented; DICOM SEG refers to it.
         preview: where the contact sheet goes instead of ``STEM.png``.
         source: :func:`source_digest` of the scan, taken before it was read; without it, that of now.
 
     Returns:
-        The summary.
+        The manifest.
 
     Raises:
         VolumeError: a file cannot be written, or a DICOM SEG of this scan cannot be made.
         ConfigError: ``STEM.json`` is a file of somebody else's.
     """
     source = source or source_digest(scan)
-    summary_path = beside(stem, ".json")
-    earlier, other_formats = outdated(stem, recipe, source)
-    _remove(stem, earlier, [beside(stem, name) for name in mask_names(recipe)])
-    summary_path.unlink(missing_ok=True)  # from here on the result is incomplete
+    manifest_path = beside(stem, ".json")
+    record = settings.record(model)
+    earlier, other_formats = outdated(stem, record, source)
+    _remove(stem, earlier, [beside(stem, name) for name in mask_names(settings)])
+    manifest_path.unlink(missing_ok=True)  # from here on the result is incomplete
     findings = [finding.as_dict() for finding in result.findings]
     values: Sequence[int | None]
-    if recipe.ending == ".dcm":
-        files, values = _write_seg(result, stem, recipe, scan)
-    elif recipe.masks:
-        files, values = _write_masks(result, stem, recipe)
+    if settings.ending == ".dcm":
+        files, values = _write_seg(result, stem, settings, model, scan)
+    elif settings.masks:
+        files, values = _write_masks(result, stem, settings)
     else:
-        files, values = _write_labels(result, stem, recipe, findings)
-    files += _write_uncertainty(result, stem, recipe)
-    if recipe.preview:
+        files, values = _write_labels(result, stem, settings, findings)
+    files += _write_uncertainty(result, stem, settings)
+    if settings.preview:
         from boltzformer_monai.inferers.preview import contact_sheet
 
-        sheet = contact_sheet(result, plane=recipe.planes[0], window=recipe.window, modality=recipe.modality)
+        sheet = contact_sheet(result, plane=result.planes[0], window=settings.grey_scale, modality=settings.modality)
         _write_bytes(preview or beside(stem, ".png"), sheet)
         files += [".png"] if preview is None else []
-    settings = recipe.as_dict()
-    summary = {
+    manifest = {
         "format": FORMAT,
         "version": VERSION,
         "prompts": [
             {
                 **finding,
-                "shown": shown,
+                "shown": given,
                 "label": value,
                 "caveats": [each.text for each in about(result.caveats, finding["prompt"])],
             }
-            for finding, shown, value in zip(findings, result.shown, values, strict=True)
+            for finding, given, value in zip(findings, result.inputs, values, strict=True)
         ],
         "in_doubt": in_doubt(result.caveats),
         "caveats": [each.as_dict() for each in result.caveats],
-        **{key: value for key, value in settings.items() if key != "prompts"},
+        **{key: value for key, value in record.items() if key != "prompts"},
         "files": [{"name": name, "bytes": beside(stem, name).stat().st_size} for name in files],
-        "settings": digest(settings),
+        "settings": digest(record),
         "source": source,
     }
     if other_formats := [entry for entry in other_formats if entry["name"] not in files]:
-        summary["other_formats"] = other_formats
-    if recipe.preview and preview is not None:
-        summary["preview_file"] = preview_entry(stem, preview)
-    _write_bytes(summary_path, (json.dumps(summary, ensure_ascii=False, indent=1) + "\n").encode())
-    return summary
+        manifest["other_formats"] = other_formats
+    if settings.preview and preview is not None:
+        manifest["preview_file"] = preview_entry(stem, preview)
+    _write_bytes(manifest_path, (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
+    return manifest
 
 
 def _remove(stem: Path, earlier: Sequence[Path], replaced: Sequence[Path]) -> None:
@@ -120,33 +120,35 @@ def _remove(stem: Path, earlier: Sequence[Path], replaced: Sequence[Path]) -> No
 
 
 def _write_labels(
-    result: VolumeResult, stem: Path, recipe: Recipe, findings: Sequence[dict[str, Any]]
+    result: VolumeResult, stem: Path, settings: RunSettings, findings: Sequence[dict[str, Any]]
 ) -> tuple[list[str], list[int]]:
-    labels = result.label_map(recipe.arbitration)
-    _write_image(labels, result.grid, beside(stem, recipe.ending))
+    labels = result.label_map(settings.arbitration)
+    _write_image(labels, result.grid, beside(stem, settings.ending))
     counts = np.zeros(len(findings) + 1, np.int64)
     for plane in np.moveaxis(labels, 2, 0):  # plane by plane: bincount makes eight bytes of every label
         counts += np.bincount(plane.ravel(), minlength=len(counts))
     for finding, count in zip(findings, counts[1:], strict=True):
         finding["label_voxels"] = int(count)  # fewer than its voxels where another prompt got some
-    return [recipe.ending], list(range(1, len(findings) + 1))
+    return [settings.ending], list(range(1, len(findings) + 1))
 
 
-def _write_masks(result: VolumeResult, stem: Path, recipe: Recipe) -> tuple[list[str], list[int]]:
+def _write_masks(result: VolumeResult, stem: Path, settings: RunSettings) -> tuple[list[str], list[int]]:
     stem.mkdir(exist_ok=True)
-    files = mask_names(recipe)
+    files = mask_names(settings)
     for index, name in enumerate(files):
         _write_image(result.mask(index), result.grid, beside(stem, name))
     return files, [1] * len(files)
 
 
-def _write_seg(result: VolumeResult, stem: Path, recipe: Recipe, scan: Scan) -> tuple[list[str], list[int | None]]:
-    path = beside(stem, recipe.ending)
+def _write_seg(
+    result: VolumeResult, stem: Path, settings: RunSettings, model: ModelRecord, scan: Scan
+) -> tuple[list[str], list[int | None]]:
+    path = beside(stem, settings.ending)
     found = [index for index, finding in enumerate(result.findings) if finding.found]
     numbers: list[int | None] = [found.index(i) + 1 if i in found else None for i in range(len(result.prompts))]
     if not found:
         path.unlink(missing_ok=True)
-        _log.warning("%s: nothing was found, and a DICOM SEG cannot say so; only the summary is written", path)
+        _log.warning("%s: nothing was found, and a DICOM SEG cannot say so; only the manifest is written", path)
         return [], numbers
 
     def masks() -> Iterator[tuple[str, Any, np.ndarray]]:
@@ -163,26 +165,26 @@ def _write_seg(result: VolumeResult, stem: Path, recipe: Recipe, scan: Scan) -> 
         grid=result.grid,
         algorithm="BoltzFormer",
         version=__version__,
-        model=recipe.model[:16],
+        model=model.sha256[:16],
         description=seg_series(result.caveats),
         remarks={prompt: remark(result.caveats, prompt) for prompt in result.prompts},
     )
-    return [recipe.ending], numbers
+    return [settings.ending], numbers
 
 
-def _write_uncertainty(result: VolumeResult, stem: Path, recipe: Recipe) -> list[str]:
+def _write_uncertainty(result: VolumeResult, stem: Path, settings: RunSettings) -> list[str]:
     """Entropy in bits, 0–255 for 0–1: for each mask its own, else the largest of all prompts."""
-    files = uncertainty_names(recipe)
+    files = uncertainty_names(settings)
     largest = np.zeros(result.grid.shape, np.uint8)
     for index in range(len(result.prompts) if files else 0):
         entropy = result.entropy(index)
         if entropy is None:
             return []
-        if recipe.masks:
+        if settings.masks:
             _write_image(entropy, result.grid, beside(stem, files[index]))
         else:
             np.maximum(largest, entropy, out=largest)
-    if files and not recipe.masks:
+    if files and not settings.masks:
         _write_image(largest, result.grid, beside(stem, files[0]))
     return files
 

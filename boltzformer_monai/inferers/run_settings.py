@@ -1,115 +1,197 @@
-"""What decides the files of a segmented scan, and which files these are."""
+"""Settings of an inference run, validated once where they enter, and the files that a run writes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from boltzformer_monai import __version__
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.data.planes import PLANE_AXES
+from boltzformer_monai.data.prompts import checked_prompts
+from boltzformer_monai.data.windows import GreyScale, parse_window
+from boltzformer_monai.errors import ConfigError, reject_unknown
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.volume_result import ARBITRATIONS
+from boltzformer_monai.modality import stated_modality
 
-__all__ = ["ENDINGS", "Recipe", "beside", "mask_names", "result_path", "uncertainty_names", "written_paths"]
+__all__ = [
+    "ENDINGS", "ModelRecord", "RunSettings", "beside", "mask_names", "result_path", "uncertainty_names",
+    "written_paths",
+]  # fmt: skip
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm")
+IN_PLANE = ("fit", "tiles")
 _UNCERTAINTY = "-uncertainty"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides what the files of a scan hold; equal recipes on equal scans make equal files.
+class ModelRecord:
+    """What a result depends on beside the scan and the settings.
+
+    Attributes:
+        sha256: of the checkpoint file.
+        plane: of the training slices.
+        presence: thresholds of the presence head, ``None`` where there are none or they are not used.
+        precision: of the arithmetic, ``"fp32"`` or ``"bf16"``.
+        device: its kind, e.g. ``"cpu"``; devices round differently.
+    """
+
+    sha256: str
+    plane: str = "axial"
+    presence: PresenceRule | None = None
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a user asks for. Command line, bundle and server build it once; nothing changes it afterwards.
+
+    Values are normalised: sequences become tuples, ``planes`` and ``window`` also take a single text.
 
     Attributes:
         prompts: exact texts, in the order of their label values.
-        model: sha256 of the checkpoint file.
         seed: of the attention sampling.
-        threshold: probability from which a voxel belongs to an object.
-        planes: that the volume was sliced along.
-        in_plane: ``"fit"`` or ``"tiles"``.
-        presence: ``{"high", "low"}`` of the presence rule, None where it was off or the network has no head.
-        repeats: decodings per slice; more than one also writes the uncertainty.
+        threshold: probability from which a voxel belongs to an object, between 0 and 1.
+        planes: planes to slice along, whose probabilities are averaged; ``None``: the training's.
+        in_plane: ``"fit"`` scales whole slices into the network's square, ``"tiles"`` covers large ones by overlapping
+            squares at their own resolution.
+        presence: drop the slices in which the presence head does not find the object.
+        repeats: draws of the attention sampling, whose probabilities are averaged; with 2 or more there is an entropy.
         arbitration: which prompt gets a voxel that several claim: the most ``"probability"``, or the ``"first"``.
-        masks: one file for each prompt instead of one label map.
+        masks: write one file per prompt instead of a label map.
         ending: of the segmentation files, one of :data:`ENDINGS`.
-        preview: a contact sheet is wanted as well.
-        window: that was given for all prompts, None for the training's.
-        modality: that was given, None for the scan's own.
-        literal: the network was shown the prompts as they are, not in the training's spelling.
-        precision: of the network's arithmetic, ``"fp32"`` or ``"bf16"`` once the network is there.
-        device: kind of device that it ran on; devices round differently.
+        preview: write a contact sheet.
+        window: for all prompts, anything that :func:`~boltzformer_monai.data.windows.parse_window` takes; ``None``: the
+            window each target was trained with.
+        modality: ``"CT"`` or ``"MR"`` of scans that do not state theirs; ``None``: the only one of the training.
+        literal: pass prompts to the network unchanged, including negations, sizes and counts, which it does not know.
+        batch_size: slices (or tiles) per pass on a GPU; halved, with a warning, where its memory is too small. No part
+            of the record of a result.
 
     Raises:
-        ConfigError: an unknown arbitration or ending, or masks as DICOM SEG (which holds all of them anyway).
+        PromptError: there are no prompts, or one is empty, no valid text or given twice.
+        ConfigError: another value is unknown or out of range.
     """
 
-    prompts: tuple[str, ...]
-    model: str
-    seed: int
-    threshold: float
-    planes: tuple[str, ...]
+    prompts: Sequence[str]
+    seed: int = 0
+    threshold: float = 0.5
+    planes: str | Sequence[str] | None = None
     in_plane: str = "fit"
-    presence: Mapping[str, float] | None = None
+    presence: bool = True
     repeats: int = 1
     arbitration: str = "probability"
     masks: bool = False
     ending: str = ".nii.gz"
     preview: bool = False
-    window: tuple[str, ...] | None = None
+    window: str | Sequence[Any] | Mapping[str, Any] | GreyScale | None = None
     modality: str | None = None
     literal: bool = False
-    precision: str = "auto"
-    device: str = ""
+    batch_size: int = 4
 
     def __post_init__(self) -> None:
-        if self.arbitration not in ARBITRATIONS:
-            msg = f"unknown arbitration {self.arbitration!r}; use {' or '.join(ARBITRATIONS)}"
+        self._set("prompts", tuple(checked_prompts(self.prompts)))
+        for name in ("presence", "masks", "preview", "literal"):
+            self._set(name, _boolean(name, getattr(self, name)))
+        for name, least in (("seed", 0), ("repeats", 1), ("batch_size", 1)):
+            self._set(name, _integer(name, getattr(self, name), least))
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
+            msg = f"the threshold must be between 0 and 1, got {_short(self.threshold)}"
             raise ConfigError(msg)
-        if self.ending not in ENDINGS or (self.masks and self.ending == ".dcm"):
-            msg = f"masks cannot be written as {self.ending!r}; use {', '.join(ENDINGS[: 3 if self.masks else 4])}"
+        for name, known in (("in_plane", IN_PLANE), ("arbitration", ARBITRATIONS), ("ending", ENDINGS)):
+            if getattr(self, name) not in known:
+                msg = f"unknown {name} {_short(getattr(self, name))}; use {' or '.join(known)}"
+                raise ConfigError(msg)
+        if self.masks and self.ending == ".dcm":
+            msg = "a DICOM SEG holds a mask for each prompt anyway; leave --masks out, or use .nii.gz, .nii or .nrrd"
             raise ConfigError(msg)
+        if self.planes is not None:
+            self._set("planes", _planes(self.planes))
+        if self.modality is not None:
+            self._set("modality", stated_modality(str(self.modality)))
+        self._set("window", _window(self.window))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, with the version of this package."""
-        return json.loads(json.dumps({**asdict(self), "package": __version__}))  # type: ignore[no-any-return]
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> RunSettings:
+        """Settings by name, as a configuration file gives them.
+
+        Raises:
+            ConfigError: a name is unknown, with the nearest known one; or as the constructor.
+            PromptError: as the constructor.
+        """
+        reject_unknown(settings, (field.name for field in dataclasses.fields(cls)), what="setting")
+        return cls(**settings)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def grey_scale(self) -> GreyScale | None:
+        """The window for all prompts; ``None``: each target's own."""
+        return None if self.window is None else _parsed(self.window)
 
     @property
     def image_ending(self) -> str:
-        """Of the files that are no DICOM SEG even if the segmentation is one."""
+        """Of files that are images even where the segmentation is a DICOM SEG."""
         return ".nii.gz" if self.ending == ".dcm" else self.ending
 
+    def sliced_planes(self, trained: str) -> tuple[str, ...]:
+        """The planes to slice along, given the one of the training."""
+        return tuple(self.planes or (trained,))
 
-def mask_names(recipe: Recipe) -> list[str]:
+    def record(self, model: ModelRecord) -> dict[str, Any]:
+        """Plain values that decide a result; equal records of equal scans make equal files."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["batch_size"]
+        record = {
+            "prompts": values.pop("prompts"),
+            "model": model.sha256,
+            **values,
+            "planes": self.sliced_planes(model.plane),
+            "presence": None if model.presence is None else model.presence.as_dict(),
+            "window": self.window.to_dict() if isinstance(self.window, GreyScale) else self.window,
+            "precision": model.precision,
+            "device": model.device,
+            "package": __version__,
+        }
+        return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+
+
+def mask_names(settings: RunSettings) -> list[str]:
     """What follows the output's name in the files of the segmentation: one, or one for each prompt."""
-    if not recipe.masks:
-        return [recipe.ending]
-    return [f"/{_prompt_name(index, prompt)}{recipe.ending}" for index, prompt in enumerate(recipe.prompts)]
+    if not settings.masks:
+        return [settings.ending]
+    return [f"/{_prompt_name(index, prompt)}{settings.ending}" for index, prompt in enumerate(settings.prompts)]
 
 
-def uncertainty_names(recipe: Recipe) -> list[str]:
+def uncertainty_names(settings: RunSettings) -> list[str]:
     """What follows the output's name in the files of the uncertainty; none without repeats."""
-    if recipe.repeats < 2:
+    if settings.repeats < 2:
         return []
-    if not recipe.masks:
-        return [f"{_UNCERTAINTY}{recipe.image_ending}"]
-    ends = [name.removesuffix(recipe.ending) for name in mask_names(recipe)]
-    return [f"{end}{_UNCERTAINTY}{recipe.ending}" for end in ends]
+    if not settings.masks:
+        return [f"{_UNCERTAINTY}{settings.image_ending}"]
+    ends = [name.removesuffix(settings.ending) for name in mask_names(settings)]
+    return [f"{end}{_UNCERTAINTY}{settings.ending}" for end in ends]
 
 
-def written_paths(stem: Path, recipe: Recipe, preview: Path | None = None) -> list[Path]:
-    """Every file that is written for a scan, the summary last; ``stem`` is the output's name without its ending."""
-    paths = [beside(stem, name) for name in (*mask_names(recipe), *uncertainty_names(recipe))]
-    if recipe.preview:
+def written_paths(stem: Path, settings: RunSettings, preview: Path | None = None) -> list[Path]:
+    """Every file that is written for a scan, the manifest last; ``stem`` is the output's name without its ending."""
+    paths = [beside(stem, name) for name in (*mask_names(settings), *uncertainty_names(settings))]
+    if settings.preview:
         paths.append(preview or beside(stem, ".png"))
     return [*paths, beside(stem, ".json")]
 
 
-def result_path(stem: Path, recipe: Recipe) -> Path:
+def result_path(stem: Path, settings: RunSettings) -> Path:
     """The segmentation itself: a file, or the folder of masks."""
-    return stem if recipe.masks else beside(stem, recipe.ending)
+    return stem if settings.masks else beside(stem, settings.ending)
 
 
 def beside(stem: Path, ending: str) -> Path:
@@ -120,3 +202,49 @@ def beside(stem: Path, ending: str) -> Path:
 def _prompt_name(index: int, prompt: str) -> str:
     words = re.sub(r"\W+", "_", prompt.lower()).strip("_")[:40].rstrip("_")
     return f"{index + 1:02d}_{words}" if words else f"{index + 1:02d}"
+
+
+def _short(value: Any) -> str:
+    return ascii(value[:60] if isinstance(value, str) else value)[:80]
+
+
+def _boolean(name: str, value: Any) -> bool:
+    found = {"true": True, "false": False}.get(str(value).lower())  # a configuration may give text
+    if found is None:
+        msg = f"{name} must be true or false, got {_short(value)}"
+        raise ConfigError(msg)
+    return found
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        msg = f"{name} must be a whole number of at least {least}, got {_short(value)}"
+        raise ConfigError(msg)
+    return int(value)
+
+
+def _planes(planes: str | Sequence[str]) -> tuple[str, ...]:
+    chosen = tuple(planes) if isinstance(planes, list | tuple) else (planes,)
+    known = all(isinstance(each, str) and each in PLANE_AXES for each in chosen)
+    if not chosen or not known or len(set(chosen)) < len(chosen):
+        msg = f"planes must be different ones of {', '.join(PLANE_AXES)}, got {_short(planes)}"
+        raise ConfigError(msg)
+    return tuple(str(each) for each in chosen)
+
+
+def _window(window: str | Sequence[Any] | Mapping[str, Any] | GreyScale | None) -> tuple[str, ...] | GreyScale | None:
+    """Texts stay as they were given, for the record; all else becomes a window."""
+    if window is None:
+        return None
+    if isinstance(window, str):
+        window = (window,)
+    if isinstance(window, Sequence):
+        words = tuple(str(part) for part in window)
+        _parsed(words)
+        return words
+    return parse_window(window)
+
+
+def _parsed(window: Any) -> GreyScale:
+    """The window of texts: ``("lung",)``, ``("40/400",)``, ``("40", "400")``; or of a mapping or window."""
+    return parse_window(window[0] if isinstance(window, tuple) and len(window) == 1 else window)

@@ -17,11 +17,10 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import SaveImaged, Transform
 
-from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import presence_rule
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
-from boltzformer_monai.inferers.windows import AnyWindow, PromptWindows
 from boltzformer_monai.io.read import read_volume, write_label_map
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks.boltzformer import BoltzFormer
@@ -146,64 +145,39 @@ class VolumeSegmenter:
         network = create_boltzformer(config).to(device).eval()
         return cls(network, Description(config, {"plane": "axial", "targets": []}), trained=False)
 
-    def windows(self, window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None) -> PromptWindows:
-        """What is known of prompts: their targets and windows in the training.
+    def inferer(self, settings: RunSettings, **execution: Any) -> SlidingVolumeInferer:
+        """The inferer for these settings.
 
         Args:
-            window: use this one for every prompt.
+            settings: what to look for, and how.
+            execution: others of :class:`~boltzformer_monai.inferers.sliding_volume.SlidingVolumeInferer`, which do not
+                decide what is found.
 
         Raises:
-            ConfigError: no such window.
+            PromptError: a prompt is too long, or has words that no training teaches.
+            CheckpointError: the checkpoint's presence thresholds cannot be used.
         """
-        return PromptWindows(self.description.data, window=window)
+        return SlidingVolumeInferer(
+            settings, description=self.description, tokenizer=self.tokenizer, trained=self.trained, **execution
+        )
 
-    def inferer(
-        self,
-        prompts: Sequence[str],
-        *,
-        window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None,
-        planes: str | Sequence[str] | None = None,
-        presence: bool = True,
-        **settings: Any,
-    ) -> SlidingVolumeInferer:
-        """The inferer for these prompts; windows, plane and presence rule are those of the training unless given.
+    def record(self, settings: RunSettings, sha256: str) -> ModelRecord:
+        """What of this model decides the results of these settings, for their manifests.
 
         Args:
-            prompts: what to look for.
-            window: for all prompts: a name, or level and width in HU.
-            planes: the one or the ones to slice along.
-            presence: ``False`` shows masks also where the network says that the object is not there.
-            settings: others of :class:`~boltzformer_monai.inferers.sliding_volume.SlidingVolumeInferer`.
+            settings: of the run.
+            sha256: of the checkpoint file.
 
         Raises:
-            PromptError: a prompt cannot be used, or holds words that no training teaches.
-            ConfigError: a setting is out of range.
             CheckpointError: the checkpoint's presence thresholds cannot be used.
         """
         data = self.description.data
-        trained = str(data.get("plane", "axial"))
-        chosen = planes or trained
-        planes = (chosen,) if isinstance(chosen, str) else tuple(chosen)
-        caveats = []
-        if others := [plane for plane in planes if plane != trained]:
-            text = f"the network was trained on {trained} slices; {' and '.join(others)} ones are new to it"
-            caveats.append(Caveat("another plane", text))
-        rule = presence_rule(data, use=presence)
-        if rule is None and presence and self.network.presence is not None and self.trained:
-            text = "the checkpoint has a presence head but no thresholds for it, so every mask is kept"
-            caveats.append(Caveat("no thresholds", text))
-        return SlidingVolumeInferer(
-            prompts=prompts,
-            tokenizer=self.tokenizer,
-            image_size=self.description.network.image_size,
-            windows=self.windows(window),
-            planes=planes,
-            presence=rule,
-            presence_plane=trained,
-            neighbours=self.description.network.neighbours,
-            trained=self.trained,
-            caveats=caveats,
-            **settings,
+        return ModelRecord(
+            sha256=sha256,
+            plane=str(data.get("plane", "axial")),
+            presence=presence_rule(data, use=settings.presence),
+            precision=self.network.precision,
+            device=self.network.mean.device.type,
         )
 
     def segment(

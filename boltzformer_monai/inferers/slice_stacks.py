@@ -45,7 +45,7 @@ class SliceStacks:
         with self._lock:
             self._held.clear()
 
-    def shown(self, volume: Volume, window: GreyScale) -> Callable[[str], np.ndarray]:
+    def windowed(self, volume: Volume, window: GreyScale) -> Callable[[str], np.ndarray]:
         """Plane → its slices ``(N, H, W)`` uint8, to be read only; the window is applied once, when first needed."""
 
         @functools.cache
@@ -72,8 +72,8 @@ class SliceStacks:
 
     def _keep(self, key: tuple[int, GreyScale, str], volume: Volume, stack: np.ndarray) -> None:
         with self._lock:
-            for gone in [each for each, (owner, _) in self._held.items() if owner() is None or each == key]:
-                del self._held[gone]
+            for stale in [each for each, (owner, _) in self._held.items() if owner() is None or each == key]:
+                del self._held[stale]
             if stack.nbytes > self.limit:
                 return
             while self.bytes + stack.nbytes > self.limit:

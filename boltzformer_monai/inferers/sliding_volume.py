@@ -1,4 +1,4 @@
-"""All prompts on all slices of a volume, in one pass: every slice is encoded once and decoded for all prompts."""
+"""Segment a volume slice by slice: every slice is encoded once and decoded for all prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,145 +17,114 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from boltzformer_monai.caveats import Caveat
-from boltzformer_monai.data.planes import PLANE_AXES, slice_spacing, stack_shape
+from boltzformer_monai.data.planes import slice_spacing, stack_shape
 from boltzformer_monai.errors import CancelledError, CheckpointError, ConfigError
-from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.evaluation.presence_rule import presence_rule
 from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder, one_by_one
 from boltzformer_monai.inferers.encoder import Encoder, Pictures
 from boltzformer_monai.inferers.feature_cache import FeatureCache
-from boltzformer_monai.inferers.probability_store import SliceSpool
-from boltzformer_monai.inferers.prompt_groups import TOGETHER, checked_prompts, prompt_groups
+from boltzformer_monai.inferers.probability_store import ProbabilityStore
+from boltzformer_monai.inferers.prompt_groups import TOGETHER, prompt_groups
 from boltzformer_monai.inferers.result_caveats import collect_caveats, log_caveats
+from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.slice_view import SliceView, slice_view
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.modality import stated_modality
 from boltzformer_monai.networks import BoltzFormer
+from boltzformer_monai.networks.weights import Description
 from boltzformer_monai.transforms import PromptTokenizer
 
 _log = logging.getLogger(__name__)
 
 UNTRAINED = "there is no checkpoint, and untrained weights are not used; train one, or give --checkpoint PATH"
-IN_PLANE = ("fit", "tiles")
 
 
 class SlidingVolumeInferer(Inferer):
     """Volume + prompts → for each prompt a probability and a mask on the volume's grid.
 
-    The same volume and prompt always give the same bytes, whatever the batch size and the other prompts, on a CPU: a
-    slice is encoded alone there, which costs no time, and prompts are decoded in groups of one shape. On a GPU batches
-    are real, and results are equal to rounding.
+    On a CPU the same volume and prompt always give the same bytes, whatever the batch size and the other prompts: a
+    slice is encoded alone there, which costs no time, and prompts are decoded in groups of one shape. On a GPU slices
+    are encoded in batches, and results are equal up to rounding.
 
-    Memory grows with the volume, not with the number of prompts.
+    Memory grows with the volume, not with the number of prompts. Plane, windows and presence rule are those of the
+    training unless the settings say otherwise; the rule judges slices of the training's plane where that is among the
+    planes, else of all.
 
     Args:
-        prompts: what to look for, one text per object.
+        settings: what to look for, and how.
+        description: the checkpoint's: image size, neighbours, plane, presence thresholds, targets and their windows.
         tokenizer: the one that the network was trained with.
-        image_size: edge of the square that slices are shown in, the network's.
-        windows: chooses the window of each prompt.
-        plane: the one plane to slice along; short for ``planes=(plane,)``.
-        planes: planes to slice along (axial, where neither is given), whose probabilities are averaged; best are those
-            that the network was trained on.
-        neighbours: slices on either side that the network sees as channels, as many as in its training.
-        modality: of scans that do not state theirs (NIfTI, NRRD).
-        batch_size: slices (or tiles) per pass on a GPU; halved, with a warning, where its memory is too small.
-        threshold: probability from which a voxel belongs to an object.
-        seed: of the attention sampling.
-        repeats: draws of the attention sampling, whose probabilities are averaged; with several there is an entropy.
-        presence: drops slices that the network's presence head says the object is not in; without that head, nothing.
-        presence_plane: the plane that this rule was calibrated in. Where it is among the planes, only its slices are
-            judged; the others' probabilities count as they are.
-        in_plane: ``"fit"`` scales whole slices into the square; ``"tiles"`` covers slices that are larger than it by
-            overlapping squares of their own resolution.
+        trained: ``False`` for an untrained network, which :meth:`segment` refuses: a random mask is worse than none.
         together: prompts decoded together. The bytes of a result depend on it in the last digit, as they do on the
             device; fewer make a single prompt cheaper, and many prompts dearer.
         slices_together: on a CPU, slices decoded together (they are encoded one by one); with few prompts this is
-            several times as fast as one by one. A volume is always parted alike, so its bytes stay the same.
+            several times as fast as one by one. A volume is always split alike, so its bytes stay the same.
         features: keeps the image features, so that the same volume is not encoded again for other prompts.
         stacks: keeps the slices themselves.
         progress: show a progress bar on standard error.
-        should_stop: asked before every pass; ``True`` stops the work with a ``CancelledError``.
-        trained: ``False`` for an untrained network, which is refused: a random mask is worse than none.
-        caveats: what is known of all results beforehand; each result holds them with those of its scan.
-        literal: show the network the prompts exactly as they are, also with words that it does not understand.
+        should_stop: called before every pass; ``True`` stops the work with a ``CancelledError``.
 
     Raises:
-        PromptError: no prompts, or one that is empty, too long, no valid text or given twice; or one with a negation,
-            size or count that is not meant literally.
-        ConfigError: another setting is unknown or out of range.
+        PromptError: a prompt is too long, or has a negation, size or count that is not meant literally.
+        ConfigError: a number is out of range.
+        CheckpointError: the checkpoint's presence thresholds cannot be used.
     """
 
     def __init__(
         self,
+        settings: RunSettings,
         *,
-        prompts: Sequence[str],
+        description: Description,
         tokenizer: PromptTokenizer,
-        image_size: int,
-        windows: PromptWindows,
-        plane: str | None = None,
-        planes: Sequence[str] | None = None,
-        neighbours: int = 0,
-        modality: str | None = None,
-        batch_size: int = 4,
-        threshold: float = 0.5,
-        seed: int = 0,
-        repeats: int = 1,
-        presence: PresenceRule | None = None,
-        presence_plane: str | None = None,
-        in_plane: str = "fit",
+        trained: bool = True,
         together: int = TOGETHER,
         slices_together: int = 1,
         features: FeatureCache | None = None,
         stacks: SliceStacks | None = None,
         progress: bool = False,
         should_stop: Callable[[], bool] | None = None,
-        trained: bool = True,
-        caveats: Sequence[Caveat] = (),
-        literal: bool = False,
     ) -> None:
         super().__init__()
-        self.prompts = checked_prompts(prompts)
-        self.tokenizer = tokenizer
-        self.readings = windows.read(self.prompts, literal=literal)
-        self.tokens = tokenizer([reading.shown for reading in self.readings])
-        self.planes = _checked_planes(plane, planes)
-        for name, value in (
-            ("batch size", batch_size),
-            ("number of repeats", repeats),
-            ("number of prompts together", together),
-            ("number of slices together", slices_together),
-        ):
+        for name, value in (("prompts together", together), ("slices together", slices_together)):
             if value < 1:
-                msg = f"the {name} must be at least 1, got {value}"
+                msg = f"the number of {name} must be at least 1, got {value}"
                 raise ConfigError(msg)
-        if not 0 < threshold < 1:
-            msg = f"the threshold must be between 0 and 1, got {threshold}"
-            raise ConfigError(msg)
-        if in_plane not in IN_PLANE:
-            msg = f"unknown in_plane {in_plane!r}; known are {', '.join(IN_PLANE)}"
-            raise ConfigError(msg)
-        self.image_size = image_size
-        self.windows = windows
-        self.neighbours = neighbours
-        self.modality = None if modality is None else stated_modality(modality)
-        self.batch_size = batch_size
-        self.threshold = threshold
-        self.seed = seed
-        self.repeats = repeats
-        self.presence = presence
-        self.presence_planes = tuple(each for each in self.planes if each == presence_plane) or self.planes
-        self.in_plane = in_plane
+        data = description.data
+        trained_plane = str(data.get("plane", "axial"))
+        self.settings = settings
+        self.network_config = description.network
+        self.tokenizer = tokenizer
+        self.windows = PromptWindows(data, window=settings.grey_scale)
+        self.readings = self.windows.read(settings.prompts, literal=settings.literal)
+        self.tokens = tokenizer([reading.shown for reading in self.readings])
+        self.planes = settings.sliced_planes(trained_plane)
+        self.rule = presence_rule(data, use=settings.presence)
+        self.rule_planes = tuple(each for each in self.planes if each == trained_plane) or self.planes
+        self.trained = trained
+        self.caveats = tuple(self._known_caveats(trained_plane))
         self.together = together
         self.slices_together = slices_together
         self.features = features
         self.stacks = SliceStacks() if stacks is None else stacks
         self.progress = progress
         self.should_stop = should_stop
-        self.trained = trained
-        self.caveats = tuple(caveats)
-        self._said: set[Caveat] = set()
+        self._logged: set[Caveat] = set()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """As given."""
+        return tuple(self.settings.prompts)
+
+    def _known_caveats(self, trained_plane: str) -> Iterator[Caveat]:
+        """What is known of all results before any scan is read."""
+        if others := [plane for plane in self.planes if plane != trained_plane]:
+            text = f"the network was trained on {trained_plane} slices; {' and '.join(others)} ones are new to it"
+            yield Caveat("another plane", text)
+        if self.settings.presence and self.rule is None and self.network_config.presence and self.trained:
+            text = "the checkpoint has a presence head but no thresholds for it, so every mask is kept"
+            yield Caveat("no thresholds", text)
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Label one volume.
@@ -189,8 +158,8 @@ class SlidingVolumeInferer(Inferer):
         """
         with self.segment(volume, network) as result:
             labels = result.label_map()
-        there = set(np.unique(labels).tolist())
-        if missing := [prompt for value, prompt in enumerate(self.prompts, 1) if value not in there]:
+        present = set(np.unique(labels).tolist())
+        if missing := [prompt for value, prompt in enumerate(self.prompts, 1) if value not in present]:
             _log.info("not found: %s", "; ".join(missing))
         return labels
 
@@ -206,7 +175,8 @@ class SlidingVolumeInferer(Inferer):
         """
         if not self.trained:
             raise CheckpointError(UNTRAINED)
-        stated = self.modality if volume.modality == "unknown" and self.modality else volume.modality
+        settings = self.settings
+        stated = settings.modality if volume.modality == "unknown" and settings.modality else volume.modality
         modality = self.windows.modality(stated)
         caveats = collect_caveats(
             volume,
@@ -217,13 +187,13 @@ class SlidingVolumeInferer(Inferer):
             readings=self.readings,
             known=self.caveats,
         )
-        log_caveats(caveats, volume, self._said)
+        log_caveats(caveats, volume, self._logged)
         groups = self.windows.group(self.readings, modality)
         shapes = [stack_shape(volume, plane) for plane in self.planes]
         on_cpu = network.mean.device.type == "cpu"
         encode = one_by_one(network.encode_image) if on_cpu and self.slices_together > 1 else network.encode_image
         encoder = Encoder(encode) if self.features is None else self.features.encoder(network, encode)
-        batch = BatchSize(self.slices_together if on_cpu else self.batch_size)
+        batch = BatchSize(self.slices_together if on_cpu else settings.batch_size)
         if self.features is not None:
             batch.release = self.features.clear
         total = len(groups) * sum(shape[0] for shape in shapes)
@@ -232,26 +202,26 @@ class SlidingVolumeInferer(Inferer):
                 tqdm(total=total, desc="slices", unit="slice", disable=not self.progress, leave=False)
             )
             unfinished = stack.enter_context(contextlib.ExitStack())
-            spool = SliceSpool(len(self.prompts), shapes)
-            unfinished.callback(spool.close)
+            store = ProbabilityStore(len(self.prompts), shapes)
+            unfinished.callback(store.close)
             for window, members in groups:
-                shown = self.stacks.shown(volume, window)
+                plane_slices = self.stacks.windowed(volume, window)
                 alike = prompt_groups(self.tokens, members, context=self.tokenizer.context, together=self.together)
-                decoder = SliceDecoder(network, alike, seed=self.seed, repeats=self.repeats, encoder=encoder)
+                decoder = SliceDecoder(network, alike, seed=settings.seed, repeats=settings.repeats, encoder=encoder)
                 for plane in range(len(self.planes)):
-                    self._run_plane(volume, shown(self.planes[plane]), plane, decoder, spool, batch, bar)
+                    self._run_plane(volume, plane_slices(self.planes[plane]), plane, decoder, store, batch, bar)
             unfinished.pop_all()
         return VolumeResult(
             prompts=self.prompts,
             grid=volume if volume.modality == modality else dataclasses.replace(volume, modality=modality),
             caveats=caveats,
-            shown=[reading.shown for reading in self.readings],
+            inputs=[reading.shown for reading in self.readings],
             planes=self.planes,
-            spool=spool,
-            threshold=self.threshold,
-            rule=self.presence,
-            rule_planes=self.presence_planes,
-            repeats=self.repeats,
+            store=store,
+            threshold=settings.threshold,
+            rule=self.rule,
+            rule_planes=self.rule_planes,
+            repeats=settings.repeats,
         )
 
     def _run_plane(
@@ -260,20 +230,21 @@ class SlidingVolumeInferer(Inferer):
         slices: np.ndarray,
         plane: int,
         decoder: SliceDecoder,
-        spool: SliceSpool,
+        store: ProbabilityStore,
         batch: BatchSize,
         bar: Any,
     ) -> None:
         """All slices of a plane in one window, pass after pass."""
         row, column, _ = slice_spacing(volume, self.planes[plane])
-        tiles = self.in_plane == "tiles"
-        view = slice_view((slices.shape[1], slices.shape[2]), (row, column), self.image_size, tiles=tiles)
+        tiles = self.settings.in_plane == "tiles"
+        size = self.network_config.image_size
+        view = slice_view((slices.shape[1], slices.shape[2]), (row, column), size, tiles=tiles)
         start = 0
         while start < len(slices):
             if self.should_stop is not None and self.should_stop():
                 msg = f"stopped as asked after {start} of {len(slices)} {self.planes[plane]} slices; nothing was kept"
                 raise CancelledError(msg)
-            stop = batch.attempt(partial(self._run_pass, slices, start, view, decoder, spool, plane))
+            stop = batch.attempt(partial(self._run_pass, slices, start, view, decoder, store, plane))
             bar.update(stop - start)
             start = stop
 
@@ -283,17 +254,17 @@ class SlidingVolumeInferer(Inferer):
         start: int,
         view: SliceView,
         decoder: SliceDecoder,
-        spool: SliceSpool,
+        store: ProbabilityStore,
         plane: int,
         batch: int,
     ) -> int:
-        """As many slices as a pass takes, into the spool; returns the number of the next one."""
+        """As many slices as a pass takes, into the store; returns the number of the next one."""
         stop = min(start + view.slices(batch), len(slices))
         pictures = Pictures(self._with_neighbours(slices, start, stop), decoder.device)
         for prompt, probability, presence in decoder.decode(pictures, view, batch=batch):
             for offset, values in enumerate(probability):
                 present = None if presence is None else float(presence[offset])
-                spool.put(prompt, plane, start + offset, values, present)
+                store.put(prompt, plane, start + offset, values, present)
         return stop
 
     def _with_neighbours(self, slices: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -302,26 +273,14 @@ class SlidingVolumeInferer(Inferer):
         Beyond the ends of the volume its outermost slice stands in, as in
         :class:`~boltzformer_monai.transforms.load.LoadSliced`.
         """
-        if not self.neighbours:
+        neighbours = self.network_config.neighbours
+        if not neighbours:
             return slices[start:stop, None]
         indices = np.arange(start, stop)
-        steps = range(-self.neighbours, self.neighbours + 1)
+        steps = range(-neighbours, neighbours + 1)
         return np.stack([slices[np.clip(indices + step, 0, len(slices) - 1)] for step in steps], axis=1)
 
 
 def _first(value: Any) -> Any:
     """A value of a MetaTensor's ``meta``, which a loader may have put into a list of one."""
     return value[0] if isinstance(value, list | tuple) else value
-
-
-def _checked_planes(plane: str | None, planes: Sequence[str] | None) -> tuple[str, ...]:
-    if plane is not None and planes is not None:
-        msg = f"give either plane ({plane!r}) or planes ({', '.join(planes)}), not both"
-        raise ConfigError(msg)
-    chosen = (plane,) if plane is not None else ("axial",) if planes is None else tuple(planes)
-    if isinstance(planes, str) or not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(PLANE_AXES):
-        msg = (
-            f"planes must be different ones of {', '.join(PLANE_AXES)}, got {plane if plane is not None else planes!r}"
-        )
-        raise ConfigError(msg)
-    return chosen

@@ -16,7 +16,7 @@ from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import extract_slices, slices_to_volume
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.probability_store import SliceSpool
+from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.io.volume import Volume
 
 ARBITRATIONS = ("probability", "first")
@@ -58,13 +58,13 @@ class VolumeResult:
         prompts: as given.
         grid: the scan, with the modality that it was taken for.
         planes: that were sliced; their probabilities are averaged.
-        spool: probabilities and presence of every slice; taken over.
+        store: probabilities and presence of every slice; taken over.
         threshold: probability from which a voxel belongs to an object.
         rule: drops slices by their presence; ``None`` drops none.
         rule_planes: the planes in which it does; all of them where omitted.
         repeats: draws that the probabilities are means of.
         caveats: what a user must know of the result.
-        shown: the texts that the network was shown; the prompts where omitted.
+        inputs: the texts that the network was given; the prompts where omitted.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class VolumeResult:
         prompts: Sequence[str],
         grid: Volume,
         planes: Sequence[str],
-        spool: SliceSpool,
+        store: ProbabilityStore,
         threshold: float,
         rule: PresenceRule | None = None,
         rule_planes: Sequence[str] | None = None,
         repeats: int = 1,
         caveats: Sequence[Caveat] = (),
-        shown: Sequence[str] | None = None,
+        inputs: Sequence[str] | None = None,
     ) -> None:
         self.prompts = tuple(prompts)
         self.grid = grid
@@ -88,9 +88,9 @@ class VolumeResult:
         self.rule_planes = self.planes if rule_planes is None else tuple(rule_planes)
         self.repeats = repeats
         self.caveats = tuple(caveats)
-        self.shown = self.prompts if shown is None else tuple(shown)
+        self.inputs = self.prompts if inputs is None else tuple(inputs)
         self.level = min(255, math.ceil(256 * threshold))
-        self._spool = spool
+        self._store = store
 
     def probability(self, index: int) -> np.ndarray:
         """``(I, J, K)`` uint8, 0–255 for 0–1, mean of the planes; what the presence rule dropped counts as 0."""
@@ -130,7 +130,7 @@ class VolumeResult:
         if len(values) != len(self.prompts) or not all(0 < value < 2**16 for value in values):
             msg = f"a label map needs a value from 1 to 65535 for each of {len(self.prompts)} prompts, got {values}"
             raise ConfigError(msg)
-        shape = self._spool.shapes[0]
+        shape = self._store.shapes[0]
         labels = np.zeros(shape, np.uint8 if max(values) <= 255 else np.uint16)
         highest = np.full(shape, self.level - 1, np.uint8)  # what is below the threshold has lost already
         for index in range(len(self.prompts)):
@@ -147,7 +147,7 @@ class VolumeResult:
 
     def close(self) -> None:
         """Release the storage; only ``findings`` that were read before stay readable."""
-        self._spool.close()
+        self._store.close()
 
     def __enter__(self) -> VolumeResult:
         return self
@@ -167,7 +167,7 @@ class VolumeResult:
         presence = [
             found
             for plane in range(len(self.planes))
-            if self.planes[plane] in self.rule_planes and (found := self._spool.presence(index, plane)) is not None
+            if self.planes[plane] in self.rule_planes and (found := self._store.presence(index, plane)) is not None
         ]
         return PromptFinding(
             prompt=self.prompts[index],
@@ -191,23 +191,23 @@ class VolumeResult:
 
     def _kept(self, index: int, plane: int, rule: PresenceRule | None) -> np.ndarray:
         """Numbers of the slices that hold anything and that the presence rule did not drop."""
-        kept = self._spool.filled(index, plane)
-        presence = self._spool.presence(index, plane)
+        kept = self._store.filled(index, plane)
+        presence = self._store.presence(index, plane)
         if rule is not None and presence is not None and self.planes[plane] in self.rule_planes:
             kept = kept & rule.kept(presence)
         return np.flatnonzero(kept)
 
     def _of_plane(self, index: int, plane: int, rule: PresenceRule | None) -> np.ndarray:
-        stack = np.zeros(self._spool.shapes[plane], np.uint8)
+        stack = np.zeros(self._store.shapes[plane], np.uint8)
         for number in self._kept(index, plane, rule):
-            stack[number] = self._spool.get(index, plane, number)
+            stack[number] = self._store.get(index, plane, number)
         return slices_to_volume(stack, self.grid, self.planes[plane], view=True)
 
     def _slices(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """Slices of the first plane and their numbers, leaving out empty ones."""
         if len(self.planes) == 1:
             for number in self._kept(index, 0, self.rule):
-                yield int(number), self._spool.get(index, 0, number)
+                yield int(number), self._store.get(index, 0, number)
             return
         mean = dataclasses.replace(self.grid, array=self.probability(index))
         for number, values in enumerate(extract_slices(mean, self.planes[0])):

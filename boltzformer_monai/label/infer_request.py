@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from boltzformer_monai.data.planes import PLANE_AXES
-from boltzformer_monai.data.prompts import normalise_prompt, split_prompts
-from boltzformer_monai.data.windows import GreyScale, parse_window
+from boltzformer_monai.data.prompts import checked_prompts, normalise_prompt, split_prompts
+from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError, PromptError, did_you_mean
-from boltzformer_monai.inferers.prompt_groups import checked_prompts
+from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.volume_result import ARBITRATIONS
 from boltzformer_monai.label.validation import Integer, Number, Truth, validated
 from boltzformer_monai.modality import stated_modality
@@ -104,10 +104,26 @@ class SegmentRequest(BaseModel):
         """Decodings per slice."""
         return self.uncertainty or 1
 
-    @property
-    def grey_scale(self) -> GreyScale | None:
-        """The window for all prompts; ``None``: each target's own."""
-        return None if self.window is None else parse_window(self.window)
+    def run_settings(self, *, batch_size: int, modality: str | None) -> RunSettings:
+        """Settings of the run.
+
+        Args:
+            batch_size: of the server.
+            modality: the server's, of scans that do not state theirs, where the request does not say it either.
+        """
+        return RunSettings(
+            prompts=self.prompts,
+            seed=self.seed,
+            threshold=self.threshold,
+            planes=self.planes,
+            presence=self.presence,
+            repeats=self.repeats,
+            arbitration=self.arbitration,
+            window=self.window,
+            modality=self.modality or modality,
+            literal=self.literal,
+            batch_size=batch_size,
+        )
 
 
 def _check_gpus(gpus: Any) -> Any:

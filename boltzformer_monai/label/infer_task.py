@@ -88,7 +88,7 @@ class BoltzFormerInferTask(InferTask):
         result = segmented.result
         values = self.service.label_numbers.values(wanted.prompts, temporary=segmented.untrained)
         labels = result.label_map(wanted.arbitration, values=values)
-        places = _places(labels)
+        places = label_places(labels)
         findings = [
             {
                 **finding.as_dict(),
@@ -144,7 +144,7 @@ def uncertainty(segmented: Segmented) -> dict[str, Any]:
     return summary
 
 
-def _places(labels: np.ndarray) -> dict[int, tuple[int, list[int]]]:
+def label_places(labels: np.ndarray) -> dict[int, tuple[int, list[int]]]:
     """Voxels and about the centre ``[i, j, k]`` of each value that occurs."""
     found: dict[int, tuple[int, list[int]]] = {}
     whole, order = in_memory_order(labels)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout  # the built-in one from Python 3.11 on
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import torch
 
 from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
 from boltzformer_monai.errors import BoltzFormerError, CancelledError
-from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.result_manifest import file_sha256
-from boltzformer_monai.inferers.run_settings import Recipe
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.volume_result import VolumeResult
+from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
@@ -53,7 +53,9 @@ class Segmented:
     """A result, open as long as the ``with`` block that it came from."""
 
     result: VolumeResult
-    recipe: Recipe
+    settings: RunSettings
+    """Of the request, with the modality that was assumed."""
+    model: ModelRecord
     scan: Scan
     seconds: float
     cached: bool
@@ -88,7 +90,7 @@ class SegmentService:
         self._segmentations: set[Future[Segmented]] = set()
         self._model: Model | None = None
         # What cannot be asked is said at the start, and not at every request.
-        self.model().segmenter.windows().read(self.settings.prompts or ())
+        PromptWindows(self.model().segmenter.description.data).read(self.settings.prompts or ())
         self.label_numbers.declare(self.default_prompts())
 
     def model(self) -> Model:
@@ -138,21 +140,20 @@ class SegmentService:
         return self.label_numbers.names()
 
     @contextlib.contextmanager
-    def segmented(self, image: Path, request: SegmentRequest, *, ending: str = ".nii.gz") -> Iterator[Segmented]:
+    def segmented(self, image: Path, request: SegmentRequest) -> Iterator[Segmented]:
         """Segment a scan.
 
         Args:
             image: file or DICOM folder; trusted: checked by the caller.
             request: what to do.
-            ending: of the files to be written.
 
         Raises:
             BoltzFormerError: the scan or the checkpoint cannot be used; or the client went away.
         """
-        asked = self._worker.submit(self._segment, image, request, ending, client_disconnected())
-        self._segmentations.add(asked)
-        asked.add_done_callback(self._segmentations.discard)
-        segmented = asked.result()
+        segmentation = self._worker.submit(self._segment, image, request, client_disconnected())
+        self._segmentations.add(segmentation)
+        segmentation.add_done_callback(self._segmentations.discard)
+        segmented = segmentation.result()
         with segmented.result:
             yield segmented
 
@@ -164,55 +165,38 @@ class SegmentService:
         """
         return self._scans.read(Scan(image.name, image), self.settings.modality)
 
-    def _segment(self, image: Path, request: SegmentRequest, ending: str, unwanted: Callable[[], bool]) -> Segmented:
+    def _segment(self, image: Path, request: SegmentRequest, unwanted: Callable[[], bool]) -> Segmented:
         if unwanted():
             msg = "not begun: the client went away while others were served"
             raise CancelledError(msg)
         started = time.monotonic()
         model = self._current()
         scan = Scan(image.name, image)
-        modality = request.modality or self.settings.modality
-        rule = PresenceRule.of(model.segmenter.description.data) if request.presence else None
+        settings = request.run_settings(batch_size=self.settings.batch_size, modality=self.settings.modality)
         inferer = model.segmenter.inferer(
-            request.prompts,
-            window=request.grey_scale,
-            planes=request.planes,
-            presence=request.presence,
-            modality=modality,
-            batch_size=self.settings.batch_size,
-            threshold=request.threshold,
-            seed=request.seed,
-            repeats=request.repeats,
+            settings,
             together=self.settings.together,
             slices_together=self.settings.slices_together or _slices_together(model.segmenter),
             features=self.features,
             stacks=self._stacks,
-            literal=request.literal,
             should_stop=unwanted,
         )
-        volume = self._scans.read(scan, modality)  # not before the prompts are known to be sound
+        volume = self._scans.read(scan, settings.modality)  # not before the prompts are known to be sound
         before = self.features.misses
         result = inferer.segment(volume, model.segmenter.network)
         cached = self.features.misses == before
-        assumed = result.grid.modality if volume.modality == "unknown" and modality is None else None
-        recipe = Recipe(
-            prompts=request.prompts,
-            model=model.sha256,
-            seed=request.seed,
-            threshold=request.threshold,
-            planes=tuple(inferer.planes),
-            presence=None if rule is None else asdict(rule),
-            repeats=request.repeats,
-            arbitration=request.arbitration,
-            ending=ending,
-            window=None if request.window is None else _words(request.window),
-            modality=modality or assumed,
-            literal=request.literal,
-            precision=model.segmenter.network.precision,
-            device=model.segmenter.network.mean.device.type,
-        )
+        assumed = result.grid.modality if volume.modality == "unknown" and settings.modality is None else None
         untrained = [reading.prompt for reading in inferer.readings if inferer.windows.is_unknown(reading)]
-        return Segmented(result, recipe, scan, round(time.monotonic() - started, 3), cached, untrained, assumed)
+        return Segmented(
+            result=result,
+            settings=settings if assumed is None else replace(settings, modality=assumed),
+            model=model.segmenter.record(settings, model.sha256),
+            scan=scan,
+            seconds=round(time.monotonic() - started, 3),
+            cached=cached,
+            untrained=untrained,
+            assumed_modality=assumed,
+        )
 
     def _forget(self) -> None:
         self._model = None
@@ -276,7 +260,3 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     except OSError:
         return str(path), 0, 0
     return str(path), stat.st_mtime_ns, stat.st_size
-
-
-def _words(window: str | tuple[float, float]) -> tuple[str, ...]:
-    return (window,) if isinstance(window, str) else tuple(str(number) for number in window)

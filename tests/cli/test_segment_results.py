@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.cli import main
-from boltzformer_monai.cli.segment import prompts_in
+from boltzformer_monai.cli.segment_arguments import prompts_in
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.errors import PromptError
@@ -83,10 +83,10 @@ def test_a_mask_for_each_prompt(scans: Path, checkpoint: Path, tmp_path: Path, i
         ([], "no prompt given"),
         (["--prompts", "liver", " Liver "], "given twice"),
         (["--prompts-file", "nothing.txt"], "nothing.txt"),
-        (["--prompts", "liver", "--threshold", "1"], "--threshold"),
-        (["--prompts", "liver", "--batch-size", "0"], "--batch-size"),
+        (["--prompts", "liver", "--threshold", "1"], "threshold must be between 0 and 1"),
+        (["--prompts", "liver", "--batch-size", "0"], "batch_size must be a whole number of at least 1"),
         (["--prompts", "liver", "--uncertainty", "1"], "--uncertainty"),
-        (["--prompts", "liver", "--planes", "axial", "axial"], "twice"),
+        (["--prompts", "liver", "--planes", "axial", "axial"], "planes must be different"),
         (["--prompts", "liver", "--preview", "p.jpg"], ".png"),
         (["--prompts", "liver", "--masks"], "--masks"),
         (["--prompts", "liver", "--format", "nrrd"], "--format"),

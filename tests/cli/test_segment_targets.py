@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from boltzformer_monai.cli import main, segment_run
@@ -15,6 +14,7 @@ from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.inferers import preview
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
+from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 
@@ -175,16 +175,15 @@ def test_a_folder_that_cannot_be_opened_is_a_failed_scan(
 def test_the_contact_sheet_knows_the_modality_that_inference_settled_on(
     room: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown: list[str] = []
-    real = preview._grey
+    modalities: list[str] = []
 
-    def grey(grid: Volume, window: Any, modality: str | None) -> np.ndarray:
-        shown.append(grid.modality)
-        return real(grid, window, modality)
+    def sheet(result: VolumeResult, **_: Any) -> bytes:
+        modalities.append(result.grid.modality)
+        return b""
 
-    monkeypatch.setattr(preview, "_grey", grey)
+    monkeypatch.setattr(preview, "contact_sheet", sheet)
     assert _run("scan.nii.gz", checkpoint, "o.nii.gz", "--preview", "o.png") == 0  # trained on CT only
-    assert shown == ["CT"]
+    assert modalities == ["CT"]
 
 
 def test_the_source_is_what_was_read(room: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

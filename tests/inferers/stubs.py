@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from boltzformer_monai.inferers import PromptWindows, SlidingVolumeInferer
+from boltzformer_monai.inferers import PresenceRule, RunSettings, SlidingVolumeInferer
 from boltzformer_monai.networks import Decoded, ImageFeatures, TextFeatures
+from boltzformer_monai.networks.weights import Description
 from boltzformer_monai.transforms import PromptTokenizer
 
 
@@ -47,7 +50,22 @@ class Stub(nn.Module):
         return Decoded(logits, presence)
 
 
-def inferer(tokenizer: PromptTokenizer, size: int, **settings: object) -> SlidingVolumeInferer:
+def inferer(
+    tokenizer: PromptTokenizer,
+    size: int,
+    *,
+    rule: PresenceRule | None = None,
+    trained_plane: str = "axial",
+    neighbours: int = 0,
+    should_stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> SlidingVolumeInferer:
     """An inferer of CT for "liver", black at -100 HU and white at 100 HU, unless told otherwise."""
-    options = {"prompts": ["liver"], "modality": "CT", "windows": PromptWindows({}, window=[0, 200]), **settings}
-    return SlidingVolumeInferer(tokenizer=tokenizer, image_size=size, **options)
+    network: Any = SimpleNamespace(image_size=size, neighbours=neighbours, presence=False)
+    data = {"plane": trained_plane, "presence": None if rule is None else rule.as_dict()}
+    return SlidingVolumeInferer(
+        RunSettings(**{"prompts": ["liver"], "modality": "CT", "window": [0, 200], **settings}),
+        description=Description(network, data),
+        tokenizer=tokenizer,
+        should_stop=should_stop,
+    )

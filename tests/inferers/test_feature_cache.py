@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers import VolumeSegmenter
+from boltzformer_monai.inferers import RunSettings, VolumeSegmenter
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.io.volume import Volume
 
@@ -29,7 +29,8 @@ def volume() -> Volume:
 
 
 def probabilities(segmenter: VolumeSegmenter, volume: Volume, prompts: list[str], **settings: Any) -> list[np.ndarray]:
-    inferer = segmenter.inferer(prompts, presence=False, **settings)
+    execution = {name: settings.pop(name) for name in ("features", "slices_together") if name in settings}
+    inferer = segmenter.inferer(RunSettings(prompts=prompts, presence=False, **settings), **execution)
     with inferer.segment(volume, segmenter.network) as result:
         return [result.probability(index) for index in range(len(prompts))]
 

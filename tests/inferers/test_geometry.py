@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from boltzformer_monai.inferers import PromptWindows
+from boltzformer_monai.data.windows import Window
 from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.transforms import PromptTokenizer
@@ -61,12 +61,12 @@ def test_tiles_of_an_oblique_volume(tokenizer: PromptTokenizer, planes: tuple[st
 
 def test_a_dicom_series(tokenizer: PromptTokenizer, shared_data: Path) -> None:
     volume = read_volume(shared_data / "ts_ct_dicom" / "dicom", tilt="keep")
-    windows = PromptWindows({}, window=[40, 400])
-    wanted = windows.fixed.apply(volume.array) > 127
+    window = Window(40, 400)
+    wanted = window.apply(volume.array) > 127
     assert 0.05 < wanted.mean() < 0.95
     network = Stub(lambda image: torch.where(image > 0.5, 1e4, -1e4))
     for in_plane, size in (("fit", max(volume.shape)), ("tiles", 256)):  # pixels are not resized in either
-        found = inferer(tokenizer, size, windows=windows, in_plane=in_plane).label_map(volume, network)
+        found = inferer(tokenizer, size, window=window, in_plane=in_plane).label_map(volume, network)
         np.testing.assert_array_equal(found, wanted)
 
 

@@ -12,10 +12,10 @@ from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.errors import ConfigError, DatasetError
-from boltzformer_monai.inferers import PromptWindows, SlidingVolumeInferer
 from boltzformer_monai.networks import Decoded, ImageFeatures, TextFeatures, create_boltzformer, network_config
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
 from tests.data.slice_cases import add, make_volume
+from tests.inferers.stubs import inferer
 
 
 class Recorder(nn.Module):
@@ -24,10 +24,10 @@ class Recorder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(1))
-        self.shown: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
-        self.shown += list(image)
+        self.inputs += list(image)
         return ImageFeatures((), image, image)
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
@@ -43,14 +43,11 @@ def test_training_and_inference_see_the_same_channels(tmp_path: Path, plane: str
     rows = {row.slice_index: row for row in SliceReader(tmp_path).rows}
     load = LoadSliced(size=32, neighbours=2)
     stored = [load({"rows": [rows[index]]})["image"] for index in sorted(rows)]
-    inferer = SlidingVolumeInferer(
-        prompts=["liver"], tokenizer=PromptTokenizer(), image_size=32, windows=PromptWindows({}, window="abdomen"),
-        plane=plane, neighbours=2, batch_size=4,
-    )  # fmt: skip
     network = Recorder()
-    inferer.label_map(make_volume()[0], network)
-    assert len(network.shown) == len(stored) > 5
-    for mine, theirs in zip(network.shown, stored, strict=True):
+    settings = {"window": "abdomen", "planes": plane, "modality": None}
+    inferer(PromptTokenizer(), 32, trained_plane=plane, neighbours=2, **settings).label_map(make_volume()[0], network)
+    assert len(network.inputs) == len(stored) > 5
+    for mine, theirs in zip(network.inputs, stored, strict=True):
         assert mine.shape == (5, 32, 32)
         assert torch.equal(mine, theirs)
     middle, ends = len(stored) // 2, stored[0]

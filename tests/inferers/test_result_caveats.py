@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom
 from boltzformer_monai.inferers import result_caveats
-from boltzformer_monai.inferers.preview import _notes, contact_sheet
+from boltzformer_monai.inferers.preview import contact_sheet
 from boltzformer_monai.inferers.result_caveats import SERIES, SERIES_IN_DOUBT
 from boltzformer_monai.inferers.results import write_results
-from boltzformer_monai.inferers.run_settings import Recipe
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.segmenter import LoadVolumed, VolumeSegmenter
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.read import read_volume
@@ -87,14 +87,16 @@ def test_they_travel_from_the_reader_through_a_meta_tensor(
     monkeypatch.setattr("boltzformer_monai.inferers.segmenter.read_volume", lambda *_, **__: scan)
     (item,) = DataLoader(Dataset([{"image": tmp_path / "x.nii.gz"}], LoadVolumed()), batch_size=1)
     segmenter = VolumeSegmenter.from_checkpoint(checkpoint)
-    segmenter.inferer(["left kidney"])(item["image"], segmenter.network)
+    segmenter.inferer(RunSettings(prompts=["left kidney"]))(item["image"], segmenter.network)
     assert OF_ALL.text in caplog.text
 
 
 def test_a_result_holds_them_with_the_modality_that_it_was_taken_for(checkpoint: Path) -> None:
     scan = dataclasses.replace(_volume(OF_ALL, modality="unknown"), array=_volume().array[:, :, :2])
     segmenter = VolumeSegmenter.from_checkpoint(checkpoint)
-    with segmenter.inferer(["left kidney"], planes="coronal").segment(scan, segmenter.network) as result:
+    with segmenter.inferer(RunSettings(prompts=["left kidney"], planes="coronal")).segment(
+        scan, segmenter.network
+    ) as result:
         kinds = {each.kind for each in result.caveats}
     assert kinds == {"not HU", "another plane", "assumed modality", "acquisition plane", "no thresholds"}
     assert result.grid.modality == "CT"
@@ -115,8 +117,8 @@ def test_summary_and_dicom_seg_say_them(series: Scan, tmp_path: Path, caveats: t
     long = "a name that does not fit into the label of a segment, which has sixty-four letters " * 20
     masks = {name: np.ones(grid.shape, bool) for name in ("liver", "flux", long)}
     result: Any = StubResult(grid, masks, caveats=caveats)
-    recipe = Recipe(prompts=tuple(masks), model="ab", seed=0, threshold=0.5, planes=("axial",), ending=".dcm")
-    write_results(result, tmp_path / "out", recipe, scan=series)
+    settings = RunSettings(prompts=tuple(masks), ending=".dcm")
+    write_results(result, tmp_path / "out", settings, model=ModelRecord(sha256="ab"), scan=series)
     summary = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert summary["caveats"] == [each.as_dict() for each in caveats]
     assert summary["in_doubt"] == (UNKNOWN in caveats)
@@ -133,21 +135,28 @@ def test_summary_and_dicom_seg_say_them(series: Scan, tmp_path: Path, caveats: t
     assert len(texts[2]) == 1024
 
 
-def test_the_preview_shows_them() -> None:
-    def sheet(*caveats: Caveat) -> np.ndarray:
-        mask = np.zeros((40, 30, 16), bool)
-        png = contact_sheet(StubResult(_volume(), {"liver": mask}, caveats=caveats))  # type: ignore[arg-type]
-        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+def test_the_preview_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("boltzformer_monai.inferers.preview.png_bytes", lambda figure: figures.append(figure) or b"")
 
-    def red(picture: np.ndarray) -> int:
-        return int((picture[..., 0] - picture[..., 1] > 80).sum())
+    def notes(*caveats: Caveat) -> tuple[list[str], str]:
+        """Lines above the slices and their colour."""
+        result: Any = StubResult(_volume(), {"liver": np.zeros((40, 30, 16), bool)}, caveats=caveats)
+        contact_sheet(result, slices=1)
+        texts = figures[-1].texts
+        return (texts[0].get_text().splitlines(), to_hex(texts[0].get_color()).upper()) if texts else ([], "")
 
-    assert red(sheet()) == 0
-    assert red(sheet(ASSUMED)) == 0
-    assert sheet(ASSUMED).shape[0] > sheet().shape[0]
-    assert red(sheet(UNKNOWN)) > 200
+    assert notes() == ([], "")
+    lines, colour = notes(ASSUMED)
+    assert lines[0].startswith("Note: ")
+    assert colour == "#444444"
+    lines, colour = notes(UNKNOWN)
+    assert lines[0].startswith("In doubt: ")
+    assert colour == "#B00020"
     many = [Caveat("unknown prompt", f"{n} 左 $x$ " + "long " * 80, str(n)) for n in range(9)]
-    assert [doubtful for _, doubtful in _notes(many)] == [True] * 7
-    assert _notes(many)[-1][0] == "… and 3 more, see the summary"
-    assert "左" not in _notes(many)[0][0]
-    assert red(sheet(*many)) > 2000
+    lines, colour = notes(*many)
+    assert colour == "#B00020"
+    assert lines[-1] == "… and 3 more, see the JSON file"
+    starts = [line.split()[2:5] for line in lines if line.startswith("In doubt")]
+    assert starts == [[str(n), "?", r"\$x\$"] for n in range(6)]
+    assert sum(line.count("long") for line in lines) == 6 * 80

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks.weights import Description
+
+LIVER = RunSettings(prompts=["liver"])
 
 
 @pytest.fixture
@@ -28,36 +32,41 @@ def _with(segmenter: VolumeSegmenter, **data: object) -> VolumeSegmenter:
 def test_plane_and_presence_rule_are_the_training_s(segmenter: VolumeSegmenter) -> None:
     rule = PresenceRule(high=0.6, low=0.2)
     trained = _with(segmenter, plane="coronal", presence=rule.as_dict())
-    assert trained.inferer(["liver"]).planes == ("coronal",)
-    assert trained.inferer(["liver"]).presence == rule
-    assert trained.inferer(["liver"], presence=False).presence is None
-    assert segmenter.inferer(["liver"]).presence is None
-    assert trained.inferer(["liver"], planes="axial").planes == ("axial",)
-    assert trained.inferer(["liver"], planes=["axial", "sagittal"]).planes == ("axial", "sagittal")
+    assert trained.inferer(LIVER).planes == ("coronal",)
+    assert trained.inferer(LIVER).rule == rule
+    assert trained.inferer(replace(LIVER, presence=False)).rule is None
+    assert segmenter.inferer(LIVER).rule is None
+    assert trained.inferer(replace(LIVER, planes="axial")).planes == ("axial",)
+    assert trained.inferer(replace(LIVER, planes=["axial", "sagittal"])).planes == ("axial", "sagittal")
 
 
 def test_what_the_user_should_know_of_a_checkpoint_is_known_before_any_scan(segmenter: VolumeSegmenter) -> None:
-    plane, thresholds = segmenter.inferer(["liver"], planes=["axial", "sagittal"]).caveats
+    plane, thresholds = segmenter.inferer(replace(LIVER, planes=["axial", "sagittal"])).caveats
     assert "trained on axial slices; sagittal ones are new to it" in plane.text
     assert "presence head but no thresholds" in thresholds.text  # its training was stopped before they were chosen
-    assert segmenter.inferer(["liver"], presence=False).caveats == ()
+    assert segmenter.inferer(replace(LIVER, presence=False)).caveats == ()
 
 
-def test_settings_reach_the_inferer(segmenter: VolumeSegmenter) -> None:
-    settings = {"repeats": 3, "in_plane": "tiles", "threshold": 0.3, "seed": 5, "batch_size": 2}
-    inferer = segmenter.inferer(["liver"], **settings)
-    assert {name: getattr(inferer, name) for name in settings} == settings
-    with pytest.raises(ConfigError, match="planes"):
-        segmenter.inferer(["liver"], planes="oblique")
-    with pytest.raises(CheckpointError, match="presence thresholds"):
-        _with(segmenter, presence={"high": 2}).inferer(["liver"])
+def test_presence_thresholds_that_cannot_be_used_matter_only_where_they_are_used(segmenter: VolumeSegmenter) -> None:
+    broken, off = _with(segmenter, presence={"high": 2}), replace(LIVER, presence=False)
+    for use in (broken.inferer, lambda settings: broken.record(settings, "ab")):
+        with pytest.raises(CheckpointError, match="presence thresholds"):
+            use(LIVER)
+        assert use(off)
+
+
+def test_the_record_says_what_of_the_model_decides(segmenter: VolumeSegmenter) -> None:
+    rule = PresenceRule(high=0.6, low=0.2)
+    model = _with(segmenter, plane="coronal", presence=rule.as_dict())
+    assert model.record(LIVER, "ab") == ModelRecord(sha256="ab", plane="coronal", presence=rule)
+    assert model.record(replace(LIVER, presence=False), "ab").presence is None
 
 
 def test_the_label_map_s_log_names_what_was_not_found(
     segmenter: VolumeSegmenter, caplog: pytest.LogCaptureFixture
 ) -> None:
     volume = Volume(np.zeros((16, 16, 2), np.float32), np.diag([-2.0, -2.0, 5.0, 1.0]), modality="CT")
-    inferer = segmenter.inferer(["left kidney", "lung nodule"], threshold=0.999)
+    inferer = segmenter.inferer(RunSettings(prompts=["left kidney", "lung nodule"], threshold=0.999))
     with caplog.at_level(logging.INFO):
         labels = inferer.label_map(volume, segmenter.network)
     assert not labels.any()

@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from boltzformer_monai.errors import CancelledError, ConfigError, PromptError, VolumeError
-from boltzformer_monai.inferers import PresenceRule, PromptWindows, SlidingVolumeInferer, VolumeSegmenter
-from boltzformer_monai.inferers import probability_store as spool_module
+from boltzformer_monai.inferers import PresenceRule, RunSettings, SlidingVolumeInferer, VolumeSegmenter
+from boltzformer_monai.inferers import probability_store as store_module
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import BoltzFormer, create_boltzformer, network_config
 from boltzformer_monai.transforms import PromptTokenizer
@@ -87,15 +87,18 @@ def test_same_bytes_whatever_the_batch_and_the_other_prompts(
 
 def test_the_batch_size_changes_nothing_where_windows_differ(segmenter: VolumeSegmenter, scan: Volume) -> None:
     prompts = ["left kidney", "lung nodule"]
-    maps = [segmenter.inferer(prompts, batch_size=n).label_map(scan, segmenter.network) for n in (1, 3, 16)]
+    maps = [
+        segmenter.inferer(RunSettings(prompts=prompts, batch_size=n)).label_map(scan, segmenter.network)
+        for n in (1, 3, 16)
+    ]
     assert set(np.unique(maps[0])) >= {1, 2}  # the random network answers both, or the test shows nothing
     np.testing.assert_array_equal(maps[0], maps[1])
     np.testing.assert_array_equal(maps[0], maps[2])
 
 
 def test_a_prompt_among_others_loses_only_what_another_wins(segmenter: VolumeSegmenter, scan: Volume) -> None:
-    alone = segmenter.inferer(["left kidney"]).label_map(scan, segmenter.network) == 1
-    among = segmenter.inferer(["lung nodule", "left kidney"]).label_map(scan, segmenter.network)
+    alone = segmenter.inferer(RunSettings(prompts=["left kidney"])).label_map(scan, segmenter.network) == 1
+    among = segmenter.inferer(RunSettings(prompts=["lung nodule", "left kidney"])).label_map(scan, segmenter.network)
     assert alone.any()
     assert not (among == 2)[~alone].any()
     assert (among[alone] != 0).all()
@@ -124,7 +127,7 @@ def test_the_planes_are_averaged(network: BoltzFormer, scan: Volume, tokenizer: 
 def test_a_rule_drops_slices_of_a_network_with_a_head(
     network: BoltzFormer, scan: Volume, tokenizer: PromptTokenizer
 ) -> None:
-    with inferer(tokenizer, 96, presence=PresenceRule(high=0.9999, low=0.9999)).segment(scan, network) as result:
+    with inferer(tokenizer, 96, rule=PresenceRule(high=0.9999, low=0.9999)).segment(scan, network) as result:
         assert not result.findings[0].found
         assert 0 < result.findings[0].presence < 1
 
@@ -152,7 +155,7 @@ def _peak(tokenizer: PromptTokenizer, prompts: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_prompts(tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "IN_MEMORY", 2**16)
+    monkeypatch.setattr(store_module, "IN_MEMORY", 2**16)
     few, many = _peak(tokenizer, 15), _peak(tokenizer, 60)
     assert many < 1.1 * few
 
@@ -161,7 +164,7 @@ def test_it_can_be_stopped_and_leaves_nothing(
     tokenizer: PromptTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(spool_module, "IN_MEMORY", 16)
+    monkeypatch.setattr(store_module, "IN_MEMORY", 16)
     volume = Volume(np.zeros((16, 16, 9), np.float32), np.eye(4), "CT")
     network = _Noise()
     opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
@@ -189,7 +192,7 @@ def test_it_can_be_stopped_and_leaves_nothing(
 )
 def test_prompts_that_cannot_be_asked(segmenter: VolumeSegmenter, prompts: object) -> None:
     with pytest.raises(PromptError) as caught:
-        segmenter.inferer(prompts)
+        segmenter.inferer(RunSettings(prompts=prompts))
     assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)
 
@@ -198,7 +201,7 @@ def test_prompts_that_cannot_be_asked(segmenter: VolumeSegmenter, prompts: objec
 def test_prompts_in_another_script_are_asked_as_they_are(
     segmenter: VolumeSegmenter, scan: Volume, prompt: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with segmenter.inferer([prompt]).segment(scan, segmenter.network) as result:
+    with segmenter.inferer(RunSettings(prompts=[prompt])).segment(scan, segmenter.network) as result:
         assert result.findings[0].prompt == prompt
     assert "names no target of the training" in caplog.text
 
@@ -209,17 +212,7 @@ def test_a_volume_without_slices(tokenizer: PromptTokenizer) -> None:
         inferer(tokenizer, 32)(empty, Stub())
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"batch_size": 0}, {"threshold": 0.0}, {"threshold": 1.5}, {"repeats": 0}, {"in_plane": "crop"},
-        {"plane": "oblique"}, {"planes": ()}, {"planes": "axial"}, {"planes": ("axial", "axial")},
-        {"plane": "axial", "planes": ("axial",)},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_settings_out_of_range(tokenizer: PromptTokenizer, settings: dict) -> None:
-    with pytest.raises(ConfigError):
-        SlidingVolumeInferer(
-            prompts=["liver"], tokenizer=tokenizer, image_size=64, windows=PromptWindows({}), **settings
-        )
+@pytest.mark.parametrize("execution", [{"together": 0}, {"slices_together": 0}], ids=str)
+def test_numbers_out_of_range(segmenter: VolumeSegmenter, execution: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        segmenter.inferer(RunSettings(prompts=["liver"]), **execution)

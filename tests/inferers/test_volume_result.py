@@ -9,7 +9,7 @@ from torch import Tensor
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers import PresenceRule, VolumeResult
-from boltzformer_monai.inferers.probability_store import SliceSpool
+from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.transforms import PromptTokenizer
 from tests.inferers.stubs import Stub, inferer
@@ -18,13 +18,13 @@ from tests.inferers.stubs import Stub, inferer
 def _result(pictures: list[list[int]], **settings: object) -> VolumeResult:
     """A result of axial slices of 1 × 2 voxels: for each prompt the 8-bit values of both in each slice."""
     depth = len(pictures[0]) // 2
-    spool = SliceSpool(len(pictures), [(depth, 1, 2)])
+    store = ProbabilityStore(len(pictures), [(depth, 1, 2)])
     for prompt, values in enumerate(pictures):
         for number, picture in enumerate(np.asarray(values, np.uint8).reshape(depth, 1, 2)):
-            spool.put(prompt, 0, number, picture)
+            store.put(prompt, 0, number, picture)
     grid = Volume(np.zeros((2, 1, depth), np.float32), np.diag([-1, -1, 4, 1.0]), "CT")
     names = [f"prompt {n}" for n in range(len(pictures))]
-    return VolumeResult(prompts=names, grid=grid, planes=("axial",), spool=spool, **{"threshold": 0.5, **settings})
+    return VolumeResult(prompts=names, grid=grid, planes=("axial",), store=store, **{"threshold": 0.5, **settings})
 
 
 def test_who_gets_a_voxel() -> None:
@@ -96,14 +96,14 @@ def _steps() -> Volume:
 def test_slices_that_the_presence_rule_drops(tokenizer: PromptTokenizer) -> None:
     network = Stub(lambda image: torch.full_like(image, 9.0), presence=_bright)
     rule = PresenceRule(high=0.8, low=0.5)
-    with inferer(tokenizer, 32, presence=rule).segment(_steps(), network) as result:
+    with inferer(tokenizer, 32, rule=rule).segment(_steps(), network) as result:
         kept = result.mask(0).all(axis=(0, 1))
         assert result.probability(0).max(axis=(0, 1)).tolist() == [255, 255, 0, 255, 255, 0, 0, 255]
         assert kept.tolist() == [True, True, False, True, True, False, False, True]
         np.testing.assert_array_equal(result.label_map() == 1, result.mask(0))
         assert result.findings[0].presence == pytest.approx(0.95, abs=0.01)
         assert result.findings[0].slices == 5
-    with inferer(tokenizer, 32, presence=PresenceRule(high=0.99, low=0.5)).segment(_steps(), network) as result:
+    with inferer(tokenizer, 32, rule=PresenceRule(high=0.99, low=0.5)).segment(_steps(), network) as result:
         assert not result.findings[0].found
         assert result.findings[0].presence == pytest.approx(0.95, abs=0.01)
         assert not result.label_map().any()
@@ -111,7 +111,7 @@ def test_slices_that_the_presence_rule_drops(tokenizer: PromptTokenizer) -> None
 
 def test_without_head_or_rule_nothing_is_dropped(tokenizer: PromptTokenizer) -> None:
     found = Stub(lambda image: torch.full_like(image, 9.0))
-    with inferer(tokenizer, 32, presence=PresenceRule(high=0.99, low=0.99)).segment(_steps(), found) as result:
+    with inferer(tokenizer, 32, rule=PresenceRule(high=0.99, low=0.99)).segment(_steps(), found) as result:
         assert result.mask(0).all()
         assert result.findings[0].presence is None
     asked = Stub(lambda image: torch.full_like(image, 9.0), presence=_bright)
@@ -123,17 +123,17 @@ def test_without_head_or_rule_nothing_is_dropped(tokenizer: PromptTokenizer) -> 
 def test_only_the_plane_that_the_rule_was_calibrated_in_is_judged(tokenizer: PromptTokenizer) -> None:
     network = Stub(lambda image: torch.full_like(image, 9.0), presence=_bright)
     # Coronal slices show all steps: their mean brightness is 0.53, which no rule with 0.8 lets pass.
-    both = {"planes": ("axial", "coronal"), "presence": PresenceRule(high=0.8, low=0.5)}
-    with inferer(tokenizer, 32, presence_plane="axial", **both).segment(_steps(), network) as result:
+    both = {"planes": ("axial", "coronal"), "rule": PresenceRule(high=0.8, low=0.5)}
+    with inferer(tokenizer, 32, **both).segment(_steps(), network) as result:
         assert result.mask(0).all(axis=(0, 1)).tolist() == [True, True, False, True, True, False, False, True]
         assert result.findings[0].presence == pytest.approx(0.95, abs=0.01)
-    with inferer(tokenizer, 32, **both).segment(_steps(), network) as result:
-        assert not result.mask(0).any()  # without knowing which, every plane is
+    with inferer(tokenizer, 32, trained_plane="sagittal", **both).segment(_steps(), network) as result:
+        assert not result.mask(0).any()  # where it is not among the planes, every plane is
 
 
 def test_what_the_rule_dropped_stays_uncertain(tokenizer: PromptTokenizer) -> None:
     network = Stub(lambda image: torch.full_like(image, 0.5), presence=_bright)
-    dropped = {"presence": PresenceRule(high=0.99, low=0.5), "repeats": 2}
+    dropped = {"rule": PresenceRule(high=0.99, low=0.5), "repeats": 2}
     with inferer(tokenizer, 32, **dropped).segment(_steps(), network) as result:
         assert not result.mask(0).any()
         assert result.entropy(0).min() > 200  # p = 0.62

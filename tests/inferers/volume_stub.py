@@ -18,7 +18,8 @@ class StubResult:
         self, grid: Volume, masks: dict[str, np.ndarray], *, repeats: int = 1, caveats: tuple[Caveat, ...] = ()
     ) -> None:
         self.grid, self.repeats, self.caveats = grid, repeats, caveats
-        self.prompts = self.shown = tuple(masks)
+        self.prompts = self.inputs = tuple(masks)
+        self.planes = ("axial",)
         self._masks = list(masks.values())
 
     def mask(self, index: int) -> np.ndarray:

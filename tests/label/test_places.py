@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from boltzformer_monai.label.infer_task import _places  # noqa: E402
+from boltzformer_monai.label.infer_task import label_places  # noqa: E402
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -17,7 +17,7 @@ def test_voxels_and_centres(order: tuple[int, ...], flips: tuple[int, ...]) -> N
     labels = labels[tuple(slice(None, None, step) for step in flips)]
     labels[5:12, 3:9, 10:15] = 7
     labels[2, 18, 1] = 200
-    places = _places(labels)
+    places = label_places(labels)
     assert set(places) == {7, 200}
     assert places[200] == (1, [2, 18, 1])
     voxels, centre = places[7]
@@ -27,8 +27,8 @@ def test_voxels_and_centres(order: tuple[int, ...], flips: tuple[int, ...]) -> N
 
 def test_a_large_object_and_none() -> None:
     labels = np.zeros((200, 10, 10), np.uint16)
-    assert _places(labels) == {}
+    assert label_places(labels) == {}
     labels[20:181] = 3
-    voxels, centre = _places(labels)[3]
+    voxels, centre = label_places(labels)[3]
     assert voxels == 161 * 100
     assert np.abs(np.array(centre) - [100, 4.5, 4.5]).max() <= 4

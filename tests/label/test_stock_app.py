@@ -19,7 +19,7 @@ pytest.importorskip("monailabel")
 import monailabel  # noqa: E402
 
 from boltzformer_monai.data.prompts import split_prompts  # noqa: E402
-from boltzformer_monai.inferers import VolumeSegmenter  # noqa: E402
+from boltzformer_monai.inferers import RunSettings, VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io.read import read_volume  # noqa: E402
 from tests.label.conftest import SHAPE  # noqa: E402
 from tests.label.live_server import Server, running  # noqa: E402
@@ -80,7 +80,7 @@ def test_what_is_typed_is_what_is_segmented(server: Server, checkpoint: Path, st
     maps = []
     for prompts in ("left kidney", "liver", "left kidney; liver"):
         labels, params = segment(server, prompts=prompts)
-        wanted = segmenter.inferer(split_prompts(prompts)).label_map(volume, segmenter.network)
+        wanted = segmenter.inferer(RunSettings(prompts=split_prompts(prompts))).label_map(volume, segmenter.network)
         assert labels.shape == SHAPE
         np.testing.assert_array_equal(labels, wanted)
         assert params["label_names"]["second prompt"] == 2

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boltzformer_monai.cli.segment import prompts_in
+from boltzformer_monai.cli.segment_arguments import prompts_in
 from boltzformer_monai.cli.slice import main
 from boltzformer_monai.data.label_names import read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError

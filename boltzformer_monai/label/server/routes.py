@@ -168,7 +168,9 @@ class _Routes:
         request = parse_request(params, default_prompts=self.service.default_prompts())
         with self.service.segmented(path, request) as segmented:
             rid, folder = self.results.new()  # only now: a waiting request must not evict a result
-            summary = write_results(segmented.result, folder / "result", segmented.recipe, scan=segmented.scan)
+            summary = write_results(
+                segmented.result, folder / "result", segmented.settings, model=segmented.model, scan=segmented.scan
+            )
             has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
         findings = summary["prompts"]
         return {
@@ -218,10 +220,10 @@ class _Routes:
         """Write a DICOM SEG if the scan is DICOM and something was found; returns whether there is one."""
         if not _is_series(segmented.scan.place):
             return False
-        recipe = dataclasses.replace(segmented.recipe, ending=".dcm", repeats=1)  # without the uncertainty map
+        settings = dataclasses.replace(segmented.settings, ending=".dcm", repeats=1)  # without the uncertainty map
         stem = path.with_name("seg")
         try:
-            write_results(segmented.result, stem, recipe, scan=segmented.scan)
+            write_results(segmented.result, stem, settings, model=segmented.model, scan=segmented.scan)
         except VolumeError as error:
             if error.reason == "write":
                 raise

@@ -1,0 +1,152 @@
+"""From the arguments of ``boltzformer segment`` to settings; what names alone can tell is refused here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from boltzformer_monai.errors import ConfigError, PromptError, VolumeError, why
+from boltzformer_monai.inferers.run_settings import ENDINGS, RunSettings
+from boltzformer_monai.io.formats import is_image_file
+from boltzformer_monai.limits import read_text
+
+__all__ = ["check_inputs", "check_output", "prompts_in", "run_settings"]
+
+# A folder of such a name is a mistyped ending more often than a folder.
+_A_FILE = re.compile(r"(?i)\.(nii(\.\w*)?|n?rrd|nhdr|mh[ad]|hdr|img|dcm\w*|dicom|json|png|jpe?g|tiff?|gz|zip|txt|pt)$")
+
+
+def run_settings(arguments: argparse.Namespace) -> RunSettings:
+    """The settings that the arguments give.
+
+    Raises:
+        PromptError: the prompts cannot be used, or there are none.
+        ConfigError: a value is unknown or out of range.
+    """
+    prompts = [*arguments.prompts, *prompts_in(arguments.prompts_file)]
+    if not prompts:
+        msg = 'no prompt given; say what to look for, e.g. --prompts "left kidney", or give --prompts-file FILE'
+        raise PromptError(msg)
+    if arguments.uncertainty is not None and not 2 <= arguments.uncertainty <= 100:
+        msg = f"--uncertainty takes the number of decodings, from 2 to 100, not {arguments.uncertainty}"
+        raise ConfigError(msg)
+    return RunSettings(
+        prompts=prompts,
+        seed=arguments.seed,
+        threshold=arguments.threshold,
+        planes=arguments.planes,
+        in_plane=arguments.in_plane,
+        presence=arguments.presence == "auto",
+        repeats=arguments.uncertainty or 1,
+        arbitration=arguments.arbitration,
+        masks=arguments.masks,
+        ending=_ending(arguments.output) or f".{arguments.format or 'nii.gz'}",
+        preview=arguments.preview is not None,
+        window=arguments.window,
+        modality=arguments.modality,
+        literal=arguments.literal,
+        batch_size=arguments.batch_size,
+    )
+
+
+def prompts_in(path: Path | None) -> list[str]:
+    """Read the prompts of a file; none without a file.
+
+    Raises:
+        PromptError: it cannot be read, is no text in UTF-8, or holds no prompt.
+    """
+    if path is None:
+        return []
+    try:
+        text = read_text(path, encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        msg = f"{path}: is no text in UTF-8; save it with this encoding"
+        raise PromptError(msg) from None
+    except OSError as error:
+        msg = f"{path}: cannot be read ({why(error)}); give a text file with one prompt a line"
+        raise PromptError(msg) from error
+    lines = [line.strip() for line in text.splitlines()]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        msg = f"{path}: holds no prompt; write one a line"
+        raise PromptError(msg)
+    return prompts
+
+
+def check_inputs(arguments: argparse.Namespace) -> None:
+    if not arguments.image.exists():
+        msg = f"{arguments.image}: no such file or folder; give a NIfTI or NRRD file, a DICOM folder or one of scans"
+        raise VolumeError(msg, reason="missing")
+    if not arguments.checkpoint.is_file():
+        msg = f"no checkpoint at {arguments.checkpoint}; give the model.pt of a training"
+        raise ConfigError(msg)
+    if arguments.series is not None and not arguments.image.is_dir():
+        msg = f"--series chooses in a DICOM folder, and {arguments.image} is a file; leave it out"
+        raise ConfigError(msg)
+
+
+def _ending(output: Path) -> str | None:
+    """The known ending of a file's name, ``None`` for a folder."""
+    return next((each for each in ENDINGS if output.name.lower().endswith(each) and output.name[: -len(each)]), None)
+
+
+def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
+    """Refuse an output that cannot be written or would overwrite an input; tell files from folders."""
+    output: Path = arguments.output
+    ending = _ending(output)
+    many = ending is None and arguments.image.is_dir() and arguments.series is None
+    inputs = [arguments.image, arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
+    _refuse_inputs(output, inputs)
+    if arguments.preview is not None:
+        _refuse_inputs(arguments.preview, [*inputs, output])
+        if not many and arguments.preview.suffix.lower() != ".png":
+            msg = f"cannot write {arguments.preview}: the preview must end in .png"
+            raise ConfigError(msg)
+        if many and _inside(arguments.preview, arguments.image):
+            msg = f"cannot write {arguments.preview}: it lies in the folder of the scans; choose another place"
+            raise ConfigError(msg)
+        if many and _mistyped(arguments.preview) and arguments.preview.suffix.lower() != ".png":
+            msg = f"cannot write {arguments.preview}: for many scans it is a folder, which this is no name of"
+            raise ConfigError(msg)
+    problem = ""
+    if ending is None and not arguments.masks and not many:
+        problem = f"the output must end in {', '.join(ENDINGS)}; or give --masks for a folder with one mask a prompt"
+    elif ending is None and _mistyped(output):
+        problem = f"this is no name of a folder; files end in {', '.join(ENDINGS)}"
+    elif ending is not None and arguments.masks:
+        problem = "--masks writes a folder; leave the ending out"
+    elif ending is not None and arguments.format:
+        problem = "--format is for folders; the ending says it here"
+    elif ending is not None and output.is_dir():
+        problem = "it is a folder"
+    elif ending is None and output.is_file():
+        problem = "it is a file, and a folder is needed"
+    elif ending is None and arguments.image.is_dir() and _inside(output, arguments.image):
+        problem = "it lies in the folder of the scans; choose another place"
+    if problem:
+        msg = f"cannot write {output}: {problem}"
+        raise ConfigError(msg)
+    if settings.ending == ".dcm":
+        _check_can_be_seg(arguments.image)
+
+
+def _check_can_be_seg(image: Path) -> None:
+    if image.is_file() and is_image_file(image):
+        msg = f"{image}: is no DICOM, which a DICOM SEG must refer to; write .nii.gz or .nrrd instead"
+        raise ConfigError(msg)
+
+
+def _refuse_inputs(output: Path, inputs: Sequence[Path]) -> None:
+    if any(output.resolve() == path.resolve() for path in inputs):
+        msg = f"cannot write {output}: it is an input, which would be lost; give another name"
+        raise ConfigError(msg)
+
+
+def _mistyped(folder: Path) -> bool:
+    return _A_FILE.search(folder.name) is not None and not folder.is_dir()
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
