@@ -160,7 +160,7 @@ def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoi
     pytest.importorskip("monailabel")
     from tests.label.live_server import running
 
-    with running(studies, tmp_path, {"checkpoint": checkpoint}, serve=True) as server:
+    with running(studies, tmp_path, {"checkpoint": checkpoint}, serve=True, fresh=True) as server:
         port = int(server.url.rpartition(":")[2])
         assert _listens_on(port) == {"0100007F"}  # 127.0.0.1
         os.kill(server.process.pid, signal.SIGINT)

@@ -71,7 +71,7 @@ def test_same_bytes_whatever_the_batch_and_the_other_prompts(
     size = 64 if "in_plane" in settings else 96
     if "in_plane" in settings:  # larger than the square, so that there are tiles
         scan = Volume(np.tile(scan.array[:, :4, :2], (4, 1, 1)), scan.affine, "CT")
-    chosen = TWELVE if not settings else TWELVE[:9]
+    chosen = TWELVE if not settings else TWELVE[3:9]
 
     def ask(prompts: list[str], batch_size: int) -> dict[str, tuple[bytes, object]]:
         return _everything(network, scan, inferer(tokenizer, size, prompts=prompts, batch_size=batch_size, **settings))
@@ -81,7 +81,7 @@ def test_same_bytes_whatever_the_batch_and_the_other_prompts(
     assert ask(chosen, 16) == first
     assert ask(chosen, 1) == first
     assert ask(chosen[::-1], 3) == first
-    for prompt in (chosen[0], chosen[3], chosen[8]):
+    for prompt in (chosen[0], chosen[3], chosen[-1]):
         assert ask([prompt], 3)[prompt] == first[prompt]
 
 

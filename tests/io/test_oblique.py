@@ -17,8 +17,9 @@ from boltzformer_monai.io.dicom.grid import ordered
 from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.io.segmentation import read_segmentation
+from tests.sizes import count
 
-CASES = 500
+CASES = count(120, thorough=1000)
 
 
 def random_turn(rng: np.random.Generator, *, half: bool) -> np.ndarray:

@@ -1,14 +1,11 @@
-"""Servers that start in no time, to be killed: everything is imported once, and each server is a copy of this process.
+"""A server to be killed: a folder's datastore behind MONAI Label's routes and our checks, without a network.
 
-``python -m tests.label.kill_server STUDIES``: for each line on standard input a server is started, and its process and
-port are printed. It is the datastore of a folder behind MONAI Label's routes and our checks, without a network.
+``python -m tests.label.kill_server STUDIES PORT``.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -43,40 +40,17 @@ def web_application(studies: str) -> tuple[Any, Any]:
     return app, server
 
 
-def serve(app: Any, server: Any) -> None:
-    """With the folder's datastore, opened now; until it is killed."""
+def main(studies: str, port: str) -> None:
+    """Serve the folder of studies, opened now, until killed."""
     import uvicorn
 
     from boltzformer_monai.label.datastore.folder import FolderDatastore
 
-    server.store = FolderDatastore(server.studies, auto_reload=False, read_only=False)
-    config = uvicorn.Config(app, log_level="critical")
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(64)
-    sys.stdout.write(f"{os.getpid()} {listener.getsockname()[1]}\n")
-    sys.stdout.flush()
-    uvicorn.Server(config).run(sockets=[listener])
-
-
-def main(studies: str) -> None:
-    """Start a server for each line."""
-    import uvicorn  # noqa: F401
-
-    import boltzformer_monai.label.datastore.folder  # noqa: F401 (with the routes all that takes long)
-
     os.umask(0o077)  # as `boltzformer serve` does
     app, server = web_application(studies)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the killed
-    for _ in sys.stdin:
-        if os.fork() == 0:
-            try:
-                serve(app, server)
-            finally:  # it did not start
-                sys.stdout.write("0 0\n")
-                sys.stdout.flush()
-                os._exit(1)
+    server.store = FolderDatastore(studies, auto_reload=False, read_only=False)
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="critical")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

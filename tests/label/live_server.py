@@ -17,11 +17,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.label.server_template import Copy, start_copy
 from tests.offline import attempts, offline
 
 APP = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label"
@@ -65,7 +66,7 @@ class Server:
     """
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Copy
     log: Path
 
     def ask(self, method: str, path: str, *, data: bytes | None = None, kind: str = "") -> Reply:
@@ -149,6 +150,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     serve: bool = False,
     ready: str = "/info/",
+    fresh: bool = False,
 ) -> Iterator[Server]:
     """Start a server and wait until it answers; at the end it is stopped.
 
@@ -160,20 +162,20 @@ def running(
         environment: more variables.
         serve: by ``boltzformer serve`` instead of MONAI Label's command.
         ready: path that it answers once it has started.
+        fresh: a new interpreter, as users start it, instead of a copy of one that has imported the libraries already.
     """
     port, log = free_port(), folder / f"server-{time.monotonic_ns()}.log"
     pairs = dict(conf)
     if serve:
-        command = ["-m", "boltzformer_monai", "serve", str(studies), "--checkpoint", str(pairs.pop("checkpoint"))]
+        command = ["boltzformer_monai", "serve", str(studies), "--checkpoint", str(pairs.pop("checkpoint"))]
     else:
-        command = ["-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+        command = ["monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
         command += ["--host", "127.0.0.1"]
-    command = [sys.executable, *command, "--port", str(port)]
+    command += ["--port", str(port)]
     command += [word for key, value in pairs.items() for word in ("--conf", key, str(value))]
     connections = folder / f"connections-{time.monotonic_ns()}.txt"
     variables = {**offline(connections), **(environment or {})}
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True, env=variables)
+    process = (_start if fresh else start_copy)(command, folder=folder, log=log, environment=variables)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
         _wait_for(server, ready)
@@ -181,6 +183,12 @@ def running(
     finally:
         server.stop()
     assert attempts(connections) == [], "a server speaks to nobody but its clients and its archive"
+
+
+def _start(words: Sequence[str], *, folder: Path, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", *words]
+    with log.open("wb") as sink:
+        return subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True, env=environment)
 
 
 def _wait_for(server: Server, path: str) -> None:
@@ -191,6 +199,6 @@ def _wait_for(server: Server, path: str) -> None:
                 return
         except OSError:
             pass
-        time.sleep(0.3)
+        time.sleep(0.1)
     msg = "the server did not start:\n" + server.log.read_text(errors="replace")[-3000:]
     raise RuntimeError(msg)

@@ -23,15 +23,16 @@ pytest.importorskip("monailabel")
 
 from tests.label.fuzz_files import broken_files  # noqa: E402
 from tests.label.live_server import running  # noqa: E402
+from tests.sizes import count  # noqa: E402
 
 _SEED = 20_261_129
-_COUNT, _PARALLEL = 200, 8
+_COUNT, _PARALLEL = count(85, thorough=400), 8
 _MEMORY = 3 * 10**9
 _PROMPT_S = 2.0
 # Counting what a bomb unfolds into ends here, so this is what the test waits for. The bombs themselves stay large: of
 # 1 GB each, those of one byte a voxel take 4 to 5 GB to read, so that one of them is more than _MEMORY for a reader
 # without a limit. (Ours has one of its own: either refuses them, and this test does not tell which.)
-_UPLOAD_MB = 192
+_UPLOAD_MB = 96
 
 
 @functools.cache
@@ -102,7 +103,7 @@ def _hostile(random: Random) -> list[tuple[str, bytes]]:
         "Offset = 0 0 0\nElementSpacing = 1 1 1\nDimSize = {}\nElementType = {}\n"
         "CompressedDataSize = {}\nElementDataFile = LOCAL\n"
     )
-    # It may be taken, as may the first one of the list.
+    # It may be taken.
     sound = gzip.compress(_nifti_header((512, 512, 256), 2, 8), 1) + _zeros(64)
     files = [
         (".nii.gz", gzip.compress(_nifti_header((512, 512, 256), 4, 16), 1) + _zeros(128)),
@@ -124,7 +125,7 @@ def _hostile(random: Random) -> list[tuple[str, bytes]]:
         (".nii.gz", sound),
     ]
     small = broken_files(random, ["/etc/passwd"])
-    return [random.choice(small) if number % 8 else files[number // 8 % len(files)] for number in range(_COUNT)]
+    return [random.choice(small) if number % 5 else files[number // 5 % len(files)] for number in range(_COUNT)]
 
 
 def _mapped_files(process: int) -> int:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import functools
 import http.client
 import json
-import os
 import random
 import signal
 import stat
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +22,13 @@ pytest.importorskip("monailabel")
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.read import read_label_map  # noqa: E402
 from boltzformer_monai.label.label_info import names_in  # noqa: E402
-from tests.label.live_server import running  # noqa: E402
+from tests.label.live_server import free_port, running  # noqa: E402
+from tests.label.server_template import Copy, start_copy  # noqa: E402
+from tests.offline import offline  # noqa: E402
+from tests.sizes import count  # noqa: E402
 
-REAL_KILLS = 2  # of a server with all that belongs to it
-KILLS = 40 - REAL_KILLS
+REAL_KILLS = count(1, thorough=4)  # of a server with all that belongs to it
+KILLS = count(12, thorough=100)
 WRITERS = 3
 SHAPE = (12, 10, 6)
 Place = tuple[str, str]
@@ -151,41 +150,37 @@ def studies(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def servers(studies: Path) -> Iterator[Callable[[], tuple[int, int]]]:
-    """Starts a server and returns its process and port."""
-    command = [sys.executable, "-m", "tests.label.kill_server", str(studies)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        commands, answers = process.stdin, process.stdout
-        assert commands
-        assert answers
-
-        def start() -> tuple[int, int]:
-            print(file=commands, flush=True)
-            number, port = answers.readline().split()
-            assert number != "0", "the server did not start"
-            return int(number), int(port)
-
-        yield start
-        process.kill()
+def started(studies: Path, folder: Path) -> tuple[Copy, int]:
+    """A server of the folder's datastore alone, and its port."""
+    port = free_port()
+    environment = offline(folder / "connections.txt")
+    words = ["tests.label.kill_server", str(studies), str(port)]
+    process = start_copy(words, folder=folder, log=folder / "server.log", environment=environment)
+    while True:
+        try:
+            _get(port, "/datastore/")
+            return process, port
+        except OSError:
+            assert process.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.01)
 
 
-def test_kills_lose_nothing_that_was_acknowledged(servers: Any, studies: Path, tmp_path: Path) -> None:
+def test_kills_lose_nothing_that_was_acknowledged(studies: Path, tmp_path: Path) -> None:
     writers = Writers(tmp_path, seed=1)
     for _ in range(KILLS):
-        number, port = servers()
+        process, port = started(studies, tmp_path)
         writers.check(port)
         assert _strange(studies) == []
-        writers.write(port, writers.random.randint(1, 4), functools.partial(os.kill, number, signal.SIGKILL))
-    number, port = servers()
+        writers.write(port, writers.random.randint(1, 4), process.kill)
+    process, port = started(studies, tmp_path)
     writers.check(port)
-    os.kill(number, signal.SIGKILL)
+    process.kill()
     assert _strange(studies) == []
     assert len(writers.saved) == 2 * WRITERS
     assert writers.count > KILLS * WRITERS
 
 
-def test_a_real_server_that_is_killed(servers: Any, studies: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_real_server_that_is_killed(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     writers = Writers(tmp_path, seed=2)
     conf = {"checkpoint": checkpoint, "modality": "CT", "workspace": tmp_path / "workspace"}
     for _ in range(REAL_KILLS):
@@ -194,9 +189,9 @@ def test_a_real_server_that_is_killed(servers: Any, studies: Path, checkpoint: P
             writers.check(port)
             assert _strange(studies) == []
             writers.write(port, 20, functools.partial(server.stop, signal.SIGKILL))
-    number, port = servers()  # the next start; another whole server would find no more
+    process, port = started(studies, tmp_path)  # the next start; another whole server would find no more
     writers.check(port)
-    os.kill(number, signal.SIGKILL)
+    process.kill()
     assert _strange(studies) == []
     assert writers.saved
 

@@ -20,6 +20,7 @@ pytest.importorskip("monailabel")
 from boltzformer_monai.io.read import read_volume  # noqa: E402
 from tests.label.day import write_block, write_studies  # noqa: E402
 from tests.label.live_server import Server, running  # noqa: E402
+from tests.sizes import count  # noqa: E402
 
 FIFTEEN = (
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
@@ -38,15 +39,15 @@ class Day:
         self.images = write_studies(studies)
         self.conf = {"checkpoint": checkpoint, "modality": "CT", "epochs": 2}
         self.stack = ExitStack()
-        self.server: Server = self.start()
+        self.server: Server = self.start(fresh=True)
 
     @property
     def workspace(self) -> Path:
         return self.studies / ".boltzformer"
 
-    def start(self) -> Server:
+    def start(self, *, fresh: bool = False) -> Server:
         self.stack.close()
-        self.server = self.stack.enter_context(running(self.studies, self.folder, self.conf))
+        self.server = self.stack.enter_context(running(self.studies, self.folder, self.conf, fresh=fresh))
         return self.server
 
     def labels(self) -> dict[str, int]:
@@ -125,11 +126,11 @@ def test_many_prompts_in_one_request(day: Day, count: int) -> None:
 
 
 def test_parallel_requests_get_what_serial_ones_get(day: Day) -> None:
-    """32 at once, each with prompts of its own, on different scans; byte for byte."""
+    """Many at once, each with prompts of its own, on different scans; byte for byte."""
     words = (*FIFTEEN, "a bright block")
     asked = [
         (day.images[number % len(day.images)], [words[number % 16], words[(number * 5 + 3) % 16] + f" {number}"])
-        for number in range(32)
+        for number in range(count(16, thorough=64))
     ]
 
     def ask(each: tuple[str, list[str]]) -> bytes:
@@ -140,7 +141,7 @@ def test_parallel_requests_get_what_serial_ones_get(day: Day) -> None:
     with ThreadPoolExecutor(len(asked)) as pool:
         parallel = list(pool.map(ask, asked))
     assert parallel == [ask(each) for each in asked]
-    assert len(set(parallel)) > 16
+    assert len(set(parallel)) > len(asked) // 2
 
 
 def test_a_session_is_segmented_and_removed(day: Day) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,34 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.robustness.samples import Files
+from tests.sizes import count as _count
 
 CUTS = st.floats(0, 1, exclude_max=True)
 """Where a file is cut off, as a share of its length."""
 FLIPS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4)
 """Where bytes are changed, as a share of the length that may be, and what they are xor-ed with."""
-MADE: Counter[str] = Counter()
-"""Inputs that were examined in this session so far, by the module that made them."""
+
+
+def sizes(**counts: int) -> dict[str, int]:
+    """How many inputs each test examines, for each of its parameters; a thorough run examines ten times as many."""
+    return {name: _count(default, thorough=10 * default) for name, default in counts.items()}
 
 
 def explore(spoiled: st.SearchStrategy[Any], count: int, examine: Callable[[Any], None]) -> None:
     """Examine at least ``count`` inputs."""
-    before = MADE[examine.__module__]
+    made = 0
 
     @settings(
         max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(spoiled)
     def each(drawn: Any) -> None:
+        nonlocal made
         examine(drawn)
-        MADE[examine.__module__] += 1
+        made += 1
 
     each()
-    assert MADE[examine.__module__] - before >= count
+    assert made >= count
 
 
 def flipped(content: bytes, flips: list[tuple[float, int]], *, start: int = 0, end: int | None = None) -> bytes:

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import strategies as st
 
 from boltzformer_monai.io import Volume
-from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put
+from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put, sizes
 from tests.robustness.judge import judge
 from tests.robustness.samples import AFFINE, ARRAY, Files, metaimage, nifti, nrrd
 
-EXAMPLES = {"cut": 45, "flip": 60, "field": 350, "line": 200, "stream": 60}
+EXAMPLES = sizes(cut=20, flip=25, field=150, line=80, stream=25)
 """Spoiled inputs for each parameter of the tests below."""
 
 SOUND: dict[str, Callable[[], Files]] = {

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from tests.robustness.annotations import IMAGE, SOUND, is_right, layers_nifti
-from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put
+from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put, sizes
 from tests.robustness.judge import judge_annotation
 from tests.robustness.test_corruption_dicom import VALUES, spoil
 
-EXAMPLES = {"cut": 25, "flip": 40, "tag": 80, "line": 60, "field": 100}
+EXAMPLES = sizes(cut=12, flip=20, tag=40, line=30, field=50)
 """Spoiled inputs for each parameter of the tests below."""
 # Further nonsense for what an annotation has and a scan has not: names, numbers of segments, contours.
 _VALUES = [

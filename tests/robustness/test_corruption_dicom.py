@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put
+from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put, sizes
 from tests.robustness.judge import judge
 from tests.robustness.samples import ARRAY, ct_slice, dicom_bytes, enhanced_ct
 
 SYNTAXES = ["explicit", "implicit", "rle", "deflated"]
-DICOM_EXAMPLES = {"cut": 160, "flip": 240, "tag": 300, "frame tag": 150, "frame flip": 60, "pixels": 60}
+DICOM_EXAMPLES = sizes(cut=60, flip=100, tag=120, frame_tag=60, frame_flip=30, pixels=30)
 """Spoiled inputs of each test below."""
 SLICES = 4
 SCAN = ARRAY[:, :, :SLICES] * np.float32(2) - 1000
@@ -161,7 +161,7 @@ def test_nonsense_in_the_tags_of_a_multi_frame_file(tmp_path: Path) -> None:
 
     values = st.one_of(st.none(), st.sampled_from(VALUES))
     explore(
-        st.tuples(st.sampled_from(PLACES), st.sampled_from(FRAME_TAGS), values), DICOM_EXAMPLES["frame tag"], examine
+        st.tuples(st.sampled_from(PLACES), st.sampled_from(FRAME_TAGS), values), DICOM_EXAMPLES["frame_tag"], examine
     )
 
 
@@ -177,7 +177,7 @@ def test_a_multi_frame_file_with_changed_bytes_or_cut_off(tmp_path: Path) -> Non
         volume = judge(tmp_path / "scan.dcm")
         assert volume is None or not cut
 
-    explore(st.tuples(FLIPS, CUTS, st.booleans()), DICOM_EXAMPLES["frame flip"], examine)
+    explore(st.tuples(FLIPS, CUTS, st.booleans()), DICOM_EXAMPLES["frame_flip"], examine)
 
 
 @pytest.mark.parametrize("scope", ["slice", "frames"])

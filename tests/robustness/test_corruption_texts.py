@@ -16,11 +16,11 @@ from boltzformer_monai.data.label_names import LabelMap, canonical_labels, read_
 from boltzformer_monai.io import Volume, read_volume
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.slicing.recipes.lidc import LidcConsensus
-from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put
+from tests.robustness.explore import CUTS, FLIPS, explore, flipped, put, sizes
 from tests.robustness.judge import attempt, judge_annotation
 from tests.robustness.samples import ct_slice, dicom_bytes
 
-EXAMPLES = {"xml bytes": 70, "xml element": 90, "json bytes": 60, "json value": 80}
+EXAMPLES = sizes(xml_bytes=40, xml_element=60, json_bytes=40, json_value=50)
 """Spoiled inputs of each test below."""
 _SLICES = 4
 _PIXELS = [0, 8, 9, 0]  # in each slice: 3 x 3 inside an outline 4 wide; the hole takes 1 and keeps its own outline
@@ -95,7 +95,7 @@ def test_readings_with_changed_bytes_or_cut_off(tmp_path: Path) -> None:
         read = consensus(tmp_path, image, sound[: int(share * len(sound))] if cut else flipped(sound, flips))
         assert read is None or not cut
 
-    explore(st.tuples(FLIPS, CUTS, st.booleans()), EXAMPLES["xml bytes"], examine)
+    explore(st.tuples(FLIPS, CUTS, st.booleans()), EXAMPLES["xml_bytes"], examine)
 
 
 def test_nonsense_in_the_elements_of_readings(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_nonsense_in_the_elements_of_readings(tmp_path: Path) -> None:
 
     actions = st.sampled_from(["text"] * 6 + ["drop", "double", "rename"])
     texts = st.sampled_from([*_NUMBERS, *_TEXTS, "9" * 5000])
-    explore(st.tuples(st.integers(0, 500), actions, texts), EXAMPLES["xml element"], examine)
+    explore(st.tuples(st.integers(0, 500), actions, texts), EXAMPLES["xml_element"], examine)
 
 
 LABELS = {
@@ -151,7 +151,7 @@ def test_labels_with_changed_bytes_or_cut_off(tmp_path: Path) -> None:
         read = labels(tmp_path, sound[: int(share * len(sound))] if cut else flipped(sound, flips))
         assert read is None or not cut
 
-    explore(st.tuples(FLIPS, CUTS, st.booleans()), EXAMPLES["json bytes"], examine)
+    explore(st.tuples(FLIPS, CUTS, st.booleans()), EXAMPLES["json_bytes"], examine)
 
 
 _JSON: list[Any] = [
@@ -192,7 +192,7 @@ def test_nonsense_in_the_values_of_labels(tmp_path: Path) -> None:
 
     where = st.sampled_from(["all", "modality", "site", "labels", "name", "number", "sum", "something else"])
     explore(
-        st.tuples(where, st.sampled_from(_JSON), st.sampled_from(_NUMBERS + _TEXTS)), EXAMPLES["json value"], examine
+        st.tuples(where, st.sampled_from(_JSON), st.sampled_from(_NUMBERS + _TEXTS)), EXAMPLES["json_value"], examine
     )
 
 

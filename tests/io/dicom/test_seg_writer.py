@@ -66,12 +66,12 @@ def _assert_same(path: Path, volume: Volume, masks: Sequence[tuple[str, Any, np.
     spacing = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
     for frame, group in zip(np.atleast_3d(dataset.pixel_array), dataset.PerFrameFunctionalGroupsSequence, strict=True):
         place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
-        for row, column in np.argwhere(frame):
-            point = place + column * spacing[1] * np.array(turn[:3]) + row * spacing[0] * np.array(turn[3:])
-            voxel = (to_voxel @ (*point, 1))[:3]
-            assert np.abs(voxel - voxel.round()).max() < 0.05
-            number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-            again[number - 1][tuple(voxel.round().astype(int))] = True
+        rows, columns = np.argwhere(frame).T[:, :, None]
+        points = place + columns * spacing[1] * np.array(turn[:3]) + rows * spacing[0] * np.array(turn[3:])
+        voxels = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+        assert np.abs(voxels - voxels.round()).max(initial=0) < 0.05
+        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        again[number - 1][tuple(voxels.round().astype(int).T)] = True
     for mine, (_, _, mask) in zip(again, masks, strict=True):
         np.testing.assert_array_equal(mine, mask)
 
