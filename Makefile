@@ -4,6 +4,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# A file's tests share servers and browsers, so they stay together; the quick ones of the last folders even out the ends.
+JOBS ?= 2
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
@@ -24,8 +27,8 @@ demo: $(STAMP) ## phantoms, slices, training, evaluation and a segmented volume,
 page: ## fetch the viewer of the label server's page (needs npm)
 	$(PYTHON) viewer/vendor.py
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests, in JOBS processes (2)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(STAMP) ## check style (ruff), types (mypy) and the flow of imports (import-linter)
 	$(BIN)/ruff check .

@@ -8,19 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.needs import missing
+
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def _shared_folder(variable: str, name: str) -> Path:
-    folder = Path(os.environ.get(variable) or _REPOSITORY.parent / "shared" / name)
-    if not folder.is_dir():
-        pytest.skip(f"no {name} folder at {folder}; set {variable}")
-    return folder
+    given = os.environ.get(variable)
+    folder = Path(given or _REPOSITORY.parent / "shared" / name)
+    if folder.is_dir():
+        return folder
+    if given:
+        missing(f"{variable}: no folder {folder}")
+    pytest.skip(f"no {name} folder at {folder}; set {variable}")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real scans; tests that need it are skipped where it is absent."""
+    """The folder of real scans; tests that need it are skipped where there is none."""
     return _shared_folder("BOLTZFORMER_SHARED_DATA", "data")
 
 

@@ -13,6 +13,7 @@ from boltzformer_monai.cli import main
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
+from tests.needs import need_module
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_ctrl_c_keeps_what_is_finished(
 
 
 def test_dicom_seg_of_an_archive_fails_for_other_scans_only(archive: Path, checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("highdicom")
+    need_module("highdicom")
     assert _run(archive, checkpoint, tmp_path / "out", "--format", "dcm") == 3
     assert _files(tmp_path / "out") == ["patient/series.dcm", "patient/series.json"]
 

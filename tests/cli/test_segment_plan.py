@@ -15,6 +15,7 @@ from boltzformer_monai.cli import main
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.io.formats import write_image_file
 from tests.io.conftest import SeriesWriter, write_series
+from tests.needs import need_module
 
 __all__ = ["write_series"]
 
@@ -44,7 +45,7 @@ def scans(tmp_path: Path, write_series: SeriesWriter) -> dict[str, Path]:
     write_image_file(np.zeros((4, 5, 6), np.int16), np.eye(4), folder / "one.nii.gz")
     (tmp_path / "model.pt").write_bytes(b"no checkpoint")
     (tmp_path / "a file").write_bytes(b"")
-    pytest.importorskip("highdicom")
+    need_module("highdicom")
     odd = write_series(np.ones((3, 5, 4)), folder=tmp_path / "odd", change=private)[0].parent
     return {"one": folder / "one.nii.gz", "many": folder, "odd": odd, "model": tmp_path / "model.pt"}
 

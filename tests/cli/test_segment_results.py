@@ -19,6 +19,7 @@ from boltzformer_monai.errors import PromptError
 from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.precision import resolve_precision
+from tests.needs import need_module
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def _run(*arguments: object) -> int:
 
 
 def test_everything_at_once(scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("highdicom")
+    need_module("highdicom")
     (tmp_path / "prompts.txt").write_text("\ufeff# organs\n\nlung nodule\n", encoding="utf-8")
     code = _run(
         scans / "series", "--prompts", "left kidney", "--prompts-file", tmp_path / "prompts.txt", "--checkpoint",
@@ -58,7 +59,7 @@ def test_everything_at_once(scans: Path, checkpoint: Path, tmp_path: Path, capsy
 
 
 def test_seg_and_label_map_agree(scans: Path, checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("highdicom")
+    need_module("highdicom")
     for name in ("a.dcm", "a.nii.gz"):
         given = ("--prompts", "left kidney", "--checkpoint", checkpoint, "--output", tmp_path / name)
         assert _run(scans / "series", *given) == 0
@@ -132,7 +133,7 @@ def test_a_file_without_prompts(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_real_dicom_series_becomes_a_seg(shared_data: Path, checkpoint: Path, tmp_path: Path) -> None:
-    highdicom = pytest.importorskip("highdicom")
+    highdicom = need_module("highdicom")
     series = shared_data / "ts_ct_dicom" / "dicom"
     for name in ("a.dcm", "b.nii.gz"):
         given = ("--prompts", "left kidney", "--checkpoint", checkpoint, "--output", tmp_path / name)

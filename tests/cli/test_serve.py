@@ -17,6 +17,7 @@ import torch
 
 from boltzformer_monai.cli import main, serve
 from boltzformer_monai.io.formats import write_image_file
+from tests.needs import need_module
 
 _PATIENCE_S = 300
 
@@ -76,7 +77,7 @@ class TestWithTheExtra:
 
     @pytest.fixture(autouse=True)
     def _extra(self) -> None:
-        pytest.importorskip("monailabel")
+        need_module("monailabel")
 
     def test_no_such_folder(self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert _serve(tmp_path / "nowhere", checkpoint) == 2
@@ -157,7 +158,7 @@ class TestWithTheExtra:
 
 
 def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("monailabel")
+    need_module("monailabel")
     from tests.label.live_server import running
 
     with running(studies, tmp_path, {"checkpoint": checkpoint}, serve=True, fresh=True) as server:
@@ -174,7 +175,7 @@ def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoi
 
 def test_a_server_that_is_told_to_stop_leaves_nothing_behind(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     """As systemd and docker do it: SIGTERM to the server alone, while it keeps a result and scores."""
-    pytest.importorskip("monailabel")
+    need_module("monailabel")
     from tests.label.live_server import running
 
     (tmp_path / "temporary").mkdir()
@@ -196,7 +197,7 @@ def test_a_server_that_is_told_to_stop_leaves_nothing_behind(studies: Path, chec
 
 def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
     """An option beats the pair of the same name, and a pair is heard where no option is given."""
-    pytest.importorskip("monailabel")
+    need_module("monailabel")
 
     parser = argparse.ArgumentParser()
     serve.add_parser(parser.add_subparsers())
@@ -211,7 +212,7 @@ def test_options_and_conf_say_the_same(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_scans_is_told(studies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("monailabel")
+    need_module("monailabel")
 
     serve._warn_of_unserved_files(studies)
     assert not caplog.records
@@ -222,7 +223,7 @@ def test_a_folder_without_scans_is_told(studies: Path, tmp_path: Path, caplog: p
 
 
 def test_what_is_not_served_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("monailabel")
+    need_module("monailabel")
 
     folder = tmp_path / "scans"
     for name in ("a.nii.gz", "b.mhd", "below/c.nii.gz", "labels/final/a.nii.gz", "datastore_v2.json", ".lock-changes"):
@@ -238,7 +239,7 @@ def test_what_is_not_served_is_told(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_listening_elsewhere_is_told(
     host: str, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    pytest.importorskip("monailabel")
+    need_module("monailabel")
 
     asked = {}
     monkeypatch.setattr("monailabel.main.Main.start_server_init_settings", lambda self, options: None)

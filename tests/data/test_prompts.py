@@ -15,6 +15,7 @@ from boltzformer_monai.data.prompts import (
     prompts_for,
 )
 from boltzformer_monai.errors import ConfigError, PromptError
+from tests.needs import need_module
 
 VOCABULARY = json.loads(
     resources.files("boltzformer_monai.data").joinpath("vocabulary.json").read_text(encoding="utf-8")
@@ -107,7 +108,7 @@ def test_every_name_in_the_vocabulary_leads_to_one_target():
 
 def test_codes_are_those_of_dicom():
     pytest.importorskip("pydicom", minversion="3.0", reason="the tables of an older pydicom lack newer codes")
-    concepts = pytest.importorskip("pydicom.sr._concepts_dict").concepts["SCT"]
+    concepts = need_module("pydicom.sr._concepts_dict").concepts["SCT"]
     codes = {code for meanings in concepts.values() for code in meanings}
     used = [entry["snomed"] for entry in VOCABULARY["targets"].values() if entry["snomed"]]
     assert len(used) > 60

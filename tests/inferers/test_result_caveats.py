@@ -27,6 +27,7 @@ from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 from tests.inferers.volume_stub import StubResult
+from tests.needs import need_module
 
 LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kind": "hu", "level": 40, "width": 400}}
 WINDOWS = PromptWindows({"targets": [LIVER]})
@@ -110,7 +111,7 @@ def series(tmp_path: Path) -> Scan:
 
 @pytest.mark.parametrize("caveats", [(), (UNKNOWN, OF_ALL, ASSUMED), (ASSUMED,)])
 def test_summary_and_dicom_seg_say_them(series: Scan, tmp_path: Path, caveats: tuple[Caveat, ...]) -> None:
-    pytest.importorskip("highdicom")
+    need_module("highdicom")
     from pydicom import dcmread
 
     grid = read_volume(series.place)

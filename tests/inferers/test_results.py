@@ -25,6 +25,7 @@ from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume
 from tests.inferers.volume_stub import StubResult
+from tests.needs import need_module
 
 PROMPTS = ("left kidney in CT", "Äther / лівая $x$ lesion", "flux capacitor")
 SETTINGS = RunSettings(prompts=PROMPTS, seed=3)
@@ -111,7 +112,7 @@ def test_the_uncertainty_is_the_largest_of_all_prompts(scan: Scan, out: Path) ->
 
 
 def test_dicom_seg_holds_what_was_found(scan: Scan, out: Path) -> None:
-    pytest.importorskip("highdicom")
+    need_module("highdicom")
     result = _result(scan, repeats=2)
     summary = write_results(result, out / "a", replace(SETTINGS, ending=".dcm", repeats=2), model=MODEL, scan=scan)
     assert _files(out) == {"a.dcm", "a.json", "a-uncertainty.nii.gz"}
@@ -303,7 +304,7 @@ def test_settings_and_hash(tmp_path: Path) -> None:
 
 
 def test_a_scan_without_dicom_cannot_become_dicom_seg(tmp_path: Path, out: Path) -> None:
-    pytest.importorskip("highdicom")
+    need_module("highdicom")
     (tmp_path / "scan.nii.gz").touch()
     grid = Volume(np.zeros((24, 20, 5), np.float32), np.eye(4))
     masks = {PROMPTS[0]: np.ones(grid.shape, bool)}

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tests.label.page_stub import PAGE
+from tests.needs import missing, need_module
 
-sync_api = pytest.importorskip("playwright.sync_api")
+sync_api = need_module("playwright.sync_api")
 
 _PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _SWITCHES = [
@@ -33,9 +33,9 @@ RED = (230, 60, 60)
 def require_browser() -> None:
     """Skip where there is no Chromium or the page's viewer was not fetched."""
     if _PROGRAM is None:
-        pytest.skip("no Chromium here (Debian: apt install chromium)")
+        missing("no Chromium here (Debian: apt install chromium)")
     if not (PAGE / "vendor" / "niivue.js").is_file():
-        pytest.skip("the page's viewer was not fetched (make page)")
+        missing("the page's viewer was not fetched (make page)")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.networks import create_boltzformer, network_config
 from boltzformer_monai.networks.weights import Description
 from tests.label.orthanc import Orthanc, orthanc
+from tests.needs import need_module
 
 SHAPE = (40, 36, 6)
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -64,7 +65,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def client(checkpoint: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The running web application."""
-    pytest.importorskip("monailabel")
+    need_module("monailabel")
     from fastapi.testclient import TestClient
     from monailabel.config import settings
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.needs import missing
+
 _PROGRAM = shutil.which("Orthanc") or shutil.which("orthanc") or next(iter(Path("/usr/sbin").glob("Orthanc")), None)
 _PLUGIN = next(
     (
@@ -32,9 +34,9 @@ _START_S = 180
 def require_orthanc() -> None:
     """Skip where there is no Orthanc or it has no DICOMweb."""
     if _PROGRAM is None:
-        pytest.skip("no Orthanc here (Debian: apt install orthanc)")
+        missing("no Orthanc here (Debian: apt install orthanc)")
     if _PLUGIN is None:
-        pytest.skip("Orthanc has no DICOMweb plugin here (Debian: apt install orthanc-dicomweb)")
+        missing("Orthanc has no DICOMweb plugin here (Debian: apt install orthanc-dicomweb)")
 
 
 def free_port() -> int:

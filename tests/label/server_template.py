@@ -1,8 +1,8 @@
 """Servers that start in a second: the libraries are imported once, and each server is a copy of that process.
 
-``python -m tests.label.server_template``: each line on standard input is a request (JSON) and gets an answer. A copy has
-the command line, environment, folder and limits of the request before it imports MONAI Label or this package, and then
-runs like ``python -m MODULE …``.
+``python -m tests.label.server_template``: each line on standard input is a request (JSON) and gets an answer. A copy
+has the command line, environment, folder and limits of the request before it imports MONAI Label or this package, and
+then runs like ``python -m MODULE …``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from typing import Any
 
 __all__ = ["Copy", "start_copy"]
 
-_LIBRARIES = ("monai.apps", "monai.bundle", "monai.networks.nets", "ignite.handlers", "mlflow", "fastapi", "uvicorn")
+_LIBRARIES = (
+    "monai.apps",
+    "monai.bundle",
+    "monai.networks.nets",
+    "ignite.handlers",
+    "mlflow",
+    "timm",
+    "SimpleITK",
+    "fastapi",
+    "uvicorn",
+)
 """What takes long to import and looks at no setting of a test."""
 
 

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
 
-import httpx
-import jwt
+need_module("monailabel")
 
-from tests.label.live_server import APP, running
-from tests.label.realm import PASSWORD, Realm, serve_realm
+import httpx  # noqa: E402
+import jwt  # noqa: E402
+
+from tests.label.live_server import APP, running  # noqa: E402
+from tests.label.realm import PASSWORD, Realm, serve_realm  # noqa: E402
 
 _PATIENCE_S = 300
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-import pytest
+from tests.needs import need_module
 
-pytest.importorskip("monailabel")
+need_module("monailabel")
 
 from tests.label.live_server import listening  # noqa: E402
 

@@ -11,7 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from monailabel.client import MONAILabelClient  # noqa: E402
 

@@ -16,8 +16,10 @@ import pydicom
 import pytest
 import requests
 
-pytest.importorskip("monailabel")
-pytest.importorskip("highdicom")
+from tests.needs import need_module
+
+need_module("monailabel")
+need_module("highdicom")
 
 
 from monailabel.interfaces.datastore import DefaultLabelTag  # noqa: E402
@@ -246,12 +248,10 @@ def test_a_passing_failure_of_the_archive_is_not_remembered(
     assert third.get_labeled_images() == []  # one damaged object hides no other
 
 
-def test_a_compressed_series_of_a_scanner(archive: Orthanc, tmp_path: Path) -> None:
-    shared = Path(os.environ.get("BOLTZFORMER_SHARED_DATA", "../shared/data")) / "ts_ct_dicom" / "dicom"
-    if not shared.is_dir():
-        pytest.skip("no real scans here")
+def test_a_compressed_series_of_a_scanner(archive: Orthanc, shared_data: Path, tmp_path: Path) -> None:
+    series = shared_data / "ts_ct_dicom" / "dicom"
     (tmp_path / "real").mkdir()
-    for file in sorted(shared.iterdir()):  # anonymised so well that no archive takes it without these
+    for file in sorted(series.iterdir()):  # anonymised so well that no archive takes it without these
         dataset = pydicom.dcmread(file)
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.PatientID = "1.2.3.1", "1.2.3.02", "anonymous"
@@ -260,7 +260,7 @@ def test_a_compressed_series_of_a_scanner(archive: Orthanc, tmp_path: Path) -> N
     store = open_dicomweb(archive.url, tmp_path / "work")
     (uid,) = store.list_images()
     volume = read_volume(store.image_folder(uid))
-    np.testing.assert_array_equal(volume.array, read_volume(shared).array)
+    np.testing.assert_array_equal(volume.array, read_volume(series).array)
     labels = np.zeros(volume.shape, np.uint8)
     labels[100:180, 200:300, 5:9] = 1
     write_label_map(labels, volume, tmp_path / "label.nii.gz")

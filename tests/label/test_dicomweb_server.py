@@ -15,8 +15,10 @@ import numpy as np
 import pydicom
 import pytest
 
-pytest.importorskip("monailabel")
-pytest.importorskip("highdicom")
+from tests.needs import need_module
+
+need_module("monailabel")
+need_module("highdicom")
 import requests  # noqa: E402
 
 from boltzformer_monai.io.read import read_volume  # noqa: E402

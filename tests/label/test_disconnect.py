@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai.errors import CancelledError  # noqa: E402
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer  # noqa: E402
-from boltzformer_monai.label import disconnect, service
+from boltzformer_monai.label import disconnect, service  # noqa: E402
 from boltzformer_monai.label.disconnect import client_disconnected  # noqa: E402
 from boltzformer_monai.label.infer_request import parse_request  # noqa: E402
 from boltzformer_monai.label.learning.scoring import scores_file  # noqa: E402

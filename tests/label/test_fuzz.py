@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
 
-from boltzformer_monai.io.formats import write_image_file
-from tests.label.conftest import AFFINE, SHAPE
-from tests.label.fuzz_client import Ask, ask, complaint
-from tests.label.fuzz_requests import FAMILIES, malformed
+need_module("monailabel")
+
+from boltzformer_monai.io.formats import write_image_file  # noqa: E402
+from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
+from tests.label.fuzz_client import Ask, ask, complaint  # noqa: E402
+from tests.label.fuzz_requests import FAMILIES, malformed  # noqa: E402
 
 _EACH = 300
 _SEED = 20_261_122

@@ -19,7 +19,9 @@ import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, RLELossless, generate_uid
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from tests.label.fuzz_files import broken_files  # noqa: E402
 from tests.label.live_server import running  # noqa: E402

@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.read import read_label_map  # noqa: E402
@@ -28,7 +30,7 @@ from tests.offline import offline  # noqa: E402
 from tests.sizes import count  # noqa: E402
 
 REAL_KILLS = count(1, thorough=4)  # of a server with all that belongs to it
-KILLS = count(12, thorough=100)
+KILLS = count(8, thorough=100)
 WRITERS = 3
 SHAPE = (12, 10, 6)
 Place = tuple[str, str]

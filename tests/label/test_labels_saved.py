@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom  # noqa: E402
@@ -20,7 +22,7 @@ from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.scan_list import Scan  # noqa: E402
 from boltzformer_monai.label.datastore.scan_cache import ScanCache  # noqa: E402
 from boltzformer_monai.label.label_info import names_in  # noqa: E402
-from boltzformer_monai.label.learning import workers as background
+from boltzformer_monai.label.learning import workers as background  # noqa: E402
 from boltzformer_monai.label.learning.workers import FAILED, in_background  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 

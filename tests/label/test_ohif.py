@@ -15,9 +15,11 @@ import pydicom
 import pytest
 from PIL import Image
 
-pytest.importorskip("highdicom")
-ohif = pytest.importorskip("monailabel.endpoints.ohif")
-pytest.importorskip("playwright.sync_api")
+from tests.needs import missing, need_module
+
+need_module("highdicom")
+ohif = need_module("monailabel.endpoints.ohif")
+need_module("playwright.sync_api")
 
 from boltzformer_monai.errors import ConfigError  # noqa: E402
 from boltzformer_monai.io.read import read_volume  # noqa: E402
@@ -88,7 +90,7 @@ class _Visit:
 def visited(archive: Orthanc, browser: Any, checkpoint: Path, tmp_path: Path) -> Iterator[_Visit]:
     """OHIF, before two studies of two patients."""
     if not (Path(ohif.__file__).parent / "static" / "ohif" / "index.html").is_file():
-        pytest.skip("this MONAI Label came without OHIF")
+        missing("this MONAI Label came without OHIF")
     for number, kind in enumerate(("abdomen", "chest"), 1):
         add_phantom(archive, tmp_path / kind, kind, seed=number)
     with running(archive.url, tmp_path, {"checkpoint": checkpoint, "workspace": tmp_path / "work"}) as server:

@@ -10,7 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("playwright.sync_api")
+from tests.needs import need_module
+
+need_module("playwright.sync_api")
 
 from tests.label.browser import RED, visit  # noqa: E402
 from tests.label.page_stub import Phantoms  # noqa: E402

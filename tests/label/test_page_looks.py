@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("playwright.sync_api")
+from tests.needs import missing, need_module
+
+need_module("playwright.sync_api")
 
 from tests.label.browser import RED, visit  # noqa: E402
 from tests.label.page_stub import PAGE, Phantoms  # noqa: E402
@@ -95,7 +97,7 @@ def test_the_lock_file_names_hashes_and_no_host() -> None:
 
 def test_the_licences_lie_beside_the_viewer() -> None:
     if not (PAGE / "vendor").is_dir():
-        pytest.skip("the page's viewer was not fetched (make page)")
+        missing("the page's viewer was not fetched (make page)")
     text = (PAGE / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
     for name in ("BSD 2-Clause License", "Niivue", "gl-matrix", "nifti-reader-js", "fflate"):
         assert name in text

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
-pytest.importorskip("playwright.sync_api")
+from tests.needs import need_module
+
+need_module("playwright.sync_api")
 
 from tests.label.browser import RED, visit  # noqa: E402
 from tests.label.page_stub import REFUSAL, Phantoms  # noqa: E402

@@ -11,8 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
-pytest.importorskip("playwright.sync_api")
+from tests.needs import need_module
+
+need_module("monailabel")
+need_module("playwright.sync_api")
 
 from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.demo.phantom_files import write_phantom_nifti  # noqa: E402

@@ -15,11 +15,13 @@ import nibabel
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
 
-from boltzformer_monai.io.formats import write_image_file
-from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
-from tests.label.conftest import AFFINE, SHAPE
+need_module("monailabel")
+
+from boltzformer_monai.io.formats import write_image_file  # noqa: E402
+from boltzformer_monai.label.datastore.label_numbers import LabelNumbers  # noqa: E402
+from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 
 
 def infer(client: Any, image: str, /, output: str = "json", **params: Any) -> Any:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
-pytest.importorskip("highdicom")
+from tests.needs import need_module
+
+need_module("monailabel")
+need_module("highdicom")
 
 from boltzformer_monai.errors import VolumeError  # noqa: E402
 from boltzformer_monai.label.app import MODEL, BoltzFormerApp  # noqa: E402

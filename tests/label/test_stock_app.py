@@ -14,7 +14,9 @@ import nibabel
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import missing, need_module
+
+need_module("monailabel")
 
 import monailabel  # noqa: E402
 
@@ -35,7 +37,7 @@ def stock_app() -> Path:
     places += [packages.parent / "sample-apps", *packages.glob("monailabel-*.data/data/monailabel/sample-apps")]
     found = next((place / "monaibundle" for place in places if (place / "monaibundle" / "main.py").is_file()), None)
     if found is None:
-        pytest.skip("this installation of MONAI Label has no sample apps")
+        missing("this installation of MONAI Label has no sample apps")
     return found
 
 

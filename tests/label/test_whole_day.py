@@ -15,7 +15,9 @@ import nibabel
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai.io.read import read_volume  # noqa: E402
 from tests.label.day import write_block, write_studies  # noqa: E402

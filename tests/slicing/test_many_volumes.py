@@ -15,6 +15,7 @@ from boltzformer_monai.cli.slice import main
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.parallel import run_jobs
 from tests.data.slice_cases import contents
+from tests.needs import need_module
 from tests.slicing.scan_files import make_task, write_image, write_label
 from tests.slicing.work import crash_on_three, double
 
@@ -104,7 +105,7 @@ def test_several_processes_give_the_same_bytes(task: Path, tmp_path: Path):
 
 
 def test_a_cluster_gives_the_same_bytes(task: Path, tmp_path: Path):
-    distributed = pytest.importorskip("distributed")
+    distributed = need_module("distributed")
     spoil(task)
     assert main(arguments(task, tmp_path / "one")) == 3
     with distributed.LocalCluster(
@@ -116,7 +117,7 @@ def test_a_cluster_gives_the_same_bytes(task: Path, tmp_path: Path):
 
 
 def test_a_scheduler_that_does_not_answer(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("distributed")
+    need_module("distributed")
     assert main(arguments(task, tmp_path / "out", "--scheduler", "nonsense")) == 2
     error = capsys.readouterr().err
     assert "no Dask scheduler answers" in error

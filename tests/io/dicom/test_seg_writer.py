@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume
 from tests.io.conftest import FileWriter, SeriesWriter
+from tests.needs import need_module, need_program
 
-pytest.importorskip("highdicom")
+need_module("highdicom")
 
 KIDNEY = SegmentCode("64033007", "Kidney", side="left")
 # An oblique plane with stacks along its normal.
@@ -262,9 +262,7 @@ def test_a_real_series(real_seg: tuple[Path, Volume, list[Any]]) -> None:
 
 
 def test_dciodvfy_finds_no_error(real_seg: tuple[Path, Volume, list[Any]]) -> None:
-    program = shutil.which("dciodvfy")
-    if program is None:
-        pytest.skip("dciodvfy (Debian: dicom3tools) is not installed")
+    program = need_program("dciodvfy", "dicom3tools")
     said = subprocess.run([program, str(real_seg[0])], capture_output=True, text=True, check=False)
     lines = (said.stdout + said.stderr).splitlines()
     assert "Segmentation" in lines[-1] or any("Segmentation" in line for line in lines)

@@ -14,14 +14,16 @@ import numpy as np
 import pydicom
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from monailabel.config import settings  # noqa: E402
 
 from boltzformer_monai.errors import ConfigError, VolumeError  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, read_volume  # noqa: E402
-from boltzformer_monai.label.datastore import dicomweb_client as archive_client
-from boltzformer_monai.label.datastore import dicomweb_lists
+from boltzformer_monai.label.datastore import dicomweb_client as archive_client  # noqa: E402
+from boltzformer_monai.label.datastore import dicomweb_lists  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb_client import DicomWebError  # noqa: E402
 from boltzformer_monai.label.safe_ids import UnknownIdError, image_path, root_of  # noqa: E402

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai.errors import DatasetError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
-from boltzformer_monai.label.datastore import folder as module
+from boltzformer_monai.label.datastore import folder as module  # noqa: E402
 from boltzformer_monai.label.datastore.folder import FolderDatastore  # noqa: E402
 from boltzformer_monai.label.learning.corrected_labels import corrected_labels  # noqa: E402
 from boltzformer_monai.label.safe_ids import UnknownIdError  # noqa: E402

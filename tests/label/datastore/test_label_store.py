@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai.errors import StorageError  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, write_label_map  # noqa: E402

@@ -10,7 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai.caveats import Caveat  # noqa: E402
 from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402

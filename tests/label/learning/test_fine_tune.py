@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from boltzformer_monai import engines  # noqa: E402
 from boltzformer_monai.data.windows import NAMED_WINDOWS  # noqa: E402
 from boltzformer_monai.evaluation.presence_rule import PresenceRule  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
-from boltzformer_monai.label.learning import fine_tune as module
+from boltzformer_monai.label.learning import fine_tune as module  # noqa: E402
 from boltzformer_monai.label.learning.corrected_labels import CorrectedLabel, write_slices  # noqa: E402
 from boltzformer_monai.networks import create_boltzformer, network_config  # noqa: E402
 from boltzformer_monai.networks.weights import Description, load_checkpoint  # noqa: E402

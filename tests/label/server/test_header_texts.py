@@ -15,8 +15,9 @@ import SimpleITK
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import read_volume
 from tests.label.conftest import AFFINE, scan
+from tests.needs import need_module
 
-pytest.importorskip("monailabel")
+need_module("monailabel")
 
 from boltzformer_monai.label.server.header_texts import strip_texts  # noqa: E402
 

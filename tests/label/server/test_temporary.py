@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 pytest.importorskip("fcntl")
 
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("monailabel")
+from tests.needs import need_module
+
+need_module("monailabel")
 
 from starlette.exceptions import HTTPException  # noqa: E402
 
 from boltzformer_monai.errors import CancelledError  # noqa: E402
-from boltzformer_monai.label import disconnect
+from boltzformer_monai.label import disconnect  # noqa: E402
 from boltzformer_monai.label.server.work_queues import WorkQueue  # noqa: E402
 
 _PATIENCE_S = 60
