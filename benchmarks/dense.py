@@ -31,6 +31,7 @@ from boltzformer_monai.networks.attention import (
 )
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder, BoltzFormerLayer
+from boltzformer_monai.networks.mask_decoder import MaskDecoder
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.sampling import CounterNoise, Randomness
 from boltzformer_monai.precision import autocast
@@ -203,10 +204,11 @@ class DenseNetwork(nn.Module):
     def __init__(self, network: BoltzFormer) -> None:
         super().__init__()
         self.network = network
+        decoder = cast(MaskDecoder, network.decoder)
         self.tail = DenseTail(
             cast(nn.Conv2d, network.pixel_decoder.semantic_map),
-            network.decoder,
-            cast(PiGMA, network.aggregation),
+            decoder.query_decoder,
+            cast(PiGMA, decoder.aggregation),
         )
 
     def forward(self, image: Tensor, tokens: Tensor, *, generator: Randomness = None) -> Tensor:

@@ -24,7 +24,6 @@ from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.read import read_label_map, read_volume
-from boltzformer_monai.networks.sampling import RecordingPolicy
 from boltzformer_monai.transforms.load import image_tensor, slice_fit
 
 _log = logging.getLogger(__name__)
@@ -155,22 +154,13 @@ def _answer(segmenter: VolumeSegmenter, row: SliceRow) -> _Answer:
     network = segmenter.network
     pixels = read_png(row.image)
     fit = slice_fit(pixels.shape, row, segmenter.description.network.image_size)
-    decoder: Any = network.decoder
-    recording = RecordingPolicy(decoder.policy)
-    decoder.policy = recording
-    try:
-        square = fit.image(image_tensor(pixels))
-        features = network.encode_image(square)
-        logits = network.decode(features, network.encode_text(segmenter.tokenizer([row.prompts[0]])[None])).logits
-    finally:
-        decoder.policy = recording.policy
-    grids = [tuple(level.shape[-2:]) for level in features.levels]
+    square = fit.image(image_tensor(pixels))
+    features = network.encode_image(square)
+    text = network.encode_text(segmenter.tokenizer([row.prompts[0]])[None])
+    logits = network.decode(features, text).logits
     return _Answer(
         mask=(fit.restore(logits)[0, 0] > 0).numpy(),
         square=(square[0, 0] * 255).round().to(torch.uint8).numpy(),
         truth=fit.label(torch.from_numpy(read_mask(row)).float()[None, None])[0, 0].bool().numpy(),
-        sets=[
-            attend.flatten(0, -3)[0, 0].view(grids[layer % len(grids)]).numpy()
-            for layer, attend in enumerate(recording.sets)
-        ],
+        sets=[each.flatten(0, -4)[0, 0].numpy() for each in network.attention_sets(features, text)],
     )

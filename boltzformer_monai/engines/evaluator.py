@@ -24,7 +24,7 @@ from boltzformer_monai.evaluation.metrics import measure, metrics_for
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
 from boltzformer_monai.evaluation.tables import markdown_table, write_metrics_json, write_scores_csv
-from boltzformer_monai.networks.boltzformer import Decoded
+from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.storage import writing
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
 from boltzformer_monai.transforms.load import slice_fit

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.boltzformer import Decoded
+from boltzformer_monai.networks.interfaces import Decoded
 
 
 class BoltzFormerLoss(nn.Module):

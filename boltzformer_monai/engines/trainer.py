@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.boltzformer import Decoded
+from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.networks.weights import Description, save_checkpoint
 from boltzformer_monai.storage import replacing, writing
 

@@ -16,7 +16,6 @@ from boltzformer_monai.inferers.encoder import Encode, Encoder, Pictures
 from boltzformer_monai.inferers.prompt_groups import PromptGroup
 from boltzformer_monai.inferers.slice_view import SliceView
 from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, ImageFeatures, TextFeatures
-from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 
 _log = logging.getLogger(__name__)
 _SEED_STEP = 7919  # between the draws of one volume, so that neighbouring seeds share none
@@ -82,7 +81,7 @@ class SliceDecoder:
                 yield PromptSlices(member, levels.to(torch.uint8).cpu().numpy(), None if mean is None else mean[:, row])
 
     def _decode(self, features: ImageFeatures, *, text: TextFeatures, noise: CounterNoise) -> Decoded:
-        count = len(features.image)
+        count = len(features)
         repeated = TextFeatures(*(part.expand(count, *part.shape[1:]) for part in text))
         return self.network.decode(features, repeated, generator=noise)
 
@@ -91,15 +90,7 @@ def one_by_one(encode: Encode) -> Encode:
     """The same, but every picture is encoded alone, so that no bit of its features depends on the others."""
 
     def encode_each(images: Tensor) -> ImageFeatures:
-        parts = [encode(image[None]) for image in images]
-        if len(parts) == 1:
-            return parts[0]
-        maps = [part.semantic_map for part in parts]
-        return ImageFeatures(
-            tuple(torch.cat(level) for level in zip(*(part.levels for part in parts), strict=True)),
-            SemanticMap.cat(maps) if isinstance(maps[0], SemanticMap) else torch.cat(maps),
-            torch.cat([part.image for part in parts]),
-        )
+        return ImageFeatures.cat([encode(image[None]) for image in images])
 
     return encode_each
 

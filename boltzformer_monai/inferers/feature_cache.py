@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
@@ -94,7 +93,7 @@ class FeatureCache:
 
     def keep(self, key: tuple[Any, ...], features: ImageFeatures, volume: int) -> None:
         """Keep them, unless only pictures of the same volume could make room."""
-        entry = _Entry(features, _size(features), volume)
+        entry = _Entry(features, features.nbytes, volume)
         with self._lock:
             if key in self._entries or entry.bytes > self.limit:
                 return
@@ -142,25 +141,3 @@ def _fingerprint(images: Tensor) -> tuple[Any, ...]:
     array = np.ascontiguousarray(images.detach().cpu().numpy())
     digest = hashlib.blake2b(array.tobytes(), digest_size=20).digest()
     return digest, tuple(images.shape), str(images.dtype), str(images.device)
-
-
-def _size(value: Any) -> int:
-    """Bytes of all tensors in a value; a storage that several share counts once."""
-    storages: dict[int, int] = {}
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, nn.Parameter):
-            continue  # of the network, which holds it anyway
-        if isinstance(each, torch.Tensor):
-            storage = each.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(each, tuple | list):
-            waiting.extend(each)
-        elif hasattr(each, "__dict__"):
-            waiting.extend(vars(each).values())
-    return sum(storages.values())

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, did_you_mean
+from boltzformer_monai.networks.config import NetworkConfig
+from boltzformer_monai.networks.interfaces import Backbone
+from boltzformer_monai.networks.registries import BACKBONES, register_backbone
 
 STRIDES = (4, 8, 16, 32)
+# A checkpoint carries the backbone's settings: they must not make timm load files or fetch anything.
+_OURS = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "in_chans",
+    "features_only",
+}
+_OURS_INSTEAD = "the network's settings in_channels and pretrained say what the backbone sees and starts from"
 
 
 class TimmBackbone(nn.Module):
@@ -20,67 +37,123 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: timm model name, e.g. ``sam2_hiera_small``, ``sam2_hiera_base_plus``, ``focalnet_large_fl4``.
+        image_size: H = W of the images, for models that are made for one size; ``None`` = the model's own.
         in_channels: channels of the image.
         pretrained: let timm fetch its pre-trained weights (needs the network or timm's local cache).
         normalise: add a LayerNorm to every output, as the published Focal-L has.
         settings: further keyword arguments of the timm model.
 
+    Attributes:
+        channels: of the four features, fine to coarse.
+
     Raises:
-        ConfigError: timm does not know the name, or the model has no features of strides 4, 8, 16 and 32.
+        ConfigError: timm does not know the name or an argument, the model does not run on images of this size, or has
+            no features of strides 4, 8, 16 and 32.
     """
 
     def __init__(
         self,
         name: str,
         *,
+        image_size: int | None = None,
         in_channels: int = 3,
         pretrained: bool = False,
         normalise: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
-            msg = f"timm has no model {name!r}; near it: {near}"
+        options = dict(settings or {})
+        if taken := sorted(_OURS & set(options)):
+            msg = f"{taken[0]} is no backbone setting; {_OURS_INSTEAD}"
             raise ConfigError(msg)
-        options: dict[str, Any] = {"pretrained": pretrained, "in_chans": in_channels, **(settings or {})}
-        try:
-            self.model = timm.create_model(name, features_only=True, **options)
-        except (OSError, RuntimeError) as error:  # no such weights, no network, or no such features
-            msg = f"timm cannot make the backbone {name!r}: {str(error).splitlines()[0]}"
-            raise ConfigError(msg) from error
+        self.name = name
+        self.image_size: int | None = None
+        if not timm.is_model(name):
+            known = [*BACKBONES.names(), *timm.list_models()]
+            msg = f"timm has no model {name!r}; {did_you_mean(name, known, otherwise='see timm.list_models()', cutoff=0.6)}"
+            raise ConfigError(f"{msg} A backbone of your own needs its package installed, or --plugin MODULE")
+        made_for = timm.get_pretrained_cfg(name)
+        if made_for is not None and made_for.fixed_input_size and image_size is not None:
+            if made_for.input_size[-1] != image_size:
+                options.setdefault("img_size", image_size)
+            self.image_size = image_size
+        self.model = _timm_model(name, {"pretrained": pretrained, "in_chans": in_channels, **options})
         info: Any = self.model.feature_info
         reductions = list(info.reduction())
         if any(stride not in reductions for stride in STRIDES):
             msg = f"backbone {name!r} has strides {reductions}; strides {list(STRIDES)} are needed"
             raise ConfigError(msg)
         self._picked = [reductions.index(stride) for stride in STRIDES]
-        all_channels = info.channels()
-        self.channels: list[int] = [all_channels[i] for i in self._picked]
-        self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-5) for c in self.channels) if normalise else None
+        self._channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+        self.channels: list[int] = [info.channels()[i] for i in self._picked]
+        self.norms: nn.ModuleList | None = None
+        if image_size is not None:
+            self._try(image_size, in_channels)
+        if normalise:
+            self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-5) for c in self.channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(B, C, H, W)`` → ``(B, C_i, H/s, W/s)`` for s = 4, 8, 16, 32."""
+        """``(B, C, H, W)`` → ``(B, C_i, H/s, W/s)`` for s = 4, 8, 16, 32.
+
+        Raises:
+            ConfigError: the model was made for images of another size.
+        """
+        if self.image_size is not None and any(size != self.image_size for size in image.shape[-2:]):
+            made, got = f"{self.image_size} × {self.image_size}", " × ".join(map(str, image.shape[-2:]))
+            msg = f"the backbone {self.name!r} was made for images of {made} pixels, got {got}"
+            raise ConfigError(msg)
         outputs = self.model(image)
         features = [outputs[i] for i in self._picked]
-        if not all(f.shape[1] == c for f, c in zip(features, self.channels, strict=True)):
-            features = [f.permute(0, 3, 1, 2) for f in features]  # some timm models give channels last
+        if self._channels_last:
+            features = [f.permute(0, 3, 1, 2) for f in features]
         if self.norms is None:
             return features
         return [norm(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, f in zip(self.norms, features, strict=True)]
+
+    def _try(self, size: int, in_channels: int) -> None:
+        """Run it once without memory or arithmetic: what it cannot do is an error now and not in the middle of work."""
+        state = {name: x.to("meta") for name, x in (*self.model.named_parameters(), *self.model.named_buffers())}
+        image = torch.zeros(1, in_channels, size, size, device="meta")
+        try:
+            with torch.device("meta"), torch.no_grad():
+                outputs = functional_call(self.model, state, (image,))
+        except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+            msg = f"the backbone {self.name!r} cannot take images of {size} × {size} pixels: {_first_line(error)}"
+            raise ConfigError(msg) from error
+        edges = [outputs[i].shape[1 if self._channels_last else 2] for i in self._picked]
+        if edges != [size // stride for stride in STRIDES]:
+            msg = f"the backbone {self.name!r} makes features of {edges} pixels from {size}; strides 4 to 32 are needed"
+            raise ConfigError(msg)
+
+
+def _timm_model(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    # No such weights, no network, no such features, or arguments that make no model.
+    except (OSError, RuntimeError, TypeError, ValueError, AssertionError, ArithmeticError, LookupError) as error:
+        msg = f"timm cannot make the backbone {name!r}: {_first_line(error)}"
+        if isinstance(error, TypeError) and (wrong := re.search(r"unexpected keyword argument '(\w+)'", msg)):
+            with torch.device("meta"):
+                known = inspect.signature(type(timm.create_model(name))).parameters
+            msg = f"the backbone {name!r} has no setting {wrong[1]!r}; {did_you_mean(wrong[1], known)}"
+        raise ConfigError(msg) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class FeaturePyramidNeck(nn.Module):
     """SAM 2's neck: a 1×1 convolution per stride to ``channels``, summed top-down at the listed levels only.
 
     Args:
-        backbone: gives strides 4–32; its ``channels`` are read.
+        backbone: a module that gives strides 4–32.
         channels: output channels (256).
         top_down_levels: indices into strides 4–32 that receive the coarser level, nearest-neighbour upsampled
             (SAM 2: 2 and 3, so in effect only stride 16 receives stride 32).
     """
 
-    def __init__(self, backbone: TimmBackbone, *, channels: int = 256, top_down_levels: Sequence[int] = (2, 3)) -> None:
+    def __init__(self, backbone: Backbone, *, channels: int = 256, top_down_levels: Sequence[int] = (2, 3)) -> None:
         super().__init__()
         self.backbone = backbone
         self.convs = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in backbone.channels)
@@ -110,6 +183,9 @@ class _ResidualBlock(nn.Module):
         return F.relu(y + self.skip(x), inplace=True)
 
 
+_WIDTHS = (24, 48, 96, 144, 192)
+
+
 class TinyBackbone(nn.Module):
     """Plain residual 3×3 convolutions with BatchNorm: trains from random weights on two CPU cores.
 
@@ -118,7 +194,7 @@ class TinyBackbone(nn.Module):
         widths: channels at strides 2, 4, 8, 16, 32.
     """
 
-    def __init__(self, *, in_channels: int = 1, widths: Sequence[int] = (24, 48, 96, 144, 192)) -> None:
+    def __init__(self, *, in_channels: int = 1, widths: Sequence[int] = _WIDTHS) -> None:
         super().__init__()
         if len(widths) != 5:
             msg = f"widths must name five strides (2–32), got {list(widths)}"
@@ -134,3 +210,29 @@ class TinyBackbone(nn.Module):
             image = stage(image)
             features.append(image)
         return features[1:]
+
+
+@register_backbone("tiny")
+def _tiny(config: NetworkConfig, *, widths: Sequence[int] = _WIDTHS) -> TinyBackbone:
+    return TinyBackbone(in_channels=config.in_channels, widths=widths)
+
+
+def make_backbone(config: NetworkConfig) -> nn.Module:
+    """The backbone of a configuration: a registered one, or a timm model, with SAM 2's neck where it is wanted.
+
+    Raises:
+        ConfigError: neither knows it, or it cannot be made of its settings.
+    """
+    backbone: Any
+    if BACKBONES.find(config.backbone) is not None:
+        backbone = BACKBONES.make(config.backbone, config, settings=config.backbone_settings)
+    else:
+        backbone = TimmBackbone(
+            config.backbone,
+            image_size=config.image_size,
+            in_channels=config.in_channels,
+            pretrained=config.pretrained,
+            normalise=config.normalise_features,
+            settings=config.backbone_settings,
+        )
+    return backbone if config.neck_channels is None else FeaturePyramidNeck(backbone, channels=config.neck_channels)

@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.interfaces import STRIDE, Decoded, ImageFeatures, TextFeatures
 from boltzformer_monai.networks.sampling import CounterNoise, Randomness
 from boltzformer_monai.precision import autocast, resolve_precision
-
-STRIDE = 32
-
-
-class ImageFeatures(NamedTuple):
-    """What an image is encoded to, once for all prompts."""
-
-    levels: tuple[Tensor, ...]
-    """Visual features V, coarse to fine, each ``(B, d, H/s, W/s)``."""
-    semantic_map: Any
-    """S, ``(B, d, H/4, W/4)``: a tensor, or for the fast decoder a ``SemanticMap``."""
-    image: Tensor
-    """The normalised image ``(B, C, H, W)``, which PiGMA grounds its correction on."""
-
-
-class TextFeatures(NamedTuple):
-    """What prompts are encoded to."""
-
-    tokens: Tensor
-    """T, ``(B, P, N_T, d)``."""
-    valid: Tensor
-    """``(B, P, N_T)`` boolean, ``False`` = padding."""
-
-
-class Decoded(NamedTuple):
-    """What comes out of the decoder."""
-
-    logits: Tensor
-    """Mask logits ``(B, P, H/2, W/2)``; sigmoid gives the probability of the prompted object."""
-    presence: Tensor | None = None
-    """Logits ``(B, P)`` that the object is in the slice at all; ``None`` for a network without presence head."""
 
 
 class BoltzFormer(nn.Module):
@@ -52,12 +21,9 @@ class BoltzFormer(nn.Module):
         backbone: ``(B, C, H, W)`` → features of strides 4, 8, 16, 32, fine to coarse.
         pixel_decoder: features → (visual features coarse to fine, semantic map).
         text_encoder: tokens ``(B, P, N_T)`` → (embeddings, validity).
-        decoder: visual features, semantic map, text → mask logits ``(B, P, m, H/4, W/4)``.
-        aggregation: mask logits of m queries and the image → ``(B, P, H/2, W/2)``.
+        decoder: features of images and text → :class:`~boltzformer_monai.networks.interfaces.Decoded`.
         mean: mean of the image's channels on the 0–1 scale, kept as a buffer.
         std: their standard deviation.
-        presence: queries after the last layer ``(B, P, m, d)``, mask logits and the finest visual features → presence
-            logits ``(B, P)``; ``None`` (paper) has none.
         default_tokens: ``(N_T,)`` the prompt used when none is given; empty = there is none.
         seed: seed of the sampling in evaluation mode, where the same input always gives the same mask.
 
@@ -75,12 +41,10 @@ class BoltzFormer(nn.Module):
         backbone: nn.Module,
         pixel_decoder: nn.Module,
         text_encoder: nn.Module,
-        decoder: BoltzFormerDecoder,
-        aggregation: nn.Module,
+        decoder: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
         default_tokens: Sequence[int],
-        presence: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -91,8 +55,6 @@ class BoltzFormer(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.text_encoder = text_encoder
         self.decoder = decoder
-        self.aggregation = aggregation
-        self.presence = presence
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("default_tokens", torch.tensor(default_tokens, dtype=torch.int64), persistent=False)
@@ -173,19 +135,35 @@ class BoltzFormer(nn.Module):
         with autocast(self.precision, tokens.device):
             return TextFeatures(*self.text_encoder(tokens))
 
+    @property
+    def presence(self) -> nn.Module | None:
+        """The decoder's presence head, ``None`` where it has none."""
+        return getattr(self.decoder, "presence", None)
+
     def decode(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:
-        """Decode all prompts of ``text`` on ``image``; both have the same batch size."""
-        if len(image.image) != len(text.tokens):
-            msg = f"got {len(image.image)} images and tokens for {len(text.tokens)}; every image needs its own prompts"
+        """Decode all prompts of ``text`` on ``image``; both have the same batch size.
+
+        Raises:
+            ConfigError: the batch sizes differ.
+        """
+        if len(image) != len(text.tokens):
+            msg = f"got {len(image)} images and tokens for {len(text.tokens)}; every image needs its own prompts"
             raise ConfigError(msg)
-        if generator is None and not self.training:
-            generator = CounterNoise(self.seed)
-        with autocast(self.precision, image.image.device):
-            masks, queries = self.decoder.decode(
-                image.levels, image.semantic_map, text.tokens, text.valid, generator=generator
-            )
-            logits = self.aggregation(masks, image.image)
-            presence = None
-            if self.presence is not None:
-                presence = self.presence(queries, logits, image.levels[-1]).float()
-        return Decoded(logits.float(), presence)
+        with autocast(self.precision, text.tokens.device):
+            decoded = self.decoder(image, text, generator=self._noise(generator))
+        presence = None if decoded.presence is None else decoded.presence.float()
+        return Decoded(decoded.logits.float(), presence)
+
+    def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
+        """The patches that each query attends to, for figures.
+
+        Returns:
+            For each layer ``(B, P, [h,] m, h_l, w_l)`` boolean; nothing for a decoder without such sets.
+        """
+        if not hasattr(self.decoder, "attention_sets"):
+            return []
+        with autocast(self.precision, text.tokens.device):
+            return self.decoder.attention_sets(image, text, generator=self._noise(generator))  # type: ignore[operator]
+
+    def _noise(self, generator: Randomness) -> Randomness:
+        return CounterNoise(self.seed) if generator is None and not self.training else generator

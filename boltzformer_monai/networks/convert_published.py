@@ -166,7 +166,7 @@ def convert_published(weights: Mapping[str, Tensor]) -> _Tensors:
         "backbone": convert_hiera(backbone) if is_hiera else convert_focal(backbone),
         "pixel_decoder": convert_pixel_decoder(groups.get("pixel_decoder", {})),
         "text_encoder": convert_text_encoder(groups.get("text_encoder", {})),
-        "decoder": convert_decoder(groups.get("decoder", {})),
-        "aggregation": convert_pigma(groups.get("aggregation", {})),
+        "decoder.query_decoder": convert_decoder(groups.get("decoder", {})),
+        "decoder.aggregation": convert_pigma(groups.get("aggregation", {})),
     }
     return {f"{part}.{name}": weight for part, tensors in parts.items() for name, weight in tensors.items()}

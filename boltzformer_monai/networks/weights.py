@@ -7,24 +7,30 @@ that loading a stranger's file runs no code. Loading is strict: every weight fit
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 import struct
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open, why
 from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.convert_published import convert_published
-from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer
+from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.storage import disk_refusal, replacing
 
 FORMAT = "boltzformer-checkpoint"
-VERSION = 1
+VERSION = 2
+"""1 had the decoder's aggregation and presence head beside the decoder; it is still read."""
 
 # What torch.load was seen to raise on cut-off and altered files.
 _DAMAGE = (
@@ -80,14 +86,18 @@ class Description:
         Raises:
             CheckpointError: it is of another format or version, or names unknown network settings.
         """
-        if state.get("format") != FORMAT or state.get("version") != VERSION:
-            msg = f"not a BoltzFormer checkpoint of version {VERSION}: it says {state.get('format')!r}"
+        if state.get("format") != FORMAT or state.get("version") not in (1, VERSION):
+            said = f"{state.get('format')!r} of version {state.get('version')!r}"
+            msg = f"not a BoltzFormer checkpoint of version 1 or {VERSION}: it says {said}"
             raise CheckpointError(msg)
         settings = dict(state["network"])
+        if state["version"] == 1 and str(settings.get("backbone")).startswith("focalnet"):
+            settings["backbone_settings"] = {"normalize_modulator": True}  # what version 1 gave to every FocalNet
         known = {field.name for field in dataclasses.fields(NetworkConfig)}
         if unknown := sorted(set(settings) - known):
             msg = f"the checkpoint was made by a newer version: unknown network settings {', '.join(unknown)}"
             raise CheckpointError(msg)
+        settings["pretrained"] = False  # whoever wrote the file must not make this machine fetch weights
         settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
         self.network = NetworkConfig(**{"fast": self.network.fast, **settings})
         self.data = dict(state["data"])
@@ -167,15 +177,46 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         msg = f"{path} has no description of its network: it is not a checkpoint that this package's training wrote"
         raise CheckpointError(msg)
     description = Description(NetworkConfig(backbone="tiny", image_size=32), {})
+    weights = content["model"]
     try:
         description.load_state_dict(content["description"])
-        _check_described(description.network, content["model"], path)
+        if content["description"]["version"] == 1:
+            weights = {_new_name(name): weight for name, weight in weights.items()}
+        _check_described(description.network, weights, path)
         network = create_boltzformer(description.network)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
         msg = f"{path}: its description cannot be used ({why(error)})"
         raise CheckpointError(msg) from error
-    load_strictly(network, content["model"], source=str(path))
+    load_strictly(network, weights, source=str(path))
     return network.to(device).eval(), description
+
+
+def _new_name(name: str) -> str:
+    """Where a weight of version 1 has its place now."""
+    if name.startswith("decoder."):
+        return f"decoder.query_decoder.{name.removeprefix('decoder.')}"
+    return f"decoder.{name}" if name.startswith(("aggregation.", "presence.")) else name
+
+
+@contextmanager
+def _at_most(parameters: int, source: str) -> Iterator[None]:
+    """Stop a network under construction, by this thread, that registers more parameters than it can have.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    found, thread = itertools.count(1), threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if threading.get_ident() == thread and next(found) > parameters:
+            msg = f"{source} describes a network of more layers than it holds weights"
+            raise CheckpointError(msg)
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_described(config: NetworkConfig, weights: Mapping[str, Tensor], path: str | Path) -> None:
@@ -188,12 +229,11 @@ def _check_described(config: NetworkConfig, weights: Mapping[str, Tensor], path:
     if sum(weight.numel() * weight.element_size() for weight in tensors) > 2 * Path(path).stat().st_size:
         msg = f"{source} holds fewer bytes than its weights claim; it is no checkpoint that a training wrote"
         raise CheckpointError(msg)
-    if max(config.layers, config.pixel_layers, config.text_layers) > len(weights):
-        msg = f"{source} describes a network of more layers than it holds weights"
-        raise CheckpointError(msg)
     if config.text_model is None:  # a model of transformers loads its own weights
-        with torch.device("meta"):
-            check_fit(create_boltzformer(dataclasses.replace(config, pretrained=False)), weights, source=source)
+        # timm makes more parameters than it keeps: those of the head, and some twice.
+        with torch.device("meta"), _at_most(3 * len(weights) + 100, source):
+            network = create_boltzformer(config)
+        check_fit(network, weights, source=source)
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:

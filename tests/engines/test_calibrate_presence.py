@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines import calibrate_presence, store_presence
 from boltzformer_monai.errors import DatasetError
-from boltzformer_monai.networks.boltzformer import BoltzFormer, Decoded
+from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.networks.presets import network_config
 from boltzformer_monai.networks.weights import Description, load_checkpoint
 from boltzformer_monai.transforms import PromptTokenizer

@@ -15,7 +15,7 @@ from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.engines import ScoreSlices, ScoreVolumes, evaluation_items
 from boltzformer_monai.errors import CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.networks.boltzformer import Decoded
+from boltzformer_monai.networks.interfaces import Decoded
 from tests.data.slice_cases import add
 from tests.engines.cases import write_dataset
 

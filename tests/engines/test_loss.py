@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from boltzformer_monai.engines import BoltzFormerLoss
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks.boltzformer import Decoded
+from boltzformer_monai.networks.interfaces import Decoded
 
 
 def some(batch: int = 2, prompts: int = 3, size: int = 12, share: float = 0.2) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from boltzformer_monai.engines import (
 )
 from boltzformer_monai.engines.trainer import VAL_DICE, VAL_LOSS, Checkpoints, History
 from boltzformer_monai.errors import StorageError
-from boltzformer_monai.networks.boltzformer import Decoded
+from boltzformer_monai.networks.interfaces import Decoded
 
 
 def test_all_weights_decay_as_in_the_paper():

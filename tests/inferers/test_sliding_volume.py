@@ -45,7 +45,7 @@ def network() -> BoltzFormer:
     torch.manual_seed(0)
     model = create_boltzformer(network_config("tiny", image_size=96, mask_bias=0.0, presence=True)).eval()
     with torch.no_grad():
-        model.decoder.mask_head.layers[-1].weight.mul_(100)
+        model.decoder.query_decoder.mask_head.layers[-1].weight.mul_(100)
     return model
 
 

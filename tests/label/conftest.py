@@ -41,8 +41,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     model = create_boltzformer(config)
     with torch.no_grad():  # spread the logits around zero, so that masks are neither empty nor full
-        model.decoder.mask_head.layers[-1].weight.mul_(100)
-        model.aggregation.conv.bias.sub_(2.5)
+        model.decoder.query_decoder.mask_head.layers[-1].weight.mul_(100)
+        model.decoder.aggregation.conv.bias.sub_(2.5)
     path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
     description = Description(config, {"plane": "axial", "targets": targets})
     torch.save({"model": model.state_dict(), "description": description.state_dict()}, path)

@@ -40,12 +40,12 @@ def published_state(network: BoltzFormer) -> dict[str, Tensor]:
         if name in ("mean", "std"):
             continue
         part, _, local = name.partition(".")
-        if part == "decoder":
-            state[f"sem_seg_head.predictor.{_decoder(local)}"] = weight
+        if part == "decoder" and local.startswith("aggregation."):
+            state[f"output_{local.removeprefix('aggregation.')}"] = weight
+        elif part == "decoder":
+            state[f"sem_seg_head.predictor.{_decoder(local.removeprefix('query_decoder.'))}"] = weight
         elif part == "pixel_decoder":
             state[f"sem_seg_head.pixel_decoder.{_pixel_decoder(local)}"] = weight
-        elif part == "aggregation":
-            state[f"output_{local}"] = weight
         elif part == "backbone":
             state[f"backbone.{_hiera(local)}"] = weight
     state.update(_language({n.removeprefix("text_encoder."): w for n, w in ours.items() if n.startswith("text_enc")}))

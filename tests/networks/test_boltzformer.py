@@ -77,11 +77,11 @@ def test_the_presence_head_says_its_word_beside_the_masks():
     assert torch.equal(decoded.logits, network(image, tokens))
     decoded.presence.sum().backward()
     assert all(parameter.grad is not None for parameter in network.presence.parameters())
-    assert network.decoder.mask_bias.grad is None  # it judges the masks, and does not bend them
+    assert network.decoder.query_decoder.mask_bias.grad is None  # it judges the masks, and does not bend them
     without = small_network()
     assert without(image, tokens, with_presence=True).presence is None
     assert set(network.state_dict()) - set(without.state_dict()) == {
-        f"presence.{name}" for name in network.presence.state_dict()
+        f"decoder.presence.{name}" for name in network.presence.state_dict()
     }
 
 
@@ -170,4 +170,4 @@ def test_normalisation_moves_with_the_network_and_is_saved(network: BoltzFormer)
 def test_mean_and_std_must_fit():
     parts = {name: torch.nn.Identity() for name in ("backbone", "pixel_decoder", "text_encoder", "decoder")}
     with pytest.raises(ConfigError, match="std be positive"):
-        BoltzFormer(**parts, aggregation=torch.nn.Identity(), mean=[0.5], std=[0.0], default_tokens=[1])
+        BoltzFormer(**parts, mean=[0.5], std=[0.0], default_tokens=[1])

@@ -59,7 +59,7 @@ def test_presets_of_the_paper():
 )
 def test_the_policy_follows_the_settings(settings: dict[str, object], kind: type, attributes: dict[str, object]):
     with torch.device("meta"):
-        policy = create_boltzformer("tiny", **SMALL, **settings).decoder.policy
+        policy = create_boltzformer("tiny", **SMALL, **settings).decoder.query_decoder.policy
     assert isinstance(policy, kind)
     assert {name: getattr(policy, name) for name in attributes} == attributes
 
@@ -68,15 +68,15 @@ def test_overrides_reach_the_network():
     with torch.device("meta"):
         network = create_boltzformer("tiny", **{**SMALL, "queries": 7, "text_prior": False, "pigma_correction": False})
     assert isinstance(network.backbone, TinyBackbone)
-    assert network.decoder.query_feat.weight.shape == (7, 16)
-    assert not hasattr(network.decoder, "prior_inter")
-    assert not list(network.aggregation.parameters())
+    assert network.decoder.query_decoder.query_feat.weight.shape == (7, 16)
+    assert not hasattr(network.decoder.query_decoder, "prior_inter")
+    assert not list(network.decoder.aggregation.parameters())
 
 
 def test_a_complete_configuration_can_be_built_and_changed():
     config = network_config("tiny", **SMALL)
     with torch.device("meta"):
-        assert create_boltzformer(config, queries=5).decoder.query_feat.weight.shape == (5, 16)
+        assert create_boltzformer(config, queries=5).decoder.query_decoder.query_feat.weight.shape == (5, 16)
         with pytest.raises(ConfigError, match="did you mean 'queries'"):
             create_boltzformer(config, querys=5)
 
@@ -105,7 +105,7 @@ def test_what_is_not_possible_is_refused(preset: str, overrides: dict[str, objec
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"policy": "boltzman"}, "policy must be 'boltzmann', 'threshold' or 'full'"),
+        ({"policy": "boltzman"}, "unknown attention policy 'boltzman'; did you mean 'boltzmann'"),
         ({"sample_ratio": 2.0}, "sample_ratio must be in"),
         ({"heads": 3}, "dim 16 is not divisible by heads 3"),
         ({"backbone": "resnet_18"}, "resnet18"),

@@ -18,6 +18,7 @@ from boltzformer_monai.networks import BoltzFormer, NetworkConfig, create_boltzf
 from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone
 from boltzformer_monai.networks.convert_published import convert_focal, convert_hiera, convert_published
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.mask_decoder import MaskDecoder
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.pixel_decoder import PixelDecoder
 from boltzformer_monai.networks.sampling import BoltzmannSampling
@@ -35,6 +36,7 @@ from tests.networks.published import published_state
 from tests.networks.test_backbone import SMALL_HIERA
 
 DATA = {"plane": "axial", "targets": {"liver": {"modality": "CT", "site": "abdomen", "window": {"level": 40.0}}}}
+QUERIES = "decoder.query_decoder.query_feat.weight"
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +96,21 @@ def altered(path: Path, target: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["model"].pop("decoder.query_feat.weight"), r"1 missing \(decoder.query_feat.weight\)"),
+        (
+            lambda c: c["model"].pop(QUERIES),
+            rf"1 missing \({QUERIES}\)",
+        ),
         (lambda c: c["model"].update(stray=torch.ones(1)), r"1 unknown \(stray\)"),
         (
-            lambda c: c["model"].update({"decoder.query_feat.weight": torch.ones(2, 2)}),
-            r"1 of another shape \(decoder.query_feat.weight\)",
+            lambda c: c["model"].update({QUERIES: torch.ones(2, 2)}),
+            rf"1 of another shape \({QUERIES}\)",
         ),
         (lambda c: c["model"].update(mean=0.5), "entry 'mean' is no tensor"),
         (lambda c: c.update(model=[1]), "no description of its network"),
         (lambda c: c.pop("description"), "no description of its network"),
         (lambda c: c.update(description="tiny"), "no description of its network"),
-        (lambda c: c["description"].update(format="other"), "not a BoltzFormer checkpoint of version 1"),
-        (lambda c: c["description"].update(version=2), "not a BoltzFormer checkpoint of version 1"),
+        (lambda c: c["description"].update(format="other"), "not a BoltzFormer checkpoint of version 1 or 2"),
+        (lambda c: c["description"].update(version=3), "not a BoltzFormer checkpoint of version 1 or 2"),
         (lambda c: c["description"].pop("network"), "description cannot be used"),
         (lambda c: c["description"].update(network=5), "description cannot be used"),
         (lambda c: c["description"]["network"].update(flux=1), "newer version: unknown network settings flux"),
@@ -221,8 +226,12 @@ def hiera_network(seed: int) -> BoltzFormer:
         backbone=backbone,
         pixel_decoder=PixelDecoder(in_channels=backbone.channels, dim=16, heads=2, hidden=20, layers=2),
         text_encoder=clip_text_encoder(dim=16, width=12, layers=2, heads=2, vocabulary=60, context=9),
-        decoder=BoltzFormerDecoder(dim=16, policy=BoltzmannSampling(), queries=3, heads=2, hidden=20, layers=3),
-        aggregation=PiGMA(queries=3),
+        decoder=MaskDecoder(
+            query_decoder=BoltzFormerDecoder(
+                dim=16, policy=BoltzmannSampling(), queries=3, heads=2, hidden=20, layers=3
+            ),
+            aggregation=PiGMA(queries=3),
+        ),
         mean=(0.1, 0.2, 0.3),
         std=(1, 2, 3),
         default_tokens=(1, 2),
@@ -254,7 +263,7 @@ def test_published_weights_that_do_not_fit(tmp_path: Path):
     with pytest.raises(CheckpointError, match="published decoder weight 'strange.weight' has no place"):
         load_published(hiera_network(2), path)
     torch.save({name: weight for name, weight in state.items() if name != "output_conv.bias"}, path)
-    with pytest.raises(CheckpointError, match=r"1 missing \(aggregation.conv.bias\)"):
+    with pytest.raises(CheckpointError, match=r"1 missing \(decoder.aggregation.conv.bias\)"):
         load_published(hiera_network(2), path)
     torch.save({"model": 5}, path)
     with pytest.raises(CheckpointError, match="'model' is a int"):

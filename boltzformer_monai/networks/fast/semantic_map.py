@@ -55,6 +55,11 @@ class SemanticMap:
         """Join maps of one network along the batch."""
         return SemanticMap(torch.cat([each.fine for each in maps]), maps[0].weight, maps[0].bias)
 
+    def to(self, device: torch.device | str) -> SemanticMap:
+        """Return the same map on another device."""
+        weight, bias = (None if part is None else part.to(device) for part in (self.weight, self.bias))
+        return SemanticMap(self.fine.to(device), weight, bias)
+
     def detach(self) -> SemanticMap:
         """Return the same map without gradients."""
         weight, bias = (None if part is None else part.detach() for part in (self.weight, self.bias))

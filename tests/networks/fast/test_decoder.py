@@ -134,8 +134,8 @@ def test_a_network_is_the_same_in_both_forms(queries: int):
     plain, fast = (
         small_network(queries=queries, policy="full", presence=True, fast=setting) for setting in (False, True)
     )
-    assert type(plain.decoder) is BoltzFormerDecoder
-    assert type(fast.decoder) is FastBoltzFormerDecoder
+    assert type(plain.decoder.query_decoder) is BoltzFormerDecoder
+    assert type(fast.decoder.query_decoder) is FastBoltzFormerDecoder
     assert {name: x.shape for name, x in plain.state_dict().items()} == {
         name: x.shape for name, x in fast.state_dict().items()
     }

@@ -1,0 +1,115 @@
+"""Every setting of a network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.networks.interfaces import STRIDE
+from boltzformer_monai.networks.pixel_decoder import Norm
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Every setting of a network; plain values, so that a checkpoint can carry it."""
+
+    backbone: str
+    """``"tiny"``, a registered name or that of a timm model."""
+    backbone_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The backbone's own arguments: timm's for a timm model."""
+    image_size: int
+    """H = W the network is trained and run at, a multiple of 32."""
+    in_channels: int = 3
+    neighbours: int = 0
+    """Slices on either side that come as channels (2.5-D); ``in_channels`` is then ``2 * neighbours + 1``."""
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    neck_channels: int | None = None
+    """Channels of SAM 2's neck; ``None`` = no neck."""
+    normalise_features: bool = False
+    """LayerNorm on every backbone output (Focal-L)."""
+    pretrained: bool = False
+    """Fetch timm's pre-trained backbone weights when the network is made."""
+    dim: int = 512
+    heads: int = 8
+    hidden: int = 2048
+    queries: int = 10
+    layers: int = 9
+    pixel_layers: int = 6
+    norm: Norm = "group"
+    pre_norm: bool = False
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    text_model: str | None = None
+    """Local folder of another transformers text model."""
+    decoder: str = "boltzmann"
+    """A registered name. The settings below are the Boltzmann decoder's; another one may use them, too."""
+    decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The decoder's own arguments."""
+    policy: str = "boltzmann"
+    """A registered attention policy: ``"boltzmann"``, ``"threshold"``, ``"full"`` or one of your own."""
+    policy_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The policy's own arguments; those of ``"boltzmann"`` and ``"threshold"`` have settings here, too."""
+    base_temperature: float = 1.0
+    sample_ratio: float = 0.1
+    exact: bool = False
+    """Exact multinomial draws instead of the Bernoulli form."""
+    per_head: bool = False
+    """One attention set per head (published code) instead of one per query (paper)."""
+    threshold: float = 0.5
+    text_prior: bool = True
+    pigma_channels: int = 10
+    pigma_correction: bool = True
+    mask_bias: float | None = None
+    presence: bool = False
+    """Have a head that says whether the object is in the slice (not in the paper)."""
+    fast: bool = True
+    """Compute decoder and aggregation in their fast forms (``networks/fast``): the same function and weights."""
+
+    def __post_init__(self) -> None:
+        """Raises :class:`~boltzformer_monai.errors.ConfigError` for sizes that no network can have."""
+        sizes = ("in_channels", "dim", "heads", "hidden", "queries", "layers", "pigma_channels")
+        for name in (*sizes, "text_width", "text_layers", "text_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                msg = f"{name} must be a whole number of at least 1, got {value!r}"
+                raise ConfigError(msg)
+        if not isinstance(self.image_size, int) or self.image_size % STRIDE or self.image_size < STRIDE:
+            msg = f"image_size must be a positive multiple of {STRIDE}, got {self.image_size!r}"
+            raise ConfigError(msg)
+        if not isinstance(self.neighbours, int) or self.neighbours < 0:
+            msg = f"neighbours must be a whole number of at least 0, got {self.neighbours!r}"
+            raise ConfigError(msg)
+        if self.neighbours and self.in_channels != 2 * self.neighbours + 1:
+            msg = f"{self.neighbours} neighbours make {2 * self.neighbours + 1} in_channels, not {self.in_channels}"
+            raise ConfigError(msg)
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            msg = (
+                f"mean and std need one value for each of the {self.in_channels} in_channels, "
+                f"got {list(self.mean)} and {list(self.std)}"
+            )
+            raise ConfigError(msg)
+        for name in ("backbone", "decoder", "policy"):
+            if not isinstance(getattr(self, name), str):
+                msg = f"{name} must be a name, got {getattr(self, name)!r}"
+                raise ConfigError(msg)
+        for name in ("backbone_settings", "decoder_settings", "policy_settings"):
+            value = getattr(self, name)
+            if not isinstance(value, dict) or not _is_plain(value):
+                msg = f"{name} must map names to plain values, which a checkpoint can carry; got {value!r}"
+                raise ConfigError(msg)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is made of numbers, texts, None, lists and mappings with texts as keys."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, bool | int | float | str)

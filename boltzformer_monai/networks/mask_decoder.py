@@ -1,0 +1,94 @@
+"""The decoder of the paper: latent queries → masks (Sec. 3.2) → one mask per prompt (Sec. 3.3), and presence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from boltzformer_monai.networks.config import NetworkConfig
+from boltzformer_monai.networks.decoder import BoltzFormerDecoder
+from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
+from boltzformer_monai.networks.fast.pigma import FastPiGMA
+from boltzformer_monai.networks.interfaces import Decoded, ImageFeatures, TextFeatures
+from boltzformer_monai.networks.pigma import PiGMA
+from boltzformer_monai.networks.presence import PresenceHead
+from boltzformer_monai.networks.registries import POLICIES, register_decoder
+from boltzformer_monai.networks.sampling import AttentionSetPolicy, Randomness, RecordingPolicy
+
+BOLTZMANN = "boltzmann"
+_POLICY_SETTINGS = {"boltzmann": ("base_temperature", "sample_ratio", "exact", "per_head"), "threshold": ("threshold",)}
+
+
+class MaskDecoder(nn.Module):
+    """Queries, their masks and the aggregation of these, composed of injected modules.
+
+    Args:
+        query_decoder: visual features, semantic map and text → mask logits ``(B, P, m, H/4, W/4)`` and queries.
+        aggregation: mask logits of m queries and the image → ``(B, P, H/2, W/2)``.
+        presence: queries after the last layer ``(B, P, m, d)``, mask logits and the finest visual features → presence
+            logits ``(B, P)``; ``None`` (paper) has none.
+    """
+
+    def __init__(
+        self, *, query_decoder: BoltzFormerDecoder, aggregation: nn.Module, presence: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.query_decoder = query_decoder
+        self.aggregation = aggregation
+        self.presence = presence
+
+    def forward(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:
+        """Decode P prompts on each of B images; see :class:`~boltzformer_monai.networks.interfaces.Decoder`."""
+        masks, queries = self.query_decoder.decode(image.levels, image.semantic_map, *text, generator=generator)
+        logits = self.aggregation(masks, image.image)
+        presence = None if self.presence is None else self.presence(queries, logits, image.levels[-1])
+        return Decoded(logits, presence)
+
+    @torch.no_grad()
+    def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
+        """The set of each layer, ``(B, P, [h,] m, h_l, w_l)`` boolean on the grid of the layer's level."""
+        policy = self.query_decoder.policy
+        recording = RecordingPolicy(policy)
+        self.query_decoder.policy = recording
+        try:
+            self.query_decoder.decode(image.levels, image.semantic_map, *text, generator=generator)
+        finally:
+            self.query_decoder.policy = policy
+        grids = [tuple(level.shape[-2:]) for level in image.levels]
+        return [attend.unflatten(-1, grids[layer % len(grids)]) for layer, attend in enumerate(recording.sets)]
+
+
+@register_decoder(BOLTZMANN)
+def boltzmann_decoder(config: NetworkConfig) -> MaskDecoder:
+    """The decoder of a configuration, in the form that ``fast`` chooses."""
+    return MaskDecoder(
+        query_decoder=(FastBoltzFormerDecoder if config.fast else BoltzFormerDecoder)(
+            dim=config.dim,
+            policy=attention_policy(config),
+            queries=config.queries,
+            heads=config.heads,
+            hidden=config.hidden,
+            layers=config.layers,
+            text_prior=config.text_prior,
+            mask_bias=config.mask_bias,
+        ),
+        aggregation=(FastPiGMA if config.fast else PiGMA)(
+            queries=config.queries,
+            image_channels=config.in_channels,
+            channels=config.pigma_channels,
+            correction=config.pigma_correction,
+        ),
+        presence=PresenceHead(config.dim) if config.presence else None,
+    )
+
+
+def attention_policy(config: NetworkConfig) -> AttentionSetPolicy:
+    """The attention policy that a configuration names.
+
+    Raises:
+        ConfigError: it is unknown, or a setting is unknown or out of range.
+    """
+    settings: dict[str, Any] = {name: getattr(config, name) for name in _POLICY_SETTINGS.get(config.policy, ())}
+    return POLICIES.make(config.policy, settings={**settings, **config.policy_settings})
