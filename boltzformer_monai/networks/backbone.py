@@ -70,8 +70,10 @@ class TimmBackbone(nn.Module):
         self.image_size: int | None = None
         if not timm.is_model(name):
             known = [*BACKBONES.names(), *timm.list_models()]
-            msg = f"timm has no model {name!r}; {did_you_mean(name, known, otherwise='see timm.list_models()', cutoff=0.6)}"
-            raise ConfigError(f"{msg} A backbone of your own needs its package installed, or --plugin MODULE")
+            hint = did_you_mean(name, known, otherwise="see timm.list_models()", cutoff=0.6)
+            raise ConfigError(
+                f"timm has no model {name!r}; {hint} A backbone of your own needs its package installed, or --plugin MODULE"
+            )
         made_for = timm.get_pretrained_cfg(name)
         if made_for is not None and made_for.fixed_input_size and image_size is not None:
             if made_for.input_size[-1] != image_size:
