@@ -1,7 +1,7 @@
 """Parts that others bring: registered by name in code, by an installed package, or by a plugin the user names.
 
 A checkpoint only ever holds a *name*. The code behind it comes from this package, from the entry points of an installed
-one, or from a module that the user asked for with ``--plugin`` or the environment variable ``BOLTZFORMER_PLUGINS``.
+one, or from a module that the user names in the environment variable ``BOLTZFORMER_PLUGINS``.
 """
 
 from __future__ import annotations
@@ -49,20 +49,6 @@ def load_plugin(name: str) -> ModuleType:
         raise ConfigError(msg) from error
     sys.modules[file.stem] = module
     return module
-
-
-def use_plugins(names: list[str]) -> None:
-    """Import plugins, here and in the processes that this one starts.
-
-    Raises:
-        ConfigError: one cannot be imported.
-    """
-    for name in names:
-        load_plugin(name)
-    listed = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
-    absolute = [str(Path(name).resolve()) if name.endswith(".py") else name for name in names]
-    if new := [name for name in absolute if name not in listed]:
-        os.environ[PLUGINS] = os.pathsep.join([*listed, *new])
 
 
 class Registry(Generic[_Part]):
@@ -130,7 +116,7 @@ class Registry(Generic[_Part]):
         if factory is None:
             msg = (
                 f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())} "
-                f"One of your own needs its package installed, or --plugin MODULE (or {PLUGINS}=MODULE)"
+                f"One of your own needs its package installed, or {PLUGINS}=MODULE"
             )
             raise ConfigError(msg)
         signature = inspect.signature(factory)

@@ -17,6 +17,7 @@ from boltzformer_monai.errors import ConfigError, did_you_mean
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.interfaces import Backbone
 from boltzformer_monai.networks.registries import BACKBONES, register_backbone
+from boltzformer_monai.registry import PLUGINS
 
 STRIDES = (4, 8, 16, 32)
 # A checkpoint carries the backbone's settings: they must not make timm load files or fetch anything.
@@ -71,9 +72,8 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(name):
             known = [*BACKBONES.names(), *timm.list_models()]
             hint = did_you_mean(name, known, otherwise="see timm.list_models()", cutoff=0.6)
-            raise ConfigError(
-                f"timm has no model {name!r}; {hint} A backbone of your own needs its package installed, or --plugin MODULE"
-            )
+            msg = f"timm has no model {name!r}; {hint} One of your own needs its package installed, or {PLUGINS}=MODULE"
+            raise ConfigError(msg)
         made_for = timm.get_pretrained_cfg(name)
         if made_for is not None and made_for.fixed_input_size and image_size is not None:
             if made_for.input_size[-1] != image_size:
