@@ -134,11 +134,11 @@ class TestWithTheExtra:
     @pytest.mark.parametrize(
         ("key", "value", "word"),
         [
-            ("cashe_mb", "1", "did you mean cache_mb"),
+            ("cashe_mb", "1", "did you mean 'cache_mb'"),
             ("epochs", "many", "epochs"),
             ("upload_mb", "0", "upload_mb"),
             ("origins", "viewer", "https://"),
-            ("hosts", "http://x", "names"),
+            ("hosts", "http://x", "must look like label.example.org"),
             ("prompts", "aorta; Aorta", "twice"),
         ],
     )

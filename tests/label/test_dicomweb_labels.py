@@ -146,9 +146,9 @@ def test_a_sent_label_whose_copy_cannot_be_kept_is_said_to_be_saved(
             )
         status, told = ErrorResponses().describe(caught.value) or (0, "")
         assert status == 507
-        assert "was saved: the DICOMweb server has it" in told
+        assert "was saved on the DICOMweb server" in told
         assert "do not send it again" in told
-        assert "could not be kept (No space left on device)" in told
+        assert "could not be written (No space left on device)" in told
         assert "nothing was changed" not in told
         # What is here is not taken for what the archive has.
         with pytest.raises(StorageError, match="cannot be written"):
