@@ -35,8 +35,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.cli import slice as slice_volumes  # noqa: E402
-from boltzformer_monai.data.label_names import LabelMap, read_label_names  # noqa: E402
-from boltzformer_monai.data.slices.format import parse_label_values  # noqa: E402
+from boltzformer_monai.data.label_names import (  # noqa: E402
+    LabelMap,
+    parse_label_values,  # noqa: E402
+    read_label_names,
+)
 from boltzformer_monai.data.slices.volume import save_png  # noqa: E402
 from boltzformer_monai.data.windows import default_window  # noqa: E402
 

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from boltzformer_monai.data.prompts import normalise_site, normalise_target
-from boltzformer_monai.data.slices.format import parse_label_values
 from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.modality import settled_modality
 
-__all__ = ["LabelMap", "canonical_labels", "check_values", "read_label_names"]
+__all__ = ["LabelMap", "canonical_labels", "check_values", "parse_label_values", "read_label_names"]
 
 _BACKGROUND = "background"
 _KEYS = ("labels", "modality", "site")
@@ -83,6 +82,20 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     except (ConfigError, DatasetError) as error:
         msg = f"{place}: {error}"
         raise DatasetError(msg) from None
+
+
+def parse_label_values(text: str | int) -> tuple[int, ...]:
+    """Read ``"2"``, ``2`` or a composite ``"2+3"`` as ascending label values.
+
+    Raises:
+        DatasetError: a part is not a whole number from 1 to 65535, or occurs twice.
+    """
+    parts = str(text).split("+")
+    values = sorted({int(part) for part in parts if part.strip().isdecimal() and len(part) < 9})
+    if len(values) != len(parts) or not 1 <= values[0] <= values[-1] <= 65535:
+        msg = f"label value {text!r} is not a whole number from 1 to 65535, nor several joined by +, like 2+3"
+        raise DatasetError(msg)
+    return tuple(values)
 
 
 def canonical_labels(labels: Mapping[int | str, str] | Mapping[int, str] | Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from boltzformer_monai.caveats import WARNINGS
 from boltzformer_monai.data.check.findings import Findings
+from boltzformer_monai.data.label_names import parse_label_values
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.plausibility import acquisition_plane
 from boltzformer_monai.data.slices.format import (
@@ -24,7 +25,6 @@ from boltzformer_monai.data.slices.format import (
     MANIFEST_FILE,
     MOST_SLICES,
     SPLITS,
-    parse_label_values,
     stored_slices,
 )
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow

@@ -13,7 +13,7 @@ import numpy as np
 from boltzformer_monai.data.check.duplicates import Duplicates, Place
 from boltzformer_monai.data.check.findings import Findings
 from boltzformer_monai.data.check.integrity import DataSet, Grid, annotated_targets, volume_grid
-from boltzformer_monai.data.slices.format import parse_label_values
+from boltzformer_monai.data.label_names import parse_label_values
 from boltzformer_monai.data.slices.reader import SliceRow, read_png
 from boltzformer_monai.errors import DatasetError
 

@@ -18,8 +18,6 @@ target's share of the slice's pixels. Nothing in it identifies a patient: ``pati
 
 from __future__ import annotations
 
-from boltzformer_monai.errors import DatasetError
-
 FORMAT = "boltzformer-slices"
 VERSION = 2
 DATASET_FILE = "dataset.json"
@@ -45,20 +43,6 @@ def slice_name(volume_id: str, plane: str, index: int) -> str:
 
 MOST_SLICES = 1 << 17
 """Of a volume; what a table claims beyond that is damage, and must not be counted through."""
-
-
-def parse_label_values(text: str | int) -> tuple[int, ...]:
-    """Read ``"2"``, ``2`` or a composite ``"2+3"`` as ascending label values.
-
-    Raises:
-        DatasetError: a part is not a whole number from 1 to 65535, or occurs twice.
-    """
-    parts = str(text).split("+")
-    values = sorted({int(part) for part in parts if part.strip().isdecimal() and len(part) < 9})
-    if len(values) != len(parts) or not 1 <= values[0] <= values[-1] <= 65535:
-        msg = f"label value {text!r} is not a whole number from 1 to 65535, nor several joined by +, like 2+3"
-        raise DatasetError(msg)
-    return tuple(values)
 
 
 def stored_slices(slices: int, every: int, neighbours: int) -> set[int]:

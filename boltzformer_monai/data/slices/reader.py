@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from boltzformer_monai.data.image_files import open_picture
-from boltzformer_monai.data.slices.format import DATASET_FILE, MANIFEST_FILE, SPLITS, parse_label_values, slice_name
+from boltzformer_monai.data.label_names import parse_label_values
+from boltzformer_monai.data.slices.format import DATASET_FILE, MANIFEST_FILE, SPLITS, slice_name
 from boltzformer_monai.data.slices.tables import read_description, read_manifest
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import ConfigError, DatasetError, why

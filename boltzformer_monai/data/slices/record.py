@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from boltzformer_monai.data.label_names import parse_label_values
 from boltzformer_monai.data.slices.format import (
     MOST_SLICES,
     RECORDS_FOLDER,
     VOLUME_FIELDS,
-    parse_label_values,
     slice_name,
     stored_slices,
 )
