@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,7 @@ class MaskPair:
         return self.prediction[tuple(box)], self.truth[tuple(box)]
 
     @cached_property
-    def _tensors(self) -> tuple[object, object]:
+    def _tensors(self) -> tuple[Any, Any]:
         import torch
 
         prediction, truth = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in self._cropped)

@@ -76,11 +76,10 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
                 if None in row.values():
                     msg = f"{source}, line {table.line_num}: has too few fields; the file is cut off"
                     raise DatasetError(msg)
-                texts = {name: from_cell(row[name]) for name in _COLUMNS[:5]}
-                counts = {name: int(row[name]) for name in _COUNTS}
+                fields: dict[str, Any] = {name: from_cell(row[name]) for name in _COLUMNS[:5]}
+                fields |= {name: int(row[name]) for name in _COUNTS}
                 values = {name: _value_of(row[name]) for name in columns if name not in _COLUMNS}
-                area = float(row["area_fraction"])
-                scores.append(SliceScore(**texts, area_fraction=area, **counts, values=values))
+                scores.append(SliceScore(**fields, area_fraction=float(row["area_fraction"]), values=values))
     except (OSError, ValueError, TypeError) as error:
         msg = f"{source}: cannot be read as slice scores ({why(error)})"
         raise DatasetError(msg) from None
