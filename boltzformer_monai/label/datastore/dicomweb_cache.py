@@ -6,21 +6,19 @@ Each file and each series appears atomically, so several processes (the server, 
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from boltzformer_monai.errors import StorageError, why
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.label_store import LabelStore
-from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path, sweep, temporary_beside
+from boltzformer_monai.label.json_files import read_object, write_object
+from boltzformer_monai.storage import sweep, temporary_beside, writing
 
 __all__ = ["Cache", "compact"]
 
@@ -40,15 +38,12 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        try:
+        with writing(root, "set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"):
             for folder in ("images", "labels", "locks"):
                 (root / folder).mkdir(parents=True, exist_ok=True)
             root.chmod(0o700)
             sweep(root)
             self.labels = LabelStore(root / "labels", root / "locks" / "labels")
-        except OSError as error:
-            msg = f"{root}: cannot be written ({why(error)}); set MONAI_LABEL_DICOMWEB_CACHE_PATH to another folder"
-            raise StorageError(msg) from error
 
     def lock(self, name: str) -> FileLock:
         """A lock between threads and processes."""
@@ -73,14 +68,13 @@ class Cache:
             if folder.is_dir() and instances in (None, self.notes(image).get("instances")):
                 return folder
             try:
-                fetched.mkdir()
-                download(fetched)
-                shutil.rmtree(folder, ignore_errors=True)
-                self.nifti(image).unlink(missing_ok=True)
-                self.note(image, problem=None, instances=instances)
-                fetched.replace(folder)
-            except OSError as error:
-                raise _cannot(folder, error) from error
+                with writing(folder):
+                    fetched.mkdir()
+                    download(fetched)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self.nifti(image).unlink(missing_ok=True)
+                    self.note(image, problem=None, instances=instances)
+                    fetched.replace(folder)
             finally:
                 shutil.rmtree(fetched, ignore_errors=True)
         return folder
@@ -95,14 +89,14 @@ class Cache:
 
     def notes(self, image: str) -> dict[str, Any]:
         """Metadata of an image."""
-        return _read(self.root / "images" / f"{image}.json")
+        return read_object(self.root / "images" / f"{image}.json")
 
     def note(self, image: str, **info: Any) -> None:
         """Add metadata; ``None`` removes an entry."""
         known = self.notes(image)
         merged = {key: value for key, value in {**known, **info}.items() if value is not None}
         if merged != known:
-            _write(self.root / "images" / f"{image}.json", merged)
+            write_object(self.root / "images" / f"{image}.json", merged)
 
 
 def compact(volume: Volume) -> np.ndarray:
@@ -110,23 +104,3 @@ def compact(volume: Volume) -> np.ndarray:
     array = volume.array
     whole = bool(np.all(array == np.rint(array))) and array.min() >= -32768 and array.max() <= 32767
     return array.astype(np.int16) if whole else array
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    try:
-        with atomic_path(file) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
-    except OSError as error:
-        raise _cannot(file, error) from error
-
-
-def _cannot(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path}: cannot be written ({why(error)}); is the disk full?")

@@ -11,14 +11,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from boltzformer_monai.data.prompts import normalise_prompt
-from boltzformer_monai.errors import StorageError, why
-from boltzformer_monai.storage import atomic_path
+from boltzformer_monai.label.json_files import write_object
+from boltzformer_monai.storage import writing
 
 _log = logging.getLogger(__name__)
 
 MAX_VALUE = 255
 DECLARED = 200
 """Values of permanent names; those above are for later prompts and for temporary names."""
+_ADVICE = "give another --conf workspace PATH"
 
 
 class LabelNumbers:
@@ -93,10 +94,8 @@ class LabelNumbers:
         return [name for name in names if normalise_prompt(name) not in known]
 
     def _across_processes(self) -> FileLock:
-        try:
+        with writing(self.file, _ADVICE):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
         return FileLock(self.file.with_suffix(".lock"))
 
     def _read(self) -> None:
@@ -114,14 +113,7 @@ class LabelNumbers:
             _log.warning("%s: cannot be read, so it is replaced", self.file)
 
     def _write(self) -> None:
-        ordered = sorted(self._numbers, key=lambda name: self._numbers[name])
-        try:
-            with atomic_path(self.file) as temporary:
-                temporary.write_text(json.dumps({"names": ordered}, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_object(self.file, {"names": sorted(self._numbers, key=lambda name: self._numbers[name])}, _ADVICE)
+        with writing(self.file, _ADVICE):
             found = self.file.stat()
-            self._stamp = found.st_mtime_ns, found.st_size
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> StorageError:
-        return StorageError(f"{self.file}: cannot be written ({why(error)}); give another --conf workspace PATH")
+        self._stamp = found.st_mtime_ns, found.st_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from boltzformer_monai.errors import BoltzFormerError, StorageError, why
+from boltzformer_monai.errors import BoltzFormerError, StorageError
 from boltzformer_monai.inferers.result_manifest import source_digest
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.label.infer_request import parse_request
+from boltzformer_monai.label.json_files import read_object, write_object
 from boltzformer_monai.label.safe_ids import image_path
 from boltzformer_monai.label.service import Segmented, SegmentService
-from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path
 
 _log = logging.getLogger(__name__)
 
@@ -100,11 +98,7 @@ def scores_file(service: SegmentService) -> Path:
 
 def read_scores(service: SegmentService) -> dict[str, Any]:
     """Stored scores: image → ``{"score", "of"}``."""
-    try:
-        content = read_json(scores_file(service))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(scores_file(service))
 
 
 def write_scores(service: SegmentService, scores: dict[str, Any]) -> None:
@@ -113,11 +107,4 @@ def write_scores(service: SegmentService, scores: dict[str, Any]) -> None:
     Raises:
         StorageError: they cannot be written.
     """
-    path = scores_file(service)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(scores, ensure_ascii=False, indent=1), encoding="utf-8")
-    except OSError as error:
-        msg = f"{path}: cannot be written ({why(error)}); free space or give another workspace"
-        raise StorageError(msg) from error
+    write_object(scores_file(service), scores, "free space, or give another --conf workspace PATH")
