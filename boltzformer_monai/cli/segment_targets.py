@@ -9,8 +9,7 @@ from pathlib import Path
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.result_manifest import leftovers
 from boltzformer_monai.inferers.run_settings import RunSettings, written_paths
-from boltzformer_monai.io.scan_files import scan_files
-from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.io.scan_list import Scan, scan_files
 from boltzformer_monai.storage import require_writable
 
 __all__ = ["Job", "check_targets", "prepare_folders"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 
 from boltzformer_monai.data.prompts import normalise_site, normalise_target
 from boltzformer_monai.data.windows import normalise_modality
-from boltzformer_monai.errors import ConfigError, DatasetError, why
+from boltzformer_monai.errors import ConfigError, DatasetError, did_you_mean, why
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.modality import settled_modality
 
@@ -204,9 +203,8 @@ def _check_keys(place: Path, content: Mapping[str, Any]) -> None:
         DatasetError: the reason.
     """
     for key in content.keys() - set(_KEYS):
-        meant = difflib.get_close_matches(key.strip().lower(), _KEYS, n=1, cutoff=0.8)
-        if meant:
-            msg = f'{place}: has the unknown key "{key}"; did you mean "{meant[0]}"?'
+        if hint := did_you_mean(key.strip().lower(), _KEYS, show='"{}"'.format, otherwise="", cutoff=0.8):
+            msg = f'{place}: has the unknown key "{key}"; {hint}'
             raise DatasetError(msg)
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels or any(_is_value(name) for name in labels):

@@ -6,7 +6,6 @@ for bit what the network is given later. A window is a visible, settable part of
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, did_you_mean
 from boltzformer_monai.modality import parse_modality
 
 __all__ = [
@@ -215,9 +214,8 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> 
     if name in NAMED_WINDOWS:
         return NAMED_WINDOWS[name]
     known = [*NAMED_WINDOWS, "percentiles"]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}, or LEVEL WIDTH in HU"
-    msg = f"unknown window {name!r}: {hint}"
+    listed = f"known are {', '.join(known)}, or LEVEL WIDTH in HU"
+    msg = f"unknown window {name!r}: {did_you_mean(name, known, otherwise=listed, cutoff=0.6)}"
     raise ConfigError(msg)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.run_settings import ENDINGS, ModelRecord, RunSettings, beside
-from boltzformer_monai.io.scan_files import scan_files
-from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.io.scan_list import Scan, scan_files
 from boltzformer_monai.limits import read_json
 
 __all__ = [

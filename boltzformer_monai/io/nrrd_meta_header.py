@@ -14,7 +14,6 @@ from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError, not_opened
 from boltzformer_monai.io.payload import check_deflated, check_raw, check_stream
-from boltzformer_monai.io.scan_files import lies_beside
 from boltzformer_monai.limits import open_file, require_room
 from boltzformer_monai.modality import modality_of_header
 
@@ -36,6 +35,7 @@ _META_PLACE = (
     (("Offset", "Position", "Origin"), 1),
     (("ElementSpacing",), 1),
 )
+_LOCAL = ("LOCAL", "Local", "local")  # the voxels follow the header
 _MILLIMETRES = ("", "mm", "millimeter", "millimetre", "millimeters", "millimetres", "?")
 _SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
 
@@ -103,7 +103,7 @@ def check_metaimage(path: Path) -> None:
         raise _damaged(path, f"the ElementType {fields.get('ElementType', '(none)')!r}")
     channels = _whole_numbers(path, {"ElementNumberOfChannels": "1"} | fields, "ElementNumberOfChannels", count=1)[0]
     name = fields["ElementDataFile"]
-    data = path if name in ("LOCAL", "Local", "local") else _beside(path, name)
+    data = path if name in _LOCAL else _beside(path, name)
     flags = {key: fields.get(key, "False").lower() for key in ("CompressedData", "BinaryDataByteOrderMSB")}
     flags |= {"BinaryData": fields.get("BinaryData", "True").lower()}
     if odd := next((key for key, value in flags.items() if value not in ("true", "false")), None):
@@ -154,6 +154,18 @@ def _check_meta_place(path: Path, fields: Mapping[str, str], dimensions: int) ->
     if not all(float(word) > 0 for word in fields.get("ElementSpacing", "0").split()):
         msg = f"{path}: its ElementSpacing {fields.get('ElementSpacing', '(none)')!r} is unusable; correct the header"
         raise VolumeError(msg, reason="pixel spacing")
+
+
+def detached_voxels(path: Path) -> Path | None:
+    """Return the file that a header keeps its voxels in; None if they follow it, or where reading the scan fails."""
+    try:
+        if path.name.lower().endswith((".nrrd", ".nhdr")):
+            fields, _, attached = _nrrd_fields(path)
+            return None if attached else _beside(path, fields["datafile"])
+        name = _meta_fields(path)[0]["ElementDataFile"]
+        return None if name in _LOCAL else _beside(path, name)
+    except VolumeError:
+        return None
 
 
 def _nrrd_fields(path: Path) -> tuple[dict[str, str], int, bool]:
@@ -237,7 +249,8 @@ def _beside(path: Path, name: str) -> Path:
         msg = f"{path}: spreads its voxels over several files, which is not read; save it as one file"
         raise VolumeError(msg, reason="unsupported format")
     data = path.parent / name
-    if not lies_beside(data, path):
+    # A header from a stranger may name any file of the machine, and would show it as voxels.
+    if not data.resolve().is_relative_to(path.parent.resolve()):
         msg = f"{path}: takes its voxels from {name[:200]!r}, outside its own folder; copy that file beside the header"
         raise VolumeError(msg, reason="unsupported format")
     if not os.path.isfile(data):

@@ -1,26 +1,41 @@
-"""Which scans lie in a folder tree: image files by name, DICOM by series; headers only."""
+"""Scans and annotations in a folder tree: image files by name, DICOM by series; headers only."""
 
 from __future__ import annotations
 
-import os
+import logging
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boltzformer_monai.errors import VolumeError, not_opened
+from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.files import broken_dicom, read_header
 from boltzformer_monai.io.dicom.sop_classes import other_kind
+from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.formats import is_image_file
+from boltzformer_monai.io.nifti import PAIRS
+from boltzformer_monai.io.nrrd_meta_header import detached_voxels
 
-__all__ = ["Scan", "holds_only_image_files", "list_scans", "named_as_annotation", "split_ending"]
+__all__ = [
+    "Scan", "by_channel", "holds_only_image_files", "is_annotation", "is_images_folder", "is_pair_data", "is_scan",
+    "label_folder", "labels_in", "list_scans", "named_as_annotation", "named_pairs", "only_image", "scan_files",
+    "split_ending", "stem_of",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 _ENDING = re.compile(r"(?i)(\.nii(\.gz)?|\.nrrd|\.nhdr|\.mha|\.mhd|\.hdr(\.gz)?|\.img(\.gz)?|\.dcm)$")
 # Names that are given to annotations; a label map as an input would be segmented as if it were a scan.
-_ANNOTATION = re.compile(r"(?i)(^|[-_.])(labels?|masks?|seg|segmentation|uncertainty)$")
+_ANNOTATION = re.compile(r"(?i)((^|[-_. ]+)(labels?|masks?|seg|segmentation|uncertainty))+$")  # also CT7-label.seg
 _ANNOTATION_FOLDER = re.compile(
     r"(?i)(^|[-_. ])(labels?|masks?|segs?|segmentations?|annotations?|ground[-_ ]?truths?)"
     r"([-_]?(tr|ts|va|val|train|training|test|final))?$"
 )
+_IMAGES = re.compile(r"(?i)(images?|imgs?|scans?)(Tr|Va|Ts)?")
+_LABELS = {"labels", "label", "masks", "segmentations"}
+_ONE_IMAGE = {"image", "img", "scan"}
+_ONE_LABEL = {"label", "labels", "mask", "seg", "segmentation"}
+_CHANNEL = re.compile(r"_(\d{4})$")
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,11 @@ def split_ending(name: str) -> tuple[str, str]:
 
 def named_as_annotation(path: Path, top: Path) -> bool:
     """Tell whether an image file, or a folder between it and ``top``, has a name that is given to annotations."""
-    folders = path.relative_to(top).parts[:-1]
-    return _named_as_annotation(path) or any(_ANNOTATION_FOLDER.search(name) for name in folders)
+    return _named_as_annotation(path) or _is_in_annotations(path.parent, top)
+
+
+def _is_in_annotations(folder: Path, top: Path) -> bool:
+    return any(_ANNOTATION_FOLDER.search(name) for name in folder.relative_to(top).parts)
 
 
 def _named_as_annotation(path: Path) -> bool:
@@ -71,21 +89,15 @@ def list_scans(folder: Path) -> list[Scan]:
     Raises:
         VolumeError: there is no scan, two scans have one name, or the folder itself cannot be opened.
     """
+    tree = read_tree(folder, follow=False)
     scans: list[Scan] = []
-
-    def closed(error: OSError) -> None:
-        place = Path(error.filename)
-        problem = not_opened(place, error, "allow it, or move it elsewhere")
-        if place == folder:
-            raise problem from error
-        scans.append(Scan(str(place.relative_to(folder)), place, problem=str(problem)))
-
-    for directory, subfolders, names in os.walk(folder, onerror=closed):
-        subfolders[:] = [
-            name for name in subfolders if not name.startswith(".") and not _ANNOTATION_FOLDER.search(name)
-        ]
-        files = [Path(directory, name) for name in sorted(names) if not name.startswith(".")]
-        scans += _in_folder(folder, Path(directory), files)
+    for place, names in tree.folders:
+        if not _is_in_annotations(place, folder):
+            scans += _in_folder(folder, place, [place / name for name in names])
+    for place, why in tree.closed:
+        if not _is_in_annotations(place, folder):
+            problem = f"{place}: cannot be opened ({why}); allow it, or move it elsewhere"
+            scans.append(Scan(str(place.relative_to(folder)), place, problem=problem))
     if not scans:
         msg = f"{folder}: holds no scans; looked for NIfTI, NRRD and MetaImage files and DICOM series"
         raise VolumeError(msg, reason="missing")
@@ -99,20 +111,121 @@ def list_scans(folder: Path) -> list[Scan]:
 
 
 def holds_only_image_files(folder: Path) -> bool:
-    """Tell whether a folder holds NIfTI, NRRD or MetaImage files, and nothing that could be a DICOM series."""
-    found = False
-    unreadable: tuple[type[Exception], ...] = (VolumeError, *broken_dicom())
-    for directory, _, names in os.walk(folder):
-        for path in (Path(directory, name) for name in names if not name.startswith(".")):
-            if is_image_file(path):
-                found = True
-                continue
-            try:
-                if read_header(path, ("SOPClassUID",)) is not None:
-                    return False
-            except unreadable:
-                return False
-    return found
+    """Tell whether a folder holds NIfTI, NRRD or MetaImage files, and nothing that could be a DICOM series.
+
+    Raises:
+        VolumeError: the folder cannot be opened.
+    """
+    files = read_tree(folder, follow=False).files
+    others = [path for path in files if not is_image_file(path)]
+    try:
+        return len(others) < len(files) and all(read_header(path, ("SOPClassUID",)) is None for path in others)
+    except (VolumeError, *broken_dicom()):
+        return False
+
+
+def scan_files(place: Path) -> list[Path]:
+    """Return the file itself and the one of its voxels (``.mhd``, ``.nhdr``, ``.hdr``), or all files of a folder.
+
+    Raises:
+        OSError: the header of a pair is not there.
+    """
+    if place.is_dir():
+        return [path for path in place.rglob("*") if path.is_file()]
+    name = place.name.lower()
+    for header, data in PAIRS.items():
+        if name.endswith((header, data)):
+            stem = place.name[: -len(header)]  # both endings have the same length
+            others = {place.with_name(stem + each) for end in (header, data) for each in (end, end.upper())}
+            # Where capitals make no difference, two spellings are one file.
+            return [place, *sorted(path for path in others - {place} if path.is_file() and not path.samefile(place))]
+    voxels = detached_voxels(place) if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")) else None
+    return [place] if voxels is None else [place, voxels]
+
+
+def stem_of(path: Path) -> str:
+    """Return the name of a scan or annotation without its ending, ``.seg.nrrd`` for one."""
+    stem, ending = split_ending(path.name)
+    return re.sub(r"(?i)\.seg$", "", stem) if ending else stem
+
+
+def is_pair_data(path: Path) -> bool:
+    """Tell whether a file is named as the voxels of a NIfTI or Analyze pair, which its header stands for."""
+    return path.name.lower().endswith(tuple(PAIRS.values()))
+
+
+def is_scan(path: Path) -> bool:
+    """Tell whether a file is a scan by its name; of a pair only the header counts."""
+    return is_image_file(path) and not is_pair_data(path)
+
+
+def is_annotation(path: Path) -> bool:
+    """Tell whether a file may be an annotation."""
+    return not path.name.startswith(".") and (is_image_file(path) or path.suffix.lower() == ".dcm")
+
+
+def is_images_folder(path: Path) -> bool:
+    """Tell whether a folder is named as one of many scans."""
+    return bool(_IMAGES.fullmatch(path.name))
+
+
+def label_folder(images: Path) -> Path | None:
+    """Return the folder of the labels of an images folder."""
+    ending = _IMAGES.fullmatch(images.name)
+    tail = (ending[2] or "") if ending else ""
+    beside = sorted(path for path in images.parent.iterdir() if path.is_dir())
+    return next((path for path in beside if path.name.lower() in {name + tail.lower() for name in _LABELS}), None)
+
+
+def only_image(files: Sequence[Path]) -> Path | None:
+    """Return the image.* among the files of a folder."""
+    return next((file for file in files if is_scan(file) and stem_of(file).lower() in _ONE_IMAGE), None)
+
+
+def labels_in(files: Sequence[Path], *, dicom: bool = False) -> list[Path]:
+    """Return every label.* among the files of a folder; ``dicom``: a DICOM object counts too."""
+    usable = (file for file in files if is_scan(file) or (dicom and file.suffix.lower() == ".dcm"))
+    return [file for file in usable if stem_of(file).lower() in _ONE_LABEL]
+
+
+def named_pairs(files: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Return (scan, annotation) where the names say so: ``CT7.nrrd`` with ``CT7-label.nrrd`` or ``CT7.seg.nrrd``.
+
+    An annotation whose name says of no scan, such as ``Segmentation.seg.nrrd``, is of the single scan of its folder,
+    if it is the single annotation.
+    """
+    images = [file for file in files if is_scan(file) and "uncertainty" not in file.name.lower()]
+    annotations = [file for file in images if _named_as_annotation(file)]
+    scans = [file for file in images if file not in annotations]
+    names = ("",) if len(scans) == len(annotations) == 1 else ()
+    pairs = []
+    for scan in scans:
+        own = [
+            file for file in annotations if _ANNOTATION.sub("", split_ending(file.name)[0]) in (stem_of(scan), *names)
+        ]
+        if len(own) == 1 and sum(stem_of(other) == stem_of(scan) for other in scans) == 1:
+            pairs.append((scan, own[0]))
+    return pairs
+
+
+def by_channel(images: Sequence[Path], labels: Collection[str]) -> dict[str, dict[int | None, Path]]:
+    """Return name of a scan → channel (None: the file is the scan) → file.
+
+    A number at the end is that of a channel when the label's name lacks it, or when there is a channel 0.
+    """
+    groups: dict[str, dict[int | None, Path]] = {}
+    stems = {stem_of(image) for image in images}
+    for image in images:
+        stem, channel = stem_of(image), None
+        number = _CHANNEL.search(stem)
+        if number is not None and stem not in labels:
+            name = stem[: number.start()]
+            if name in labels or f"{name}_0000" in stems:
+                stem, channel = name, int(number[1])
+        other = groups.setdefault(stem, {}).setdefault(channel, image)
+        if other != image:
+            logger.warning("%s: is left out, %s has the same name", image, other.name)
+    return groups
 
 
 def _in_folder(top: Path, place: Path, files: list[Path]) -> list[Scan]:
@@ -122,9 +235,7 @@ def _in_folder(top: Path, place: Path, files: list[Path]) -> list[Scan]:
     unreadable: tuple[type[Exception], ...] = (VolumeError, *broken_dicom())
     for path in files:
         if is_image_file(path):
-            if path.name.lower().endswith((".img", ".img.gz")):
-                continue  # its header is listed
-            if not _named_as_annotation(path):
+            if not is_pair_data(path) and not _named_as_annotation(path):
                 scans.append(Scan(str(path.relative_to(top).with_name(split_ending(path.name)[0])), path))
             continue
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from boltzformer_monai.io.left_out import Tree, find_left_out, read_tree
+from boltzformer_monai.io.folder_tree import Tree, read_tree
+from boltzformer_monai.io.left_out import find_left_out
 from boltzformer_monai.slicing.cases import Case, used_files
 from boltzformer_monai.slicing.recipes.biomedparse_names import MARKER_FILE
 

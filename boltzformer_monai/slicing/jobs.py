@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,10 @@ from boltzformer_monai.data.slices.format import VERSION
 from boltzformer_monai.data.slices.record import VolumeRecord
 from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.io.grids import GRID_TOLERANCE
-from boltzformer_monai.slicing.cases import Case
+from boltzformer_monai.slicing.cases import Case, used_files
 
 __all__ = ["Job", "JobSettings", "Outcome", "source_digest"]
 
-# Voxels that a small header file leaves to a file beside it, of the same stem.
-_DETACHED = (".mhd", ".nhdr", ".hdr", ".img")
 _NOT_FACTS = {"root", "run", "key", "recipe"}
 
 
@@ -95,26 +92,12 @@ def source_digest(case: Case, settings: JobSettings) -> str:
     facts = {
         "version": (VERSION, __version__),
         "case": _facts(case),
-        "files": sorted(_stamp(path) for path in case_files(case)),
+        "files": sorted(_stamp(path) for path in used_files(case)),
         "settings": _facts(settings),
     }
     secret = settings.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
     text = json.dumps(facts, sort_keys=True, default=repr)
     return hashlib.blake2b(text.encode(), key=secret, digest_size=16).hexdigest()
-
-
-def case_files(case: Case) -> list[Path]:
-    """All files that a case is made of."""
-    places = [*(case.files or (case.image,)), *(case.annotation.files() if case.annotation else ())]
-    found: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            found += [Path(folder, name) for folder, _, names in os.walk(place) for name in names]
-        elif place.suffix.lower() in _DETACHED:
-            found += [path for path in place.parent.iterdir() if path.name.split(".")[0] == place.name.split(".")[0]]
-        else:
-            found.append(place)
-    return found
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

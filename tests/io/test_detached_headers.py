@@ -10,7 +10,7 @@ import pytest
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.read import read_volume
-from boltzformer_monai.io.scan_files import scan_files
+from boltzformer_monai.io.scan_list import scan_files
 
 _SECRET = bytes(range(8))
 _META = (

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.left_out import find_left_out, read_tree
-from boltzformer_monai.io.scan_files import scan_files
-from boltzformer_monai.io.scan_list import holds_only_image_files, list_scans, split_ending
+from boltzformer_monai.io.folder_tree import read_tree
+from boltzformer_monai.io.left_out import find_left_out
+from boltzformer_monai.io.scan_list import holds_only_image_files, list_scans, scan_files, split_ending
 from tests.io.conftest import SeriesWriter
 
 
@@ -23,7 +23,8 @@ def test_endings(name: str, parts: tuple[str, str]) -> None:
 
 
 def test_image_files_and_series_are_listed_and_annotations_are_not(tmp_path: Path, write_series: SeriesWriter) -> None:
-    for name in ("b.nii.gz", "sub/a.nrrd", "sub/a_label.nii.gz", "x.seg.nrrd", "masks.nii", ".hidden.nii", "notes.txt"):
+    annotations = ("sub/a_label.nii.gz", "x.seg.nrrd", "masks.nii", "a mask.nii")
+    for name in ("b.nii.gz", "sub/a.nrrd", *annotations, ".hidden.nii", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     stack = np.ones((3, 4, 5))

@@ -12,7 +12,7 @@ import pytest
 from boltzformer_monai.cli.slice import main
 from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
-from boltzformer_monai.slicing.cases import LabelFile
+from boltzformer_monai.slicing.cases import Case, LabelFile
 from boltzformer_monai.slicing.jobs import JobSettings, source_digest
 from tests.io.conftest import SeriesWriter
 from tests.io.dicom_objects import write_rtstruct, write_seg
@@ -212,3 +212,15 @@ def test_a_series_more_leaves_the_others_as_they_are(flat: Path, tmp_path: Path,
     changed.write_bytes(changed.read_bytes() + b"\0\0")
     again = {name: source_digest(case, settings) for name, case in listed(flat).items()}
     assert {name for name in after if after[name] != again[name]} == {"1.2.3.4.2"}
+
+
+@pytest.mark.parametrize("voxels", ["scan.raw", "elsewhere.raw"])
+def test_the_digest_of_a_scan_notices_other_voxels_beside_its_header(tmp_path: Path, voxels: str):
+    header = tmp_path / "scan.mhd"
+    header.write_text(f"NDims = 3\nElementDataFile = {voxels}\n", encoding="ascii")
+    (tmp_path / voxels).write_bytes(b"1")
+    case, settings = Case("scan", "p", header, None, ""), JobSettings(tmp_path / "out", SliceSettings())
+    before = source_digest(case, settings)
+    assert source_digest(case, settings) == before
+    (tmp_path / voxels).write_bytes(b"12")
+    assert source_digest(case, settings) != before

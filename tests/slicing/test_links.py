@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.left_out import read_tree
+from boltzformer_monai.io.folder_tree import read_tree
 from tests.slicing.folder_cases import listed
 from tests.slicing.scan_files import write_image
 

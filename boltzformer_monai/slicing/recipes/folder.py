@@ -32,9 +32,22 @@ from pathlib import Path
 
 from boltzformer_monai.data.label_names import LabelMap, read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
+from boltzformer_monai.io.folder_tree import Tree, read_tree
 from boltzformer_monai.io.grids import GRID_TOLERANCE
-from boltzformer_monai.io.left_out import Tree, find_left_out, read_tree
-from boltzformer_monai.io.scan_list import named_as_annotation
+from boltzformer_monai.io.left_out import find_left_out
+from boltzformer_monai.io.scan_list import (
+    by_channel,
+    is_annotation,
+    is_images_folder,
+    is_pair_data,
+    is_scan,
+    label_folder,
+    labels_in,
+    named_as_annotation,
+    named_pairs,
+    only_image,
+    stem_of,
+)
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.modality import stated_modality
@@ -43,17 +56,6 @@ from boltzformer_monai.slicing.recipes import Option
 from boltzformer_monai.slicing.recipes.dicom_archive import Archive, Series, find_series
 from boltzformer_monai.slicing.recipes.nnunet import NNUNET_FILE, read_nnunet_names
 from boltzformer_monai.slicing.recipes.patients import PatientGuesses, compile_pattern
-from boltzformer_monai.slicing.recipes.scan_names import (
-    by_channel,
-    is_annotation,
-    is_images_folder,
-    is_scan,
-    label_folder,
-    labels_in,
-    named_pairs,
-    only_image,
-    stem_of,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +189,7 @@ class _Listing:
         """Add the files of an images folder with those of equal name in the labels folder."""
         drawn: dict[str, list[Path]] = {}
         for file in [] if labels is None else sorted(filter(is_annotation, labels.iterdir())):
-            if not file.name.lower().endswith((".img", ".img.gz")):
+            if not is_pair_data(file):
                 drawn.setdefault(stem_of(file), []).append(file)
         base = self.top if place == self.top else place.parent
         groups = by_channel([file for file in images if is_scan(file)], drawn.keys())

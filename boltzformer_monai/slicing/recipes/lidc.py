@@ -24,8 +24,8 @@ import numpy as np
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.dicom.files import broken_dicom, one_line
 from boltzformer_monai.io.dicom.open import read_dicom
+from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.grids import GRID_TOLERANCE
-from boltzformer_monai.io.left_out import read_tree
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
