@@ -73,7 +73,7 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int, 
     }
     write_metrics_json(metrics, output / "metrics.json")
     _write_report(segmenter, SliceReader(slices), metrics, output)
-    names = {"report": "report.html", "metrics": "metrics.json", "checkpoint": "model.pt"}
+    names = {"report": "report.html", "examples": "examples.png", "metrics": "metrics.json", "checkpoint": "model.pt"}
     files = {**{key: output / name for key, name in names.items()}, "segmentation": output / "segmentation.nii.gz"}
     return DemoResult(files, float(metrics["slices"]["overall"]["dice"]["mean"]))
 
@@ -101,6 +101,8 @@ def _write_report(segmenter: VolumeSegmenter, reader: SliceReader, metrics: dict
         OverlayPanel(image=read_png(row.image), prediction=answer.mask, truth=read_mask(row), title=row.prompts[0])
         for row, answer in zip(rows, answers, strict=True)
     ]
+    examples = overlay_grid(panels)
+    (output / "examples.png").write_bytes(examples)
     samplings = [
         (
             f"Patches that the first query attends to, layer by layer: {row.prompts[0]}",
@@ -115,7 +117,7 @@ def _write_report(segmenter: VolumeSegmenter, reader: SliceReader, metrics: dict
         title="BoltzFormer demo on synthetic CT",
         metrics=metrics,
         history=history,
-        overlays=[("Prediction (green) and truth (red outline) on held-out scans", overlay_grid(panels))],
+        overlays=[("Prediction (green) and truth (red outline) on held-out scans", examples)],
         samplings=samplings,
         facts={
             "Data": f"{len(reader.volumes)} synthetic CT scans, {len({r.image for r in reader.rows})} slices",
