@@ -13,8 +13,7 @@ import numpy as np
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.formats import read_layers
-from boltzformer_monai.io.grid_match import Place, find_place, voxels_inside
-from boltzformer_monai.io.grids import GRID_TOLERANCE
+from boltzformer_monai.io.grids import GRID_TOLERANCE, Place, find_place, voxels_inside
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.label_map import as_label_values, reorient_label
 from boltzformer_monai.io.volume import Volume

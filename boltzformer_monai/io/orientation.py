@@ -25,8 +25,8 @@ LPS_TO_RAS_AFFINE = np.diag([*LPS_TO_RAS, 1.0])
 class AxisMap:
     """A signed permutation: output axis ``a`` is input axis ``order[a]``, reversed where ``flip[a]``."""
 
-    order: tuple[int, int, int]
-    flip: tuple[bool, bool, bool]
+    order: tuple[int, ...]
+    flip: tuple[bool, ...]
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Return the 3-D array in the output's axes, as a view."""
@@ -35,8 +35,8 @@ class AxisMap:
 
     def inverse(self) -> AxisMap:
         """Return the map that undoes this one."""
-        back = [self.order.index(axis) for axis in range(3)]
-        return AxisMap((back[0], back[1], back[2]), (self.flip[back[0]], self.flip[back[1]], self.flip[back[2]]))
+        back = tuple(self.order.index(axis) for axis in range(3))
+        return AxisMap(back, tuple(self.flip[axis] for axis in back))
 
     def apply_to_affine(self, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the affine of the output grid, given the affine (4, 4) and the shape of the input grid."""
@@ -76,9 +76,8 @@ def parse_codes(codes: str) -> tuple[str, str, str]:
 def axis_map(start: tuple[str, str, str], end: tuple[str, str, str]) -> AxisMap:
     """Return the map that brings a grid with the axes ``start`` to the axes ``end``."""
     world = [_world_axis(code) for code in start]
-    order = [world.index(_world_axis(code)) for code in end]
-    flip = [start[source] != code for source, code in zip(order, end, strict=True)]
-    return AxisMap((order[0], order[1], order[2]), (flip[0], flip[1], flip[2]))
+    order = tuple(world.index(_world_axis(code)) for code in end)
+    return AxisMap(order, tuple(start[source] != code for source, code in zip(order, end, strict=True)))
 
 
 def signed_permutation(matrix: np.ndarray) -> AxisMap | None:
@@ -87,9 +86,8 @@ def signed_permutation(matrix: np.ndarray) -> AxisMap | None:
     ones = np.abs(rounded)
     if not ((ones.sum(axis=0) == 1).all() and (ones.sum(axis=1) == 1).all()):
         return None
-    order = [int(source) for source in ones.argmax(axis=1)]
-    flip = [bool(rounded[axis, source] < 0) for axis, source in enumerate(order)]
-    return AxisMap((order[0], order[1], order[2]), (flip[0], flip[1], flip[2]))
+    order = tuple(ones.argmax(axis=1).tolist())
+    return AxisMap(order, tuple(bool(rounded[axis, source] < 0) for axis, source in enumerate(order)))
 
 
 def _world_axis(code: str) -> int:

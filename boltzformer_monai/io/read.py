@@ -48,7 +48,7 @@ def read_volume(
     check_tilt(tilt)
     wanted = None if modality is None else parse_modality(modality)
     wanted = None if wanted == "unknown" else wanted
-    place = _existing(path)
+    place = existing(path)
     if files or place.is_dir() or (not formats.is_image_file(place) and dicom.is_dicom_file(place)):
         volume = dicom.read_dicom_series(place, series=series, files=files, modality=wanted)
     else:
@@ -72,7 +72,7 @@ def read_label_map(path: str | os.PathLike[str]) -> Volume:
         VolumeError: the file is missing or broken, has layers (overlapping segments), or a voxel is not a whole
             number of at least 0.
     """
-    place = _existing(path)
+    place = existing(path)
     if place.is_dir():
         msg = f"{place}: a label map is a NIfTI, NRRD or MetaImage file, not a folder"
         raise VolumeError(msg)
@@ -104,7 +104,12 @@ def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str
     formats.write_image_file(array.astype(np.uint8 if highest <= 255 else np.uint16), like.affine, Path(path))
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
+def existing(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or folder that exists.
+
+    Raises:
+        VolumeError: reason ``"missing"``.
+    """
     place = Path(path)
     if not os.path.exists(place):  # unlike Path.exists, never raises where permission is missing
         msg = f"{place}: no such file or folder, or no permission to see it"

@@ -9,9 +9,16 @@ from itertools import count
 from pathlib import Path
 
 from boltzformer_monai.errors import DatasetError, VolumeError
+from boltzformer_monai.io.dicom.files import damage_as_volume_error, is_dicom_file
+from boltzformer_monai.io.dicom.open import read_dicom
+from boltzformer_monai.io.dicom.rtstruct import read_rtstruct
+from boltzformer_monai.io.dicom.seg_reader import read_dicom_seg
 from boltzformer_monai.io.dicom.sop_classes import annotation_kind
+from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance
+from boltzformer_monai.io.label_file import read_image_segments
 from boltzformer_monai.io.label_layers import FlatSegments
+from boltzformer_monai.io.read import existing
 from boltzformer_monai.io.volume import Volume
 
 __all__ = ["Segmentation", "read_segmentation"]
@@ -88,22 +95,14 @@ def read_segmentation(
         VolumeError: missing or damaged, no annotation, or not on the grid of the image.
         ConfigError: the tolerance is out of range.
     """
-    from boltzformer_monai.io import formats
-    from boltzformer_monai.io.dicom import files as dicom_files
-
     check_grid_tolerance(tolerance)
-    place = Path(path)
-    if not os.path.exists(place):
-        msg = f"{place}: no such file or folder, or no permission to see it"
-        raise VolumeError(msg, reason="missing")
+    place = existing(path)
     if place.is_dir():
         place = _only_annotation(place)
-    elif formats.is_image_file(place):
-        from boltzformer_monai.io.label_file import read_image_segments
-
+    elif is_image_file(place):
         drawn = read_image_segments(place, image, tolerance=tolerance)
         return Segmentation(drawn) if isinstance(drawn, Volume) else _on_image(drawn, image, path)
-    elif not dicom_files.is_dicom_file(place):
+    elif not is_dicom_file(place):
         msg = f"{place}: unknown format; an annotation is NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT"
         raise VolumeError(msg, reason="unsupported format")
     return _on_image(_read_dicom(place, image, tolerance), image, path)
@@ -115,9 +114,6 @@ def _on_image(drawn: FlatSegments, image: Volume, path: str | os.PathLike[str]) 
 
 
 def _read_dicom(place: Path, image: Volume, tolerance: float) -> FlatSegments:
-    from boltzformer_monai.io.dicom.rtstruct import read_rtstruct
-    from boltzformer_monai.io.dicom.seg_reader import read_dicom_seg
-
     kind = _kind(place)
     if not kind:
         msg = f"{place}: is a DICOM file but neither SEG nor RTSTRUCT; pass the object that holds the annotation"
@@ -127,8 +123,6 @@ def _read_dicom(place: Path, image: Volume, tolerance: float) -> FlatSegments:
 
 def _only_annotation(folder: Path) -> Path:
     """Return the one SEG or RTSTRUCT of a folder."""
-    from boltzformer_monai.io.dicom.files import is_dicom_file
-
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     found = [file for file in files if is_dicom_file(file) and _kind(file)]
     if len(found) != 1:
@@ -140,10 +134,7 @@ def _only_annotation(folder: Path) -> Path:
 
 def _kind(path: Path) -> str:
     """Return ``"SEG"``, ``"RTSTRUCT"`` or ``""``."""
-    from boltzformer_monai.io.dicom.guard import damage_as_volume_error
-    from boltzformer_monai.io.dicom.open import read_dicom
-
-    with damage_as_volume_error(path, "cannot be read as DICOM"):
+    with damage_as_volume_error(path):
         return annotation_kind(read_dicom(path, tags=["SOPClassUID"], pixels=False))
 
 

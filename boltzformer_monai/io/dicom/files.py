@@ -8,7 +8,8 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from boltzformer_monai.errors import VolumeError, cannot_open, not_opened
 from boltzformer_monai.io.dicom.frames import FrameGeometry, classic_geometry, frame_geometries
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.sop_classes import DICOM_SUFFIXES, other_kind
-from boltzformer_monai.io.dicom.suspects import find_strangers, lost_slice
+from boltzformer_monai.io.dicom.suspects import find_suspects, lost_slice
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import open_file
 from boltzformer_monai.modality import modality_of_header
@@ -128,10 +129,10 @@ def find_slices(place: Path, files: Sequence[Path] = ()) -> Found:
             found.images["NRRD or MetaImage" if path.suffix.lower() in _ITK_SUFFIXES else "NIfTI"] += 1
         else:
             others.append(path)
-    strangers = find_strangers(others, (header.path for header in found.slices))
-    for path in strangers.lost:
+    suspects = find_suspects(others, (header.path for header in found.slices))
+    for path in suspects.lost:
         raise lost_slice(path)
-    for path in strangers.odd:
+    for path in suspects.odd:
         logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
     if found.objects:
         logger.info("%s: skipped %d DICOM objects that are no slices", place, sum(found.objects.values()))
@@ -145,8 +146,31 @@ def broken_dicom() -> tuple[type[Exception], ...]:
     return (*_BROKEN, BytesLengthException, InvalidDicomError)
 
 
+@contextmanager
+def damage_as_volume_error(
+    path: str | os.PathLike[str], what: str = "cannot be read as DICOM", *, reason: str = "damaged"
+) -> Iterator[None]:
+    """Turn what pydicom raises for a damaged file into a :class:`VolumeError` that names the file.
+
+    Args:
+        path: the file.
+        what: what cannot be read, in the words after the path.
+        reason: of the error, unless the file ends early.
+
+    Raises:
+        VolumeError: the file is damaged, or the operating system does not open it.
+    """
+    try:
+        yield
+    except broken_dicom() as error:
+        if (closed := cannot_open(path, error)) is not None:
+            raise closed from error
+        msg = f"{path}: {what} ({one_line(error)}); is the file complete?"
+        raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else reason) from error
+
+
 def one_line(error: BaseException) -> str:
-    """Return what an error says up to the first quotation: pydicom quotes values, which may name the patient.
+    """Return an error's text up to the first quotation: pydicom quotes values, which may name the patient.
 
     What only Python says of itself, such as the name of a missing attribute, is put into words.
     """
@@ -198,11 +222,9 @@ def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:
             start = file.read(132)
     except OSError as error:
         raise not_opened(path, error) from error
-    try:
-        if _looks_like_dicom(start):
+    if _looks_like_dicom(start):
+        with damage_as_volume_error(path):
             return read_dicom(path, tags=tags, pixels=False)
-    except broken_dicom() as error:
-        raise _broken(path, error) from error
     if path.suffix.lower() in DICOM_SUFFIXES:
         msg = f"{path}: is named like a DICOM file but is none (empty or truncated?); repair or remove it"
         raise VolumeError(msg, reason="truncated" if len(start) < 132 else "damaged")
@@ -210,7 +232,7 @@ def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:
 
 
 def _sort_in(found: Found, path: Path, dataset: Dataset) -> None:
-    try:
+    with damage_as_volume_error(path):
         kind = other_kind(dataset)
         if kind is None and ("Rows" not in dataset or "Columns" not in dataset):
             msg = f"{path}: its DICOM header ends early or lacks Rows and Columns (truncated?); repair or remove it"
@@ -219,15 +241,6 @@ def _sort_in(found: Found, path: Path, dataset: Dataset) -> None:
             found.slices += _slices(path, dataset)
         elif kind:
             found.objects[kind] += 1
-    except broken_dicom() as error:
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: Exception) -> VolumeError:
-    if (closed := cannot_open(path, error)) is not None:
-        return closed
-    msg = f"{path}: cannot be read as DICOM ({one_line(error)}); is the file complete?"
-    return VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged")
 
 
 def _slices(path: Path, dataset: Dataset) -> list[SliceHeader]:

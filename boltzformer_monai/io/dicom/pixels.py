@@ -7,7 +7,7 @@ disagree are read differently by each; then :mod:`~boltzformer_monai.io.dicom.bi
 
 from __future__ import annotations
 
-import struct
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from boltzformer_monai.errors import VolumeError, cannot_open
+from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.bits import BITS_TAGS, OVERLAY_TAGS, PixelBits
-from boltzformer_monai.io.dicom.claims import check_compressed_claim, check_room_for_slices
-from boltzformer_monai.io.dicom.codestream import images_in
-from boltzformer_monai.io.dicom.files import SliceHeader, broken_dicom, one_line
+from boltzformer_monai.io.dicom.claims import (
+    VALUE_TAGS,
+    check_compressed_claim,
+    check_not_cut_off,
+    check_room_for_slices,
+    images_in,
+)
+from boltzformer_monai.io.dicom.files import SliceHeader, broken_dicom, damage_as_volume_error
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.padding import PADDING_TAGS, padding_mask
 
@@ -30,8 +35,6 @@ if TYPE_CHECKING:
 
 # Everything a codec needs to know, and nothing about the patient.
 _FORMAT_TAGS = ["SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", *BITS_TAGS]
-_VALUE_TAGS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
-_ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"  # of a fragment, and after the last
 
 
 def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -71,53 +74,24 @@ def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray
 
 def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the stored values of all frames of a file (frames, rows, columns), and which of them are padding."""
-    try:
-        tags: list[str | int] = [*_FORMAT_TAGS, *_VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
+    tags: list[str | int] = [*_FORMAT_TAGS, *VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
+    with damage_as_volume_error(header.path, "its pixels cannot be decoded"):
         dataset = read_dicom(header.path, tags=tags)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
         if syntax is not None and syntax.is_private:
             msg = f"{header.path}: its pixels are stored in a maker's own way ({syntax}), which no decoder here knows; "
             msg += "convert it to an uncompressed DICOM file or to NIfTI"
             raise VolumeError(msg, reason="codec")
-        if _is_cut_off(dataset):
-            msg = f"{header.path}: its pixel data are missing or end early (truncated); copy or export the file again"
-            raise VolumeError(msg, reason="truncated")
+        check_not_cut_off(dataset, header.path)
         check_compressed_claim(dataset, header.path)
         cells, bits = _cells(dataset, header.path)
         stored = cells if bits is None else bits.values(cells)
         padding = padding_mask(cells, stored, bits, dataset, header.path)
-    except broken_dicom() as error:
-        if (closed := cannot_open(header.path, error)) is not None:
-            raise closed from error
-        msg = f"{header.path}: its pixels cannot be decoded ({one_line(error)}); is the file complete?"
-        raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else "damaged") from error
     shape = (header.frames, header.rows, header.columns)
-    if stored.size != header.frames * header.rows * header.columns:
+    if stored.size != math.prod(shape):
         msg = f"{header.path}: decodes to {stored.shape} pixels, its header says {shape}; the file is damaged"
         raise VolumeError(msg, reason="damaged")
     return stored.reshape(shape), None if padding is None else padding.reshape(shape)
-
-
-def _is_cut_off(dataset: Dataset) -> bool:
-    values = next((dataset[name].value for name in _VALUE_TAGS if name in dataset), None)
-    if not values:  # pydicom leaves compressed data out altogether where they end early
-        return True
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is not None and (not syntax.is_transfer_syntax or syntax.is_compressed):
-        return not _fragments_are_whole(values)
-    samples = int(dataset.get("SamplesPerPixel", 1)) * int(dataset.get("NumberOfFrames") or 1)
-    return len(values) * 8 < dataset.Rows * dataset.Columns * samples * dataset.BitsAllocated
-
-
-def _fragments_are_whole(data: bytes) -> bool:
-    """Tell whether compressed data are items, each as long as it says; GDCM would allocate what a false one asks."""
-    at = 0
-    while at + 8 <= len(data):
-        tag, length = struct.unpack_from("<4sI", data, at)
-        if tag != _ITEM:
-            return tag == _END
-        at += 8 + length
-    return at <= len(data)
 
 
 def stored_values(dataset: Dataset, path: Path) -> np.ndarray:

@@ -13,9 +13,9 @@ import numpy as np
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.contours import FilledRegion, copies, fill_contours, fill_region
-from boltzformer_monai.io.dicom.guard import damage_as_volume_error
+from boltzformer_monai.io.dicom.files import damage_as_volume_error
 from boltzformer_monai.io.dicom.open import read_dicom
-from boltzformer_monai.io.grid_match import check_frame_of_reference
+from boltzformer_monai.io.grids import check_frame_of_reference
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.volume import Volume

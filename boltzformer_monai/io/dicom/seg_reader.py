@@ -13,12 +13,19 @@ import numpy as np
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.bits import PixelBits
 from boltzformer_monai.io.dicom.claims import COPIES, check_compressed_claim
+from boltzformer_monai.io.dicom.files import damage_as_volume_error
 from boltzformer_monai.io.dicom.frames import FrameGeometry, frame_geometries
-from boltzformer_monai.io.dicom.guard import damage_as_volume_error
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.pixels import stored_values
-from boltzformer_monai.io.grid_match import Place, check_frame_of_reference, find_place, in_plane_axes, inside
-from boltzformer_monai.io.grids import GRID_TOLERANCE, Misfit
+from boltzformer_monai.io.grids import (
+    GRID_TOLERANCE,
+    Misfit,
+    Place,
+    check_frame_of_reference,
+    find_place,
+    in_plane_axes,
+    inside,
+)
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.volume import Volume

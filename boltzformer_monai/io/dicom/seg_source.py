@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom.files import SliceHeader, broken_dicom
+from boltzformer_monai.io.dicom.files import SliceHeader, broken_dicom, damage_as_volume_error
 from boltzformer_monai.io.dicom.frames import stated_numbers
 from boltzformer_monai.io.dicom.grid import ordered
-from boltzformer_monai.io.dicom.guard import damage_as_volume_error
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.series import check_slices, choose_series
 from boltzformer_monai.io.volume import Volume
@@ -106,7 +105,7 @@ def seg_source(scan: Path | Sequence[Path], series: str | None) -> SegSource:
 def _stated(path: Path) -> Dataset:
     """Read what is needed of a file's header, as it stands."""
     tags = [*_IN_PREFACE, *_MADE_UP, *_IDENTITY, *_LOSSY, *_GROUPS, *_MORE]
-    with damage_as_volume_error(path, "cannot be read as DICOM"):
+    with damage_as_volume_error(path):
         return read_dicom(path, tags=tags, pixels=False)
 
 

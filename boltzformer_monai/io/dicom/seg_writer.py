@@ -12,7 +12,8 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -88,9 +89,11 @@ def check_can_be_seg(scan: Path | Sequence[Path], *, series: str | None = None, 
     named = [(name, TISSUE) for name in names or ("any",)]
     stack = np.zeros((len(named), len(source.order), 1, 1), np.uint8)
     stack[:, 0] = 1
-    tried = replace(source, images=small)
-    dataset = _made(source.grid.source, tried, stack, named, "BoltzFormer", "0", "", "any", "AUTOMATIC", {})
-    _saved(source.grid.source, dataset, io.BytesIO())
+    with _invalid_as_volume_error(source.grid.source):
+        dataset = _segmentation(
+            replace(source, images=small), stack, named, "BoltzFormer", "0", "", "any", "AUTOMATIC", {}
+        )
+        dataset.save_as(io.BytesIO())
 
 
 def write_dicom_seg(
@@ -142,11 +145,13 @@ def write_dicom_seg(
             raise VolumeError(msg, reason="labels")
         columns, rows, depth = source.shape
         stack = np.memmap(spool, np.uint8, "r", shape=(len(named), depth, rows, columns))
-        texts = dict(remarks or {})
-        dataset = _made(target, found, stack, named, algorithm, version, model, description, made, texts)
+        settings = (algorithm, version, model, description, made, remarks or {})
         try:
+            with _invalid_as_volume_error(target):
+                dataset = _segmentation(found, stack, named, *settings)
             with atomic_path(target) as temporary:
-                _saved(target, dataset, temporary)
+                with _invalid_as_volume_error(target):
+                    dataset.save_as(temporary)
                 _check(temporary, target, source, stack, order)
         except OSError as error:
             msg = f"{target}: cannot be written ({one_line(error)}); does its folder exist and have room?"
@@ -179,30 +184,18 @@ def _spool(
     return named
 
 
-def _made(place: object, source: SegSource, *arguments: Any) -> Any:
-    """Build the object; what highdicom or pydicom say against it becomes one line."""
+@contextmanager
+def _invalid_as_volume_error(place: object) -> Iterator[None]:
+    """Turn what highdicom or pydicom raise against an object into one line; errors of the disk pass."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the patient's name where it is written oddly
-            return _segmentation(source, *arguments)
+            yield
     except broken_dicom() as error:
-        raise _impossible(place, error) from error
-
-
-def _saved(place: object, dataset: Any, into: Any) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset.save_as(into)
-    except OSError:
-        raise
-    except broken_dicom() as error:
-        raise _impossible(place, error) from error
-
-
-def _impossible(place: object, error: Exception) -> VolumeError:
-    msg = f"{place}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
-    return VolumeError(msg, reason="unsupported format")
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        msg = f"{place}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
+        raise VolumeError(msg, reason="unsupported format") from error
 
 
 def _segmentation(

@@ -15,13 +15,13 @@ from pathlib import Path
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.sop_classes import DICOM_SUFFIXES
 
-__all__ = ["Strangers", "find_strangers", "lost_slice"]
+__all__ = ["Suspects", "find_suspects", "lost_slice"]
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,5}")
 
 
 @dataclass(frozen=True)
-class Strangers:
+class Suspects:
     """Files that lie among slices without suffix.
 
     Attributes:
@@ -33,18 +33,18 @@ class Strangers:
     odd: list[Path] = field(default_factory=list)
 
 
-def find_strangers(others: Iterable[Path], slices: Iterable[Path]) -> Strangers:
+def find_suspects(others: Iterable[Path], slices: Iterable[Path]) -> Suspects:
     """Sort out files that are neither DICOM nor another image.
 
     Args:
         others: these files.
-        slices: the slices that were found; a folder where all of them have a DICOM suffix has no strangers.
+        slices: the slices that were found; a folder where all of them have a DICOM suffix has no suspects.
     """
     patterns: defaultdict[Path, set[str]] = defaultdict(set)
     for path in slices:
         if path.suffix.lower() not in DICOM_SUFFIXES:
             patterns[path.parent].add(_pattern(path.name))
-    found = Strangers()
+    found = Suspects()
     for path in others:
         if path.parent not in patterns:
             continue

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.files import broken_dicom, read_header
 from boltzformer_monai.io.dicom.sop_classes import annotation_kind, other_kind
-from boltzformer_monai.io.dicom.suspects import find_strangers
+from boltzformer_monai.io.dicom.suspects import find_suspects
 from boltzformer_monai.io.formats import is_image_file
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def find_series(files: Iterable[Path]) -> Archive:
         elif kind is None:
             found.setdefault(uid, Series(uid, patient)).files.append(path)
     slices = [path for series in found.values() for path in series.files]
-    strangers = find_strangers((path for path in others if not is_image_file(path)), slices)
-    damaged += strangers.lost
-    for path in strangers.odd:
+    suspects = find_suspects((path for path in others if not is_image_file(path)), slices)
+    damaged += suspects.lost
+    for path in suspects.odd:
         logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
     unmatched = []
     for path, references in drawn:

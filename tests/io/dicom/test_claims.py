@@ -93,7 +93,7 @@ def test_a_compressed_picture_of_another_size_than_the_header_says_is_refused(
     write_series: SeriesWriter, syntax: str, data: bytes
 ) -> None:
     folder = write_series(_STACK, change=_claiming(6, 7, data, syntax))[0].parent
-    with pytest.raises(VolumeError, match="compressed picture of 60000x60000 pixels, its header says 7x6"):
+    with pytest.raises(VolumeError, match="compressed image of 60000x60000 pixels, its header says 7x6"):
         read_volume(folder)
 
 
