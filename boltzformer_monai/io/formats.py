@@ -113,8 +113,8 @@ def write_image_file(array: np.ndarray, affine: np.ndarray, path: Path, *, fast:
                 _write_nifti(array, affine, temporary)
     except (OSError, RuntimeError) as error:
         # SimpleITK reports everything as RuntimeError, in many lines about the temporary file.
-        said = why(error) if isinstance(error, OSError) else "the disk does not take it"
-        msg = f"{path}: cannot be written ({said}); does its folder have room, and may you write there?"
+        cause = why(error) if isinstance(error, OSError) else "the disk does not take it"
+        msg = f"{path}: cannot be written ({cause}); does its folder have room, and may you write there?"
         raise VolumeError(msg, reason="write") from error
 
 
@@ -174,7 +174,7 @@ def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.set_qform(affine, code=1)
     if distance(image.get_qform(), affine, array.shape).voxels > GRID_TOLERANCE:
         # No quaternion holds a gantry tilt, nor precisely a turn by nearly 180 degrees. Software that prefers it would
-        # show another place without a word; so only the sform is left, which ITK takes unless it is sheared.
+        # silently show another place; so only the sform is left, which ITK takes unless it is sheared.
         image.set_qform(None, code=0)
     nibabel.save(image, path)
 

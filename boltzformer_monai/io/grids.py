@@ -47,7 +47,7 @@ class Misfit:
         return f"{self.mm:.3g} mm ({share:.2g} % of a voxel)" if share < 100 else f"{self.mm:.3g} mm"
 
     def caveat(self) -> tuple[Caveat, ...]:
-        """Say that an annotation was moved onto its scan's grid; nothing where that is not worth a word."""
+        """Say that an annotation was moved onto its scan's grid; nothing below :data:`NOTICED`."""
         if self.voxels < NOTICED:
             return ()
         text = f"the annotation's voxels lie up to {self} off the scan's; they were taken for the same, not resampled"
@@ -171,7 +171,7 @@ def find_place(
 
 
 def _place(affine: np.ndarray, shape: Triple, grid: np.ndarray) -> Place | None:
-    """Return the nearest place in a grid, None where the axes or voxel sizes are no hair the same."""
+    """Return the nearest place in a grid, None where its axes are not those of the grid."""
     to_voxels = np.linalg.inv(grid)
     axes = signed_permutation((to_voxels @ affine)[:3, :3])
     if axes is None:

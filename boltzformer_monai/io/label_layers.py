@@ -11,7 +11,7 @@ import numpy as np
 
 from boltzformer_monai.caveats import Caveat
 
-__all__ = ["FlatSegments", "Layer", "flatten_layers", "names_by_value"]
+__all__ = ["FlatSegments", "Layer", "flatten_layers"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,20 +90,20 @@ def flatten_layers(shape: tuple[int, int, int], titles: Mapping[int, str], layer
     return FlatSegments(
         array,
         {str(number): text for number, text in segments.items()},
-        names_by_value(segments, titles),
+        _names_by_value(segments, titles),
         {str(number): title for number, title in titles.items()},
     )
 
 
-def names_by_value(segments: Mapping[int, str], titles: Mapping[int, str]) -> dict[str, str] | None:
+def _names_by_value(segments: Mapping[int, str], titles: Mapping[int, str]) -> dict[str, str] | None:
     """Return value text → name; segments of one name are one target, None when none has a name."""
     values: dict[str, set[int]] = {}
     for number, text in segments.items():
         if titles[number]:
             values.setdefault(titles[number], set()).update(map(int, text.split("+")))
     names: dict[str, str] = {}
-    for title, several in values.items():
-        kept = names.setdefault("+".join(map(str, sorted(several))), title)
+    for title, own in values.items():
+        kept = names.setdefault("+".join(map(str, sorted(own))), title)
         if kept != title:
             logger.warning('"%s" covers exactly the voxels of "%s"; only the latter is kept', title, kept)
     return names or None

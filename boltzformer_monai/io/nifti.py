@@ -147,7 +147,7 @@ def _parse(path: Path, block: bytes) -> tuple[Any, bool]:
         kind = nifti2.Nifti2Header if magic in _SINGLE else nifti2.Nifti2PairHeader
     header = kind(block[:size], endianness=order, check=False)  # nibabel's check would silently mend what it finds
     if header["pixdim"][0] == 0:
-        header["pixdim"][0] = 1  # the standard's word for a quaternion that is no reflection
+        header["pixdim"][0] = 1  # what the standard means by 0: no reflection
     return header, magic in _SINGLE
 
 
@@ -223,7 +223,7 @@ def _check_agreement(path: Path, header: Any, sform: np.ndarray, *, same_space: 
         raise VolumeError(msg, reason="conflicting orientation")
     sizes = np.linalg.norm(sform[:3, :3], axis=0)
     if np.linalg.matrix_rank(sform[:3, :3] / np.maximum(sizes, 1e-9)) < 3:
-        return  # no affine at all, as whoever uses it will say
+        return  # no affine at all; Volume refuses it
     sforms = [sform]
     if (upright := right_angled(sform, shape)) is not None:  # the quaternion has no shear, and begins at the same voxel
         sforms.append(np.hstack([upright[:, :3], sform[:, 3:]]))

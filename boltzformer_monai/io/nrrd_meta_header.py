@@ -65,9 +65,7 @@ def check_nrrd(path: Path, *, layers: bool = False) -> None:
     if skip == ["-1", "0"] and encoding == "raw":  # the voxels are whatever the file ends with
         start = max(start, os.path.getsize(data) - voxels * _NRRD_BYTES[kind[1]])
     elif skip != ["0", "0"]:
-        msg = (
-            f"{path}: skips bytes or lines before its voxels in a way that is not read; save it anew, say by 3D Slicer"
-        )
+        msg = f"{path}: skips bytes or lines before its voxels in an unsupported way; save it anew, e.g. in 3D Slicer"
         raise VolumeError(msg, reason="unsupported format")
     _check_voxels(path, data, start, encoding, voxels, _NRRD_BYTES[kind[1]])
     if len([length for length in sizes if length > 1]) > 3 + layers or len(sizes) < 3:
@@ -106,10 +104,10 @@ def check_metaimage(path: Path) -> None:
     data = path if name in _LOCAL else _beside(path, name)
     flags = {key: fields.get(key, "False").lower() for key in ("CompressedData", "BinaryDataByteOrderMSB")}
     flags |= {"BinaryData": fields.get("BinaryData", "True").lower()}
-    if odd := next((key for key, value in flags.items() if value not in ("true", "false")), None):
-        raise _damaged(path, f"the {odd} {fields[odd]!r}")
+    if invalid := next((key for key, value in flags.items() if value not in ("true", "false")), None):
+        raise _damaged(path, f"the {invalid} {fields[invalid]!r}")
     if fields.get("HeaderSize", "0") != "0":
-        msg = f"{path}: states a HeaderSize, which is not read; save it anew, say by 3D Slicer"
+        msg = f"{path}: states a HeaderSize, which is not read; save it anew, for example in 3D Slicer"
         raise VolumeError(msg, reason="unsupported format")
     encoding = "gzip" if flags["CompressedData"] == "true" else "raw" if flags["BinaryData"] == "true" else "text"
     start = end if data == path else 0
@@ -117,8 +115,7 @@ def check_metaimage(path: Path) -> None:
         raise _damaged(path, "no CompressedDataSize for the voxels in it")
     if encoding == "gzip" and "CompressedDataSize" in fields:
         stated = _whole_numbers(path, fields, "CompressedDataSize", count=1)[0]
-        if stated != os.path.getsize(data) - start:  # ITK would inflate the stated part and not look at the rest
-            held = os.path.getsize(data) - start
+        if stated != (held := os.path.getsize(data) - start):  # ITK would inflate the stated part and ignore the rest
             msg = f"{path}: its header states {stated} compressed bytes, the file holds {held}; copy or export it again"
             raise VolumeError(msg, reason="truncated" if stated > held else "damaged")
     _check_voxels(path, data, start, encoding, math.prod(sizes) * channels, _META_BYTES[kind[1]])
@@ -260,8 +257,8 @@ def _beside(path: Path, name: str) -> Path:
 
 
 def _check_units(path: Path, units: Sequence[str]) -> None:
-    if odd := next((unit for unit in units if unit.lower() not in _MILLIMETRES), None):
-        msg = f"{path}: its voxel size is given in {odd!r}; convert the file to millimetres first"
+    if other := next((unit for unit in units if unit.lower() not in _MILLIMETRES), None):
+        msg = f"{path}: its voxel size is given in {other!r}; convert the file to millimetres first"
         raise VolumeError(msg, reason="units")
 
 

@@ -76,7 +76,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     label = None if drawn is None else drawn.volume
     if tilt_degrees(image):
         notes.append(f"gantry tilt of {tilt_degrees(image):.1f} degrees, resampled to a right-angled grid")
-        label = None if label is None else resample_tilt(replace(label, affine=image.affine), order="nearest")
+        label = None if label is None else resample_tilt(replace(label, affine=image.affine))
         image = resample_tilt(image)
     for note in notes:
         logger.warning("%s: %s", case.image, note)

@@ -47,7 +47,7 @@ def test_each_bomb_is_one_line_and_exit_code_2_in_3_gigabytes(tmp_path: Path) ->
         assert "may be used; crop or resample the scan, or allow more with --memory-gb" in words[name]
     for name in ("pipe.nii", "pipe.nii.gz", "pipe.nrrd", "pipe", "label pipe", "pipe.json"):
         assert "is a pipe, socket or device and not a file" in words[name]
-    assert "unfolds into more than" in words["deflated"]
+    assert "inflates to more than" in words["deflated"]
     assert "nested too deeply" in words["deep.json"]
 
 

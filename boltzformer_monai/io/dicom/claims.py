@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 VALUE_TAGS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_VALUE = 8  # bytes of a voxel: of the result, float32, and of up to four masks of its padding
+_VALUE = 8  # bytes per voxel: of the result, float32, and of up to four masks of its padding
 COPIES = 4
 """Of the pixels of one file while it is decoded: as read, as decoded, and two on the way."""
-_SCALED = 8  # bytes of a pixel while one frame is rescaled
+_SCALED = 8  # bytes per pixel while one frame is rescaled
 _MOST_PIXELS = {
     "1.2.840.10008.1.2.5": 64,  # RLE: two bytes repeat one byte up to 128 times
     "1.2.840.10008.1.2.4.50": 256,  # JPEG baseline and extended: 64 pixels take at least two bits
@@ -38,7 +38,7 @@ _MOST_PIXELS = {
     "1.2.840.10008.1.2.4.57": 8,  # JPEG lossless: a pixel takes at least one bit
     "1.2.840.10008.1.2.4.70": 8,
 }
-"""Transfer syntax → the most pixels that a byte can unfold into (JPEG-LS and JPEG 2000 have no such bound)."""
+"""Transfer syntax → the most pixels that a byte can decode to (JPEG-LS and JPEG 2000 have no such bound)."""
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"  # of a fragment, and after the last
 _START = 1 << 17  # bytes in which an image must say what it is; marker segments before that take up to 64 KiB each
 _JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"  # how images begin

@@ -55,11 +55,11 @@ def fill_region(contours: Sequence[np.ndarray], shape: tuple[int, int], *, where
 
     Args:
         contours: each (N, 2) in pixels, the centre of the first pixel being (0, 0); closed from last to first point.
-        shape: of the picture.
+        shape: of the image, (rows, columns).
         where: whose contours they are, for the message.
 
     Raises:
-        VolumeError: they are so many or so long, far beyond any picture, that comparing them would take minutes.
+        VolumeError: they are so many or so long, that comparing them would take minutes.
     """
     work = _Work(where)
     outlines = [_Outline(_once(contour), work) for contour in contours]
@@ -100,11 +100,11 @@ def fill_contours(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.
     """Return the pixels whose centres lie inside an odd number of contours: an inner contour is a hole.
 
     A centre on a contour belongs to the side of the smaller index only (half-open, as in ``range``), so that two areas
-    that share an edge neither overlap nor leave a gap. What lies outside the picture is cut off.
+    that share an edge neither overlap nor leave a gap. What lies outside the image is cut off.
 
     Args:
         contours: each (N, 2) in pixels, the centre of the first pixel being (0, 0); closed from last to first point.
-        shape: of the picture.
+        shape: of the image, (rows, columns).
 
     Returns:
         Boolean, of that shape.

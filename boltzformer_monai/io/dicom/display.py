@@ -1,7 +1,7 @@
 """MONOCHROME1: a request to viewers to show low values bright, and what it means for voxels.
 
 Hounsfield units are what they are, however they are shown. Values without units have only their looks: a network that
-learned from pictures as radiologists see them must be given this one as they see it.
+learned from images as radiologists see them must be given this one as they see it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ def check_display(slices: Sequence[SliceHeader]) -> None:
         return
     for header in slices:
         if header.photometric != first.photometric:
-            msg = f"{first.path.parent}: {first.name} is {first.photometric}, {header.name} is {header.photometric}; "
-            msg += "they are not one scan, separate them"
+            both = f"{first.name} is {first.photometric}, {header.name} is {header.photometric}"
+            msg = f"{first.path.parent}: {both}; they are not one scan, separate them"
             raise VolumeError(msg, reason="display")
         # Other shapes (LIN OD, of printers) do not say which end is bright.
         if header.lut_shape in _SHAPES.values() and header.lut_shape != _SHAPES.get(header.photometric):
-            msg = f"{header.path}: is {header.photometric} with PresentationLUTShape {header.lut_shape}, which "
-            msg += "contradict each other: whether low values are bright is unknown; export it again"
+            msg = (
+                f"{header.path}: is {header.photometric} with PresentationLUTShape {header.lut_shape}, which "
+                "contradict each other: whether low values are bright is unknown; export it again"
+            )
             raise VolumeError(msg, reason="display")
 
 
@@ -52,12 +54,9 @@ def as_displayed(stack: np.ndarray, first: SliceHeader) -> tuple[Caveat, ...]:
     """
     if first.photometric != "MONOCHROME1":
         return ()
-    if not is_turned_over(first):
-        text = "viewers show this scan inverted (MONOCHROME1); its Hounsfield units were taken as they are"
-        return (Caveat("inverted display", text),)
-    lowest, highest = stack.min(), stack.max()
-    np.subtract(lowest + highest, stack, out=stack)
-    text = (
-        "viewers show this scan inverted (MONOCHROME1), and so its values were turned over: the lowest is the highest"
-    )
+    text = "viewers show this scan inverted (MONOCHROME1); its Hounsfield units were taken as they are"
+    if is_turned_over(first):
+        np.subtract(stack.min() + stack.max(), stack, out=stack)
+        text = "viewers show this scan inverted (MONOCHROME1), and so its values were turned over: the lowest is the "
+        text += "highest"
     return (Caveat("inverted display", text),)

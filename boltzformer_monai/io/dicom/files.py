@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _USUAL_STARTS = (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
-# Further elements that a data set without preamble may begin with: version and class of the preface; dates, class and
-# UID of the object; dates and times of study to content; accession number, modality.
+# Further elements that a data set without preamble may begin with: version and class of the file meta information;
+# dates, class and UID of the object; dates and times of study to content; accession number, modality.
 _FIRST_ELEMENTS = tuple(
     number.to_bytes(2, "little")
     for number in (0x01, 0x02, 0x03, 0x10, 0x12, 0x13, 0x14, 0x16, 0x18, 0x20, 0x21, 0x22, 0x23, 0x2A,
@@ -48,8 +48,10 @@ _TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 # What pydicom lets through when a file is cut off or damaged, except for its own errors: see broken_dicom.
-_DAMAGE = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError)
-_BROKEN: tuple[type[Exception], ...] = (*_DAMAGE, RuntimeError, struct.error, zlib.error)
+_BROKEN: tuple[type[Exception], ...] = (
+    OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError, RuntimeError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class Found:
 
     Attributes:
         slices: headers sorted by path, frames of one file in their stored order.
-        objects: how many DICOM objects of each kind are no pictures of a scan.
-        images: how many files of other image formats lie among them.
+        objects: kind → number of DICOM objects that are no slices.
+        images: format → number of files of other image formats.
     """
 
     slices: list[SliceHeader] = field(default_factory=list)
@@ -132,7 +134,7 @@ def find_slices(place: Path, files: Sequence[Path] = ()) -> Found:
     suspects = find_suspects(others, (header.path for header in found.slices))
     for path in suspects.lost:
         raise lost_slice(path)
-    for path in suspects.odd:
+    for path in suspects.unknown:
         logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
     if found.objects:
         logger.info("%s: skipped %d DICOM objects that are no slices", place, sum(found.objects.values()))
@@ -180,10 +182,10 @@ def one_line(error: BaseException) -> str:
         return "it ends early or lacks a required part"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
-    said = re.split(r"\bb?['\"]|['\"]", str(error).strip().partition("\n")[0])[0].strip()
-    if isinstance(error, ArithmeticError) or said.startswith(("could not convert", "invalid literal")):
+    text = re.split(r"\bb?['\"]|['\"]", str(error).strip().partition("\n")[0])[0].strip()
+    if isinstance(error, ArithmeticError) or text.startswith(("could not convert", "invalid literal")):
         return "a number in it is none"
-    return said[:160] or "it contradicts its own header"
+    return text[:160] or "it contradicts its own header"
 
 
 def _looks_like_dicom(start: bytes) -> bool:
@@ -200,15 +202,15 @@ def _looks_like_dicom(start: bytes) -> bool:
 def _files(folder: Path) -> list[Path]:
     """Return all files below a folder except hidden ones (which macOS adds to every copied folder), sorted."""
     found = []
-    for directory, subfolders, names in os.walk(folder, onerror=_refuse_unreadable):
+
+    def refuse(error: OSError) -> None:
+        msg = f"{error.filename}: cannot be listed ({one_line(error)}); slices may lie in it"
+        raise VolumeError(msg, reason="missing") from error
+
+    for directory, subfolders, names in os.walk(folder, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         found += [Path(directory, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.is_file())
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    msg = f"{error.filename}: cannot be listed ({one_line(error)}); slices may lie in it"
-    raise VolumeError(msg, reason="missing") from error
 
 
 def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:

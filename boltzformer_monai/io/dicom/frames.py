@@ -7,7 +7,7 @@ A classic object keeps the same attributes at its top level.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -60,9 +60,9 @@ def frame_geometries(dataset: Dataset) -> list[FrameGeometry]:
     if not groups and count == 1:
         groups = [shared]
     if len(groups) != count:
-        msg = f"{where(dataset)}: has {count} frames but the places of {len(groups)}; the header is damaged"
+        msg = f"{_where(dataset)}: has {count} frames but the places of {len(groups)}; the header is damaged"
         raise VolumeError(msg, reason="damaged")
-    return [_from_groups(group, shared, where(dataset)) for group in groups]
+    return [_from_groups(group, shared, _where(dataset)) for group in groups]
 
 
 def classic_geometry(dataset: Dataset) -> FrameGeometry:
@@ -71,22 +71,12 @@ def classic_geometry(dataset: Dataset) -> FrameGeometry:
     Raises:
         VolumeError: its slope or intercept is unusable.
     """
-    return _geometry(dataset, dataset, dataset, dataset, where(dataset))
+    return _geometry(dataset, dataset, dataset, dataset, _where(dataset))
 
 
-def where(dataset: Dataset) -> str:
+def _where(dataset: Dataset) -> str:
     """Return the path that a dataset was read from, for messages."""
     return str(getattr(dataset, "filename", None) or "a DICOM object")
-
-
-def numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """Return exactly ``count`` finite numbers, or None."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    array = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    if array.shape != (count,) or not np.isfinite(array).all():
-        return None
-    return tuple(float(number) for number in array)
 
 
 def _from_groups(group: Dataset, shared: Dataset, place: str) -> FrameGeometry:
@@ -106,7 +96,7 @@ def _from_groups(group: Dataset, shared: Dataset, place: str) -> FrameGeometry:
 def _geometry(plane: Dataset, turn: Dataset, measures: Dataset, scale: Dataset, place: str) -> FrameGeometry:
     pixel_spacing = stated_numbers(measures, "PixelSpacing", 2)
     spacings = [stated_numbers(measures, name, 1) for name in ("SpacingBetweenSlices", "SliceThickness")]
-    slope, intercept = numbers(scale.get("RescaleSlope"), 1), numbers(scale.get("RescaleIntercept"), 1)
+    slope, intercept = (stated_numbers(scale, name, 1) for name in ("RescaleSlope", "RescaleIntercept"))
     for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         stated = scale.get(name)
         if (value is None and stated is not None) or (name == "RescaleSlope" and value == (0.0,)):
@@ -125,11 +115,15 @@ def _geometry(plane: Dataset, turn: Dataset, measures: Dataset, scale: Dataset, 
 
 
 def stated_numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return the numbers of an attribute; None where it is missing, or what it holds are none."""
+    """Return exactly ``count`` finite numbers of an attribute; None where it is missing or unusable."""
     try:
-        return numbers(dataset.get(name), count)
+        value = dataset.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        array = np.atleast_1d(np.asarray(value, dtype=np.float64))
     except (ValueError, TypeError, OverflowError):
         return None  # as good as missing: whether it is needed is another question
+    return tuple(array.tolist()) if array.shape == (count,) and np.isfinite(array).all() else None
 
 
 def _first(dataset: Dataset, name: str) -> Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from dataclasses import replace
 
@@ -15,14 +14,12 @@ from boltzformer_monai.io.grids import NOTICED, SKEW, Misfit, distance, right_an
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.limits import require_room
 
-logger = logging.getLogger(__name__)
-
 TILTS = ("refuse", "resample", "keep")
 _WHOLE = 6  # decimals: a shift this close to whole voxels moves them without interpolation
 
 
-def check_tilt(choice: str) -> str:
-    """Return ``choice`` if it is one of :data:`TILTS`.
+def check_tilt(choice: str) -> None:
+    """Refuse a ``choice`` that is not one of :data:`TILTS`.
 
     Raises:
         ConfigError: it is not.
@@ -30,7 +27,6 @@ def check_tilt(choice: str) -> str:
     if choice not in TILTS:
         msg = f"unknown treatment of gantry tilt {choice!r}; use one of {', '.join(TILTS)}"
         raise ConfigError(msg)
-    return choice
 
 
 def tilt_degrees(volume: Volume) -> float:
@@ -52,7 +48,6 @@ def settle_tilt(volume: Volume, choice: str) -> Volume:
     """
     check_tilt(choice)
     degrees = tilt_degrees(volume)
-    where = volume.source or "volume"
     if not degrees:
         return _noted(volume)
     if choice == "resample":
@@ -64,13 +59,14 @@ def settle_tilt(volume: Volume, choice: str) -> Volume:
         )
         return replace(volume, caveats=(*volume.caveats, Caveat("gantry tilt", text)))
     msg = (
-        f"{where}: its slices are stacked {degrees:.2g} degrees off their normal (gantry tilt), so its axes are not at "
-        "right angles; --resample-tilt (tilt='resample') shifts each slice in its plane onto a right-angled grid"
+        f"{volume.source or 'volume'}: its slices are stacked {degrees:.2g} degrees off their normal (gantry tilt), so "
+        "its axes are not at right angles; --resample-tilt (tilt='resample') shifts each slice in its plane onto a "
+        "right-angled grid"
     )
     raise VolumeError(msg, reason="gantry tilt")
 
 
-def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
+def resample_tilt(volume: Volume) -> Volume:
     """Bring a sheared stack to a right-angled grid by shifting each slice within its own plane.
 
     Slices keep their planes, their distance and their pixel spacing; the first slice is not interpolated at all. The
@@ -78,23 +74,14 @@ def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
 
     Args:
         volume: (I, J, K); of any axis order, one axis (the slice axis) not at right angles to the others.
-        order: ``"linear"`` for images, ``"nearest"`` for label maps.
 
     Returns:
-        The same volume where it is not tilted; otherwise float32 for images, the unchanged type for label maps. What
-        lay outside becomes the lowest value of an image, 0 in a label map.
+        The same volume where it is not tilted. Otherwise images (floats) are interpolated linearly, float32, with the
+        lowest value outside; label maps (integers) go to the nearest voxel, in their own type, with 0 outside.
 
     Raises:
-        ConfigError: unknown order, or a label map (integers) with ``"linear"``.
         VolumeError: all three axes are skewed against each other: no stack of slices.
     """
-    if order not in ("linear", "nearest"):
-        msg = f"unknown interpolation order {order!r}; use linear or nearest"
-        raise ConfigError(msg)
-    label = volume.array.dtype.kind != "f"
-    if label and order == "linear":
-        msg = f"{volume.source or 'volume'}: whole numbers (labels) cannot be interpolated; use order nearest"
-        raise ConfigError(msg)
     if not tilt_degrees(volume):
         return volume
     axis = _slice_axis(volume.affine)[0]
@@ -104,7 +91,7 @@ def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
     last = [other for other in range(3) if other != axis] + [axis]
     affine = volume.affine[:, [*last, 3]]
     stack = volume.array.transpose(last)
-    array, moved = _unsheared(stack, affine, volume.source or "volume", nearest=order == "nearest", label=label)
+    array, moved = _unsheared(stack, affine, volume.source or "volume")
     back = np.argsort(last)
     caveats = tuple(caveat for caveat in volume.caveats if caveat.kind != "gantry tilt")  # of a scan that was kept so
     upright = np.ascontiguousarray(array.transpose(back))
@@ -112,7 +99,7 @@ def resample_tilt(volume: Volume, *, order: str = "linear") -> Volume:
 
 
 def _noted(volume: Volume) -> Volume:
-    """Return a scan that is no tilted one, with a word where its axes are noticeably off right angles."""
+    """Return an untilted scan, with a caveat where its axes are noticeably off right angles."""
     upright = right_angled(volume.affine, volume.shape)
     moved = Misfit() if upright is None else distance(upright, volume.affine, volume.shape)
     if moved.voxels < NOTICED:
@@ -136,10 +123,9 @@ def _slice_axis(affine: np.ndarray) -> tuple[int | None, float]:
     return None, float(np.degrees(np.arcsin(min(float(np.sort(cosines, axis=None)[-4]), 1.0))))
 
 
-def _unsheared(
-    stack: np.ndarray, affine: np.ndarray, where: str, *, nearest: bool, label: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _unsheared(stack: np.ndarray, affine: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Shift the slices of (I, J, slices) within their planes; return the enlarged stack and its affine."""
+    label = stack.dtype.kind != "f"
     plane, step = affine[:3, :2], affine[:3, 2]
     normal = np.cross(plane[:, 0], plane[:, 1])
     upright = normal * (step @ normal) / (normal @ normal)
@@ -156,7 +142,7 @@ def _unsheared(
     require_room(voxels * each + 3 * 8 * voxels // int(size[2]), 1, where)
     result = np.full(size, padding, dtype=stack.dtype if label else np.float32)
     for index, shift in enumerate(shifts - low):
-        if nearest:
+        if label:
             corner = np.floor(shift + 0.5).astype(int)
             _window(result[:, :, index], corner, stack.shape)[:] = stack[:, :, index]
         else:
@@ -164,15 +150,15 @@ def _unsheared(
     return result, moved
 
 
-def _spread(picture: np.ndarray, shift: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Return a picture moved by a fraction of voxels on a ground of zeros: linear interpolation, as four copies."""
+def _spread(plane: np.ndarray, shift: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a slice moved by a fraction of voxels, zeros outside: linear interpolation as four weighted copies."""
     result = np.zeros(size[:2])
     corner = np.floor(shift).astype(int)
     part = shift - corner
     for sides in itertools.product((0, 1), repeat=2):
         weight = float(np.prod(np.where(sides, part, 1 - part)))
         if weight:
-            _window(result, corner + sides, picture.shape)[:] += weight * picture
+            _window(result, corner + sides, plane.shape)[:] += weight * plane
     return result
 
 

@@ -92,12 +92,12 @@ def _even_step(slices: list[SliceHeader], positions: np.ndarray, normal: np.ndar
         )
         raise VolumeError(msg, reason="same position")
     worst = int(np.argmax(np.abs(gaps - typical)))
-    odd = np.abs(gaps - typical) > max(_GAP_TOLERANCE * typical, _ROUNDING_MM + 1e-6)
-    if odd[worst]:
+    uneven = np.abs(gaps - typical) > max(_GAP_TOLERANCE * typical, _ROUNDING_MM + 1e-6)
+    if uneven[worst]:
         msg = (
             f"{folder}: uneven slices: {gaps[worst]:.4g} mm between {slices[worst].name} and "
             f"{slices[worst + 1].name}, {typical:.4g} mm at most places{_tilted(positions, normal)}; "
-            f"{_advice(odd, gaps / typical)}"
+            f"{_advice(uneven, gaps / typical)}"
         )
         raise VolumeError(msg, reason="uneven spacing")
     # Only now, with every gap alike, does the mean step describe them all (and drift over many slices is bounded).
@@ -117,13 +117,13 @@ def _tilted(positions: np.ndarray, normal: np.ndarray) -> str:
     return f", and stacked {degrees:.2g} degrees off their normal (gantry tilt)" if degrees >= _TILT_DEGREES else ""
 
 
-def _advice(odd: np.ndarray, steps: np.ndarray) -> str:
+def _advice(uneven: np.ndarray, steps: np.ndarray) -> str:
     """Guess, from the gaps alone, what made them uneven, and say that it is a guess."""
-    lost = np.rint(steps[odd]) - 1
-    if (lost >= 1).all() and (np.abs(steps[odd] - 1 - lost) < _MISSING).all():
+    lost = np.rint(steps[uneven]) - 1
+    if (lost >= 1).all() and (np.abs(steps[uneven] - 1 - lost) < _MISSING).all():
         slices = "a slice is" if lost.sum() == 1 else f"{lost.sum():.0f} slices are"
         return f"perhaps {slices} missing (a guess from the gaps); compare with the archive and export it again"
     return (
-        f"{odd.sum()} of {len(odd)} gaps differ, and not by whole steps, so perhaps no slice is missing (a guess) and "
-        "it was acquired like this; pass the part with even slices, or have it resampled to even ones"
+        f"{uneven.sum()} of {len(uneven)} gaps differ, and not by whole steps, so perhaps no slice is missing (a "
+        "guess) and it was acquired like this; pass the part with even slices, or have it resampled to even ones"
     )

@@ -1,4 +1,4 @@
-"""The one way to a DICOM file: an ordinary file, unfolded and read only as far as the memory budget allows."""
+"""Open a DICOM file: a regular file, inflated and read only as far as the memory budget allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_dicom"]
 
-_OBJECT = 600  # bytes that pydicom makes of what one read gives: an element, or half an item of a sequence
+_OBJECT = 600  # bytes of memory per read: pydicom makes an element of it, or half an item of a sequence
 _LEAST = 4  # bytes of the file that one read takes
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -88,7 +88,7 @@ class _Counted(io.BufferedReader):
 
 
 def _check_size(path: Path, file: BinaryIO, *, pixels: bool) -> None:
-    """Refuse a file too large for the budget; pydicom inflates a deflated one as a whole, whatever it unfolds into."""
+    """Refuse a file too large for the budget; pydicom inflates a deflated one as a whole."""
     if pixels:
         require_room(os.fstat(file.fileno()).st_size, _COPIES, path)
     if not _at_deflated(file):
@@ -99,18 +99,18 @@ def _check_size(path: Path, file: BinaryIO, *, pixels: bool) -> None:
     except zlib.error:
         return  # pydicom says so
     if size > most:
-        msg = f"{path}: unfolds into more than {gigabytes(most)}; save it undeflated, or allow more by --memory-gb"
+        msg = f"{path}: inflates to more than {gigabytes(most)}; save it undeflated, or allow more by --memory-gb"
         raise VolumeError(msg, reason="too large")
 
 
 def _at_deflated(file: BinaryIO) -> bool:
-    """Tell whether all behind the preface is deflated, and go there."""
+    """Tell whether the data set is deflated, and seek to it, behind the file meta information."""
     from pydicom.filereader import read_dataset
 
     file.seek(128)
     if file.read(4) != b"DICM":
         return False
-    # The preface is never deflated; its end is found as pydicom does.
-    preface = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    syntax = preface.get("TransferSyntaxUID")
+    # Never deflated; its end is found as pydicom does.
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    syntax = meta.get("TransferSyntaxUID")
     return isinstance(syntax, str) and syntax.strip("\0 ") == _DEFLATED

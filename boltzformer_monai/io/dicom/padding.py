@@ -1,4 +1,4 @@
-"""Pixels that were never measured: PixelPaddingValue, which fills what the scanner's field of view leaves of a picture.
+"""Pixel padding (PixelPaddingValue): what fills an image outside the scanner's field of view.
 
 Its number may be anything: -2000 in a CT (3024 HU below water), the highest value of all in an MR. It is compared with
 the stored values, before any rescaling, and becomes the darkest measured value of the volume: the lowest, or the
@@ -113,7 +113,7 @@ def _number(value: Any, bits: PixelBits | None) -> float | int:
 
 
 def _reaching_the_edge(mask: np.ndarray) -> np.ndarray:
-    """Return the parts of a mask (rows, columns) that are connected with the edge of the picture."""
+    """Return the parts of a mask (rows, columns) that are connected with the edge of the slice."""
     from scipy import ndimage
 
     parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))

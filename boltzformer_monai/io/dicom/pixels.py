@@ -79,7 +79,7 @@ def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
         dataset = read_dicom(header.path, tags=tags)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
         if syntax is not None and syntax.is_private:
-            msg = f"{header.path}: its pixels are stored in a maker's own way ({syntax}), which no decoder here knows; "
+            msg = f"{header.path}: its pixels have a private transfer syntax ({syntax}), which no decoder here knows; "
             msg += "convert it to an uncompressed DICOM file or to NIfTI"
             raise VolumeError(msg, reason="codec")
         check_not_cut_off(dataset, header.path)
@@ -114,7 +114,7 @@ def _cells(dataset: Dataset, path: Path) -> tuple[np.ndarray, PixelBits | None]:
     from pydicom import uid
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None:  # old files without a preface; the reader has found out by itself
+    if syntax is None:  # old files without file meta information; pydicom has found out by itself
         dataset.file_meta.TransferSyntaxUID = syntax = _found_syntax(dataset)
     for name, kind in (("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")):
         if name in dataset:
@@ -189,7 +189,7 @@ def _check_agreement(image: PixelBits, bits: PixelBits, path: Path) -> None:
 def _check_values(values: np.ndarray, image: PixelBits, bits: PixelBits, path: Path, *, exact: bool) -> None:
     """Refuse what the header and the compressed image understand differently, where that changes a value."""
     if image.stored < bits.stored and image.signed != bits.signed:
-        doubtful = (values >> (image.stored - 1)) & 1 == 1  # of the highest bit nobody knows whether it is a sign
+        doubtful = (values >> (image.stored - 1)) & 1 == 1  # whether the highest bit is a sign is unknown
     elif image.stored > bits.stored and not exact:
         doubtful = ~bits.holds(values)  # bits beside the pixel survive no lossy compression
     else:

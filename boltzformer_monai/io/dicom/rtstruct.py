@@ -29,7 +29,7 @@ _XOR = "CLOSEDPLANAR_XOR"
 _CLOSED = ("CLOSED_PLANAR", _XOR)
 _OFF_SLICE = 0.1  # of the slice spacing: how far from a slice a contour may lie
 _FAR = 10_000  # pixels that a contour may reach beyond the image, which may be cut out of the scan it was drawn on
-_BESIDE = 0.5 + 1e-3  # pixels from the outermost centres to the edge of the picture
+_BESIDE = 0.5 + 1e-3  # pixels from the outermost centres to the edge of the image
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class _Roi:
 
 
 @dataclass
-class _Found:
-    """What drawing one region has met: the number of contours, by kind, and the slices that were drawn."""
+class _Counts:
+    """Counts of repeated and crossing contours of one region, and the slices that have contours."""
 
     repeated: int = 0
     crossing: int = 0
@@ -70,21 +70,19 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
     if not rois:
         msg = f"{path}: lists no regions of interest; is the file complete?"
         raise VolumeError(msg, reason="damaged")
-    for roi in rois:
-        if roi.contours:
-            check_frame_of_reference(path, roi.frame_of_reference, image)
+    drawn = [(roi, _Counts()) for roi in rois if roi.contours]
+    for roi, _ in drawn:
+        check_frame_of_reference(path, roi.frame_of_reference, image)
     empty = [f'"{roi.name}"' for roi in rois if not roi.contours]
     if empty:
         logger.warning("%s: no closed contours, so nothing is drawn, for %s", path, ", ".join(empty))
     titles = {roi.number: roi.name for roi in rois}
-    found = {roi.number: _Found() for roi in rois if roi.contours}
-    layers = (layer for roi in rois if roi.contours for layer in _fill(path, roi, image, found[roi.number]))
-    flat = flatten_layers(image.shape, titles, layers)
-    caveats = tuple(caveat for roi in rois if roi.contours for caveat in _caveats(roi, found[roi.number]))
-    return replace(flat, caveats=caveats)
+    layers = (layer for roi, found in drawn for layer in _fill(path, roi, image, found))
+    flat = flatten_layers(image.shape, titles, layers)  # counts while it draws
+    return replace(flat, caveats=tuple(caveat for roi, found in drawn for caveat in _caveats(roi, found)))
 
 
-def _caveats(roi: _Roi, found: _Found) -> Iterator[Caveat]:
+def _caveats(roi: _Roi, found: _Counts) -> Iterator[Caveat]:
     name = f'"{roi.name}"' if roi.name else f"ROI {roi.number}"
     if found.repeated and roi.xor:
         text = f"{name}: {found.repeated} contours are drawn twice with CLOSEDPLANAR_XOR and cancel each other"
@@ -157,8 +155,8 @@ def _points(contour: Dataset) -> np.ndarray:
     return np.array(value, dtype=np.float64).reshape(-1, 3)
 
 
-def _fill(path: Path, roi: _Roi, image: Volume, found: _Found) -> Iterator[Layer]:
-    """Yield the slices of one ROI, and note what is met."""
+def _fill(path: Path, roi: _Roi, image: Volume, found: _Counts) -> Iterator[Layer]:
+    """Yield the filled slices of one ROI, and count what :func:`_caveats` tells."""
     to_voxels = np.linalg.inv(image.affine)
     with np.errstate(over="ignore", invalid="ignore"):  # numbers out of all measure are refused below
         contours = [points @ to_voxels[:3, :3].T + to_voxels[:3, 3] for points in roi.contours]
@@ -177,8 +175,10 @@ def _fill(path: Path, roi: _Roi, image: Volume, found: _Found) -> Iterator[Layer
             raise VolumeError(msg, reason="grid")
         flat = points[:, in_plane]
         if not np.maximum(-flat, flat - size[in_plane]).max() <= _FAR:
-            msg = f'{path}: a contour of "{roi.name}" reaches more than {_FAR} pixels beyond the image; its points are '
-            msg += "not in millimetres of this scan, export it again"
+            msg = (
+                f'{path}: a contour of "{roi.name}" reaches more than {_FAR} pixels beyond the image; its points are '
+                "not in millimetres of this scan, export it again"
+            )
             raise VolumeError(msg, reason="grid")
         cut_off |= bool((flat < -_BESIDE).any() or (flat > size[in_plane] - 1 + _BESIDE).any())
         by_slice.setdefault(int(position), []).append(flat)

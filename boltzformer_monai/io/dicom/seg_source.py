@@ -1,8 +1,8 @@
-"""The instances that a DICOM SEG refers to: copies of what it needs of their headers, by position, made fit for it.
+"""The source instances of a DICOM SEG: copies of the header attributes that it needs, sorted by position and repaired.
 
 A copy holds identifiers, the place of its pixels and the few attributes that every object of a study repeats; texts
-that people write into headers (comments, histories, descriptions) stay in the scan. What is empty, odd or missing is
-repaired in the copies; what nobody can know is refused, by name.
+that people write into headers (comments, histories, descriptions) stay in the scan. What is empty, invalid or missing
+is repaired in the copies; what cannot be known is refused, by name.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?")
-# Repeated in the file's preface, which survives anonymisers that blank the data set.
-_IN_PREFACE = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
+# Repeated in the file meta information, which survives anonymisers that blank the data set.
+_IN_META = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
 _MADE_UP = ("StudyInstanceUID", "SeriesInstanceUID")
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
@@ -87,7 +87,10 @@ def seg_source(scan: Path | Sequence[Path], series: str | None) -> SegSource:
     if first.frame is not None and (len(paths) > 1 or len(slices) != first.frames):
         msg = f"{paths[0].parent}: frames of several files are no source of a DICOM SEG; write NIfTI (.nii.gz) instead"
         raise VolumeError(msg, reason="unsupported format")
-    stated = [_stated(path) for path in paths]
+    stated = []
+    for path in paths:
+        with damage_as_volume_error(path):
+            stated.append(read_dicom(path, tags=_TAGS, pixels=False))
     uids = _uids(place, paths, stated)
     shared = {**_identity(place, stated[0]), **_loss(stated[0])}
     copied = [{**shared, **uid} for uid in uids]
@@ -102,13 +105,6 @@ def seg_source(scan: Path | Sequence[Path], series: str | None) -> SegSource:
     return SegSource(grid, images, order, lossy, _series_number(_value(stated[0], "SeriesNumber")))
 
 
-def _stated(path: Path) -> Dataset:
-    """Read what is needed of a file's header, as it stands."""
-    tags = [*_IN_PREFACE, *_MADE_UP, *_IDENTITY, *_LOSSY, *_GROUPS, *_MORE]
-    with damage_as_volume_error(path):
-        return read_dicom(path, tags=tags, pixels=False)
-
-
 def _value(dataset: Any, keyword: str) -> Any:
     """An attribute's value; None where it is missing or its bytes are none of its kind."""
     try:
@@ -117,27 +113,25 @@ def _value(dataset: Any, keyword: str) -> Any:
         return None
 
 
-def _uid(dataset: Dataset, keyword: str) -> str:
-    return str(_value(dataset, keyword) or "").strip(" \0")
-
-
 def _uids(place: Path, paths: Sequence[Path], stated: Sequence[Dataset]) -> list[dict[str, str]]:
-    """Return the UIDs of each file.
+    """Return the UIDs of each file; refuse missing or invalid ones, and those that contradict each other."""
+    from pydicom.uid import UID
 
-    Raises:
-        VolumeError: one is missing or none, or they contradict each other.
-    """
+    def stripped(dataset: Dataset, keyword: str) -> str:
+        return str(_value(dataset, keyword) or "").strip(" \0")
+
     found = []
     for path, dataset in zip(paths, stated, strict=True):
-        own = {keyword: _uid(dataset, keyword) for keyword in (*_IN_PREFACE, *_MADE_UP, "FrameOfReferenceUID")}
-        for keyword, copy in _IN_PREFACE.items():
-            own[keyword] = own[keyword] or _uid(dataset.file_meta, copy)
+        own = {keyword: stripped(dataset, keyword) for keyword in (*_IN_META, *_MADE_UP, "FrameOfReferenceUID")}
+        for keyword, copy in _IN_META.items():
+            own[keyword] = own[keyword] or stripped(dataset.file_meta, copy)
         for keyword, uid in own.items():
             if not uid and keyword not in _MADE_UP:
                 raise _refused(path, keyword, "is missing or empty")
             if uid and (len(uid) > 64 or not _UID.fullmatch(uid)):
                 raise _refused(path, keyword, "is no UID")
-        _check_class(path, own["SOPClassUID"])
+        if UID(own["SOPClassUID"]).name == own["SOPClassUID"]:
+            raise _refused(path, "SOPClassUID", "is private or unknown")
         found.append(own)
     if len({own["SOPInstanceUID"] for own in found}) < len(found):
         raise _refused(place, "SOPInstanceUID", "is the same in several slices")
@@ -152,34 +146,25 @@ def _uids(place: Path, paths: Sequence[Path], stated: Sequence[Dataset]) -> list
         for own in found:
             own[keyword] = next(iter(known))
     if lacking:
-        logger.warning(
-            "%s: has no %s (anonymised?); the DICOM SEG gets one of its own, so a viewer may not list the two together",
-            place,
-            " and ".join(lacking),
+        text = (
+            "%s: has no %s (anonymised?); the DICOM SEG gets one of its own, so a viewer may not list the two together"
         )
+        logger.warning(text, place, " and ".join(lacking))
     return found
-
-
-def _check_class(path: Path, uid: str) -> None:
-    from pydicom.uid import UID
-
-    if UID(uid).name == uid:
-        raise _refused(path, "SOPClassUID", "is private or unknown")
 
 
 def _identity(place: Path, dataset: Dataset) -> dict[str, str]:
     """Return patient and study; what is not in a form that DICOM knows is empty."""
-    kept = {}
-    odd = []
+    kept, invalid = {}, []
     for keyword, in_form in _IDENTITY.items():
         text = _words(_value(dataset, keyword))
         kept[keyword] = "" if text is None else in_form(text)
         if not kept[keyword] and (text or (text is None and keyword in dataset)):
-            odd.append(keyword)
-    if "PatientID" in odd:  # an archive would file the SEG under another patient
+            invalid.append(keyword)
+    if "PatientID" in invalid:  # an archive would file the SEG under another patient
         raise _refused(place, "PatientID", "cannot be read")
-    if odd:
-        names = ", ".join(map(_named, odd))
+    if invalid:
+        names = ", ".join(map(_named, invalid))
         logger.warning("%s: not in the form of DICOM, so the DICOM SEG leaves it empty: %s", place, names)
     return kept
 
@@ -189,10 +174,10 @@ def _words(value: Any) -> str | None:
     from pydicom.multival import MultiValue
     from pydicom.valuerep import PersonName
 
-    if value is None or not isinstance(value, (str, PersonName, MultiValue)):
-        return None
     if isinstance(value, MultiValue):
         value = "\\".join(map(str, value))
+    if not isinstance(value, (str, PersonName)):
+        return None
     return "".join(letter for letter in str(value) if letter.isprintable()).strip()
 
 
@@ -203,7 +188,7 @@ def _loss(dataset: Dataset) -> dict[str, Any]:
 
 
 def _thickness(place: Path, dataset: Dataset, step: float) -> float:
-    """The stated thickness of a slice, else the distance of the slices."""
+    """Return the stated thickness of a slice, else the distance of the slices."""
     measures = dataset
     for group in _GROUPS:
         for item in (_value(dataset, group) or [])[:1]:
@@ -236,11 +221,11 @@ def _frames(values: Mapping[str, Any], slices: Sequence[SliceHeader], thickness:
     from pydicom.dataset import Dataset
 
     first = slices[0]
-    image, shared, measures, turn = _data_set(values, first), Dataset(), Dataset(), Dataset()
+    image, shared, measures, orientation = _data_set(values, first), Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = _decimals(first.geometry.pixel_spacing)
     measures.SliceThickness, measures.SpacingBetweenSlices = _decimals((thickness, step))
-    turn.ImageOrientationPatient = _decimals(first.geometry.cosines)
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [turn]
+    orientation.ImageOrientationPatient = _decimals(first.geometry.cosines)
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
     image.NumberOfFrames, image.SharedFunctionalGroupsSequence = first.frames, [shared]
     groups = []
     for header in sorted(slices, key=lambda each: each.frame or 0):
@@ -322,5 +307,6 @@ _IDENTITY: Mapping[str, Callable[[str], str]] = {
     "StudyDate": _date, "StudyTime": _time, "StudyID": _short, "AccessionNumber": _short,
     "ReferringPhysicianName": _physician,
 }  # fmt: skip
-_MORE = ("FrameOfReferenceUID", "SpecificCharacterSet", "SliceThickness", "SeriesNumber")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_TAGS = [*_IN_META, *_MADE_UP, *_IDENTITY, *_LOSSY, *_GROUPS, "FrameOfReferenceUID", "SpecificCharacterSet",
+         "SliceThickness", "SeriesNumber"]  # fmt: skip

@@ -1,8 +1,7 @@
-"""Masks as a DICOM SEG of the series that they were found in: the way back into the archive and the viewer.
+"""Write masks as a DICOM SEG that refers to the series they were made on.
 
-Every mask is mapped to the source slices by position, and the finished object is read back with this package's own
-reader and compared voxel for voxel before it takes its name. Whether a scan's headers allow a SEG is known without any
-mask, so that it can be asked before the work.
+Masks are mapped to the source slices by position. The object is read back with this package's own reader and compared
+voxel for voxel before it takes its name. :func:`check_can_be_seg` checks a scan's headers before any mask exists.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ NODULE = SegmentCode("27925004", "Nodule", category=_ALTERED)
 
 
 def check_can_be_seg(scan: Path | Sequence[Path], *, series: str | None = None, names: Sequence[str] = ()) -> None:
-    """Check that a DICOM SEG of a scan can be made: by its headers alone, on a picture of one pixel.
+    """Check that a DICOM SEG of a scan can be made: by its headers alone, on slices of one pixel.
 
     Args:
         scan: as for :func:`write_dicom_seg`.
@@ -138,13 +137,13 @@ def write_dicom_seg(
     target = Path(path)
     found = seg_source(scan, series)
     source, order = found.grid, found.order
-    with tempfile.TemporaryFile() as spool:
-        named = _spool(masks, grid, source, order, spool)
+    with tempfile.TemporaryFile() as file:
+        named = _store(masks, grid, source, order, file)
         if not named:
             msg = f"{target}: no mask has a voxel, and a DICOM SEG without segments does not exist; nothing is written"
             raise VolumeError(msg, reason="labels")
         columns, rows, depth = source.shape
-        stack = np.memmap(spool, np.uint8, "r", shape=(len(named), depth, rows, columns))
+        stack = np.memmap(file, np.uint8, "r", shape=(len(named), depth, rows, columns))
         settings = (algorithm, version, model, description, made, remarks or {})
         try:
             with _invalid_as_volume_error(target):
@@ -159,12 +158,12 @@ def write_dicom_seg(
     return len(named)
 
 
-def _spool(
+def _store(
     masks: Iterable[tuple[str, SegmentCode | None, np.ndarray]],
     grid: Volume,
     source: Volume,
     order: Sequence[int],
-    spool: IO[bytes],
+    file: IO[bytes],
 ) -> list[tuple[str, SegmentCode]]:
     """Write the masks that have voxels to a file, frames as (slices, rows, columns); return their names and codes."""
     named = []
@@ -178,9 +177,9 @@ def _spool(
         turned = reorient_label(Volume(mask, grid.affine, source=name), source).array
         frames = np.empty(turned.shape[::-1], np.uint8)
         frames[order] = turned.transpose(2, 1, 0)
-        spool.write(frames.data)
+        file.write(frames.data)
         named.append((name, code or TISSUE))
-    spool.flush()
+    file.flush()
     return named
 
 

@@ -1,4 +1,4 @@
-"""Choosing ONE series of a DICOM folder, and refusing one that holds what cannot become a voxel of a scan."""
+"""Choose one series of a DICOM folder, and refuse slices that cannot become a scan."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def choose_series(place: Path, series: str | None, files: Sequence[Path] = ()) -
     groups: dict[str, list[SliceHeader]] = {}
     for header in found.slices:
         groups.setdefault(header.series, []).append(header)
-    strangers = set(files) - {header.path for header in found.slices if series in (None, header.series)}
-    if strangers:
-        msg = f"{min(strangers)}: is no slice of its series; repair or remove it, then list the scans again"
+    foreign = set(files) - {header.path for header in found.slices if series in (None, header.series)}
+    if foreign:
+        msg = f"{min(foreign)}: is no slice of its series; repair or remove it, then list the scans again"
         raise VolumeError(msg, reason="not an image")
     if not groups:
         raise _nothing(place, found)
@@ -72,18 +72,15 @@ def check_slices(slices: list[SliceHeader]) -> None:
         VolumeError: colour, mosaic, lookup table, CT without rescale, or missing geometry.
     """
     for header in slices:
-        problem = _colour(header) or _mosaic(header) or _geometry(header) or _values(header)
-        if problem is not None:
-            words, reason = problem
-            msg = f"{header.path}: {words}"
-            raise VolumeError(msg, reason=reason)
+        if problem := _colour(header) or _mosaic(header) or _geometry(header) or _values(header):
+            raise VolumeError(f"{header.path}: {problem[0]}", reason=problem[1])
     first = slices[0]
     if first.modality == "CT" and any(header.geometry.rescale_type not in ("", "HU") for header in slices):
         logger.warning("%s: RescaleType is not HU; windows may not fit", first.path.parent)
 
 
 def _nothing(place: Path, found: Found) -> VolumeError:
-    """Say what there is instead of slices."""
+    """Return the error about a place without slices, with what it holds instead."""
     if found.objects:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.objects.most_common(_LISTED))
         if place.is_file():
@@ -118,11 +115,10 @@ def _check_one_source(slices: list[SliceHeader]) -> None:
     """Refuse files that share a series UID but not a patient, a modality, a frame of reference or a kind of image."""
     first, folder = slices[0], slices[0].path.parent
     localizer = next((header for header in slices if "LOCALIZER" in header.image_type), None)
-    if localizer is not None:
-        scan = next((header for header in slices if "LOCALIZER" not in header.image_type), None)
-        if scan is not None:
-            msg = f"{folder}: {localizer.name} is a localizer among slices such as {scan.name}; remove the localizers"
-            raise VolumeError(msg, reason="localizer")
+    scan = next((header for header in slices if "LOCALIZER" not in header.image_type), None)
+    if localizer is not None and scan is not None:
+        msg = f"{folder}: {localizer.name} is a localizer among slices such as {scan.name}; remove the localizers"
+        raise VolumeError(msg, reason="localizer")
     for name, reason in (
         ("patient_id", "several patients"),
         ("modality", "mixed modalities"),
@@ -143,13 +139,13 @@ def _colour(header: SliceHeader) -> _Problem:
         return None
     if header.samples == 1 and not header.photometric:
         return "states no PhotometricInterpretation, so its pixels are undefined; export it again", "damaged"
-    return f"is a colour picture ({header.photometric!r}), not a grayscale slice; leave it out", "colour"
+    return f"is a colour image ({header.photometric!r}), not a grayscale slice; leave it out", "colour"
 
 
 def _mosaic(header: SliceHeader) -> _Problem:
     if "MOSAIC" not in header.image_type:
         return None
-    return "is a Siemens mosaic, which packs many slices into one picture; unpack it with dcm2niix", "mosaic"
+    return "is a Siemens mosaic, which packs many slices into one image; unpack it with dcm2niix", "mosaic"
 
 
 def _geometry(header: SliceHeader) -> _Problem:

@@ -46,6 +46,6 @@ def other_kind(dataset: Dataset) -> str | None:
         return None
     if not uid:  # without a preamble it is something else whose first bytes looked like old DICOM
         return None if dataset.preamble else ""
-    # A UID that is cut off itself is in no dictionary and differs from its copy in the file's preface.
+    # A UID that is cut off itself is in no dictionary and differs from its copy in the file meta information.
     whole = uid == (stated if stated or uid.name == str(uid) else uid)
     return name if whole and "Image" not in uid.name else None

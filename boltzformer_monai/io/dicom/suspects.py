@@ -1,7 +1,7 @@
-"""Files among DICOM slices that are not DICOM, but by their names may have been slices before they were damaged.
+"""Files among DICOM slices that are not DICOM, but by their names may be damaged slices.
 
-Archives export slices without any suffix. There a broken first or last slice is just another unknown file; passed over,
-the scan would become shorter without a word.
+Archives export slices without any suffix. There a broken first or last slice is just another unknown file; if it were
+skipped, the scan would silently become shorter.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Suspects:
 
     Attributes:
         lost: empty ones, and those named like a slice: a slice may be lost.
-        odd: others without a suffix, which may be anything.
+        unknown: others without a suffix, which may be anything.
     """
 
     lost: list[Path] = field(default_factory=list)
-    odd: list[Path] = field(default_factory=list)
+    unknown: list[Path] = field(default_factory=list)
 
 
 def find_suspects(others: Iterable[Path], slices: Iterable[Path]) -> Suspects:
@@ -53,7 +53,7 @@ def find_suspects(others: Iterable[Path], slices: Iterable[Path]) -> Suspects:
         if alike or not path.stat().st_size:
             found.lost.append(path)
         elif plain:
-            found.odd.append(path)
+            found.unknown.append(path)
     return found
 
 

@@ -201,9 +201,9 @@ def test_an_overlay_inside_the_pixel_is_refused(write_series: SeriesWriter) -> N
         (codecs.jpeg_2000(np.full((4, 4), -1), 12, signed=True), "90", (16, 16, 15, 0), "12 signed bits"),
         (codecs.jpeg_lossless(np.full((4, 4), 4095), 12), "70", (16, 16, 15, 1), "12 unsigned bits"),
         # As many pixels, in other rows.
-        (codecs.jpeg_2000(np.zeros((2, 8)), 12, signed=False), "90", (16, 12, 11, 0), "picture of 8x2"),
-        (codecs.jpeg_lossless(np.zeros((8, 2)), 12), "70", (16, 12, 11, 0), "picture of 2x8"),
-        (codecs.jpeg_lossless(np.zeros((5, 4)), 12), "70", (16, 12, 11, 0), "picture of 4x5"),
+        (codecs.jpeg_2000(np.zeros((2, 8)), 12, signed=False), "90", (16, 12, 11, 0), "image of 8x2"),
+        (codecs.jpeg_lossless(np.zeros((8, 2)), 12), "70", (16, 12, 11, 0), "image of 2x8"),
+        (codecs.jpeg_lossless(np.zeros((5, 4)), 12), "70", (16, 12, 11, 0), "image of 4x5"),
         # What lies beside the pixel does not survive lossy compression.
         (codecs.jpeg_2000(np.full((4, 4), 4096), 16, signed=False), "91", (16, 12, 11, 0), "16 unsigned bits"),
         (codecs.jpeg_2000(np.full((4, 4), -1), 16, signed=True), "91", (16, 12, 11, 0), "16 signed bits"),

@@ -49,7 +49,7 @@ def test_a_deflated_file_that_unfolds_into_too_much_is_refused(
     padding = 9_000_000
     _deflated(paths[1], b"\xfc\xff\xfc\xffOB\0\0" + struct.pack("<I", padding) + bytes(padding))
     assert paths[1].stat().st_size < 20_000
-    with pytest.raises(VolumeError, match="unfolds into more than 0.008 GB") as caught:
+    with pytest.raises(VolumeError, match="inflates to more than 0.008 GB") as caught:
         read_volume(paths[0].parent)
     assert caught.value.reason == "too large"
 
