@@ -167,7 +167,7 @@ def damage_as_volume_error(
     except broken_dicom() as error:
         if (closed := cannot_open(path, error)) is not None:
             raise closed from error
-        msg = f"{path}: {what} ({one_line(error)}); is the file complete?"
+        msg = f"{path}: {what} ({one_line(error)}); is the file complete, or truncated?"
         raise VolumeError(msg, reason="truncated" if isinstance(error, EOFError) else reason) from error
 
 

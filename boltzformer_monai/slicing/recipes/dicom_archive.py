@@ -98,7 +98,7 @@ def find_series(files: Iterable[Path]) -> Archive:
     slices = [path for series in found.values() for path in series.files]
     suspects = find_suspects((path for path in others if not is_image_file(path)), slices)
     damaged += suspects.lost
-    for path in suspects.odd:
+    for path in suspects.unknown:
         logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
     unmatched = []
     for path, references in drawn:
