@@ -120,7 +120,7 @@ def holds_only_image_files(folder: Path) -> bool:
     others = [path for path in files if not is_image_file(path)]
     try:
         return len(others) < len(files) and all(read_header(path, ("SOPClassUID",)) is None for path in others)
-    except (VolumeError, *broken_dicom()):
+    except VolumeError:
         return False
 
 
