@@ -7,6 +7,7 @@ a bug of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 REASONS: Mapping[str, str] = {
@@ -53,6 +54,10 @@ with it. ``docs/data.md`` shows this table."""
 
 
 _LONGEST = 160  # letters of a foreign message
+# A data loader's worker process hands over the text of its error only.
+_IN_WORKER = re.compile(r"boltzformer_monai\.errors\.\w+: (.+)")
+# MONAI's own words for a wrong run id, and for a section that an override replaced by something else.
+_OF_MONAI = ("run ID ", "the referring item ")
 
 
 class BoltzFormerError(Exception):
@@ -150,6 +155,23 @@ def user_error(error: BaseException | None) -> BoltzFormerError | None:
     while error is not None and not isinstance(error, BoltzFormerError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def user_line(error: BaseException) -> str | None:
+    """The line for an error that the user can mend, or ``None`` for a bug, which keeps its traceback."""
+    if not isinstance(error, OSError) and (known := user_error(error)) is not None:
+        return str(known)
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    if in_worker := _IN_WORKER.search(f"{error}\n{root}"):
+        return in_worker[1]
+    # What libraries raise as OSError about the content of a file has no number.
+    if isinstance(root, OSError) and root.errno is not None:
+        return f"{root.filename}: {why(root)}" if root.filename else why(root)
+    if isinstance(root, ValueError) and str(root).startswith(_OF_MONAI):
+        return str(root).splitlines()[0]
+    return None
 
 
 def did_you_mean(

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from boltzformer_monai.errors import ConfigError, did_you_mean, reject_unknown, why
+from boltzformer_monai.errors import ConfigError, did_you_mean, reject_unknown, user_line, why
 
 
 def raised(call: str) -> BaseException:
@@ -56,3 +56,34 @@ def test_unknown_names_are_refused() -> None:
     reject_unknown(["epochs"], ["epochs"], what="setting")
     with pytest.raises(ConfigError, match=r"^unknown setting 'epoch'; did you mean 'epochs'\?$"):
         reject_unknown(["epochs", "epoch"], ["epochs"], what="setting")
+
+
+def _wrapped(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ConfigError("use CT or MR"), "use CT or MR"),
+        (_wrapped(RuntimeError("Failed to evaluate @reader"), ConfigError("use CT")), "use CT"),
+        (_wrapped(ConfigError("no data set"), FileNotFoundError(2, "No such file", "/there")), "no data set"),
+        (PermissionError(13, "Permission denied", "/there"), "/there: Permission denied"),
+        (
+            _wrapped(RuntimeError("Failed"), PermissionError(13, "Permission denied", "/there")),
+            "/there: Permission denied",
+        ),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("broken data stream when reading image file"), None),
+        (
+            ValueError("run ID 'trainin' doesn't exist in the config file."),
+            "run ID 'trainin' doesn't exist in the config file.",
+        ),
+        (RuntimeError("Caught\nboltzformer_monai.errors.DatasetError: a.png: is damaged\n"), "a.png: is damaged"),
+        (ValueError("a bug"), None),
+        (TypeError("another"), None),
+    ],
+)
+def test_the_line_for_the_user_or_none_for_a_bug(error: BaseException, line: str | None) -> None:
+    assert user_line(error) == line

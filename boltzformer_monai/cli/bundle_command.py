@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -64,13 +65,14 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` → key and value: a Python literal, JSON, or else the text."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    for parse in (ast.literal_eval, json.loads):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return key, parse(value)
+    return key, value
 
 
 def require_training_packages() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from boltzformer_monai.errors import ConfigError, user_error, why
+from boltzformer_monai.errors import ConfigError, user_line
 
 __all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "run_command"]
 
@@ -49,20 +49,10 @@ def run_command(parser: CommandParser, argv: Sequence[str] | None = None) -> int
             sys.stderr.write(f"interrupted{': ' if kept else ''}{kept}\n")
             return INTERRUPTED
         except Exception as error:
-            line = _user_line(error)
-            if line is None:
+            if (line := user_line(error)) is None:
                 raise
             sys.stderr.write(f"error: {line}\n")
             return USER_ERROR
-
-
-def _user_line(error: Exception) -> str | None:
-    """Return the line for an error that the user can mend; None for a bug."""
-    if isinstance(error, OSError):
-        # What libraries raise as OSError about the content of a file has no number.
-        return None if error.errno is None else f"{error.filename}: {why(error)}" if error.filename else why(error)
-    known = user_error(error)  # MONAI wraps what its expressions raise in a RuntimeError
-    return None if known is None else str(known)
 
 
 class _Lines(logging.Formatter):

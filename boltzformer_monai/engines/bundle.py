@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import logging
 import os
 import pydoc
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.engines.settings import TrainingSettings
-from boltzformer_monai.errors import ConfigError, user_error, why
+from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
 from boltzformer_monai.precision import device_by_name, distributed_device
@@ -34,8 +32,6 @@ _log = logging.getLogger(__name__)
 FREE_FORM = ("network_overrides", "settings_overrides", "_meta_")
 # What a configuration may be overlaid with.
 OVERLAYS = {"train": ("multi_gpu_train",)}
-# MONAI's own words for a wrong run id, and for a section that an override replaced by something else.
-_MONAI_USER_ERRORS = ("run ID ", "the referring item ")
 # Which setting says where a configuration writes.
 _WRITES = {"train": "output_dir", "evaluate": "output_dir", "inference": "output"}
 # Plain values that an override may give: the type, and the least value.
@@ -49,11 +45,14 @@ _NUMBERS: dict[str, tuple[type, float]] = {
     "resamples": (int, 1),
     "repeats": (int, 1),
 }
-_USER_ERROR_IN_WORKER = re.compile(r"boltzformer_monai\.errors\.\w+: (.+)")
+# MONAI's command line hands JSON's words on as texts, and the text "false" is true to Python.
+_JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
+# Settings that read these texts themselves.
+_READ_WORDS = ("presence", "literal")
 
 
 def start(bundle_root: str | Path, name: str) -> None:
-    """First expression of every configuration: user errors in one line, and no override key unknown.
+    """First expression of every configuration: report user errors in one line, and check keys, values and folders.
 
     MONAI accepts any ``--key value``; a misspelt one would silently train with the default.
 
@@ -62,36 +61,46 @@ def start(bundle_root: str | Path, name: str) -> None:
         name: of the configuration in use, e.g. ``"train"``.
 
     Raises:
-        ConfigError: an override key is not in the configuration and no argument of the component it is given to, the
-            device is not there, or ``bundle_root`` is not the bundle.
+        ConfigError: an override key is not in the configuration and no argument of the component it is given to, a
+            value is none that the key takes, the device is not there, or ``bundle_root`` is not the bundle.
         DatasetError: there is no slice dataset at ``dataset_dir``.
-        StorageError: what it writes has no place.
+        StorageError: the output folder cannot be written.
     """
     one_line_errors()
     configs = Path(bundle_root) / "configs"
     if not (configs / f"{name}.json").is_file():
         msg = f"no bundle at {bundle_root}; run from the repository's root or give --bundle_root PATH/TO/boltzformer"
         raise ConfigError(msg)
-    # `--tracking mlflow` adds settings of its own.
-    known = set(_ids(DEFAULT_MLFLOW_SETTINGS["configs"]))
+    parser = _parser_in_use()
+    _check_keys(parser, configs, name)
+    _check_values(parser)
+    _check_places(parser, name)
+
+
+def _check_keys(parser: ConfigParser, configs: Path, name: str) -> None:
+    known = {key for key, _ in _entries(DEFAULT_MLFLOW_SETTINGS["configs"])}  # `--tracking mlflow` adds them
     for file in (name, *OVERLAYS.get(name, ())):
         content = json.loads((configs / f"{file}.json").read_text(encoding="utf-8"))
-        known.update(key.replace("#", "::") for key in _ids(content))
-    parser = _parser_in_use()
-    for key in _ids(parser.get()):
+        known.update(key.replace("#", "::") for key, _ in _entries(content))
+    for key, _ in _entries(parser.get()):
         free = key.startswith("_") or any(key == part or key.startswith(f"{part}::") for part in FREE_FORM)
         if key not in known and not free and not _is_argument(parser, key):
-            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-            shown = key.replace("::", "#")
-            hint = f"did you mean --{near[0].replace('::', '#')}?" if near else f"see configs/{name}.json for the keys"
-            msg = f"unknown override --{shown}; {hint}"
+            hint = did_you_mean(key, sorted(known), show=_option, otherwise=f"see configs/{name}.json for the keys")
+            msg = f"unknown override {_option(key)}; {hint}"
+            raise ConfigError(msg)
+
+
+def _check_values(parser: ConfigParser) -> None:
+    for key, value in _entries(parser.get()):
+        if isinstance(value, str) and value in _JSON_WORDS and key not in _READ_WORDS:
+            msg = f"{_option(key)} is the text {value!r}; write {_JSON_WORDS[value]}"
             raise ConfigError(msg)
     for key, (kind, least) in _NUMBERS.items():
         value = parser.get(key)
         if value is None or (isinstance(value, str) and value.startswith(("$", "@"))):
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (kind is int and not isinstance(value, int)) or float(value) < least:
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if not number or not value >= least:
             what = "a whole number" if kind is int else "a number"
             msg = f"--{key} must be {what} of at least {least:g}, got {value!r}"
             raise ConfigError(msg)
@@ -100,7 +109,15 @@ def start(bundle_root: str | Path, name: str) -> None:
         raise ConfigError(msg)
     if device:
         device_by_name(device)
-    _check_places(parser, name)
+
+
+def _check_places(parser: ConfigParser, name: str) -> None:
+    """Look at what is read and written before the network is made and the data are loaded."""
+    dataset = _literal(parser, "dataset_dir")
+    if dataset and name in ("train", "evaluate"):
+        read_description(Path(dataset))
+    if place := _literal(parser, _WRITES.get(name, "")):
+        require_writable(Path(place).parent if _WRITES[name] == "output" else Path(place))
 
 
 def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlays: Sequence[str | Path] = ()) -> None:
@@ -113,26 +130,20 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         overlays: configuration files that are laid over it, in this order.
 
     Raises:
-        BoltzFormerError: what the user can mend; MONAI may have wrapped it in a RuntimeError.
+        RuntimeError: MONAI's, around a user error; :func:`~boltzformer_monai.errors.user_line` finds it.
     """
     # It warns on standard output that logging stays as it is, which is what is wanted here.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
-    try:
-        workflow = ConfigWorkflow(
-            config_file=[str(root / "configs" / f"{name}.json"), *map(str, overlays)],
-            workflow_type="train" if name == "train" else "infer",
-            logging_file=False,
-        )
-        # Not as arguments of the constructor: a key of that name would be taken for one of its own.
-        workflow.parser.update({**overrides, "bundle_root": str(root)})
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-    except Exception as error:
-        line = _one_line(error)
-        if line is None or user_error(error) is not None:
-            raise
-        raise ConfigError(line) from error
+    workflow = ConfigWorkflow(
+        config_file=[str(root / "configs" / f"{name}.json"), *map(str, overlays)],
+        workflow_type="train" if name == "train" else "infer",
+        logging_file=False,
+    )
+    # Not as arguments of the constructor: a key of that name would be taken for one of its own.
+    workflow.parser.update({**overrides, "bundle_root": str(root)})
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
 
 
 def make_training(
@@ -162,15 +173,6 @@ def _literal(parser: ConfigParser, key: str) -> str:
     return value if isinstance(value, str) and not value.startswith(("$", "@")) else ""
 
 
-def _check_places(parser: ConfigParser, name: str) -> None:
-    """Look at what is read and written before the network is made and the data are loaded."""
-    dataset = _literal(parser, "dataset_dir")
-    if dataset and name in ("train", "evaluate"):
-        read_description(Path(dataset))
-    if place := _literal(parser, _WRITES.get(name, "")):
-        require_writable(Path(place).parent if _WRITES[name] == "output" else Path(place))
-
-
 def _is_argument(parser: ConfigParser, key: str) -> bool:
     """Whether the id is an argument that its component takes, although the configuration does not give it."""
     parent, _, argument = key.rpartition("::")
@@ -189,12 +191,17 @@ def _is_argument(parser: ConfigParser, key: str) -> bool:
     return False
 
 
-def _ids(config: Any, prefix: str = "") -> Iterator[str]:
-    """Ids of all entries of nested mappings, joined as MONAI does."""
+def _entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Id and value of all entries of nested mappings; ids are joined as MONAI does."""
     if isinstance(config, Mapping):
         for key, value in config.items():
-            yield f"{prefix}{key}"
-            yield from _ids(value, f"{prefix}{key}::")
+            yield f"{prefix}{key}", value
+            yield from _entries(value, f"{prefix}{key}::")
+
+
+def _option(key: str) -> str:
+    """An id as it is given on the command line."""
+    return f"--{key.replace('::', '#')}"
 
 
 def _parser_in_use() -> ConfigParser:
@@ -216,9 +223,8 @@ def one_line_errors() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        message = _one_line(error)
-        if message is not None:
-            sys.stderr.write(f"error: {message}\n")
+        if (line := user_line(error)) is not None:
+            sys.stderr.write(f"error: {line}\n")
         elif issubclass(kind, KeyboardInterrupt):
             sys.stderr.write("\ninterrupted\n")  # behind the progress bar
         else:
@@ -226,23 +232,6 @@ def one_line_errors() -> None:
 
     hook.prints_one_line = True  # type: ignore[attr-defined]
     sys.excepthook = hook
-
-
-def _one_line(error: BaseException) -> str | None:
-    """What to tell the user, or ``None`` for a bug, which keeps its traceback."""
-    if known := user_error(error):
-        return str(known)
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    # A loader's worker process hands over the text of the error only.
-    if in_worker := _USER_ERROR_IN_WORKER.search(f"{error}\n{root}"):
-        return in_worker[1]
-    if isinstance(root, OSError) and root.filename is not None:
-        return f"{root.filename}: {why(root)}"
-    if isinstance(root, ValueError) and str(root).startswith(_MONAI_USER_ERRORS):
-        return str(root).splitlines()[0]
-    return None
 
 
 def start_distributed() -> None:

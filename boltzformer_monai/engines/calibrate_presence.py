@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.data import Item, collate_slices
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceEvidence, PresenceRule, calibrate
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.weights import Description, read_weights, save_checkpoint
@@ -46,7 +47,7 @@ def calibrate_presence(
         batch_size: slices at once.
 
     Returns:
-        The rule; None for a network without presence head.
+        The rule; None, with a warning, where there is nothing to calibrate on, and for a network without presence head.
 
     Raises:
         DatasetError: the split has no labelled slices.
@@ -60,7 +61,8 @@ def calibrate_presence(
         collate_fn=lambda items: collate_slices([transform(item) for item in items]),
     )
     scorer = ScoreSlices(root=reader.root, size=size)
-    said: dict[tuple[str, str], dict[int, tuple[float, bool, bool]]] = defaultdict(dict)
+    # (volume, target) → slice index → presence probability, target in the slice, mask overlaps the target
+    slices: dict[tuple[str, str], dict[int, tuple[float, bool, bool]]] = defaultdict(dict)
     training = network.training
     network.eval()
     try:
@@ -71,12 +73,16 @@ def calibrate_presence(
                     probabilities = decoded.presence[index].sigmoid().tolist()
                     scores = scorer.score(decoded.logits[index, : len(rows)], rows)
                     for row, probability, score in zip(rows, probabilities, scores, strict=False):
-                        met = (probability, score.truth > 0, score.intersection > 0)
-                        said[row.volume, row.target][row.slice_index] = met
+                        found = (probability, score.truth > 0, score.intersection > 0)
+                        slices[row.volume, row.target][row.slice_index] = found
     finally:
         network.train(training)
-    rule = calibrate(_in_order(slices) for slices in said.values())
-    _log.info("presence thresholds from %d volumes × targets: high %.3f, low %.3f", len(said), rule.high, rule.low)
+    try:
+        rule = calibrate(_in_order(each) for each in slices.values())
+    except ConfigError as error:  # a short training on a small data set: its weights are worth keeping all the same
+        _log.warning("%s", error)
+        return None
+    _log.info("presence thresholds from %d volumes × targets: high %.3f, low %.3f", len(slices), rule.high, rule.low)
     return rule
 
 
@@ -141,6 +147,8 @@ def calibrate_checkpoint(
 ) -> None:
     """Calibrate the weights of a checkpoint, and write the thresholds into it and into ``description``.
 
+    Where nothing can be calibrated, both stay as they are.
+
     Args:
         checkpoint: of this network, which has its weights afterwards.
         network: on ``device``.
@@ -153,7 +161,6 @@ def calibrate_checkpoint(
         adjust: what is stored, from what was found.
 
     Raises:
-        ConfigError: nothing can be found, see :func:`~boltzformer_monai.evaluation.presence_rule.calibrate`.
         StorageError: the checkpoint cannot be written; it stays as it was.
     """
     content = read_weights(checkpoint)

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from boltzformer_monai.errors import ConfigError, reject_unknown
+from boltzformer_monai.field_types import check_types
 from boltzformer_monai.networks.presets import PRESETS
 from boltzformer_monai.precision import Precision
 
 _log = logging.getLogger(__name__)
-
-
-def _check_range(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
-    """Raise a ``ConfigError`` unless ``value`` is a number with ``low ≤ value ≤ high``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        msg = f"{name} must be {limit}, got {value!r}"
-        raise ConfigError(msg)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,20 +55,16 @@ class TrainingSettings:
     workers: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size"):
-            _check_range(name, getattr(self, name), low=1)
-        for name in ("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size", "workers"):
-            if not isinstance(getattr(self, name), int):
-                msg = f"{name} must be a whole number, got {getattr(self, name)!r}"
-                raise ConfigError(msg)
-        _check_range("warm_up", self.warm_up, low=0, high=1)
-        if self.negatives is not None:
-            _check_range("negatives", self.negatives, low=0, high=1)
-        for name in ("learning_rate", "weight_decay", "clip", "balance", "empty_weight", "presence_weight", "workers"):
-            _check_range(name, getattr(self, name), low=0)
-        for name, choices in (("augmentation", ("paper", "light", "none")), ("schedule", ("constant", "cosine"))):
-            if getattr(self, name) not in choices:
-                msg = f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+        """Raises :class:`~boltzformer_monai.errors.ConfigError` for wrong types, and numbers out of range."""
+        check_types(self)
+        least = dict.fromkeys(("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size"), 1)
+        least |= dict.fromkeys(("learning_rate", "weight_decay", "clip", "balance"), 0)
+        least |= dict.fromkeys(("empty_weight", "presence_weight", "workers", "warm_up", "negatives"), 0)
+        for name, low in least.items():
+            value, high = getattr(self, name), 1 if name in ("warm_up", "negatives") else math.inf
+            if value is not None and not low <= value <= high:
+                limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                msg = f"{name} must be {limit}, got {value!r}"
                 raise ConfigError(msg)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.field_types import check_types
 from boltzformer_monai.networks.interfaces import STRIDE
 from boltzformer_monai.networks.pixel_decoder import Norm
 
@@ -73,18 +74,16 @@ class NetworkConfig:
     """Compute decoder and aggregation in their fast forms (``networks/fast``): the same function and weights."""
 
     def __post_init__(self) -> None:
-        """Raises :class:`~boltzformer_monai.errors.ConfigError` for sizes that no network can have."""
-        sizes = ("in_channels", "dim", "heads", "hidden", "queries", "layers", "pigma_channels")
-        for name in (*sizes, "text_width", "text_layers", "text_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                msg = f"{name} must be a whole number of at least 1, got {value!r}"
+        """Raises :class:`~boltzformer_monai.errors.ConfigError` for wrong types, and sizes that no network can have."""
+        check_types(self)
+        least = dict.fromkeys(("in_channels", "dim", "heads", "hidden", "queries", "layers", "pigma_channels"), 1)
+        least |= {"text_width": 1, "text_layers": 1, "text_heads": 1, "pixel_layers": 0, "neighbours": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                msg = f"{name} must be a whole number of at least {low}, got {getattr(self, name)}"
                 raise ConfigError(msg)
-        if not isinstance(self.image_size, int) or self.image_size % STRIDE or self.image_size < STRIDE:
-            msg = f"image_size must be a positive multiple of {STRIDE}, got {self.image_size!r}"
-            raise ConfigError(msg)
-        if not isinstance(self.neighbours, int) or self.neighbours < 0:
-            msg = f"neighbours must be a whole number of at least 0, got {self.neighbours!r}"
+        if self.image_size % STRIDE or self.image_size < STRIDE:
+            msg = f"image_size must be a positive multiple of {STRIDE}, got {self.image_size}"
             raise ConfigError(msg)
         if self.neighbours and self.in_channels != 2 * self.neighbours + 1:
             msg = f"{self.neighbours} neighbours make {2 * self.neighbours + 1} in_channels, not {self.in_channels}"
@@ -95,10 +94,6 @@ class NetworkConfig:
                 f"got {list(self.mean)} and {list(self.std)}"
             )
             raise ConfigError(msg)
-        for name in ("backbone", "decoder", "policy"):
-            if not isinstance(getattr(self, name), str):
-                msg = f"{name} must be a name, got {getattr(self, name)!r}"
-                raise ConfigError(msg)
         for name in ("backbone_settings", "decoder_settings", "policy_settings"):
             value = getattr(self, name)
             if not isinstance(value, dict) or not _is_plain(value):

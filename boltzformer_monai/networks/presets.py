@@ -71,7 +71,9 @@ def _replaced(config: NetworkConfig, overrides: Mapping[str, Any]) -> NetworkCon
         for name in ("mean", "std"):
             values = getattr(config, name)
             given.setdefault(name, (sum(values) / len(values),) * given["in_channels"])
-    tuples: dict[str, Any] = {name: tuple(given[name]) for name in ("mean", "std") if name in given}
+    tuples = {
+        name: tuple(value) for name, value in given.items() if name in ("mean", "std") and isinstance(value, list)
+    }
     return dataclasses.replace(config, **{**given, **tuples})
 
 

@@ -13,6 +13,8 @@ import pytest
 from monai.utils import set_determinism
 
 from boltzformer_monai.cli import bundle_command, main
+from boltzformer_monai.engines import store_presence
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.weights import load_checkpoint
 from tests.cli.test_segment_plan import RUNNER
 from tests.engines.cases import write_dataset
@@ -87,6 +89,20 @@ def test_ctrl_c_keeps_the_last_state(slices: Path, tmp_path: Path, monkeypatch: 
     assert load_checkpoint(tmp_path / "run" / "last.pt")
 
 
+def test_a_presence_head_that_cannot_be_calibrated_is_a_warning(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def calibrate(evidence: object) -> None:
+        raise ConfigError("presence cannot be calibrated; train longer")
+
+    monkeypatch.setattr(sys.modules[store_presence.__module__], "calibrate", calibrate)
+    head = f"network_overrides={ {**SMALL_NETWORK, 'presence': True} }"
+    assert _train(slices, tmp_path / "run", "--epochs", "1", "--set", head) == 0
+    assert "warning: presence cannot be calibrated; train longer" in capsys.readouterr().err
+    for name in ("model.pt", "last.pt"):
+        assert "presence" not in load_checkpoint(tmp_path / "run" / name)[1].data
+
+
 def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Path) -> None:
     (tmp_path / "a file").write_bytes(b"")
     (tmp_path / "model.pt").write_bytes(b"")
@@ -126,6 +142,9 @@ def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Pa
         (["--set", "epoch=3"], "error: unknown override --epoch; did you mean --epochs?"),
         (["--set", "config_file=x"], "error: unknown override --config_file; "),
         (["--set", "network_overrides={'querys': 3}"], "did you mean 'queries'?"),
+        (["--set", "network_overrides={'presence': 'false'}"], "network_overrides#presence is the text 'false'"),
+        (["--set", 'network_overrides={"presence": 0}'], "error: presence must be true or false, got 0"),
+        (["--set", "settings_overrides={'decay_norms': 'False'}"], "error: decay_norms must be true or false"),
         (["--device", "gpu"], "error: no device 'gpu' here"),
         (["--preset", "tyny"], "did you mean 'tiny'?"),
     ],
@@ -136,6 +155,21 @@ def test_wrong_settings_are_one_line(
     assert _train(slices, tmp_path / "run", *more) == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=3", 3),
+        ("a={'presence': False}", {"presence": False}),
+        ('a={"presence": false, "mask_bias": null}', {"presence": False, "mask_bias": None}),
+        ("a=false", False),
+        ("a=$@b + 1", "$@b + 1"),
+        ("a=fp32", "fp32"),
+    ],
+)
+def test_a_value_is_a_python_literal_or_json_or_a_text(text: str, value: object) -> None:
+    assert bundle_command._setting(text) == ("a", value)
 
 
 def test_without_the_extra_the_line_names_it(

@@ -132,6 +132,22 @@ def test_free_keys_are_checked_where_they_are_used():
         assert f"did you mean {near!r}?" in str(user_error(refused.value))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("network_overrides", {"presence": "false"}, r"--network_overrides#presence is the text 'false'; write False"),
+        ("settings_overrides", {"cache": "true"}, r"--settings_overrides#cache is the text 'true'; write True"),
+        ("settings_overrides", {"negatives": "null"}, "write None"),
+        ("is_main", "false", "--is_main is the text 'false'"),
+        ("train#dataloader#pin_memory", "false", "--train#dataloader#pin_memory is the text"),
+        ("seed", float("nan"), "--seed must be a whole number"),
+    ],
+)
+def test_words_of_json_are_no_values(key: str, value: Any, words: str):
+    with pytest.raises(ConfigError, match=words):
+        start(parser(**{key: value}))
+
+
 def test_what_is_read_and_written_is_looked_at_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*arguments: Any, **settings: Any) -> None:
         pytest.fail("a network was made")
@@ -156,21 +172,6 @@ def test_a_bundle_that_is_not_there(tmp_path: Path):
 def test_start_belongs_to_monai_s_parser():
     with pytest.raises(ConfigError, match="must be run by MONAI's ConfigParser"):
         bundle.start(BUNDLE, "train")
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (ValueError("run ID 'trainin' doesn't exist in the config file."), "run ID 'trainin' doesn't exist"),
-        (PermissionError(13, "Permission denied", "/there"), "/there: Permission denied"),
-        (RuntimeError("Caught\nboltzformer_monai.errors.DatasetError: a.png: is damaged\n"), "a.png: is damaged"),
-        (ValueError("a bug"), None),
-        (TypeError("another"), None),
-    ],
-)
-def test_what_is_told_in_one_line(error: Exception, said: str | None):
-    told = bundle._one_line(error)
-    assert told == said if said is None else told is not None and told.startswith(said)
 
 
 def test_user_errors_are_one_line_and_others_keep_their_traceback(

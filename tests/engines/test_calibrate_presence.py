@@ -127,3 +127,36 @@ def test_no_head_no_checkpoint_or_not_the_main_process(
     store_presence(tmp_path / "none.pt", network=head, description=description, **common)
     assert path.read_bytes() == content
     assert "presence" not in description.data
+
+
+class _Blind(nn.Module):
+    """Finds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.presence = nn.Identity()
+
+    def forward(self, image: Tensor, tokens: Tensor, *, with_presence: bool) -> Decoded:
+        batch, prompts = tokens.shape[:2]
+        return Decoded(torch.full((batch, prompts, 8, 8), -1.0), torch.zeros(batch, prompts))
+
+
+def test_where_nothing_can_be_calibrated_the_checkpoint_stays(
+    tokenizer: PromptTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A single slice with every target in it, and no mask that overlaps one."""
+    monkeypatch.setattr("tests.engines.cases.LABELS", {1: "liver", 2: "spleen"})
+    reader = SliceReader(write_dataset(tmp_path / "slices", slices=1))
+    blind: Any = _Blind()
+    assert calibrate_presence(blind, reader, tokenizer=tokenizer, size=32) is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "presence cannot be calibrated: no mask overlaps its object" in record.getMessage()
+
+    network = small_network(presence=True)
+    description = _saved(tmp_path / "model.pt", network)
+    content = (tmp_path / "model.pt").read_bytes()
+    monkeypatch.setattr(network, "forward", blind.forward)
+    store_presence(tmp_path / "model.pt", network=network, description=description, reader=reader, tokenizer=tokenizer)
+    assert (tmp_path / "model.pt").read_bytes() == content
+    assert "presence" not in description.data

@@ -64,8 +64,8 @@ def test_overrides_replace_defaults():
         ("tiny", {"epoch": 3}, "unknown training setting 'epoch'; did you mean 'epochs'"),
         ("tiny", {"lr": 1}, "unknown training setting 'lr'"),
         ("tiny", {"epochs": 0}, "epochs must be at least 1, got 0"),
-        ("tiny", {"epochs": "three"}, "epochs must be at least 1, got 'three'"),
-        ("tiny", {"epochs": True}, "epochs must be at least 1, got True"),
+        ("tiny", {"epochs": "three"}, "epochs must be a whole number, got 'three'"),
+        ("tiny", {"epochs": True}, "epochs must be a whole number, got True"),
         ("tiny", {"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
         ("tiny", {"mask_size": 0}, "mask_size must be at least 1"),
         ("tiny", {"patience": -1}, "patience"),
@@ -77,6 +77,8 @@ def test_overrides_replace_defaults():
         ("tiny", {"workers": -1}, "workers"),
         ("tiny", {"augmentation": "heavy"}, "augmentation must be one of paper, light, none, got 'heavy'"),
         ("tiny", {"schedule": "step"}, "schedule must be one of constant, cosine"),
+        ("tiny", {"precision": "fp64"}, "precision must be one of auto, fp32, bf16"),
+        ("tiny", {"target_weights": {"liver": "3"}}, "target_weights must be a mapping of names, each to a number"),
     ],
 )
 def test_what_is_unknown_or_out_of_range_is_refused(preset: str, overrides: dict[str, object], words: str):

@@ -20,7 +20,6 @@ from boltzformer_monai import engines
 from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.trainer import VAL_LOSS
-from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.limits import read_json
@@ -149,19 +148,16 @@ def _spare_the_labels(
     def lowered(found: PresenceRule) -> PresenceRule:
         return PresenceRule(high=min(rule.high, max(found.high, _EVEN)), low=min(rule.low, found.low))
 
-    try:
-        engines.calibrate_checkpoint(
-            best,
-            network=network,
-            description=description,
-            reader=reader,
-            tokenizer=PromptTokenizer(path=description.network.text_model),
-            split="train",
-            device=device,
-            adjust=lowered,
-        )
-    except ConfigError:
-        _log.info("no mask meets a corrected label yet; the presence thresholds stay")
+    engines.calibrate_checkpoint(
+        best,
+        network=network,
+        description=description,
+        reader=reader,
+        tokenizer=PromptTokenizer(path=description.network.text_model),
+        split="train",
+        device=device,
+        adjust=lowered,
+    )
 
 
 def _train(
