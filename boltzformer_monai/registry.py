@@ -1,26 +1,28 @@
 """Parts that others bring: registered by name in code, by an installed package, or by a plugin the user names.
 
 A checkpoint only ever holds a *name*. The code behind it comes from this package, from the entry points of an installed
-one, or from a module that the user names in the environment variable ``BOLTZFORMER_PLUGINS``.
+one, or from a module that the user names with ``--plugin`` or in the environment variable ``BOLTZFORMER_PLUGINS``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from boltzformer_monai.errors import ConfigError, did_you_mean, reject_unknown
+from boltzformer_monai.errors import ConfigError, did_you_mean
 
 PLUGINS = "BOLTZFORMER_PLUGINS"
 """Environment variable: modules or ``.py`` files to import, separated like the folders of ``PATH``."""
+OF_YOUR_OWN = "One of your own needs its package installed, or --plugin MODULE."
 
 _Part = TypeVar("_Part")
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
@@ -32,23 +34,52 @@ def load_plugin(name: str) -> ModuleType:
     Raises:
         ConfigError: it cannot be imported.
     """
-    try:
-        if not name.endswith(".py"):
+    if not name.endswith(".py"):
+        try:
             return importlib.import_module(name)
-        file = Path(name).resolve(strict=True)
-        if (known := sys.modules.get(file.stem)) is not None and getattr(known, "__file__", None) == str(file):
-            return known
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        if spec is None or spec.loader is None:
-            raise ImportError("it is no module")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the code of others raises
-        reason = " ".join(str(error).split()) or type(error).__name__
-        msg = f"the plugin {name} cannot be imported ({reason}); install it, or give the path of its .py file"
-        raise ConfigError(msg) from error
-    sys.modules[file.stem] = module
+        except (Exception, SystemExit) as error:  # whatever the code of others raises
+            raise _not_imported(name, error) from error
+    file = Path(name).resolve()
+    module_name = f"{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"  # files of one name are two modules
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    try:
+        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except (Exception, SystemExit) as error:  # whatever the code of others raises
+        sys.modules.pop(module_name, None)
+        raise _not_imported(name, error) from error
     return module
+
+
+def _not_imported(name: str, error: BaseException) -> ConfigError:
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ConfigError(f"the plugin {name} cannot be imported ({reason}); give an installed module, or a .py file")
+
+
+def use_plugins(names: str | Sequence[str] = ()) -> None:
+    """Import plugins, here and in the processes that this one starts; also those of ``BOLTZFORMER_PLUGINS``.
+
+    Args:
+        names: a module or ``.py`` file, or several.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    given = [names] if isinstance(names, str) else list(names)
+    listed = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
+    for name in (*listed, *given):
+        if not isinstance(name, str):
+            msg = f"a plugin is the name of a module or the path of a .py file, not {name!r}"
+            raise ConfigError(msg)
+        load_plugin(name)
+    absolute = [str(Path(name).resolve()) if name.endswith(".py") else name for name in given]
+    if new := [name for name in absolute if name not in listed]:
+        os.environ[PLUGINS] = os.pathsep.join([*listed, *new])
 
 
 class Registry(Generic[_Part]):
@@ -68,12 +99,12 @@ class Registry(Generic[_Part]):
         """Decorator of a class or function that makes the part ``name``.
 
         Raises:
-            ConfigError: the name is taken.
+            ConfigError: the name is taken; only the same code may register again.
         """
 
         def add(factory: _Factory) -> _Factory:
             taken = self._factories.get(name)
-            if taken is not None and getattr(taken, "__qualname__", None) != getattr(factory, "__qualname__", None):
+            if taken is not None and _origin(taken) != _origin(factory):
                 msg = f"the {self.kind} {name!r} is registered already; choose another name"
                 raise ConfigError(msg)
             self._factories[name] = factory
@@ -83,9 +114,7 @@ class Registry(Generic[_Part]):
 
     def names(self) -> list[str]:
         """All names, those of plugins and installed packages included."""
-        for plugin in os.environ.get(PLUGINS, "").split(os.pathsep):
-            if plugin:
-                load_plugin(plugin)
+        use_plugins()
         return sorted({*self._factories, *entry_points(group=self.group).names})
 
     def find(self, name: str) -> Callable[..., _Part] | None:
@@ -114,19 +143,27 @@ class Registry(Generic[_Part]):
         """
         factory = self.find(name)
         if factory is None:
-            msg = (
-                f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())} "
-                f"One of your own needs its package installed, or {PLUGINS}=MODULE"
-            )
+            names = self.names()
+            hint = did_you_mean(name, names, otherwise=f"known: {', '.join(names)}.")
+            msg = f"unknown {self.kind} {name!r}; {hint} {OF_YOUR_OWN}"
             raise ConfigError(msg)
         signature = inspect.signature(factory)
-        takes = signature.parameters.values()
+        takes = list(signature.parameters.values())
         if not any(each.kind is each.VAR_KEYWORD for each in takes):
             known = [each.name for each in takes if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)]
-            reject_unknown(settings, known[len(arguments) :], what=f"setting of the {self.kind} {name!r}")
+            own = sorted(known[len(arguments) :])
+            if unknown := next((setting for setting in settings if setting not in own), None):
+                msg = f"unknown setting {unknown!r} of the {self.kind} {name!r}; {did_you_mean(unknown, own)}"
+                raise ConfigError(msg)
         try:
             signature.bind(*arguments, **settings)
         except TypeError as error:
             msg = f"the {self.kind} {name!r}: {error}"
             raise ConfigError(msg) from error
         return factory(*arguments, **settings)
+
+
+def _origin(factory: Callable[..., Any]) -> tuple[object, object]:
+    """Where a factory is written: modules that are imported twice, under two names, have the same."""
+    module = sys.modules.get(getattr(factory, "__module__", ""))
+    return getattr(module, "__file__", None), getattr(factory, "__qualname__", None)

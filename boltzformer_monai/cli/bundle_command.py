@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.bundle_files import bundle_root
+from boltzformer_monai.cli.command_line import add_plugin
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.storage import require_writable
@@ -41,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="configuration (JSON or YAML) that is laid over the bundle's",
     )
+    add_plugin(parser)
     add_bundle_root(parser)
 
 
@@ -103,6 +105,7 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
         "output_dir": str(options.output),
         "device": options.device,
         "seed": options.seed,
+        "plugins": options.plugins or None,
         **settings,
     }
     for key, _ in options.settings:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from boltzformer_monai.errors import ConfigError, user_line
 
-__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "run_command"]
+__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "run_command"]
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -29,6 +29,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see --help)")
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Add ``--plugin``, for :func:`~boltzformer_monai.registry.use_plugins`."""
+    parser.add_argument(
+        "--plugin", dest="plugins", action="append", default=[], metavar="MODULE",
+        help="module or .py file with decoders, backbones, … of your own, see docs/extending.md; may be repeated",
+    )  # fmt: skip
 
 
 def run_command(parser: CommandParser, argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.cli.command_line import add_plugin
 from boltzformer_monai.limits import set_memory_gb
+from boltzformer_monai.registry import use_plugins
 
 __all__ = ["add_parser", "run"]
 
@@ -69,6 +71,7 @@ def add_parser(commands: Any) -> None:
         "--memory-gb", metavar="GB", help="memory that reading one scan may take (half of the machine's)"
     )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    add_plugin(parser)
     parser.set_defaults(run=run)
 
 
@@ -79,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from boltzformer_monai.cli.segment_plan import plan_work
 
     plan = plan_work(arguments)
+    use_plugins(arguments.plugins)
     from boltzformer_monai.cli.segment_run import segment_scans  # only now: it imports PyTorch
 
     return segment_scans(arguments, plan)

@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
+from boltzformer_monai.cli.command_line import add_plugin
 from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, StorageError, why
+from boltzformer_monai.registry import use_plugins
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
     )
+    add_plugin(parser)
     parser.set_defaults(run=run)
 
 
@@ -99,6 +102,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings = _conf(arguments, studies)
     workspace = Path(settings["workspace"])
     app = _app_folder(workspace)
+    use_plugins(arguments.plugins)
     _check_checkpoint(arguments.checkpoint)  # last, since it loads the file
     if not remote:
         _warn_of_unserved_files(Path(studies))

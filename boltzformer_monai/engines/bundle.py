@@ -24,6 +24,7 @@ from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
 from boltzformer_monai.precision import device_by_name, distributed_device
+from boltzformer_monai.registry import use_plugins
 from boltzformer_monai.storage import require_writable
 
 _log = logging.getLogger(__name__)
@@ -51,18 +52,20 @@ _JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
 _READ_WORDS = ("presence", "literal")
 
 
-def start(bundle_root: str | Path, name: str) -> None:
-    """First expression of every configuration: report user errors in one line, and check keys, values and folders.
+def start(bundle_root: str | Path, name: str, *, plugins: str | Sequence[str] = ()) -> None:
+    """First expression of every configuration: one-line errors; check keys, values and folders; import plugins.
 
     MONAI accepts any ``--key value``; a misspelt one would silently train with the default.
 
     Args:
         bundle_root: the bundle's folder.
         name: of the configuration in use, e.g. ``"train"``.
+        plugins: modules or ``.py`` files that register parts.
 
     Raises:
         ConfigError: an override key is not in the configuration and no argument of the component it is given to, a
-            value is none that the key takes, the device is not there, or ``bundle_root`` is not the bundle.
+            value is none that the key takes, the device is not there, ``bundle_root`` is not the bundle, or a plugin
+            cannot be imported.
         DatasetError: there is no slice dataset at ``dataset_dir``.
         StorageError: the output folder cannot be written.
     """
@@ -75,6 +78,7 @@ def start(bundle_root: str | Path, name: str) -> None:
     _check_keys(parser, configs, name)
     _check_values(parser)
     _check_places(parser, name)
+    use_plugins(plugins)
 
 
 def _check_keys(parser: ConfigParser, configs: Path, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.registry import PLUGINS, load_plugin
+from boltzformer_monai.registry import use_plugins
 
 __all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
@@ -111,8 +110,7 @@ def metrics_for(dimension: int) -> list[Metric]:
     Raises:
         ConfigError: one of them cannot be imported.
     """
-    for plugin in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
-        load_plugin(plugin)
+    use_plugins()
     for entry in entry_points(group="boltzformer_monai.metrics"):
         try:
             offered = entry.load()

@@ -17,7 +17,7 @@ from boltzformer_monai.errors import ConfigError, did_you_mean
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.interfaces import Backbone
 from boltzformer_monai.networks.registries import BACKBONES, register_backbone
-from boltzformer_monai.registry import PLUGINS
+from boltzformer_monai.registry import OF_YOUR_OWN
 
 STRIDES = (4, 8, 16, 32)
 # A checkpoint carries the backbone's settings: they must not make timm load files or fetch anything.
@@ -71,8 +71,8 @@ class TimmBackbone(nn.Module):
         self.image_size: int | None = None
         if not timm.is_model(name):
             known = [*BACKBONES.names(), *timm.list_models()]
-            hint = did_you_mean(name, known, otherwise="see timm.list_models()", cutoff=0.6)
-            msg = f"timm has no model {name!r}; {hint} One of your own needs its package installed, or {PLUGINS}=MODULE"
+            hint = did_you_mean(name, known, otherwise="see timm.list_models().", cutoff=0.6)
+            msg = f"timm has no model {name!r}; {hint} {OF_YOUR_OWN}"
             raise ConfigError(msg)
         made_for = timm.get_pretrained_cfg(name)
         if made_for is not None and made_for.fixed_input_size and image_size is not None:

@@ -28,8 +28,7 @@ def table() -> Iterator[dict[tuple[int, str], metrics.Metric]]:
     """The table with the guests in it; afterwards it is as it was."""
     before = dict(metrics.METRICS)
     for guest in GUESTS:
-        load_plugin(str(guest))
-        sys.modules.pop(guest.stem)
+        sys.modules.pop(load_plugin(str(guest)).__name__)
     yield metrics.METRICS
     metrics.METRICS.clear()
     metrics.METRICS.update(before)

@@ -55,6 +55,37 @@ def test_unknown_names_suggest_known_ones(name: str, words: str):
         TimmBackbone(name)
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"drop_path_rat": 0.1}, "the backbone 'test_resnet' has no setting 'drop_path_rat'; did you mean 'drop_path"),
+        ({"layers": "two"}, "timm cannot make the backbone 'test_resnet': "),
+        ({"out_indices": (0, 99)}, "timm cannot make the backbone 'test_resnet': "),
+        *(
+            ({name: value}, f"{name} is no backbone setting; the network's settings in_channels and pretrained say")
+            for name, value in {
+                "pretrained": True, "pretrained_cfg": {"url": "http://localhost/x"}, "checkpoint_path": "/x.pt",
+                "pretrained_cfg_overlay": {"file": "/x"}, "cache_dir": "/x", "in_chans": 4, "features_only": False,
+            }.items()
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_line(settings: dict[str, object], line: str):
+    with pytest.raises(ConfigError) as caught:
+        TimmBackbone("test_resnet", settings=settings)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "hiera_tiny_224"])
+def test_models_of_one_size_are_made_for_the_images(name: str):
+    with torch.device("meta"):
+        backbone = TimmBackbone(name, image_size=192, in_channels=1)
+        assert [f.shape[-1] for f in backbone(torch.zeros(1, 1, 192, 192))] == [48, 24, 12, 6]
+    with pytest.raises(ConfigError, match="was made for images of 192 × 192 pixels, got 64 × 64"):
+        backbone(torch.zeros(1, 1, 64, 64, device="meta"))
+
+
 def test_a_model_without_the_strides_is_refused():
     with pytest.raises(ConfigError, match="strides .* are needed"):
         TimmBackbone("test_vit")

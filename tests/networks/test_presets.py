@@ -94,6 +94,9 @@ def test_a_complete_configuration_can_be_built_and_changed():
         ("tiny", {"image_size": 192.0}, "image_size"),
         ("tiny", {"queries": 0}, "queries must be a whole number of at least 1, got 0"),
         ("tiny", {"heads": "4"}, "heads must be a whole number"),
+        ("tiny", {"decoder": None}, "decoder must be a name, got None"),
+        ("tiny", {"policy_settings": [1]}, "policy_settings must map names to plain values"),
+        ("tiny", {"decoder_settings": {"layer": torch.nn.ReLU}}, "decoder_settings must map names to plain values"),
         ("tiny", {"in_channels": 3}, "mean and std need one value for each of the 3 in_channels"),
     ],
 )
@@ -109,6 +112,13 @@ def test_what_is_not_possible_is_refused(preset: str, overrides: dict[str, objec
         ({"sample_ratio": 2.0}, "sample_ratio must be in"),
         ({"heads": 3}, "dim 16 is not divisible by heads 3"),
         ({"backbone": "resnet_18"}, "resnet18"),
+        ({"decoder": "boltzman"}, "unknown decoder 'boltzman'; did you mean 'boltzmann'"),
+        ({"decoder_settings": {"scal": 1}}, "unknown setting 'scal' of the decoder 'boltzmann'"),
+        (
+            {"policy_settings": {"sample_ration": 1}},
+            "unknown setting 'sample_ration' of the attention policy 'boltzmann'",
+        ),
+        ({"backbone_settings": {"width": 1}}, "unknown setting 'width' of the backbone 'tiny'; did you mean 'widths'"),
     ],
 )
 def test_what_parts_cannot_be_is_refused_when_they_are_made(overrides: dict[str, object], words: str):

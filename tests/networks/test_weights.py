@@ -302,3 +302,65 @@ def test_a_description_of_another_network_is_refused(tmp_path: Path, saved: tupl
     torch.save(content, tmp_path / "mixed.pt")
     with pytest.raises(CheckpointError, match="of another shape"):
         load_checkpoint(tmp_path / "mixed.pt")
+
+
+def as_version_1(content: dict[str, Any]) -> None:
+    """Rename the weights to where version 1 had them."""
+    for part in ("query_decoder", "aggregation", "presence"):
+        new, old = f"decoder.{part}.", "decoder." if part == "query_decoder" else f"{part}."
+        for name in [name for name in content["model"] if name.startswith(new)]:
+            content["model"][old + name.removeprefix(new)] = content["model"].pop(name)
+    for setting in ("backbone_settings", "decoder", "decoder_settings", "policy_settings"):
+        del content["description"]["network"][setting]
+    content["description"]["version"] = 1
+
+
+def test_checkpoints_of_version_1_are_read(tmp_path: Path):
+    config = network_config("tiny", **{**SMALL, "presence": True, "policy": "threshold", "threshold": 0.4})
+    network = create_boltzformer(config).eval()
+    Checkpoints(tmp_path, network, Description(config, DATA)).save_last()
+    path = altered(tmp_path / "last.pt", tmp_path / "old.pt", as_version_1)
+    assert "aggregation.conv.bias" in torch.load(path, weights_only=True)["model"]
+    loaded, description = load_checkpoint(path)
+    assert description.network == config
+    image, tokens = images(2), prompts(4, 3, batch=2)
+    found, expected = (each(image, tokens, with_presence=True) for each in (loaded, network))
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.presence, expected.presence)
+
+
+def test_version_1_had_one_setting_of_focal_nets():
+    description = Description(NetworkConfig(backbone="tiny", image_size=32), {})
+    state = Description(network_config("focal_l"), DATA).state_dict()
+    del state["network"]["backbone_settings"]
+    description.load_state_dict({**state, "version": 1})
+    assert description.network == network_config("focal_l")
+
+
+def test_whoever_wrote_a_checkpoint_cannot_make_this_machine_fetch_weights(
+    saved: tuple[BoltzFormer, Path], tmp_path: Path
+):
+    path = altered(saved[1], tmp_path / "a.pt", lambda c: c["description"]["network"].update(pretrained=True))
+    assert not load_checkpoint(path)[1].network.pretrained
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"decoder": "dott"}, "unknown decoder 'dott'; known: .*boltzmann.* --plugin MODULE"),
+        ({"policy": "best"}, "unknown attention policy 'best'; known: .* --plugin MODULE"),
+        ({"backbone": "of_somebody"}, "timm has no model 'of_somebody'; .* --plugin MODULE"),
+        ({"decoder_settings": {"scale": 1}}, "unknown setting 'scale' of the decoder 'boltzmann'"),
+        ({"backbone": "test_resnet", "backbone_settings": {"checkpoint_path": "x"}}, "checkpoint_path is no backbone"),
+        ({"backbone": "test_resnet", "backbone_settings": {"pretrained": True}}, "pretrained is no backbone setting"),
+        ({"backbone": 3}, "backbone must be a name, got 3"),
+    ],
+)
+def test_what_a_checkpoint_names_is_not_there(
+    saved: tuple[BoltzFormer, Path], tmp_path: Path, settings: dict[str, Any], words: str
+):
+    path = altered(saved[1], tmp_path / "altered.pt", lambda c: c["description"]["network"].update(settings))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
