@@ -353,7 +353,7 @@ def test_whoever_wrote_a_checkpoint_cannot_make_this_machine_fetch_weights(
         ({"decoder_settings": {"scale": 1}}, "unknown setting 'scale' of the decoder 'boltzmann'"),
         ({"backbone": "test_resnet", "backbone_settings": {"checkpoint_path": "x"}}, "checkpoint_path is no backbone"),
         ({"backbone": "test_resnet", "backbone_settings": {"pretrained": True}}, "pretrained is no backbone setting"),
-        ({"backbone": 3}, "backbone must be a name, got 3"),
+        ({"backbone": 3}, "backbone must be a text, got 3"),
     ],
 )
 def test_what_a_checkpoint_names_is_not_there(
