@@ -60,7 +60,7 @@ def _set_up(parser: CommandParser) -> CommandParser:
 
 def _check_options(options: argparse.Namespace) -> None:
     for option, path in (("--json", options.json), ("--page", options.page)):
-        if path is not None:  # before the pictures are read, which can take long
+        if path is not None:  # before the slices are read, which can take long
             _check_target(option, path, options.input)
     if options.json is not None and options.page is not None and options.json.resolve() == options.page.resolve():
         raise ConfigError("--json and --page name the same file; give them different ones")

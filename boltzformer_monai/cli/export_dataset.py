@@ -27,7 +27,7 @@ from boltzformer_monai.cli.command_line import CommandParser, run_command
 from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.slicing.recipes.biomedparse_names import (
+from boltzformer_monai.slicing.biomedparse_names import (
     MARKER_FILE,
     MARKER_FORMAT,
     PictureName,

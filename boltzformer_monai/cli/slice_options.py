@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     whole = parser.add_argument_group("many volumes")
     whole.add_argument("--recipe", choices=recipe_names(), help="which data set, or 'folder' for scans of your own")
     whole.add_argument("--input", type=Path, metavar="DIR", help="its folder")
-    whole.add_argument("--channel", type=int, metavar="N", help="which picture of scans with several, from 0")
+    whole.add_argument("--channel", type=int, metavar="N", help="which channel of scans with several, from 0")
     whole.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="setting of the recipe")
     whole.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one volume each (default: 1)")
     whole.add_argument(

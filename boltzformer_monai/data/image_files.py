@@ -1,4 +1,4 @@
-"""PNG files, opened when their pixels are as many as a picture may have."""
+"""PNG files, opened when their pixels are as many as an image may have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from boltzformer_monai.limits import memory_budget, open_file
 __all__ = ["open_picture"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MOST_PIXELS = 1 << 26  # 8192 x 8192; no slice comes near, and Pillow's own warning is not met
+_MOST_PIXELS = 1 << 26  # 8192 x 8192; no slice comes near, and Pillow's own warning never shows
 _COPIES = 12  # bytes of a pixel while it is decoded and converted: RGBA, RGB, grey, and one to spare
 
 
@@ -35,7 +35,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 raise ValueError(msg)
         file.seek(0)
         try:
-            with Image.open(file, formats=("PNG",)) as picture:
-                yield picture
+            with Image.open(file, formats=("PNG",)) as image:
+                yield image
         except Image.DecompressionBombError as error:  # a second header within the file
             raise ValueError(str(error)) from None

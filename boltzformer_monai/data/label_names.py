@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from boltzformer_monai.data.prompts import normalise_site, normalise_target
-from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError, did_you_mean, why
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.modality import settled_modality
+from boltzformer_monai.modality import parse_modality, settled_modality
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "parse_label_values", "read_label_names"]
 
@@ -77,7 +76,7 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
     try:
         named = {value: name for value, name in labels.items() if value.strip() != "0" or not _is_background(name)}
         canonical_labels(named)
-        return LabelMap(named, normalise_modality(modality), normalise_site(site))
+        return LabelMap(named, parse_modality(modality), normalise_site(site))
     except (ConfigError, DatasetError) as error:
         msg = f"{place}: {error}"
         raise DatasetError(msg) from None

@@ -10,7 +10,7 @@ coronal  posterior             superior → inferior   right → left
 sagittal left                  superior → inferior   anterior → posterior
 ======== ===================== ===================== =====================
 
-The patient's right is on the left of an axial or coronal picture.
+The patient's right is on the left of an axial or coronal slice.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import PromptError
+from boltzformer_monai.modality import parse_modality
 
 __all__ = [
     "TargetEntry",
@@ -177,7 +177,7 @@ def prompts_for(target: str, *, site: str, modality: str) -> tuple[str, ...]:
     if not name:
         msg = "a target without a name has no prompts; name it in the labels"
         raise PromptError(msg)
-    spoken = _SPOKEN_MODALITY.get(normalise_modality(modality), "")
+    spoken = _SPOKEN_MODALITY.get(parse_modality(modality), "")
     place = normalise_site(site)
     adjective = site_adjective(place)
     where = f" in {adjective} {spoken}" if place and spoken else f" in {spoken}" if spoken else ""

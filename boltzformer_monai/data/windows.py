@@ -25,7 +25,6 @@ __all__ = [
     "StoredGrey",
     "Window",
     "default_window",
-    "normalise_modality",
     "parse_window",
     "window_from_dict",
 ]
@@ -112,7 +111,7 @@ class MRPercentiles:
 
 @dataclass(frozen=True)
 class StoredGrey:
-    """No window: the pictures are 8-bit grey already, as in a data set that others have windowed."""
+    """No window: the images are 8-bit grey already, as in a data set that others have windowed."""
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Round to uint8 of the same shape; values outside 0 to 255 are clipped, NaN becomes 0."""
@@ -149,15 +148,6 @@ _WINDOW_OF_SITE_WORD = {
 }
 
 
-def normalise_modality(text: str) -> str:
-    """Return ``"CT"``, ``"MR"`` or ``"unknown"`` for what people write (``"mri"``, ``"CTA"``, an empty string).
-
-    Raises:
-        ConfigError: the modality is another one.
-    """
-    return parse_modality(text)
-
-
 def default_window(modality: str, site: str) -> Window | MRPercentiles:
     """Choose the window of a modality and body site when nobody named one.
 
@@ -173,7 +163,7 @@ def default_window(modality: str, site: str) -> Window | MRPercentiles:
     Raises:
         ConfigError: the modality is neither CT nor MR.
     """
-    name = normalise_modality(modality)
+    name = parse_modality(modality)
     if name == "unknown":
         msg = "the scan does not say its modality, so no window can be chosen; give the modality (CT or MR) or a window"
         raise ConfigError(msg)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from boltzformer_monai.io.folder_tree import Tree, read_tree
 from boltzformer_monai.io.left_out import find_left_out
+from boltzformer_monai.slicing.biomedparse_names import MARKER_FILE
 from boltzformer_monai.slicing.cases import Case, used_files
-from boltzformer_monai.slicing.recipes.biomedparse_names import MARKER_FILE
 
 __all__ = ["Account", "take_account"]
 
@@ -16,19 +17,19 @@ __all__ = ["Account", "take_account"]
 _DESCRIPTIONS = ("labels.json", "dataset.json", MARKER_FILE)
 
 
+@dataclass(frozen=True)
 class Account:
     """What became of a folder of scans.
 
     Attributes:
-        top: the folder; None where the input is a file.
         cases: the scans, and the folders that cannot be opened as scans that are refused.
+        top: the folder; None where the input is a file.
         left_out: kind, in words that name no file → files that belong to no scan.
     """
 
-    def __init__(
-        self, cases: Sequence[Case], top: Path | None = None, left_out: Mapping[str, Sequence[Path]] | None = None
-    ) -> None:
-        self.top, self.cases, self.left_out = top, list(cases), dict(left_out or {})
+    cases: list[Case]
+    top: Path | None = None
+    left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Return kind → number of files."""

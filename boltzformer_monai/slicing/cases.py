@@ -55,8 +55,8 @@ class LabelFile:
 
     def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:
         """Return the annotation on the grid of the scan."""
-        drawn = read_segmentation(self.path, image, tolerance=tolerance)
-        return drawn if self.names is None else drawn.named(self.names)
+        found = read_segmentation(self.path, image, tolerance=tolerance)
+        return found if self.names is None else found.named(self.names)
 
     def files(self) -> tuple[Path, ...]:
         """Return the file."""
@@ -75,7 +75,7 @@ class Case:
         site: body site, ``""`` when unknown.
         modality: ``"CT"`` or ``"MR"``; None leaves it to the DICOM header.
         series: SeriesInstanceUID, where a DICOM folder holds several.
-        channel: which picture of a four-dimensional NIfTI scan, None for an ordinary one.
+        channel: which channel of a four-dimensional NIfTI scan, None for an ordinary one.
         split: pins the patient to ``"train"``, ``"val"`` or ``"test"``; None: drawn.
         public: whether ids are published ones, which a recipe must know for certain; those of other scans are hashed.
         window: what the data set says about grey values; None chooses by modality and site.

@@ -58,7 +58,7 @@ def write_page(checked: Checked, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         OSError: it cannot be written.
-        DatasetError: a picture changed since it was checked.
+        DatasetError: an image changed since it was checked.
     """
     content = checked.content
     found_in = (finding.data_set for finding in checked.findings if finding.data_set)  # also those that cannot be read

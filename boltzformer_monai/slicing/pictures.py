@@ -1,26 +1,29 @@
-"""Scans that no medical reader opens whole: one channel of a 4-D NIfTI file, and a flat picture as one slice."""
+"""Scans that no medical reader opens whole: one channel of a 4-D NIfTI file, and a 2-D image as one slice."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from boltzformer_monai.data.image_files import open_picture
 from boltzformer_monai.data.planes import PLANE_AXES
-from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import VolumeError, cannot_open, why
 from boltzformer_monai.io.orientation import parse_codes
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.modality import parse_modality
 
-__all__ = ["PICTURE_SUFFIX", "picture_volume", "read_channel", "read_picture"]
+__all__ = ["PICTURE_SUFFIX", "opened_image", "picture_volume", "read_channel", "read_picture"]
 
 PICTURE_SUFFIX = ".png"
-_GREY_TOLERANCE = 2  # between the colours of a grey picture that somebody stored as RGB
+_GREY_TOLERANCE = 2  # between the colours of a grey image that somebody stored as RGB
 
 
 def read_channel(path: Path, channel: int, modality: str) -> Volume:
-    """Read one picture of a 4-D NIfTI file.
+    """Read one channel of a 4-D NIfTI file.
 
     Returns:
         float32 (I, J, K) with the file's affine.
@@ -40,23 +43,43 @@ def read_channel(path: Path, channel: int, modality: str) -> Volume:
     if not np.isfinite(array).all():
         msg = f"{path}: channel {channel} has voxels that are NaN or infinite"
         raise VolumeError(msg, reason="not finite")
-    return Volume(array, affine, modality=normalise_modality(modality), source=str(path))
+    return Volume(array, affine, modality=parse_modality(modality), source=str(path))
 
 
 def read_picture(path: Path, modality: str) -> Volume:
-    """Read an 8-bit picture (H, W), grey or RGB of equal colours, as a volume of one axial slice.
+    """Read an 8-bit PNG image (H, W), grey or RGB of equal colours, as a volume of one axial slice.
 
-    A picture states no size and no place: every pixel is taken for 1 mm, the slice for 1 mm thick, and the display is
-    taken for the usual one (the patient's right at the left, anterior at the top).
+    It states no size and no place: every pixel is taken for 1 mm, the slice for 1 mm thick, and the display is taken
+    for the usual one (the patient's right at the left, anterior at the top).
 
     Returns:
-        float32 (W, H, 1) with the values 0 to 255, whose axial slice is the picture.
+        float32 (W, H, 1) with the values 0 to 255, whose axial slice is the image.
 
     Raises:
-        VolumeError: it cannot be read, or it is a colour picture.
+        VolumeError: it cannot be read, or it is a colour image.
     """
     pixels = _grey_pixels(path)
-    return picture_volume(pixels.astype(np.float32), modality=normalise_modality(modality), source=str(path))
+    return picture_volume(pixels.astype(np.float32), modality=parse_modality(modality), source=str(path))
+
+
+@contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """Open a PNG file whose pixels are decoded within the block.
+
+    Raises:
+        VolumeError: it cannot be opened or decoded.
+    """
+    try:
+        with open_picture(path) as image:
+            yield image
+    except FileNotFoundError:
+        msg = f"{path}: no such file"
+        raise VolumeError(msg, reason="missing") from None
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
+        if (closed := cannot_open(path, error)) is not None:
+            raise closed from None
+        msg = f"{path}: cannot be read as a PNG image ({why(error)})"
+        raise VolumeError(msg, reason="damaged") from None
 
 
 def picture_volume(pixels: np.ndarray, *, modality: str = "unknown", source: str = "") -> Volume:
@@ -71,26 +94,16 @@ def _grey_pixels(path: Path) -> np.ndarray:
     """Return the grey values (H, W), uint8.
 
     Raises:
-        VolumeError: the file cannot be read, is not 8-bit, or is a colour picture.
+        VolumeError: the file cannot be read, is not 8-bit, or is a colour image.
     """
-    try:
-        with open_picture(path) as picture:
-            if picture.mode not in ("L", "1", "P", "LA", "RGB", "RGBA"):
-                msg = f"{path}: holds {picture.mode} pixels, not 8-bit grey; convert it to an 8-bit PNG"
-                raise VolumeError(msg, reason="unsupported format")
-            pixels = np.array(picture.convert("L" if picture.mode in ("L", "1", "LA") else "RGB"))
-    except FileNotFoundError:
-        msg = f"{path}: no such file"
-        raise VolumeError(msg, reason="missing") from None
-    # Pillow reports broken PNG chunks as SyntaxError.
-    except (OSError, ValueError, SyntaxError) as error:
-        if (closed := cannot_open(path, error)) is not None:
-            raise closed from None
-        msg = f"{path}: cannot be read as a picture ({why(error)})"
-        raise VolumeError(msg, reason="damaged") from None
+    with opened_image(path) as image:
+        if image.mode not in ("L", "1", "P", "LA", "RGB", "RGBA"):
+            msg = f"{path}: holds {image.mode} pixels, not 8-bit grey; convert it to an 8-bit PNG"
+            raise VolumeError(msg, reason="unsupported format")
+        pixels = np.array(image.convert("L" if image.mode in ("L", "1", "LA") else "RGB"))
     if pixels.ndim == 2:
         return pixels
     if int((pixels.max(axis=2) - pixels.min(axis=2)).max(initial=0)) > _GREY_TOLERANCE:
-        msg = f"{path}: is a colour picture; only grey slices of CT and MR can be used"
+        msg = f"{path}: is a colour image; only grey slices of CT and MR can be used"
         raise VolumeError(msg, reason="colour")
     return np.ascontiguousarray(pixels[:, :, 1])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +36,16 @@ _NO_TITLE = re.compile(r"(segment|label|roi|region)?[ _-]*\d*")  # what programs
 
 
 def slice_case(job: Job, settings: JobSettings) -> Outcome:
-    """Read a case, slice it, and write its pictures and record.
+    """Read a case, slice it, and write its slices and record.
 
     Whatever is wrong with this one scan becomes an :class:`Outcome`; the others must not suffer for it.
 
     Raises:
         StorageError: the data set cannot be written, which is no scan's fault.
     """
-    with _collected_warnings() as said:
+    with _collected_warnings() as records:
         outcome = _outcome(job, settings)
-    return replace(outcome, warnings=tuple(said))
+    return replace(outcome, warnings=tuple(record.getMessage() for record in records))
 
 
 def _outcome(job: Job, settings: JobSettings) -> Outcome:
@@ -71,9 +73,9 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     if image.modality == "unknown" and case.window is None:
         msg = f"{case.image}: does not say its modality; add --modality CT or --modality MR"
         raise ConfigError(msg)
-    drawn = None if case.annotation is None else case.annotation.draw_on(image, tolerance=settings.grid_tolerance)
-    labels, notes = ({}, []) if drawn is None else _named(drawn, case, settings)
-    label = None if drawn is None else drawn.volume
+    annotation = None if case.annotation is None else case.annotation.draw_on(image, tolerance=settings.grid_tolerance)
+    labels, notes = ({}, []) if annotation is None else _named(annotation, case, settings)
+    label = None if annotation is None else annotation.volume
     if tilt_degrees(image):
         notes.append(f"gantry tilt of {tilt_degrees(image):.1f} degrees, resampled to a right-angled grid")
         label = None if label is None else resample_tilt(replace(label, affine=image.affine))
@@ -117,25 +119,27 @@ def worker_problem(settings: JobSettings) -> str:
     return ""
 
 
-def _named(drawn: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapping[str, str], list[str]]:
+def _named(annotation: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapping[str, str], list[str]]:
     """Return value text → target of an annotation, and what there is to say about it."""
     files = ", ".join(map(str, case.annotation.files())) if case.annotation else ""
-    if not drawn.names:
+    if not annotation.names:
         msg = f"{files}: its label values have no names; say what they mean with --labels-json"
         raise DatasetError(msg)
-    _check_renamed(drawn, files, settings)
-    occurs = bool(np.any(drawn.volume.array))
+    _check_renamed(annotation, files, settings)
+    occurs = bool(np.any(annotation.volume.array))
     # A file that carries its own names may list segments that nobody drew.
-    allow_missing = settings.allow_missing or drawn.segments is not None
+    allow_missing = settings.allow_missing or annotation.segments is not None
     notes = ["no label value occurs: every target is absent"] if allow_missing and not occurs else []
     if occurs or not allow_missing:
         try:
             # Without any path, because the notes are stored.
-            notes += check_values(drawn.volume.array, drawn.names, where="label map", allow_missing=allow_missing)
+            notes += check_values(
+                annotation.volume.array, annotation.names, where="label map", allow_missing=allow_missing
+            )
         except DatasetError as error:
             msg = f"{files}: {error}"
             raise DatasetError(msg) from None
-    targets = canonical_labels(drawn.names)
+    targets = canonical_labels(annotation.names)
     unknown = [target for target in targets if find_target(target) is None]
     notes += [f'the vocabulary does not know "{target}"; its prompts are made of its name' for target in unknown]
     if settings.composites:
@@ -143,10 +147,10 @@ def _named(drawn: Segmentation, case: Case, settings: JobSettings) -> tuple[Mapp
     return {value: target for target, value in targets.items()}, notes
 
 
-def _check_renamed(drawn: Segmentation, files: str, settings: JobSettings) -> None:
+def _check_renamed(annotation: Segmentation, files: str, settings: JobSettings) -> None:
     """Refuse names for segments that a file lacks, and warn where it calls them something else."""
-    there = drawn.segments or {}
-    for numbers, name in drawn.renamed.items():
+    there = annotation.segments or {}
+    for numbers, name in annotation.renamed.items():
         lacking = [number for number in numbers.split("+") if number not in there]
         if lacking and not settings.allow_missing:
             msg = (
@@ -156,42 +160,27 @@ def _check_renamed(drawn: Segmentation, files: str, settings: JobSettings) -> No
             raise DatasetError(msg)
         target = normalise_target(name)
         for number in numbers.split("+"):
-            title = normalise_target(drawn.titles.get(number, ""))
+            title = normalise_target(annotation.titles.get(number, ""))
             # A target of several segments has a wider name than each: "kidney" of a left one and a right one.
             part = "+" in numbers and set(target.split()) <= set(title.split())
             if title and title != target and not part and not _NO_TITLE.fullmatch(title):
                 logger.warning('%s: segment %s is "%s" in the file, named "%s" here', files, number, title, name)
 
 
-class _Collector(logging.Handler):
-    """Puts warnings into a list."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
 @contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
+def _collected_warnings() -> Iterator[list[logging.LogRecord]]:
     """Collect what our readers warn of, which in another process nobody would see in order, and hush pydicom.
 
     pydicom's own warnings quote header values, names among them.
     """
-    said: list[str] = []
-    handler = _Collector(said)
-    ours = [logging.getLogger(name) for name in ("boltzformer_monai",)]
-    before = [(log, log.propagate) for log in ours]
-    for log in ours:
-        log.addHandler(handler)
-        log.propagate = False
+    log, handler = logging.getLogger("boltzformer_monai"), BufferingHandler(sys.maxsize)
+    handler.setLevel(logging.WARNING)
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pydicom")
-            yield said
+            yield handler.buffer
     finally:
-        for log, propagate in before:
-            log.removeHandler(handler)
-            log.propagate = propagate
+        log.removeHandler(handler)
+        log.propagate = propagate

@@ -1,4 +1,4 @@
-"""Warnings of many scans as few lines: what is said of one scan after the other is said once, with how often."""
+"""Warnings of many scans as few lines: one that many scans share is printed once, with its count."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Tally:
 
     def lines(self) -> list[str]:
         """One line for each kind, in order of first appearance; one that was said once has its path."""
-        told = []
-        for said in self._found.values():
-            place, what = said[0]
-            if len(said) == 1:
-                told.append(f"{place}{what}")
-            elif len({each for _, each in said}) == 1:
-                told.append(f"{what} ({len(said)} times)")
+        lines = []
+        for found in self._found.values():
+            place, what = found[0]
+            if len(found) == 1:
+                lines.append(f"{place}{what}")
+            elif len({each for _, each in found}) == 1:
+                lines.append(f"{what} ({len(found)} times)")
             else:
-                told.append(f"{place}{what} (and {len(said) - 1} more like it)")
-        return told
+                lines.append(f"{place}{what} (and {len(found) - 1} more like it)")
+        return lines

@@ -18,7 +18,7 @@ from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import Window
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.slicing.recipes.biomedparse_names import MARKER_FILE
+from boltzformer_monai.slicing.biomedparse_names import MARKER_FILE
 from tests.slicing.test_biomedparse import sliced
 
 pytest.importorskip("monai", reason="the square of an export is a MONAI transform of this package")

@@ -10,11 +10,11 @@ from boltzformer_monai.data.windows import (
     MRPercentiles,
     Window,
     default_window,
-    normalise_modality,
     parse_window,
     window_from_dict,
 )
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.modality import parse_modality
 
 
 def test_window_maps_its_ends_and_centre_and_clips_beyond():
@@ -159,4 +159,4 @@ def test_an_unknown_modality_gets_no_guess():
     with pytest.raises(ConfigError, match="does not say its modality"):
         default_window("unknown", "abdomen")
     with pytest.raises(ConfigError, match="use CT or MR"):
-        normalise_modality("PET")
+        parse_modality("PET")

@@ -17,15 +17,15 @@ from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import StoredGrey
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.label_map import reorient_label
-from boltzformer_monai.slicing.cases import Case
-from boltzformer_monai.slicing.recipes import load_recipe
-from boltzformer_monai.slicing.recipes.biomedparse_names import (
+from boltzformer_monai.slicing.biomedparse_names import (
     MARKER_FILE,
     PictureName,
     mask_name,
     parse_picture_name,
     parse_words,
 )
+from boltzformer_monai.slicing.cases import Case
+from boltzformer_monai.slicing.recipes import load_recipe
 
 biomedparse = load_recipe("biomedparse")
 
@@ -166,14 +166,14 @@ def test_pictures_that_cannot_be_used_fail_one_by_one(pictures: Path, caplog: py
     cases = listed(pictures)
     assert "1 pictures are missing that have masks (nobody_1_CT_abdomen" in caplog.text
     for name, match in (
-        ("amos_0018_64_CT_abdomen", "colour picture"),
+        ("amos_0018_64_CT_abdomen", "colour image"),
         ("case_7_3_brain_MRI-FLAIR", "not 8-bit grey"),
-        ("amos_0541_9_MRI_abdomen", "cannot be read as a picture"),
+        ("amos_0541_9_MRI_abdomen", "cannot be read as a PNG image"),
     ):
         with pytest.raises(VolumeError, match=match):
             cases[name].read_image()
     case = cases["amos_0018_63_CT_abdomen"]
-    with pytest.raises(VolumeError, match=r"spleen\.png: has 5x5 pixels, its picture 16x12"):
+    with pytest.raises(VolumeError, match=r"spleen\.png: has 5x5 pixels, its image 16x12"):
         case.annotation.draw_on(case.read_image())
 
 

@@ -1,4 +1,4 @@
-"""Pictures and volumes that occur twice: in other splits and patients (leakage), data sets, or within a volume."""
+"""Images and volumes that occur twice: in other splits and patients (leakage), data sets, or within a volume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Duplicates", "Place"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture lies."""
+    """Where an image lies."""
 
     data_set: str
     volume: str
@@ -26,10 +26,10 @@ class Place:
 
 
 class Duplicates:
-    """Remembers a hash of every picture's pixels, and reports those that come again.
+    """Remembers a hash of every image's pixels, and reports those that come again.
 
-    Pictures of a single grey value say nothing and are left out. A picture is compared with the first place where it
-    was met: when a third copy differs from the second in split or patient, one of them differs from the first, too.
+    Images of a single grey value say nothing and are left out. An image is compared with the first place where it
+    was found: when a third copy differs from the second in split or patient, one of them differs from the first, too.
     """
 
     def __init__(self, findings: Findings) -> None:
@@ -38,7 +38,7 @@ class Duplicates:
         self._volumes: dict[bytes, Place] = {}
 
     def add_picture(self, pixels: np.ndarray, place: Place) -> bytes:
-        """Compare a picture (H, W) with all before it; returns the hash of its size and pixels."""
+        """Compare an image (H, W) with all before it; returns the hash of its size and pixels."""
         digest = hashlib.blake2b(repr((pixels.dtype.str, pixels.shape)).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(pixels).data)
         key = digest.digest()
@@ -51,11 +51,11 @@ class Duplicates:
         return key
 
     def repeated(self, key: bytes, keys: set[bytes]) -> bool:
-        """Whether a picture that is not of a single grey value was met in this very volume already."""
+        """Whether an image that is not of a single grey value was found in this very volume already."""
         return key in keys and key in self._pictures
 
     def add_volume(self, keys: list[bytes], place: Place) -> None:
-        """Compare a volume, given the hashes of its pictures in order, with all before it."""
+        """Compare a volume, given the hashes of its images in order, with all before it."""
         if not any(key in self._pictures for key in keys):
             return
         first = self._volumes.setdefault(hashlib.blake2b(b"".join(keys), digest_size=16).digest(), place)

@@ -1,7 +1,7 @@
 """The fingerprint of slice data sets: what they hold, how large the objects are (Table 9 of the paper), what is wrong.
 
 Areas are shares of the slice as it is stored, at native size, over the slices where the target is present. Where
-slices are not square, pictures that were padded to a square, as in BiomedParse's data, give smaller shares.
+slices are not square, images that were padded to a square, as in BiomedParse's data, give smaller shares.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ class _Objects:
 
 
 def check_data_sets(roots: Sequence[Path], *, progress: Callable[[int, int], object] | None = None) -> Checked:
-    """Check slice data sets and measure them, reading every picture that a row names once.
+    """Check slice data sets and measure them, reading every image that a row names once.
 
     Args:
-        roots: their folders; also looked at together, for pictures that occur in several.
-        progress: called after every picture with the number of pictures done and of all.
+        roots: their folders; also looked at together, for images that occur in several.
+        progress: called after every image with the number of images done and of all.
 
     Raises:
         DatasetError: a folder is not a slice data set at all, or is given twice. Everything else is a finding.
@@ -124,8 +124,10 @@ def check_data_sets(roots: Sequence[Path], *, progress: Callable[[int, int], obj
         described.append(_data_set(data_set, volumes, grey, without_rows))
     check_between(data_sets, findings)
     order = {data_set.name: number for number, data_set in enumerate(data_sets)}
-    shown = sorted((key for key, found in objects.items() if found.areas), key=lambda key: (order[key[0]], *key[1:]))
-    table = [_table_row(key, objects[key]) for key in shown]
+    measurable = sorted(
+        (key for key, found in objects.items() if found.areas), key=lambda key: (order[key[0]], *key[1:])
+    )
+    table = [_table_row(key, objects[key]) for key in measurable]
     found = findings.sorted()
     content = {
         "format": FORMAT,
@@ -134,7 +136,7 @@ def check_data_sets(roots: Sequence[Path], *, progress: Callable[[int, int], obj
         "table9": table,
         "data_sets": described,
     }
-    extremes = [objects[key] for key in shown]
+    extremes = [objects[key] for key in measurable]
     return Checked(
         content=content,
         findings=found,

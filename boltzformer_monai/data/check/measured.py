@@ -29,7 +29,7 @@ class MeasuredVolume:
     Attributes:
         grid: how it is cut, None where its description contradicts itself.
         grey: number of pixels of each of the 256 grey values.
-        pictures: pictures that could be read.
+        pictures: images that could be read.
         flat: those of a single grey value.
         values: label values that occur, ascending, without 0.
         areas: every row whose label could be read, with the target's recounted share of the slice.
@@ -60,13 +60,13 @@ def measure_volume(
     duplicates: Duplicates,
     picture_done: Callable[[], object] = lambda: None,
 ) -> MeasuredVolume:
-    """Read the pictures of a volume that rows name, each once, one at a time, and check them.
+    """Read the images of a volume that rows name, each once, one at a time, and check them.
 
     Args:
         data_set: the data set.
         volume_id: the volume.
         findings: gets what is wrong.
-        duplicates: gets every picture.
+        duplicates: gets every image.
         picture_done: called after every image with its labels.
     """
     name, entry = data_set.name, data_set.reader.volumes[volume_id]

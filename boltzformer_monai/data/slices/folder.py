@@ -1,4 +1,4 @@
-"""The folder of a slice data set, outside of its tables and pictures: whose it is, and what killed runs leave in it."""
+"""The folder of a slice data set, outside of its tables and images: whose it is, and what killed runs leave in it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def sweep(root: Path, claimed: Mapping[str, set[str]]) -> list[str]:
 
     Args:
         root: folder of the data set.
-        claimed: volume id → the pictures that its record names, as paths below the folder.
+        claimed: volume id → the files that its record names, as paths below the folder.
 
     Returns:
-        The volumes that lack pictures.
+        The volumes that lack files.
     """
     shutil.rmtree(root / STAGING_FOLDER, ignore_errors=True)
     named = set[str]().union(*claimed.values())

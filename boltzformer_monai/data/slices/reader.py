@@ -72,7 +72,7 @@ class SliceRow:
         return self.area_fraction > 0
 
     def images(self, neighbours: int) -> list[Path]:
-        """Return the pictures of the slices from ``-neighbours`` to ``+neighbours`` around this one.
+        """Return the images of the slices from ``-neighbours`` to ``+neighbours`` around this one.
 
         Beyond the ends of the volume its outermost slice stands in.
 
@@ -207,16 +207,16 @@ def read_png(path: Path) -> np.ndarray:
     """Return the pixels (H, W) of a stored image (uint8) or label (uint8 or uint16).
 
     Raises:
-        DatasetError: the file is missing or damaged, or not a grey picture.
+        DatasetError: the file is missing or damaged, or not a grey image.
     """
     try:
-        with open_picture(path) as picture:
-            pixels = np.array(picture)
+        with open_picture(path) as image:
+            pixels = np.array(image)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
         msg = f"{path}: cannot be read as PNG ({why(error)}); slice its volume again"
         raise DatasetError(msg) from None
     if pixels.ndim != 2:
-        msg = f"{path}: has {pixels.ndim} axes, a stored slice is a grey picture"
+        msg = f"{path}: has {pixels.ndim} axes, a stored slice is a grey image"
         raise DatasetError(msg)
     # Pillow hands 16-bit grey out as int32 in some versions.
     return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)

@@ -1,6 +1,6 @@
 """The record of one volume in a slice data set: everything that the tables say about it.
 
-A record is written after the last picture of its volume, so a volume whose record is there is complete. The tables
+A record is written after the last slice of its volume, so a volume whose record is there is complete. The tables
 are made of records, and of nothing else; who wrote which volume when leaves no trace in them.
 """
 
@@ -68,7 +68,7 @@ class VolumeRecord:
         return sorted(stored_slices(*(int(self.entry[name]) for name in ("slices", "every", "neighbours"))))
 
     def files(self) -> set[str]:
-        """Its pictures, as paths below the folder of the data set."""
+        """Its images and labels, as paths below the folder of the data set."""
         folders = ("images",) if self.areas is None else ("images", "labels")
         names = [slice_name(self.volume, self.entry["plane"], index) for index in self.stored()]
         return {f"{folder}/{name}" for folder in folders for name in names}
@@ -76,9 +76,9 @@ class VolumeRecord:
     def rows(self, split: str) -> Iterator[tuple[str, ...]]:
         """Yield the manifest's columns for every slice and target, given the split of the patient.
 
-        A target smaller than ``min_area`` pixels in a slice has no row there: it is neither shown nor absent. Negatives
-        are thinned out for training only: what is measured must be measured on all of them. The draw depends on nothing
-        but the seed, the volume, the target and the slice.
+        A target smaller than ``min_area`` pixels in a slice has no row there: it is neither present nor absent.
+        Negatives are thinned out for training only: what is measured must be measured on all of them. The draw depends
+        on nothing but the seed, the volume, the target and the slice.
         """
         entry, targets = self.entry, self.entry["targets"]
         texts = {target: json.dumps(list(self.prompts[target]), ensure_ascii=False) for target in targets}
@@ -93,8 +93,8 @@ class VolumeRecord:
                 continue
             for target, value in targets.items():
                 area = self.areas[target][index]
-                shown = area >= max(entry["min_area"], 1)
-                if shown or (area == 0 and (split != "train" or self._kept(target, index))):
+                present = area >= max(entry["min_area"], 1)
+                if present or (area == 0 and (split != "train" or self._kept(target, index))):
                     files = (f"images/{name}", f"labels/{name}")
                     yield (*files, value, target, texts[target], *common, f"{area / self.pixels:.8g}", *owner, split)
 
@@ -113,14 +113,14 @@ def target_areas(values: np.ndarray, targets: Mapping[str, str]) -> dict[str, li
     """
     wanted = {target: list(parse_label_values(text)) for target, text in targets.items()}
     top = max(max(numbers) for numbers in wanted.values())
-    counts = [_histogram(picture, top) for picture in values]
+    counts = [_histogram(label, top) for label in values]
     return {target: [int(count[numbers].sum()) for count in counts] for target, numbers in wanted.items()}
 
 
-def _histogram(picture: np.ndarray, top: int) -> np.ndarray:
-    if picture.dtype == np.uint8:  # without the copy to 64 bits that bincount makes
-        return np.pad(Image.fromarray(picture).histogram(), (0, max(top - 255, 0)))
-    return np.bincount(picture.ravel(), minlength=top + 1)
+def _histogram(label: np.ndarray, top: int) -> np.ndarray:
+    if label.dtype == np.uint8:  # without the copy to 64 bits that bincount makes
+        return np.pad(Image.fromarray(label).histogram(), (0, max(top - 255, 0)))
+    return np.bincount(label.ravel(), minlength=top + 1)
 
 
 def record_path(root: Path, volume_id: str) -> Path:

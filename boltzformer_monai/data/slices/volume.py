@@ -1,4 +1,4 @@
-"""One volume → its pictures and its record. Independent of all other volumes, so it may run in any process."""
+"""One volume → its slices and its record. Independent of all other volumes, so it may run in any process."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def write_volume(
     run: str = "",
     progress: Callable[[int, int], object] | None = None,
 ) -> VolumeRecord:
-    """Write pictures and record of a volume; arguments as in :meth:`~.slice_writer.SliceWriter.add_volume`.
+    """Write slices and record of a volume; arguments as in :meth:`~.slice_writer.SliceWriter.add_volume`.
 
     What the reader repaired or warns of, and what makes the scan doubtful, goes into the record: its caveats and notes.
 
-    Pictures are made in a staging folder and moved into place at the end, the record follows them: whoever stops this
+    Slices are made in a staging folder and moved into place at the end, the record follows them: whoever stops this
     at any moment leaves the volume there or not there, never half. With ``run`` given, the token of the writer's run,
     nothing is put in place after that run has ended: a process that outlives it must not meddle with the next one.
 
@@ -172,12 +172,12 @@ def write_volume(
     return record
 
 
-def save_png(picture: np.ndarray, path: Path) -> None:
-    """Save a picture (H, W), uint8 or uint16.
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Save a slice (H, W), uint8 or uint16.
 
-    Of zlib's strategies run-length encoding is three times as fast as the default on these pictures, and no larger.
+    Of zlib's strategies run-length encoding is three times as fast as the default on slices, and no larger.
     """
-    Image.fromarray(picture).save(path, format="PNG", compress_level=6, compress_type=_RUN_LENGTHS)
+    Image.fromarray(pixels).save(path, format="PNG", compress_level=6, compress_type=_RUN_LENGTHS)
 
 
 def label_slices(label: Volume, plane: str) -> np.ndarray:
@@ -236,7 +236,7 @@ def _staging(root: Path, volume_id: str) -> Iterator[Path]:
 
 
 def _commit(root: Path, staging: Path, record: VolumeRecord) -> None:
-    """Put the staged pictures in place of an older volume of this id, then the record; interrupted, leave neither."""
+    """Put the staged slices in place of an older volume of this id, then the record; interrupted, leave neither."""
     old = read_record(root, record.volume)
     moved: list[Path] = []
     done = False

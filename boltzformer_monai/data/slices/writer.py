@@ -192,7 +192,7 @@ class SliceWriter:
             prompts: called as ``prompts(target, site=…, modality=…)``, returns the texts that ask for the target.
             split: pins the patient, with all volumes, to ``"train"``, ``"val"`` or ``"test"``; of several pins the one
                 that keeps the patient furthest from training counts.
-            negatives: share of the rows of absent targets to keep, 0 to 1; every slice's picture is kept.
+            negatives: share of the rows of absent targets to keep, 0 to 1; every slice's image is kept.
             seed: draws the negatives; default: the writer's.
             settings: all of plane, window, negatives and seed, and more, instead of the arguments of these names.
             progress: called after every slice with the number of slices done and of all.

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.data.windows import normalise_modality
 from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.slicing.cases import Case, LabelFile
 from boltzformer_monai.slicing.recipes import Option
 from boltzformer_monai.slicing.recipes.decathlon import entries, read_description, target_labels
@@ -45,7 +45,7 @@ def cases(
         folder: the folder with ``dataset.json``.
         modality: ``"CT"`` or ``"MR"``: only these; None: both.
         site: overrides "abdomen".
-        channel: must be None, AMOS has single pictures.
+        channel: must be None, AMOS scans have one channel.
         validation: what the published validation scans become: ``"test"``, ``"val"`` or ``"draw"``.
 
     Raises:
@@ -55,7 +55,7 @@ def cases(
     if channel is not None:
         msg = "AMOS22 has no channels to choose from; leave --channel out"
         raise ConfigError(msg)
-    wanted = None if modality is None else normalise_modality(modality)
+    wanted = None if modality is None else parse_modality(modality)
     path = folder / "dataset.json"
     content = read_description(path, what="AMOS22")
     names = {value: _MISSPELT.get(name.lower(), name) for value, name in target_labels(content).items()}

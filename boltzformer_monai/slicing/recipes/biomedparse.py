@@ -1,7 +1,7 @@
-"""Data in BiomedParse's layout: flat pictures, one mask for each target.
+"""Data in BiomedParse's layout: 2-D images, one mask for each target.
 
 ``DATASET/{train,test}/NAME_MODALITY_SITE.png`` and ``DATASET/{train,test}_mask/NAME_MODALITY_SITE_TARGET.png``; every
-pixel of a mask that is not 0 belongs to the target. Each picture becomes a volume of one axial slice.
+pixel of a mask that is not 0 belongs to the target. Each image becomes a volume of one axial slice.
 
 What this layout does not say, and how it is taken:
 
@@ -10,12 +10,12 @@ What this layout does not say, and how it is taken:
 - Patient: NAME without its last number, which is taken for that of the slice (``amos_0018_63`` is of ``amos_0018``).
   Where that is wrong, ``patient_pattern`` is a regular expression whose first group is the patient in NAME. Our own
   exports (``boltzformer export-dataset``) say it themselves.
-- Split: pictures of ``test`` are pinned to it, the patients of ``train`` are divided into training and validation. A
+- Split: images of ``test`` are pinned to it, the patients of ``train`` are divided into training and validation. A
   patient in both is for testing only.
 - Names: volumes of our own exports keep their names. Other names may be those of patients and are hashed;
   ``--mapping`` tells which is which, ``--keep-names`` leaves them as they are.
 
-Pictures of other modalities than CT and MR are left out, with a warning.
+Images of other modalities than CT and MR are left out, with a warning.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from pathlib import Path
 
 import numpy as np
 
-from boltzformer_monai.data.image_files import open_picture
-from boltzformer_monai.data.windows import StoredGrey, normalise_modality
-from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, cannot_open, why
+from boltzformer_monai.data.windows import StoredGrey
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, why
 from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.label_layers import Layer, flatten_layers
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.slicing.cases import Case
-from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, picture_volume
-from boltzformer_monai.slicing.recipes import Option
-from boltzformer_monai.slicing.recipes.biomedparse_names import (
+from boltzformer_monai.modality import parse_modality
+from boltzformer_monai.slicing.biomedparse_names import (
     MARKER_FILE,
     MARKER_FORMAT,
     PictureName,
     parse_picture_name,
     parse_words,
 )
+from boltzformer_monai.slicing.cases import Case
+from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, opened_image, picture_volume
+from boltzformer_monai.slicing.recipes import Option
 from boltzformer_monai.slicing.recipes.patients import compile_pattern, patient_in
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ _MAX_ID = 100
 
 @dataclass(frozen=True)
 class PictureMasks:
-    """The masks of one picture; they may overlap.
+    """The masks of one image; they may overlap.
 
     Attributes:
         masks: (target, file), at least one.
@@ -68,10 +68,10 @@ class PictureMasks:
     masks: tuple[tuple[str, Path], ...]
 
     def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:  # noqa: ARG002
-        """Return the masks on the grid of the picture (W, H, 1).
+        """Return the masks on the grid of the image (W, H, 1).
 
         Raises:
-            VolumeError: a mask cannot be read or has another size than the picture.
+            VolumeError: a mask cannot be read or has another size than the image.
         """
         flat = flatten_layers(
             image.shape, {number: target for number, (target, _) in enumerate(self.masks, 1)}, self._layers(image)
@@ -87,7 +87,7 @@ class PictureMasks:
             mask = picture_volume(_read_mask(path)).array
             if mask.shape != image.shape:
                 size, expected = (f"{shape[0]}x{shape[1]}" for shape in (mask.shape, image.shape))
-                msg = f"{path}: has {size} pixels, its picture {expected}"
+                msg = f"{path}: has {size} pixels, its image {expected}"
                 raise VolumeError(msg, reason="grid")
             yield Layer(number, mask)
 
@@ -100,7 +100,7 @@ def cases(
     channel: int | None = None,
     patient_pattern: str = "",
 ) -> list[Case]:
-    """List the CT and MR pictures.
+    """List the CT and MR images.
 
     Args:
         folder: the folder with ``train`` or ``test``.
@@ -110,13 +110,13 @@ def cases(
         patient_pattern: see above.
 
     Raises:
-        DatasetError: there are no CT or MR pictures, or the mark of our own export is damaged.
+        DatasetError: there are no CT or MR images, or the mark of our own export is damaged.
         ConfigError: a setting does not fit.
     """
     if channel is not None:
-        msg = "pictures have no channels to choose from; leave --channel out"
+        msg = "these images have no channels to choose from; leave --channel out"
         raise ConfigError(msg)
-    wanted = None if modality is None else normalise_modality(modality)
+    wanted = None if modality is None else parse_modality(modality)
     patient_of = _Patients(_read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True))
     listed, skipped = [], 0
     pictures = {part: _pictures(folder / part) for part, _ in _SPLITS}
@@ -132,13 +132,13 @@ def cases(
             if name is None:
                 skipped += 1
             elif wanted in (None, name.modality):
-                drawn = masks.get(path.stem, [])
+                own = masks.get(path.stem, [])
                 listed.append(
                     Case(
                         _volume_id(path.stem, part, repeated=path.stem in repeated),
                         patient_of(name),
                         path,
-                        PictureMasks(tuple(drawn)) if drawn else None,
+                        PictureMasks(tuple(own)) if own else None,
                         site or name.site,
                         modality=name.modality,
                         split=split,
@@ -167,7 +167,7 @@ class _Patients:
         return self.known.get(volume, volume)
 
     def exported(self, name: PictureName) -> bool:
-        """Tell whether the picture is one of our export, whose names are those of a slice data set."""
+        """Tell whether the image is one of our export, whose names are those of a slice data set."""
         return _volume_of(name) in self.known
 
 
@@ -200,7 +200,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _masks(folder: Path) -> dict[str, list[tuple[str, Path]]]:
-    """Return picture → its masks."""
+    """Return stem of an image → its masks."""
     found: dict[str, list[tuple[str, Path]]] = {}
     for path in _pictures(folder):
         stem, _, target = path.stem.rpartition("_")
@@ -209,7 +209,7 @@ def _masks(folder: Path) -> dict[str, list[tuple[str, Path]]]:
 
 
 def _volume_id(stem: str, part: str, *, repeated: bool) -> str:
-    """Return an id that only this picture has: its name, with a digest where the name will not do."""
+    """Return an id that only this image has: its name, with a digest where the name will not do."""
     if not repeated and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stem) and len(stem) <= _MAX_ID:
         return stem
     digest = hashlib.blake2b(f"{part}/{stem}".encode(), digest_size=4).hexdigest()
@@ -229,16 +229,7 @@ def _warn_about_patients(folder: Path, listed: list[Case]) -> None:
 
 def _read_mask(path: Path) -> np.ndarray:
     """Return the pixels (H, W) that are not 0 in some colour."""
-    try:
-        with open_picture(path) as picture:
-            flat = picture.mode in ("L", "1", "I", "F") or picture.mode.startswith("I;")
-            pixels = np.array(picture if flat else picture.convert("RGB"))
-    except FileNotFoundError:
-        msg = f"{path}: no such file"
-        raise VolumeError(msg, reason="missing") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        if (closed := cannot_open(path, error)) is not None:
-            raise closed from None
-        msg = f"{path}: cannot be read as a picture ({why(error)})"
-        raise VolumeError(msg, reason="damaged") from None
+    with opened_image(path) as image:
+        flat = image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;")
+        pixels = np.array(image if flat else image.convert("RGB"))
     return np.asarray(pixels != 0 if flat else pixels.any(axis=2))

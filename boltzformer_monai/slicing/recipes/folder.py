@@ -107,7 +107,7 @@ def cases(
         folder: where to look, subfolders included.
         modality: CT or MR, where neither the labels.json (or dataset.json) nor the DICOM header says it.
         site: overrides the labels.json.
-        channel: which ``_0000`` file, or which picture of four-dimensional NIfTI files.
+        channel: which ``_0000`` file, or which channel of four-dimensional NIfTI files.
         patient_pattern: see above.
         annotation: see above.
 

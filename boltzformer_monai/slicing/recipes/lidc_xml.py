@@ -92,7 +92,7 @@ def fill_outline(outline: Outline, shape: tuple[int, int]) -> np.ndarray:
     """Return the pixels inside an outline, bool (columns, rows): without the outline itself.
 
     Raises:
-        ValueError: the outline leaves the picture.
+        ValueError: the outline leaves the slice.
     """
     columns, rows = np.array(outline.points).T
     if min(columns.min(), rows.min()) < 0 or columns.max() >= shape[0] or rows.max() >= shape[1]:

@@ -1,6 +1,6 @@
-"""File names of the BiomedParse layout, which carry everything that is known of a picture.
+"""File names of the BiomedParse layout, which carry everything that is known of an image.
 
-``NAME_MODALITY_SITE.png`` is a picture, ``NAME_MODALITY_SITE_TARGET.png`` one of its masks; spaces are ``+``, NAME may
+``NAME_MODALITY_SITE.png`` is an image, ``NAME_MODALITY_SITE_TARGET.png`` one of its masks; spaces are ``+``, NAME may
 hold ``_``, the other parts may not. What a name cannot hold (``/``, ``_``, ``.``, …) is written ``%2F`` as in a URL.
 """
 
@@ -29,7 +29,7 @@ _SPOKEN = {"CT": "CT", "MR": "MRI"}
 
 @dataclass(frozen=True)
 class PictureName:
-    """What the name of a picture says.
+    """What the name of an image says.
 
     Attributes:
         name: what is unique about it.
@@ -60,7 +60,7 @@ def parse_picture_name(stem: str) -> PictureName | None:
 
 
 def mask_name(stem: str, target: str) -> str:
-    """Return the file name of a picture's mask."""
+    """Return the file name of an image's mask."""
     return f"{stem}_{_safe_words(target)}.png"
 
 
@@ -70,7 +70,7 @@ def parse_words(text: str) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Return text that can be the NAME of a picture; other than in a target, ``_`` may stay."""
+    """Return text that can be the NAME of an image; other than in a target, ``_`` may stay."""
     return _UNSAFE.sub(lambda found: found[0] if found[0] == "_" else f"%{ord(found[0]):02X}", text)
 
 
