@@ -83,7 +83,9 @@ def test_guests_are_the_examples_of_the_documentation() -> None:
         assert f"```python\n{text}```" in page, guest.name
 
 
-def test_a_decoder_is_trained_by_the_bundle_and_segments(slices: Path, scan: Path, tmp_path: Path) -> None:
+def test_a_decoder_is_trained_by_the_bundle_and_segments(
+    slices: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = {**TINY, "decoder": "dot", "decoder_settings": {"scale": 2.0}}
     done = python("-m", "monai.bundle", "run", "training", "--config_file", BUNDLE / "configs" / "train.json",
                   "--bundle_root", BUNDLE, "--dataset_dir", slices, "--output_dir", tmp_path, "--preset", "tiny",
@@ -92,13 +94,17 @@ def test_a_decoder_is_trained_by_the_bundle_and_segments(slices: Path, scan: Pat
     assert done.returncode == 0, done.stderr
     labels = segment(scan, tmp_path / "model.pt", "--plugin", DECODER)
     assert labels.shape == read_label_map(tmp_path / "found.nii.gz").array.shape == (10, 8, 4)
-    refused = python("-m", "boltzformer_monai", "segment", scan, "--prompts", "liver", "--modality", "CT",
-                     "--checkpoint", tmp_path / "model.pt", "--output", "no.nii.gz",
-                     env=ENVIRONMENT, cwd=tmp_path)  # fmt: skip
-    assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
-    assert "unknown decoder 'dot'" in line
-    assert "--plugin MODULE" in line
+    capsys.readouterr()
+    arguments = ["segment", scan, "--prompts", "liver", "--modality", "CT", "--checkpoint", tmp_path / "model.pt",
+                 "--output", tmp_path / "no.nii.gz", "--device", "cpu"]  # fmt: skip
+    for option, words in (
+        ([], "unknown decoder 'dot'"),
+        (["--plugin", "no.py"], "the plugin no.py cannot be imported"),
+    ):
+        assert main([*map(str, arguments), *option]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+        assert option or "--plugin MODULE" in line
     assert not (tmp_path / "no.nii.gz").exists()
     register(DECODER)
     loaded, description = load_checkpoint(tmp_path / "model.pt")
