@@ -22,7 +22,6 @@ from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.scan_list import Scan  # noqa: E402
 from boltzformer_monai.label.datastore.scan_cache import ScanCache  # noqa: E402
 from boltzformer_monai.label.label_info import names_in  # noqa: E402
-from boltzformer_monai.label.learning import workers as background  # noqa: E402
 from boltzformer_monai.label.learning.workers import FAILED, in_background  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 
@@ -155,7 +154,8 @@ def test_background_work_steps_back_and_fails_in_one_line(
     with pytest.raises(SystemExit) as stopped, in_background(True):
         raise DatasetError("nothing to learn from")
     assert stopped.value.code == FAILED
-    assert nicer == [background._NICER]
+    assert len(nicer) == 1
+    assert nicer[0] > 0
     assert [(each.levelno, each.getMessage()) for each in caplog.records] == [
         (logging.ERROR, "error: nothing to learn from")
     ]

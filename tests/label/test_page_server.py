@@ -84,7 +84,7 @@ def test_what_is_not_found_and_what_is_refused(browser: Any, address: str) -> No
         seen.page.press("#prompts", "Enter")
         seen.page.locator("#status.error").wait_for()
         told = seen.page.inner_text("#status")
-        assert "letters" in told
+        assert "at most 500" in told
         assert "\n" not in told
         assert len(told) < 300
         seen.page.select_option("#scan", "chest")
