@@ -13,7 +13,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -53,12 +53,30 @@ def load_plugin(name: str) -> ModuleType:
     return module
 
 
+def load_entry(entry: EntryPoint, part: str) -> Any:
+    """Load what an installed package offers; ``part`` says what for the message, e.g. ``"the decoder 'dot'"``.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as error:  # whatever the code of others raises
+        msg = f"{part} cannot be imported from {entry.value} ({_reason(error)}); mend that package"
+        raise ConfigError(msg) from error
+
+
 def _not_imported(name: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"the plugin {name} cannot be imported ({_reason(error)}); give an installed module, or a .py file"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Why an import failed, in one line."""
     if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    else:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return ConfigError(f"the plugin {name} cannot be imported ({reason}); give an installed module, or a .py file")
+        return error.strerror
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def use_plugins(names: str | Sequence[str] = ()) -> None:
@@ -123,17 +141,12 @@ class Registry(Generic[_Part]):
         Raises:
             ConfigError: a plugin or the installed package that offers it cannot be imported.
         """
-        if name in self._factories or name not in self.names():
-            return self._factories.get(name)
         if name not in self._factories:
-            entry = next(iter(entry_points(group=self.group, name=name)))
-            try:
-                factory = entry.load()
-            except Exception as error:  # whatever the code of others raises
-                msg = f"the {self.kind} {name!r} cannot be imported from {entry.value} ({error}); mend that package"
-                raise ConfigError(msg) from error
-            self._factories.setdefault(name, factory)
-        return self._factories[name]
+            use_plugins()
+        if name not in self._factories:
+            for entry in entry_points(group=self.group, name=name):
+                self._factories.setdefault(name, load_entry(entry, f"the {self.kind} {name!r}"))
+        return self._factories.get(name)
 
     def make(self, name: str, *arguments: Any, settings: Mapping[str, Any]) -> _Part:
         """Make the part ``name`` of the arguments that all of its kind take, and its own settings.

@@ -87,7 +87,8 @@ def test_an_installed_package_offers_a_part(
 def test_a_broken_package_is_one_line(parts: Registry[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry_point(tmp_path, monkeypatch, "unit_broken", "import no_such_module\n")
     with pytest.raises(
-        ConfigError, match=r"the part 'offered' cannot be imported from unit_broken:Offered \(No module"
+        ConfigError,
+        match=r"the part 'offered' cannot be imported from unit_broken:Offered \(ModuleNotFoundError: No module",
     ):
         parts.make("offered", "config", settings={})
     assert parts.make("plain", "config", settings={}) == ("config", 1.0)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.registry import use_plugins
+from boltzformer_monai.registry import load_entry, use_plugins
 
 __all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
@@ -112,11 +112,7 @@ def metrics_for(dimension: int) -> list[Metric]:
     """
     use_plugins()
     for entry in entry_points(group="boltzformer_monai.metrics"):
-        try:
-            offered = entry.load()
-        except Exception as error:  # noqa: BLE001 - whatever the code of others raises
-            msg = f"the metric {entry.name!r} cannot be imported from {entry.value} ({error}); mend that package"
-            raise ConfigError(msg) from error
+        offered = load_entry(entry, f"the metric {entry.name!r}")
         if isinstance(offered, Metric):
             register_metric(offered)
     return [metric for (of, _), metric in METRICS.items() if of == dimension]

@@ -17,6 +17,7 @@ from boltzformer_monai.evaluation import metrics
 from boltzformer_monai.evaluation.mask_pair import MaskPair
 from boltzformer_monai.registry import load_plugin
 from tests.engines.cases import write_dataset
+from tests.extending.guests import install, python
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "bundles" / "boltzformer" / "configs"
@@ -49,6 +50,18 @@ def test_guests_measure_in_millimetres(table: dict[tuple[int, str], metrics.Metr
     assert (
         table[3, "surface_distance_mm"].of(MaskPair(prediction=~truth & truth, truth=truth, spacing=(1, 1, 1))) is None
     )
+
+
+def test_an_installed_package_offers_one(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    offer = "[boltzformer_monai.metrics]\ncentre = guest_centre\n"
+    env = install(site, "guest-centre", modules={"guest_centre": GUESTS[0]}, entry_points=offer)
+    show = "from boltzformer_monai.evaluation.metrics import metrics_for; print(*(m.name for m in metrics_for({})))"
+    assert python("-c", show.format(2), env=env, cwd=tmp_path).stdout.split()[-1] == "centre_distance_mm"
+    assert "centre_distance_mm" not in python("-c", show.format(3), env=env, cwd=tmp_path).stdout
+    (site / "guest_centre.py").write_text("import no_such_module\n")
+    failed = python("-c", show.format(2), env=env, cwd=tmp_path)
+    assert "the metric 'centre' cannot be imported from guest_centre (ModuleNotFoundError" in failed.stderr
 
 
 def test_guests_appear_in_everything_that_an_evaluation_writes(tmp_path: Path) -> None:
