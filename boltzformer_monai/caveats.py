@@ -1,7 +1,7 @@
 """What a user must know of a result that was made all the same: said once, and carried with the result.
 
 A caveat is found where its cause is seen (a reader, the choice of windows, the check of prompts) and travels with the
-scan and its result: log, summary JSON, preview, page, DICOM SEG, ``report.json``. What cannot be trusted at all is an
+scan and its result: log, manifest, preview, page, DICOM SEG, ``report.json``. What cannot be trusted at all is an
 error instead; see :mod:`boltzformer_monai.errors`.
 """
 

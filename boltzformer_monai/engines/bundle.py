@@ -153,7 +153,8 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
 def make_training(
     overrides: Mapping[str, Any], *, root: Path
 ) -> tuple[SupervisedTrainer, SupervisedEvaluator, torch.optim.lr_scheduler.LRScheduler]:
-    """Trainer, evaluator and scheduler as the bundle's ``train.json`` wires them, for :func:`run_training`.
+    """Trainer, evaluator and scheduler as the bundle's ``train.json`` wires them, for
+    :func:`~boltzformer_monai.engines.trainer.run_training`.
 
     Args:
         overrides: key → value; besides plain values and expressions also objects, e.g. a network as ``network_def``.

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.registry import load_entry, use_plugins
+from boltzformer_monai.registry import load_entry, place_of, use_plugins
 
 __all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
@@ -63,9 +64,16 @@ class Metric:
         """Compute the value of one case.
 
         Raises:
-            ConfigError: `compute` returned something else.
+            ConfigError: `compute` returned something else; or it is not ours, and fails.
         """
-        result = self.compute(masks)
+        try:
+            result = self.compute(masks)
+        except Exception as error:
+            if self.compute.__module__ == __name__:
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            msg = f"metric {self.name!r} fails in {place_of(error)} ({text}); mend its compute"
+            raise ConfigError(msg) from error
         try:
             if isinstance(result, tuple):
                 part, whole = (float(number) for number in result)
@@ -115,6 +123,9 @@ def metrics_for(dimension: int) -> list[Metric]:
         offered = load_entry(entry, f"the metric {entry.name!r}")
         if isinstance(offered, Metric):
             register_metric(offered)
+        elif not isinstance(offered, ModuleType):
+            msg = f"the metric {entry.name!r}: {entry.value} must be a Metric, or a module that registers some"
+            raise ConfigError(msg)
     return [metric for (of, _), metric in METRICS.items() if of == dimension]
 
 

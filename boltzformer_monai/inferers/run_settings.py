@@ -242,6 +242,9 @@ def _window(window: str | Sequence[Any] | Mapping[str, Any] | GreyScale | None) 
         words = tuple(str(part) for part in window)
         _parsed(words)
         return words
+    if not isinstance(window, Mapping | GreyScale):
+        msg = f"the window must be a name, level/width or a mapping, got {_short(window)}"
+        raise ConfigError(msg)
     return parse_window(window)
 
 

@@ -21,8 +21,6 @@ from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.slicing.biomedparse_names import MARKER_FILE
 from tests.slicing.test_biomedparse import sliced
 
-pytest.importorskip("monai", reason="the square of an export is a MONAI transform of this package")
-
 ROOT = Path(__file__).resolve().parents[2]
 
 AFFINE = np.diag([-0.8, -0.8, 5.0, 1.0])

@@ -48,6 +48,11 @@ def test_anything_else_is_named(result: Any) -> None:
         Metric(name="extra", compute=lambda masks: result).of(PAIR)
 
 
+def test_a_metric_that_fails_is_named_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"'extra' fails in test_metrics\.py:\d+ \(ZeroDivisionError: .*\)"):
+        Metric(name="extra", compute=lambda masks: 1 / 0).of(PAIR)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

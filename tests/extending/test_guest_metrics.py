@@ -59,6 +59,12 @@ def test_an_installed_package_offers_one(tmp_path: Path) -> None:
     show = "from boltzformer_monai.evaluation.metrics import metrics_for; print(*(m.name for m in metrics_for({})))"
     assert python("-c", show.format(2), env=env, cwd=tmp_path).stdout.split()[-1] == "centre_distance_mm"
     assert "centre_distance_mm" not in python("-c", show.format(3), env=env, cwd=tmp_path).stdout
+    (site / "guest_centre-1.0.dist-info" / "entry_points.txt").write_text(f"{offer}list = guest_centre:__all__\n")
+    (site / "guest_centre.py").write_text("__all__ = []\n")
+    assert (
+        "the metric 'list': guest_centre:__all__ must be a Metric"
+        in python("-c", show.format(2), env=env, cwd=tmp_path).stderr
+    )
     (site / "guest_centre.py").write_text("import no_such_module\n")
     failed = python("-c", show.format(2), env=env, cwd=tmp_path)
     assert "the metric 'centre' cannot be imported from guest_centre (ModuleNotFoundError" in failed.stderr

@@ -15,6 +15,7 @@ from boltzformer_monai.io.read import read_label_map
 from boltzformer_monai.slicing.recipes import load_recipe, recipe_names
 from tests.data.slice_cases import contents
 from tests.extending.guests import ROOT, install, python
+from tests.needs import need_module
 from tests.slicing.scan_files import write_image
 
 GUEST = Path(__file__).with_name("guest_recipe.py")
@@ -69,7 +70,7 @@ def test_slice_train_and_segment_in_new_processes(archive: Path, installed: dict
 def test_a_cluster_gives_the_same_bytes_and_needs_the_recipe(
     archive: Path, installed: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    distributed = pytest.importorskip("distributed")
+    distributed = need_module("distributed")
     arguments = ["--recipe", "boxes", "--input", str(archive), "--output"]
     assert main([*arguments, str(tmp_path / "one" / "slices")]) == 0
     settings = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}

@@ -52,6 +52,7 @@ def test_a_window_is_recorded_as_it_was_given(window: Any, scale: Any, recorded:
         {"planes": "oblique"}, {"planes": ()}, {"planes": ("axial", "axial")}, {"planes": [["axial"]]}, {"planes": 1},
         {"window": "lunge"}, {"window": [1, 2, 3]}, {"modality": "PET"}, {"presence": "maybe"}, {"literal": 1},
         {"arbitration": "best"}, {"ending": ".png"}, {"ending": ".dcm", "masks": True}, {"arbitration": ["x" * 10**6]},
+        {"window": 5}, {"window": True}, {"window": {1, 2}},
         {"window": "x" * 10**5}, {"modality": "x" * 10**5},
     ],
     ids=lambda change: str(change)[:40],

@@ -94,7 +94,7 @@ def write_volume(
     run: str = "",
     progress: Callable[[int, int], object] | None = None,
 ) -> VolumeRecord:
-    """Write slices and record of a volume; arguments as in :meth:`~.slice_writer.SliceWriter.add_volume`.
+    """Write slices and record of a volume; arguments as in :meth:`~.writer.SliceWriter.add_volume`.
 
     What the reader repaired or warns of, and what makes the scan doubtful, goes into the record: its caveats and notes.
 

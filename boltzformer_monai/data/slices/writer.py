@@ -75,7 +75,7 @@ class SliceWriter:
 
     Attributes:
         records: volume id → record of every volume that the tables shall name.
-        run: token of the run under way, which :func:`~.slice_volume.write_volume` in another process must know.
+        run: token of the run under way, which :func:`~.volume.write_volume` in another process must know.
 
     Raises:
         DatasetError: the folder holds something else, or a data set that cannot be read.

@@ -11,7 +11,6 @@ in the group :data:`GROUP`, ``name = "its.module"`` (docs/extending.md).
 from __future__ import annotations
 
 import importlib
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, did_you_mean
+from boltzformer_monai.registry import place_of
 from boltzformer_monai.slicing.cases import Case
 
 __all__ = ["GROUP", "RECIPES", "Option", "Recipe", "load_recipe", "recipe_names"]
@@ -120,8 +120,7 @@ class Recipe:
         return cases
 
     def _failure(self, error: Exception) -> ConfigError:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return _broken(self.name, self.distribution, error, f"fails in {Path(place.filename).name}:{place.lineno}")
+        return _broken(self.name, self.distribution, error, f"fails in {place_of(error)}")
 
 
 def recipe_names() -> list[str]:
