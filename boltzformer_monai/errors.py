@@ -161,17 +161,17 @@ def user_line(error: BaseException) -> str | None:
     """The line for an error that the user can mend, or ``None`` for a bug, which keeps its traceback."""
     if not isinstance(error, OSError) and (known := user_error(error)) is not None:
         return str(known)
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    root = chain[-1]
     if in_worker := _IN_WORKER.search(f"{error}\n{root}"):
         return in_worker[1]
     # What libraries raise as OSError about the content of a file has no number.
     if isinstance(root, OSError) and root.errno is not None:
         return f"{root.filename}: {why(root)}" if root.filename else why(root)
-    if isinstance(root, ValueError) and str(root).startswith(_OF_MONAI):
-        return str(root).splitlines()[0]
-    return None
+    of_monai = (each for each in chain if isinstance(each, ValueError) and str(each).startswith(_OF_MONAI))
+    return next((str(each).splitlines()[0] for each in of_monai), None)
 
 
 def did_you_mean(

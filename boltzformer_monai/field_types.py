@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from boltzformer_monai.errors import ConfigError
 
-__all__ = ["check_types"]
+__all__ = ["check_types", "check_value", "is_scalar"]
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
 
@@ -25,10 +25,25 @@ def check_types(settings: Any) -> None:
     """
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if not _matches(value, hints[field.name]):
-            msg = f"{field.name} must be {_describe(hints[field.name])}, got {value!r}"
-            raise ConfigError(msg)
+        check_value(field.name, getattr(settings, field.name), hints[field.name])
+
+
+def check_value(name: str, value: object, kind: Any) -> None:
+    """Compare one value with its annotation.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
+    if not _matches(value, kind):
+        msg = f"{name} must be {_describe(kind)}, got {value!r}"
+        raise ConfigError(msg)
+
+
+def is_scalar(kind: Any) -> bool:
+    """Whether an annotation is a bool, number, text or None, or a choice of these."""
+    if get_origin(kind) in (Union, UnionType):
+        return all(map(is_scalar, get_args(kind)))
+    return kind in _NAMES
 
 
 def _matches(value: object, kind: Any) -> bool:

@@ -63,6 +63,8 @@ def device_by_name(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         msg = f"no device {name!r} here ({str(error).splitlines()[0]})"
         raise ConfigError(msg) from None

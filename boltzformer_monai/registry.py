@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from boltzformer_monai.errors import ConfigError, did_you_mean
+from boltzformer_monai.field_types import check_value, is_scalar
 
 PLUGINS = "BOLTZFORMER_PLUGINS"
 """Environment variable: modules or ``.py`` files to import, separated like the folders of ``PATH``."""
@@ -175,12 +176,23 @@ class Registry(Generic[_Part]):
             if unknown := next((setting for setting in settings if setting not in own), None):
                 msg = f"unknown setting {unknown!r} of the {self.kind} {name!r}; {did_you_mean(unknown, own)}"
                 raise ConfigError(msg)
+        for setting, kind in _annotations(factory).items():
+            if setting in settings and is_scalar(kind):
+                check_value(f"{setting} of the {self.kind} {name!r}", settings[setting], kind)
         try:
             signature.bind(*arguments, **settings)
         except TypeError as error:
             msg = f"the {self.kind} {name!r}: {error}"
             raise ConfigError(msg) from error
         return factory(*arguments, **settings)
+
+
+def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a factory's arguments, as far as they can be known."""
+    try:
+        return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError):  # a name that only type checkers import
+        return {}
 
 
 def _origin(factory: Callable[..., Any]) -> tuple[object, object]:

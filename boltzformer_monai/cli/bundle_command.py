@@ -17,6 +17,9 @@ from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.storage import require_writable
 
+# What makes a run one of this command.
+_FIXED = ("bundle_root", "imports", "initialize", "run", "finalize", "training", "evaluating")
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train`` and ``evaluate`` that are the same."""
@@ -101,16 +104,23 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
     read_description(options.data)
     require_writable(options.output, make=False)
     named = {
-        "dataset_dir": str(options.data),
-        "output_dir": str(options.output),
+        "dataset_dir": str(options.data.absolute()),  # a folder may begin with $, MONAI's sign of expressions
+        "output_dir": str(options.output.absolute()),
         "device": options.device,
         "seed": options.seed,
         "plugins": options.plugins or None,
         **settings,
     }
+    for key, value in named.items():
+        if isinstance(value, str) and (not value or value.startswith(("$", "@"))):
+            msg = f"{key} must not be empty or begin with $ or @, MONAI's signs of expressions; got {value!r}"
+            raise ConfigError(msg)
     for key, _ in options.settings:
         if key in named:
             msg = f"--set {key}: this command has an option for it (see boltzformer {options.command} --help)"
+            raise ConfigError(msg)
+        if key in _FIXED:
+            msg = f"--set {key}: this command relies on it; use python -m monai.bundle for a run of your own"
             raise ConfigError(msg)
     for file in options.config:
         _check_config(file)

@@ -20,9 +20,10 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.engines.settings import TrainingSettings
-from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line
+from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line, why
 from boltzformer_monai.networks.boltzformer import BoltzFormer
-from boltzformer_monai.networks.presets import NetworkConfig, create_boltzformer, network_config
+from boltzformer_monai.networks.config import NetworkConfig
+from boltzformer_monai.networks.presets import create_boltzformer, network_config
 from boltzformer_monai.precision import device_by_name, distributed_device
 from boltzformer_monai.registry import use_plugins
 from boltzformer_monai.storage import require_writable
@@ -111,7 +112,7 @@ def _check_values(parser: ConfigParser) -> None:
     if (device := _literal(parser, "device")) == "auto":
         msg = "--device auto is what happens without --device; leave it out"
         raise ConfigError(msg)
-    if device:
+    if device or parser.get("device") == "":
         device_by_name(device)
 
 
@@ -134,17 +135,22 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         overlays: configuration files that are laid over it, in this order.
 
     Raises:
+        ConfigError: an override names a part of the configuration that is not there.
         RuntimeError: MONAI's, around a user error; :func:`~boltzformer_monai.errors.user_line` finds it.
     """
     # It warns on standard output that logging stays as it is, which is what is wanted here.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
-    workflow = ConfigWorkflow(
-        config_file=[str(root / "configs" / f"{name}.json"), *map(str, overlays)],
-        workflow_type="train" if name == "train" else "infer",
-        logging_file=False,
-    )
-    # Not as arguments of the constructor: a key of that name would be taken for one of its own.
-    workflow.parser.update({**overrides, "bundle_root": str(root)})
+    try:
+        workflow = ConfigWorkflow(
+            config_file=[str(root / "configs" / f"{name}.json"), *map(str, overlays)],
+            workflow_type="train" if name == "train" else "infer",
+            logging_file=False,
+        )
+        # Not as arguments of the constructor: a key of that name would be taken for one of its own.
+        workflow.parser.update({**overrides, "bundle_root": str(root)})
+    except (KeyError, TypeError, IndexError) as error:  # a part of a key that leads nowhere
+        msg = f"an override leads nowhere ({why(error)}); see configs/{name}.json for the keys"
+        raise ConfigError(msg) from error
     workflow.initialize()
     workflow.run()
     workflow.finalize()
@@ -268,7 +274,7 @@ def training_network_config(
     Raises:
         ConfigError: unknown preset or setting, or the image size among the overrides: the data must know it too.
     """
-    if not isinstance(overrides or {}, Mapping):
+    if not isinstance(overrides or {}, Mapping) or not all(isinstance(key, str) for key in overrides or {}):
         msg = f"network_overrides must be a mapping like {{'queries': 32}}, got {overrides!r}"
         raise ConfigError(msg)
     if overrides and "image_size" in overrides:

@@ -74,7 +74,11 @@ class TimmBackbone(nn.Module):
             hint = did_you_mean(name, known, otherwise="see timm.list_models().", cutoff=0.6)
             msg = f"timm has no model {name!r}; {hint} {OF_YOUR_OWN}"
             raise ConfigError(msg)
-        made_for = timm.get_pretrained_cfg(name)
+        try:
+            made_for = timm.get_pretrained_cfg(name)
+        except RuntimeError as error:  # no such tag behind the dot
+            msg = f"timm has no weights {name!r}: {_first_line(error)}; {name.partition('.')[0]!r} alone is enough"
+            raise ConfigError(msg) from None
         if made_for is not None and made_for.fixed_input_size and image_size is not None:
             if made_for.input_size[-1] != image_size:
                 options.setdefault("img_size", image_size)
@@ -136,8 +140,8 @@ def _timm_model(name: str, options: dict[str, Any]) -> nn.Module:
         msg = f"timm cannot make the backbone {name!r}: {_first_line(error)}"
         if isinstance(error, TypeError) and (wrong := re.search(r"unexpected keyword argument '(\w+)'", msg)):
             with torch.device("meta"):
-                known = inspect.signature(type(timm.create_model(name))).parameters
-            msg = f"the backbone {name!r} has no setting {wrong[1]!r}; {did_you_mean(wrong[1], known)}"
+                known = set(inspect.signature(type(timm.create_model(name))).parameters) - _OURS
+            msg = f"the backbone {name!r} has no setting {wrong[1]!r}; {did_you_mean(wrong[1], sorted(known))}"
         raise ConfigError(msg) from error
 
 
@@ -198,8 +202,9 @@ class TinyBackbone(nn.Module):
 
     def __init__(self, *, in_channels: int = 1, widths: Sequence[int] = _WIDTHS) -> None:
         super().__init__()
-        if len(widths) != 5:
-            msg = f"widths must name five strides (2–32), got {list(widths)}"
+        sound = isinstance(widths, list | tuple) and len(widths) == 5
+        if not sound or any(type(width) is not int or width < 1 for width in widths):
+            msg = f"widths must name five strides (2–32), each a whole number of at least 1; got {widths!r}"
             raise ConfigError(msg)
         inputs = [in_channels, *widths[:-1]]
         self.stages = nn.ModuleList(_ResidualBlock(i, o, stride=2) for i, o in zip(inputs, widths, strict=True))

@@ -82,6 +82,9 @@ class NetworkConfig:
             if getattr(self, name) < low:
                 msg = f"{name} must be a whole number of at least {low}, got {getattr(self, name)}"
                 raise ConfigError(msg)
+        if self.neck_channels is not None and self.neck_channels < 1:
+            msg = f"neck_channels must be a whole number of at least 1, or None for no neck; got {self.neck_channels}"
+            raise ConfigError(msg)
         if self.image_size % STRIDE or self.image_size < STRIDE:
             msg = f"image_size must be a positive multiple of {STRIDE}, got {self.image_size}"
             raise ConfigError(msg)

@@ -184,7 +184,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
             weights = {_new_name(name): weight for name, weight in weights.items()}
         _check_described(description.network, weights, path)
         network = create_boltzformer(description.network)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
         msg = f"{path}: its description cannot be used ({why(error)})"
         raise CheckpointError(msg) from error
     load_strictly(network, weights, source=str(path))

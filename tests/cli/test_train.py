@@ -140,6 +140,12 @@ def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Pa
     ("more", "said"),
     [
         (["--set", "epoch=3"], "error: unknown override --epoch; did you mean --epochs?"),
+        (["--set", "trian#dataset#cache_rate=0.5"], "error: an override leads nowhere"),
+        (["--set", "train=3"], "error: the referring item "),
+        (["--set", "run=x"], "error: --set run: this command relies on it"),
+        (["--set", "network_overrides={1: 2}"], "error: network_overrides must be a mapping"),
+        (["--preset", "$1/0"], "error: preset must not be empty or begin with $ or @"),
+        (["--device", "meta"], "error: no device 'meta' here"),
         (["--set", "config_file=x"], "error: unknown override --config_file; "),
         (["--set", "network_overrides={'querys': 3}"], "did you mean 'queries'?"),
         (["--set", "network_overrides={'presence': 'false'}"], "network_overrides#presence is the text 'false'"),

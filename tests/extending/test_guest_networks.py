@@ -92,8 +92,7 @@ def test_a_decoder_is_trained_by_the_bundle_and_segments(
                   "--image_size", 64, "--epochs", 1, "--batch_size", 1, "--network_overrides", str(network),
                   "--plugins", str([str(DECODER)]), env=ENVIRONMENT, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    labels = segment(scan, tmp_path / "model.pt", "--plugin", DECODER)
-    assert labels.shape == read_label_map(tmp_path / "found.nii.gz").array.shape == (10, 8, 4)
+    assert segment(scan, tmp_path / "model.pt", "--plugin", DECODER).shape == (10, 8, 4)
     capsys.readouterr()
     arguments = ["segment", scan, "--prompts", "liver", "--modality", "CT", "--checkpoint", tmp_path / "model.pt",
                  "--output", tmp_path / "no.nii.gz", "--device", "cpu"]  # fmt: skip
@@ -135,3 +134,9 @@ def test_a_backbone_of_a_guest_feeds_the_network() -> None:
     network = create_boltzformer("tiny", **SMALL, backbone="pooled", backbone_settings={"width": 6}).eval()
     assert network.backbone.channels == [6] * 4
     assert network(images(1), prompts(3)).shape == (1, 1, 32, 32)
+
+
+def test_a_backbone_of_a_guest_is_trained_and_segments(slices: Path, scan: Path, tmp_path: Path) -> None:
+    network = {"backbone": "pooled", "backbone_settings": {"width": 6}}
+    checkpoint = train(slices, tmp_path / "run", "--plugin", str(BACKBONE), network=network)
+    assert segment(scan, checkpoint, "--plugin", BACKBONE).shape == (10, 8, 4)

@@ -118,6 +118,15 @@ def test_what_is_not_possible_is_refused(preset: str, overrides: dict[str, objec
             {"policy_settings": {"sample_ration": 1}},
             "unknown setting 'sample_ration' of the attention policy 'boltzmann'",
         ),
+        (
+            {"policy_settings": {"exact": "no"}},
+            "exact of the attention policy 'boltzmann' must be true or false, got 'no'",
+        ),
+        ({"policy_settings": {"base_temperature": "hot"}}, "base_temperature of .* must be a number, got 'hot'"),
+        ({"backbone_settings": {"widths": 3}}, "widths must name five strides"),
+        ({"backbone_settings": {"widths": [0] * 5}}, "widths must name five strides"),
+        ({"neck_channels": 0}, "neck_channels must be a whole number of at least 1"),
+        ({"backbone": "resnet10t.nope"}, "timm has no weights 'resnet10t.nope'"),
         ({"backbone_settings": {"width": 1}}, "unknown setting 'width' of the backbone 'tiny'; did you mean 'widths'"),
     ],
 )
