@@ -16,7 +16,7 @@ REAL = {
     "chest": ("lung1_001/image.nii.gz", (10, 10, 8)),
     "torso": ("ts_ct_3mm/image.nii.gz", (2, 2, 5)),
 }
-MADE_UP = ("first", "second")
+MADE_UP = ("first", "second", "third")
 
 
 def write_studies(folder: Path) -> list[str]:
