@@ -1,4 +1,4 @@
-"""The contestants of the decoder's benchmarks, ours and the dense baseline, on the same weights and inputs."""
+"""Contestants of the decoder benchmarks, ours and the dense baseline, with shared weights and inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Step = Callable[[], object]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of a contest; the paper's by default."""
+    """Sizes of a benchmark; by default the paper's."""
 
     image: int = 1024
     dim: int = 512
@@ -48,11 +48,11 @@ class Sizes:
 
 
 SMOKE = {"dim": 32, "heads": 2, "hidden": 48, "layers": 4}
-"""Widths to try a script with."""
+"""Small widths, to try out a script."""
 
 
 class Tail(nn.Module):
-    """Ours: the convolution that makes S, decoder and PiGMA, random weights with biases and norms off their start."""
+    """Ours: the convolution to S, decoder and PiGMA, with random weights, including biases and norms."""
 
     def __init__(self, sizes: Sizes, *, queries: int, ratio: float = 0.1, seed: int = 0) -> None:
         super().__init__()
@@ -87,14 +87,14 @@ class Tail(nn.Module):
         return self.aggregation(masks, image)
 
     def dense(self, *, blockwise: bool = False) -> DenseTail:
-        """The baseline with these weights, or its stronger form."""
+        """The dense baseline with these weights; ``blockwise`` is its faster form."""
         tail = DenseTail(self.conv, self.decoder, self.aggregation)
         tail.decoder.blockwise = blockwise
         return tail
 
 
 class Inputs:
-    """What a tail or a decoder is run on, and what its output is multiplied by before the backward pass."""
+    """Inputs of a tail or a decoder, and output gradients for the backward pass."""
 
     def __init__(
         self, sizes: Sizes, *, queries: int, batch: int, seed: int = 1, device: torch.device | str = "cpu"
@@ -109,32 +109,32 @@ class Inputs:
         self.text = normal(batch, 1, sizes.tokens, sizes.dim)
         self.valid = torch.ones(batch, 1, sizes.tokens, dtype=torch.bool, device=device)
         self.image = normal(batch, 3, sizes.image, sizes.image)
-        # With a mean, as the gradient of a loss has: a bias's gradient sums these over all pixels, and of a sum of
-        # random signs float32 keeps no more than four digits, whoever adds it up.
+        # Mean 1, as a bias's gradient sums these over all pixels: a sum of random signs would cancel, and float32
+        # would keep only four digits, in any order of summation.
         self.of_masks = 1 + normal(batch, 1, queries, side, side)
         self.of_logits = 1 + normal(batch, 1, 2 * side, 2 * side)
 
     def leaves(self, part: str) -> dict[str, Tensor]:
-        """The inputs that gradients flow to."""
+        """The inputs that need gradients."""
         features = {f"feature {i}": feature for i, feature in enumerate(self.features)}
         first = {"y": self.fine} if part == "tail" else {"S": self.semantic_map}
         return {**first, **features, "text": self.text}
 
     def track(self, part: str, wanted: bool) -> None:
-        """Let gradients flow to the inputs, or not."""
+        """Turn gradients of the inputs on or off."""
         for leaf in self.leaves(part).values():
             leaf.requires_grad_(wanted)
             leaf.grad = None
 
     def run(self, contestant: Tail | DenseTail, part: str, generator: Randomness = None) -> Tensor:
-        """Forward through the whole tail or through its decoder alone, for which S is ready."""
+        """Forward pass of the whole tail, or of its decoder alone on a computed S."""
         noise = CounterNoise() if generator is None else generator
         if part == "tail":
             return contestant(self.fine, self.features, self.text, self.valid, self.image, generator=noise)
         return contestant.decoder(self.features, self.semantic_map, self.text, self.valid, generator=noise)
 
     def step(self, contestant: Tail | DenseTail, part: str) -> Tensor:
-        """Forward and backward of a weighted sum; gradients arrive in the weights and the inputs."""
+        """Forward and backward pass; leaves gradients in weights and inputs."""
         for leaf in (*contestant.parameters(), *self.leaves(part).values()):
             leaf.grad = None
         output = self.run(contestant, part)
@@ -143,7 +143,7 @@ class Inputs:
 
 
 class InjectedSets:
-    """A policy that returns given sets, whatever the logits."""
+    """A policy that returns given sets and ignores the logits."""
 
     def __init__(self, sets: Sequence[Tensor], *, per_head: bool) -> None:
         self.sets = sets
@@ -155,10 +155,10 @@ class InjectedSets:
 
 
 class SameDecisions(TorchFunctionMode):
-    """Records which entries of each ReLU are positive, or, given a record, lets the same entries through.
+    """Record which entries of each ReLU are positive, or replay a record.
 
-    A pre-activation that is zero up to rounding is positive for one contestant and not for the other, and the gradient
-    of that query jumps; among millions of them one such is likely. Like a sampled set it is a decision, not an error.
+    A pre-activation near zero may be positive for one contestant only, and then that query's gradients differ. Among
+    millions of entries this is likely. Like a sampled set it is a discrete decision, not an error.
     """
 
     def __init__(self, decisions: list[Tensor] | None = None) -> None:
@@ -182,20 +182,20 @@ class SameDecisions(TorchFunctionMode):
 
 
 class Differences(NamedTuple):
-    """Of two contestants with the same sets; a gradient's is its largest difference by its largest entry."""
+    """Differences of two contestants with the same sets; gradients relative to their largest entry."""
 
     output: float
     """Largest absolute difference of the logits."""
     gradient: float
-    """Largest of any gradient's, with the same ReLUs open."""
+    """Largest relative difference of any gradient, with the same active ReLUs."""
     gradient_own_relus: float
-    """The same where both open their own."""
+    """The same, each contestant with its own active ReLUs."""
     relus: int
-    """How many ReLUs are open for one and not for the other."""
+    """Number of ReLUs that are active for one contestant only."""
 
 
 def differences(ours: Tail, inputs: Inputs, part: str) -> Differences:
-    """Compare ours with the dense baseline, on the sets that ours draws."""
+    """Compare ours with the dense baseline, on the sets that ours samples."""
     recorder = RecordingPolicy(ours.decoder.policy)
     ours = copy.deepcopy(ours)
     ours.decoder.policy = recorder
@@ -232,7 +232,7 @@ def _results(
 
 
 def largest(values: Sequence[float]) -> float:
-    """The maximum; NaN if any is NaN, which the built-in one would pass over."""
+    """The maximum; NaN if any value is NaN, unlike the built-in ``max``."""
     return float(torch.tensor(values, dtype=torch.float64).max())
 
 
@@ -241,31 +241,31 @@ def _largest(x: Tensor) -> float:
 
 
 def saved_for_backward(run: Callable[[], Tensor], excluded: Iterable[Tensor]) -> int:
-    """Bytes of the storages that autograd keeps for the backward pass of ``run``, but for the excluded ones."""
-    theirs = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+    """Bytes of storage that autograd saves for the backward pass of ``run``, without the excluded tensors."""
+    others = {tensor.untyped_storage().data_ptr() for tensor in excluded}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # held, so that no address is used twice
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # kept alive, so that no address is reused
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         output = run()
-    total = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in theirs)
+    total = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in others)
     del output
     return total
 
 
 class Cost(NamedTuple):
-    """Medians of one contestant's runs."""
+    """Medians over the runs of one contestant."""
 
     seconds: float
     minor_faults: float
-    """Pages that the system had to provide, each cleared first: fresh memory, which machines differ in most."""
+    """Fresh pages that the system provided and cleared; machines differ most in their cost."""
 
 
 def costs(ways: Mapping[str, Step], *, rounds: int, clock: Callable[[Step], float] | None = None) -> dict[str, Cost]:
-    """Cost of each way: one round to warm up, then in turns, every other round in reverse order."""
+    """Cost of each way: one warm-up round, then rounds in turns, every other one in reverse order."""
     measure = wall_seconds if clock is None else clock
     found: dict[str, list[Cost]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -291,5 +291,5 @@ def wall_seconds(way: Step) -> float:
 
 
 def settings(sizes: Sizes, **more: Any) -> dict[str, Any]:
-    """What a record says of the contest besides the command."""
+    """Settings of the benchmark, for its record."""
     return {**dataclasses.asdict(sizes), "levels": sizes.levels, "map": sizes.map, **more}

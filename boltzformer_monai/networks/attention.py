@@ -1,8 +1,8 @@
-"""Multi-head attention and the blocks that the decoder and the pixel decoder are built from.
+"""Multi-head attention, and the transformer blocks of decoder and pixel decoder.
 
-Plain matrix products with a softmax in at least float32: on CPUs this is faster at our small shapes than
-``scaled_dot_product_attention``, and the set may differ per query and head. Parameter names and layout are those of
-``torch.nn.MultiheadAttention``, so that published weights load by renaming alone.
+Plain matrix products, softmax in at least float32: faster on CPUs at these small shapes than
+``scaled_dot_product_attention``, and masks may differ per query and head. Parameters have the names and layout of
+``torch.nn.MultiheadAttention``, so published weights load by renaming.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MultiHeadAttention(nn.Module):
             key: ``(B, N, d)``.
             value: ``(B, N, d)``.
             attend: boolean, ``True`` = attended: ``(B, N)`` per key, ``(B, Q, N)`` per query or ``(B, h, Q, N)`` per
-                head; every row must attend to something. ``None`` attends to everything.
+                head; every row needs at least one ``True``. ``None`` attends to everything.
 
         Returns:
             ``(B, Q, d)``.

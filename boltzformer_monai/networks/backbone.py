@@ -20,7 +20,7 @@ from boltzformer_monai.networks.registries import BACKBONES, register_backbone
 from boltzformer_monai.registry import OF_YOUR_OWN
 
 STRIDES = (4, 8, 16, 32)
-# A checkpoint carries the backbone's settings: they must not make timm load files or fetch anything.
+# A checkpoint carries the backbone's settings, so they must not make timm load or download files.
 _OURS = {
     "pretrained",
     "pretrained_cfg",
@@ -30,7 +30,7 @@ _OURS = {
     "in_chans",
     "features_only",
 }
-_OURS_INSTEAD = "the network's settings in_channels and pretrained say what the backbone sees and starts from"
+_OURS_INSTEAD = "use the network settings in_channels and pretrained"
 
 
 class TimmBackbone(nn.Module):
@@ -38,9 +38,9 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: timm model name, e.g. ``sam2_hiera_small``, ``sam2_hiera_base_plus``, ``focalnet_large_fl4``.
-        image_size: H = W of the images, for models that are made for one size; ``None`` = the model's own.
+        image_size: H = W of the images, for models with a fixed input size; ``None`` = the model's own.
         in_channels: channels of the image.
-        pretrained: let timm fetch its pre-trained weights (needs the network or timm's local cache).
+        pretrained: load timm's pre-trained weights, from its local cache or the internet.
         normalise: add a LayerNorm to every output, as the published Focal-L has.
         settings: further keyword arguments of the timm model.
 
@@ -48,8 +48,8 @@ class TimmBackbone(nn.Module):
         channels: of the four features, fine to coarse.
 
     Raises:
-        ConfigError: timm does not know the name or an argument, the model does not run on images of this size, or has
-            no features of strides 4, 8, 16 and 32.
+        ConfigError: timm does not know the name or an argument, the model cannot run at this image size, or it lacks
+            features of strides 4, 8, 16 and 32.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TimmBackbone(nn.Module):
         return [norm(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, f in zip(self.norms, features, strict=True)]
 
     def _try(self, size: int, in_channels: int) -> None:
-        """Run it once without memory or arithmetic: what it cannot do is an error now and not in the middle of work."""
+        """Run the model once on the meta device, so that an unsuitable image size fails now and not during training."""
         state = {name: x.to("meta") for name, x in (*self.model.named_parameters(), *self.model.named_buffers())}
         image = torch.zeros(1, in_channels, size, size, device="meta")
         try:
@@ -135,7 +135,7 @@ class TimmBackbone(nn.Module):
 def _timm_model(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, features_only=True, **options)
-    # No such weights, no network, no such features, or arguments that make no model.
+    # Missing weights, no connection, missing features, or invalid arguments.
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError, ArithmeticError, LookupError) as error:
         msg = f"timm cannot make the backbone {name!r}: {_first_line(error)}"
         if isinstance(error, TypeError) and (wrong := re.search(r"unexpected keyword argument '(\w+)'", msg)):
@@ -153,7 +153,7 @@ class FeaturePyramidNeck(nn.Module):
     """SAM 2's neck: a 1×1 convolution per stride to ``channels``, summed top-down at the listed levels only.
 
     Args:
-        backbone: a module that gives strides 4–32.
+        backbone: a module with outputs at strides 4–32.
         channels: output channels (256).
         top_down_levels: indices into strides 4–32 that receive the coarser level, nearest-neighbour upsampled
             (SAM 2: 2 and 3, so in effect only stride 16 receives stride 32).
@@ -225,10 +225,10 @@ def _tiny(config: NetworkConfig, *, widths: Sequence[int] = _WIDTHS) -> TinyBack
 
 
 def make_backbone(config: NetworkConfig) -> nn.Module:
-    """The backbone of a configuration: a registered one, or a timm model, with SAM 2's neck where it is wanted.
+    """Build the backbone of a configuration: a registered one or a timm model, with SAM 2's neck if configured.
 
     Raises:
-        ConfigError: neither knows it, or it cannot be made of its settings.
+        ConfigError: the name is unknown, or the settings do not fit it.
     """
     backbone: Any
     if BACKBONES.find(config.backbone) is not None:

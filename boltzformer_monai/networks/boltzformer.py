@@ -24,8 +24,8 @@ class BoltzFormer(nn.Module):
         decoder: features of images and text → :class:`~boltzformer_monai.networks.interfaces.Decoded`.
         mean: mean of the image's channels on the 0–1 scale, kept as a buffer.
         std: their standard deviation.
-        default_tokens: ``(N_T,)`` the prompt used when none is given; empty = there is none.
-        seed: seed of the sampling in evaluation mode, where the same input always gives the same mask.
+        default_tokens: ``(N_T,)``, the prompt used when ``forward`` gets none; empty = no default.
+        seed: seed of the sampling in evaluation mode, which makes masks reproducible.
 
     Attributes:
         precision: ``"fp32"`` (default) or ``"bf16"``, which computes under autocast; the logits are float32 always.
@@ -62,7 +62,7 @@ class BoltzFormer(nn.Module):
         self.precision = "fp32"
 
     def set_precision(self, precision: str) -> BoltzFormer:
-        """Compute in ``"fp32"``, ``"bf16"`` or whatever suits the device the weights are on (``"auto"``)."""
+        """Compute in ``"fp32"`` or ``"bf16"``; ``"auto"`` chooses by the device of the weights."""
         self.precision = resolve_precision(precision, self.mean.device)
         return self
 
@@ -92,15 +92,15 @@ class BoltzFormer(nn.Module):
         """Segment P prompts on each image.
 
         Args:
-            image: ``(B, C, H, W)`` float on the 0–1 scale, H and W multiples of 32; one channel is shown to all
-                channels of the backbone.
+            image: ``(B, C, H, W)`` float on the 0–1 scale, H and W multiples of 32; a single channel is repeated for
+                every input channel of the backbone.
             tokens: ``(B, P, N_T)`` int64, −1 = padding; the default prompt where omitted.
             generator: source of the random draws; by default PyTorch's own in training and the seeded counter in
                 evaluation.
-            with_presence: return what the presence head says, too.
+            with_presence: also return the presence logits.
 
         Returns:
-            Mask logits ``(B, P, H/2, W/2)``, the mask size of the paper (1024 → 512), or all that was decoded.
+            Mask logits ``(B, P, H/2, W/2)``, the mask size of the paper (1024 → 512); with presence, a ``Decoded``.
 
         Raises:
             ConfigError: the image's size or channels, or the tokens' shape, do not fit.
@@ -158,7 +158,7 @@ class BoltzFormer(nn.Module):
         """The patches that each query attends to, for figures.
 
         Returns:
-            For each layer ``(B, P, [h,] m, h_l, w_l)`` boolean; nothing for a decoder without such sets.
+            For each layer ``(B, P, [h,] m, h_l, w_l)`` boolean; an empty list for decoders without attention sets.
         """
         if not hasattr(self.decoder, "attention_sets"):
             return []

@@ -17,7 +17,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Every setting of a network; plain values, so that a checkpoint can carry it."""
+    """Every setting of a network, as plain values that a checkpoint can store."""
 
     backbone: str
     """``"tiny"``, a registered name or that of a timm model."""
@@ -27,7 +27,7 @@ class NetworkConfig:
     """H = W the network is trained and run at, a multiple of 32."""
     in_channels: int = 3
     neighbours: int = 0
-    """Slices on either side that come as channels (2.5-D); ``in_channels`` is then ``2 * neighbours + 1``."""
+    """Adjacent slices on each side as extra channels (2.5-D); ``in_channels`` is then ``2 * neighbours + 1``."""
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
     neck_channels: int | None = None
@@ -35,7 +35,7 @@ class NetworkConfig:
     normalise_features: bool = False
     """LayerNorm on every backbone output (Focal-L)."""
     pretrained: bool = False
-    """Fetch timm's pre-trained backbone weights when the network is made."""
+    """Load timm's pre-trained backbone weights when the network is built."""
     dim: int = 512
     heads: int = 8
     hidden: int = 2048
@@ -50,11 +50,11 @@ class NetworkConfig:
     text_model: str | None = None
     """Local folder of another transformers text model."""
     decoder: str = "boltzmann"
-    """A registered name. The settings below are the Boltzmann decoder's; another one may use them, too."""
+    """A registered name. The settings below belong to the Boltzmann decoder; others may use them too."""
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The decoder's own arguments."""
     policy: str = "boltzmann"
-    """A registered attention policy: ``"boltzmann"``, ``"threshold"``, ``"full"`` or one of your own."""
+    """A registered attention policy: ``"boltzmann"``, ``"threshold"``, ``"full"`` or a custom one."""
     policy_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The policy's own arguments; those of ``"boltzmann"`` and ``"threshold"`` have settings here, too."""
     base_temperature: float = 1.0
@@ -69,12 +69,12 @@ class NetworkConfig:
     pigma_correction: bool = True
     mask_bias: float | None = None
     presence: bool = False
-    """Have a head that says whether the object is in the slice (not in the paper)."""
+    """Add a head that predicts whether the object is in the slice (not in the paper)."""
     fast: bool = True
-    """Compute decoder and aggregation in their fast forms (``networks/fast``): the same function and weights."""
+    """Use the fast forms of decoder and aggregation (``networks/fast``): same function, same weights."""
 
     def __post_init__(self) -> None:
-        """Raises :class:`~boltzformer_monai.errors.ConfigError` for wrong types, and sizes that no network can have."""
+        """Raises :class:`~boltzformer_monai.errors.ConfigError` for wrong types and impossible sizes."""
         check_types(self)
         least = dict.fromkeys(("in_channels", "dim", "heads", "hidden", "queries", "layers", "pigma_channels"), 1)
         least |= {"text_width": 1, "text_layers": 1, "text_heads": 1, "pixel_layers": 0, "neighbours": 0}
@@ -105,7 +105,7 @@ class NetworkConfig:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is made of numbers, texts, None, lists and mappings with texts as keys."""
+    """Whether a value consists of numbers, strings, None, lists and mappings with string keys."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
     if isinstance(value, list | tuple):

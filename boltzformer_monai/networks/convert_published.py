@@ -1,7 +1,7 @@
-"""Published weights → this package's names: renaming, and the few reshapes that the modules need.
+"""Convert published weights to this package's names and shapes.
 
-The published checkpoints name their tensors after other projects' modules. The tables below give each name its place
-here; a name without a place is an error unless it belongs to a part that the masks never use.
+Published checkpoints name tensors after the modules of other projects. The tables below map them to ours; an unmapped
+name is an error, except in parts that no mask depends on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from boltzformer_monai.errors import CheckpointError
 _Tensors = dict[str, Tensor]
 _Reshape = Callable[[Tensor], Tensor]
 
-# Classification leftovers of the code base the published model grew from; no mask depends on them.
+# Unused classification weights, inherited from the published model's code base; no mask depends on them.
 _UNUSED = re.compile(r"(^|\.)(class_embed|logit_scale)$")
 
 _DECODER = (
@@ -67,7 +67,7 @@ def convert_pixel_decoder(weights: Mapping[str, Tensor]) -> _Tensors:
     for name, weight in weights.items():
         if match := re.match(r"(adapter|layer)_(\d+)\.(.*)", name):
             kind, index, rest = match[1], int(match[2]), match[3]
-            # Published: 1 = finest. Here both lists run coarse to fine, and the coarsest level has no lateral.
+            # Published: 1 = finest. Here both lists go from coarse to fine, and the coarsest level has no lateral.
             place = f"lateral.{levels - 1 - index}" if kind == "adapter" else f"smooth.{levels - index}"
             converted[f"{place}.{'conv.weight' if rest == 'weight' else rest}"] = weight
         else:
@@ -140,10 +140,10 @@ def convert_focal(weights: Mapping[str, Tensor]) -> _Tensors:
 def convert_published(weights: Mapping[str, Tensor]) -> _Tensors:
     """A complete published state dict → state dict of :class:`~boltzformer_monai.networks.boltzformer.BoltzFormer`.
 
-    Normalisation buffers are not part of the published weights and are left out.
+    Published weights contain no normalisation buffers, so the result has none.
 
     Raises:
-        CheckpointError: a weight has no place here.
+        CheckpointError: a weight has no counterpart here.
     """
     groups: dict[str, _Tensors] = {}
     prefixes = {

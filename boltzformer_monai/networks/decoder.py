@@ -1,8 +1,8 @@
 """The BoltzFormer decoder (Sec. 3.2): text-conditioned queries, then layers of Boltzmann attention sampling.
 
-Plain tensors and ordinary attention, in the order of the paper. Shapes: B images, P prompts on each, m queries per
-prompt, d channels; a level of the visual features has N patches. All prompts of an image attend to one copy of it.
-:class:`~boltzformer_monai.networks.fast.decoder.FastBoltzFormerDecoder` computes the same function at less cost.
+Plain tensors and ordinary attention, in the order of the paper. Shapes: B images, P prompts per image, m queries per
+prompt, d channels; a level of the visual features has N patches. All prompts of an image share its features.
+:class:`~boltzformer_monai.networks.fast.decoder.FastBoltzFormerDecoder` computes the same function faster.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MaskHead(nn.Module):
 
 
 class BoltzFormerLayer(nn.Module):
-    """One layer after its sets are drawn: attend to the sampled patches, then to the other queries and the text."""
+    """One layer, given its attention sets: cross-attention to the sampled patches, then inter-query attention."""
 
     def __init__(self, *, dim: int, heads: int, hidden: int, cross: Callable[..., nn.Module]) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class BoltzFormerLayer(nn.Module):
             queries: ``(B, P, m, d)``.
             text: ``(B, P, N_T, d)``.
             position: positions of both, ``(B, P, m + N_T, d)``.
-            valid: which of both to attend to, ``(B, P, m + N_T)``.
+            valid: ``(B, P, m + N_T)`` boolean, ``False`` = padding.
             patches: keys and values of the level's patches, ``(B, N, d)`` each.
             attend: the set ``(B, [h,] P·m, N)``.
 
@@ -73,19 +73,18 @@ class BoltzFormerDecoder(nn.Module):
 
     Args:
         dim: d, channels of visual features, semantic map and text (paper sizes: 512).
-        policy: the attention-set policy (:mod:`boltzformer_monai.networks.sampling`); may be replaced at any time.
+        policy: the attention-set policy (:mod:`boltzformer_monai.networks.sampling`); can be replaced at any time.
         queries: m (paper: 10 suffice; published configuration: 101).
         heads: attention heads h (8).
         hidden: width of the feed-forward layers (2048).
-        layers: number of layers; the levels are visited in turn, coarse to fine (9 = three times three levels).
+        layers: number of layers; they cycle through the levels, coarse to fine (9 = three cycles of three levels).
         levels: number of visual feature levels (3).
         text_prior: condition the queries on the text before the first layer (Eq. 4).
-        mask_bias: start value of a learned scalar added to all mask logits; ``None`` (paper) has none. Small objects
-            train faster from random weights when the background need not be learned first.
+        mask_bias: initial value of a learned scalar added to all mask logits; ``None`` (paper) adds none. A negative
+            value helps small objects when training from random weights.
 
     Attributes:
-        checkpointing: recompute every layer in the backward pass instead of keeping its activations: less memory, more
-            time.
+        checkpointing: recompute each layer in the backward pass (gradient checkpointing): less memory, more time.
 
     Raises:
         ConfigError: queries, layers or levels below 1.
@@ -157,14 +156,14 @@ class BoltzFormerDecoder(nn.Module):
             features: visual features V, coarse to fine, each ``(B, d, h_l, w_l)``.
             semantic_map: S ``(B, d, h, w)``.
             text: text tokens T ``(B, P, N_T, d)``.
-            text_valid: ``(B, P, N_T)`` boolean, ``False`` = padding, which nobody attends to.
+            text_valid: ``(B, P, N_T)`` boolean, ``False`` = padding.
             generator: source of the random draws.
 
         Returns:
-            Mask logits ``(B, P, m, h, w)``, and the queries ``(B, P, m, d)`` they were made of.
+            Mask logits ``(B, P, m, h, w)``, and the final queries ``(B, P, m, d)``.
 
         Raises:
-            ConfigError: the number of levels is not the one the decoder was built for.
+            ConfigError: the decoder was built for another number of levels.
         """
         self.check_levels(features)
         position, valid = self.context(text, text_valid)
@@ -212,7 +211,7 @@ class BoltzFormerDecoder(nn.Module):
         return attend.transpose(1, 2).flatten(2, 3) if self.policy.per_head else attend.flatten(1, 2)
 
     def patches(self, feature: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``(B, N, d)`` of a level: the level's embedding is in both, the position in the keys."""
+        """Keys and values ``(B, N, d)`` of a level; both include its embedding, the keys also the position."""
         height, width = feature.shape[-2:]
         position = sine_position_encoding(height, width, feature.shape[1], device=feature.device)
         value = feature.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
@@ -224,17 +223,17 @@ class BoltzFormerDecoder(nn.Module):
         The encoded prompt is the position of its own tokens, without gradient [published code].
         """
         embedding = self.query_embed.weight.expand(*text.shape[:2], -1, -1)
-        everyone = text_valid.new_ones(embedding.shape[:3])
-        return torch.cat((embedding, text.detach()), dim=2), torch.cat((everyone, text_valid), dim=2)
+        all_queries = text_valid.new_ones(embedding.shape[:3])
+        return torch.cat((embedding, text.detach()), dim=2), torch.cat((all_queries, text_valid), dim=2)
 
     def run_layer(self, layer: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """The layer on its arguments; the sets were drawn before, so that recomputing it does not draw them again."""
+        """Run a layer, with gradient checkpointing if set; the attention sets are fixed, so recomputing reuses them."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         return layer(*arguments)
 
     def check_levels(self, features: Sequence[Tensor]) -> None:
-        """Raises :class:`~boltzformer_monai.errors.ConfigError` for another number of levels than it was built for."""
+        """Raises :class:`~boltzformer_monai.errors.ConfigError` for another number of levels than configured."""
         if len(features) != self.levels:
             msg = f"the decoder was built for {self.levels} feature levels and got {len(features)}"
             raise ConfigError(msg)

@@ -1,4 +1,4 @@
-"""What the parts of the network hand to each other, and what a backbone and a decoder must do."""
+"""Data types passed between the parts of the network, and the protocols of backbone and decoder."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from boltzformer_monai.networks.sampling import Randomness
 
 STRIDE = 32
-"""Of the coarsest features; images have sizes that it divides."""
+"""Stride of the coarsest features; image sizes are multiples of it."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What images are encoded to, once for all prompts. Only decoders look inside.
+    """Features of B images, computed once for all prompts. Only decoders access the fields.
 
     Attributes:
         levels: visual features V, coarse to fine, each ``(B, d, H/s, W/s)`` for s = 32, 16, 8.
-        semantic_map: S ``(B, d, H/4, W/4)``, a tensor; not built yet where the decoder is our fast one.
+        semantic_map: S ``(B, d, H/4, W/4)``: a tensor, or a lazy ``SemanticMap`` for the fast decoder.
         image: the normalised image ``(B, C, H, W)``.
     """
 
@@ -35,7 +35,7 @@ class ImageFeatures:
 
     @staticmethod
     def cat(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """Join features of one network along the batch."""
+        """Concatenate features along the batch."""
         if len(parts) == 1:
             return parts[0]
         maps = [part.semantic_map for part in parts]
@@ -46,17 +46,14 @@ class ImageFeatures:
         )
 
     def to(self, device: torch.device | str) -> ImageFeatures:
-        """The same on another device."""
+        """Move to a device."""
         return ImageFeatures(
             tuple(level.to(device) for level in self.levels), self.semantic_map.to(device), self.image.to(device)
         )
 
     @property
     def nbytes(self) -> int:
-        """Bytes that keeping them holds: whole storages, and one that several tensors share counts once.
-
-        Parameters do not count: the network holds them anyway.
-        """
+        """Bytes of memory held: whole storages, shared ones counted once, without the network's parameters."""
         parts = (*self.levels, self.image, self.semantic_map)
         values = [value for part in parts for value in ([part] if isinstance(part, Tensor) else vars(part).values())]
         tensors = [value for value in values if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
@@ -65,7 +62,7 @@ class ImageFeatures:
 
 
 class TextFeatures(NamedTuple):
-    """What prompts are encoded to."""
+    """Encoded prompts."""
 
     tokens: Tensor
     """T, ``(B, P, N_T, d)``."""
@@ -74,7 +71,7 @@ class TextFeatures(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What comes out of the decoder."""
+    """Output of a decoder."""
 
     logits: Tensor
     """Mask logits ``(B, P, H/2, W/2)``; sigmoid gives the probability of the prompted object."""
@@ -83,11 +80,11 @@ class Decoded(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Prompts on images → masks: an ``nn.Module`` whose ``forward`` does this.
+    """An ``nn.Module`` that decodes prompts on images to masks.
 
-    It is registered with :func:`~boltzformer_monai.networks.registries.register_decoder` and made of the
-    :class:`~boltzformer_monai.networks.config.NetworkConfig` and ``decoder_settings``. It may also have the attribute
-    ``presence``, its presence head, and the method ``attention_sets``, see
+    Register its factory with :func:`~boltzformer_monai.networks.registries.register_decoder`; it is called with the
+    :class:`~boltzformer_monai.networks.config.NetworkConfig` and ``decoder_settings``. Optional members: ``presence``,
+    the presence head, and ``attention_sets``, see
     :meth:`~boltzformer_monai.networks.boltzformer.BoltzFormer.attention_sets`.
     """
 
@@ -96,8 +93,8 @@ class Decoder(Protocol):
 
         Args:
             image: features of B images.
-            text: features of P prompts on each.
-            generator: source of random draws; ``None`` is PyTorch's own.
+            text: features of P prompts per image.
+            generator: source of the random draws; ``None`` is PyTorch's default generator.
 
         Returns:
             Mask logits ``(B, P, H/2, W/2)``, and presence logits ``(B, P)`` where the decoder has a presence head.
@@ -106,7 +103,7 @@ class Decoder(Protocol):
 
 
 class Backbone(Protocol):
-    """Images → features of strides 4, 8, 16 and 32: an ``nn.Module`` whose ``forward`` does this."""
+    """An ``nn.Module`` that maps images to features of strides 4, 8, 16 and 32."""
 
     channels: list[int]
     """Channels of the four features, fine to coarse."""

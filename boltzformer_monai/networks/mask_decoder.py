@@ -1,4 +1,4 @@
-"""The decoder of the paper: latent queries → masks (Sec. 3.2) → one mask per prompt (Sec. 3.3), and presence."""
+"""The paper's decoder: query decoder (Sec. 3.2), mask aggregation (Sec. 3.3) and an optional presence head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLICY_SETTINGS = {"boltzmann": ("base_temperature", "sample_ratio", "exact", "
 
 
 class MaskDecoder(nn.Module):
-    """Queries, their masks and the aggregation of these, composed of injected modules.
+    """Query decoder, aggregation and presence head, composed of injected modules.
 
     Args:
         query_decoder: visual features, semantic map and text → mask logits ``(B, P, m, H/4, W/4)`` and queries.
@@ -48,7 +48,7 @@ class MaskDecoder(nn.Module):
 
     @torch.no_grad()
     def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
-        """The set of each layer, ``(B, P, [h,] m, h_l, w_l)`` boolean on the grid of the layer's level."""
+        """Attention sets by layer, ``(B, P, [h,] m, h_l, w_l)`` boolean on the grid of the layer's level."""
         policy = self.query_decoder.policy
         recording = RecordingPolicy(policy)
         self.query_decoder.policy = recording
@@ -62,7 +62,7 @@ class MaskDecoder(nn.Module):
 
 @register_decoder(BOLTZMANN)
 def boltzmann_decoder(config: NetworkConfig) -> MaskDecoder:
-    """The decoder of a configuration, in the form that ``fast`` chooses."""
+    """Build the decoder of a configuration, in its plain or fast form."""
     return MaskDecoder(
         query_decoder=(FastBoltzFormerDecoder if config.fast else BoltzFormerDecoder)(
             dim=config.dim,
@@ -85,10 +85,10 @@ def boltzmann_decoder(config: NetworkConfig) -> MaskDecoder:
 
 
 def attention_policy(config: NetworkConfig) -> AttentionSetPolicy:
-    """The attention policy that a configuration names.
+    """Build the attention policy of a configuration.
 
     Raises:
-        ConfigError: it is unknown, or a setting is unknown or out of range.
+        ConfigError: its name is unknown, or a setting is unknown or out of range.
     """
     settings: dict[str, Any] = {name: getattr(config, name) for name in _POLICY_SETTINGS.get(config.policy, ())}
     return POLICIES.make(config.policy, settings={**settings, **config.policy_settings})

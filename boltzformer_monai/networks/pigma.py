@@ -10,16 +10,16 @@ from torch.nn import functional as F
 class PiGMA(nn.Module):
     """m mask logits and the image → one mask logit map of twice the resolution.
 
-    The mean of the masks (Eq. 7), upsampled, is averaged with a correction that sees the image: a transposed
-    convolution ×2 on [image, masks] to ``channels`` maps, then a 1×1 convolution on [image, those maps].
+    The output averages the upsampled mean mask (Eq. 7) and a pixel-grounded correction: a transposed convolution ×2
+    on [image, masks] to ``channels`` maps, then a 1×1 convolution on [image, those maps].
     Any mask size works; the published code hard-codes 256 → 512.
-    :class:`~boltzformer_monai.networks.fast.pigma.FastPiGMA` computes the same function at less cost.
+    :class:`~boltzformer_monai.networks.fast.pigma.FastPiGMA` computes the same function faster.
 
     Args:
         queries: m.
         image_channels: channels of the image.
         channels: c of the paper, 10.
-        correction: ``False`` leaves the ensemble mean only (the paper's ablation "no pixel-grounded correction").
+        correction: ``False`` returns the ensemble mean alone (the paper's ablation "no pixel-grounded correction").
     """
 
     def __init__(self, *, queries: int, image_channels: int = 3, channels: int = 10, correction: bool = True) -> None:
@@ -30,7 +30,7 @@ class PiGMA(nn.Module):
             self.conv = nn.Conv2d(channels + image_channels, 1, kernel_size=1)
 
     def forward(self, masks: Tensor, image: Tensor) -> Tensor:
-        """Aggregate.
+        """Aggregate masks.
 
         Args:
             masks: mask logits ``(B, P, m, h, w)`` of P prompts.
@@ -45,17 +45,17 @@ class PiGMA(nn.Module):
         height, width = masks.shape[-2:]
         small, large = (resize(image, size) for size in ((height, width), (2 * height, 2 * width)))
         prompts = masks.shape[1]
-        small, large = (x.repeat_interleave(prompts, dim=0) for x in (small, large))  # the image of each prompt
+        small, large = (x.repeat_interleave(prompts, dim=0) for x in (small, large))  # one image per prompt
         lifted = self.deconv(torch.cat((small, masks.flatten(0, 1)), dim=1))
         correction = self.conv(torch.cat((large, lifted), dim=1))
         return (ensemble + correction.view_as(ensemble)) / 2
 
 
 def double(x: Tensor) -> Tensor:
-    """``(B, C, h, w)`` → ``(B, C, 2h, 2w)``, bilinear."""
+    """Upsample ``(B, C, h, w)`` → ``(B, C, 2h, 2w)``, bilinear."""
     return resize(x, (2 * x.shape[-2], 2 * x.shape[-1]))
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``(B, C, h, w)`` at another size, bilinear (align_corners=False)."""
+    """Resize ``(B, C, h, w)``, bilinear (align_corners=False)."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -1,7 +1,7 @@
 """The published pixel decoder (Mask2Former/SEEM family): FPN with normalised convolutions over a transformer encoder.
 
-The coarsest backbone feature passes a transformer encoder; a top-down pathway brings it to the finer strides. Out come
-the multi-scale visual features V (strides 32, 16, 8) and the semantic map S (stride 4).
+A transformer encoder processes the coarsest backbone feature; a top-down pathway adds it to the finer ones. Outputs:
+multi-scale visual features V (strides 32, 16, 8) and the semantic map S (stride 4).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Norm = Literal["group", "batch"]
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
-    """GroupNorm with 32 groups (published), or BatchNorm (a much cheaper backward on CPUs: the tiny preset).
+    """GroupNorm with 32 groups (published), or BatchNorm (cheaper backward pass on CPUs, used by ``tiny``).
 
-    Where 32 does not divide the channels, the largest number of groups that divides both.
+    If 32 does not divide the channels, GroupNorm has gcd(32, channels) groups.
     """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
@@ -34,7 +34,7 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, normalisation and, if wanted, ReLU; spatial size is kept."""
+    """Convolution without bias, normalisation and optional ReLU; keeps the spatial size."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, norm: Norm, relu: bool) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ConvNorm(nn.Sequential):
 
 
 class EncoderLayer(nn.Module):
-    """One transformer encoder layer; post-norm as published, pre-norm where training starts from random weights."""
+    """One transformer encoder layer: post-norm as published, or pre-norm for training from random weights."""
 
     def __init__(self, *, dim: int, heads: int, hidden: int, pre_norm: bool) -> None:
         super().__init__()
@@ -74,14 +74,14 @@ class PixelDecoder(nn.Module):
 
     Args:
         in_channels: channels of the backbone features, fine to coarse (strides 4, 8, 16, 32).
-        dim: d, channels of everything that comes out (paper sizes: 512).
+        dim: d, channels of all outputs (paper sizes: 512).
         heads: heads of the transformer encoder.
         hidden: width of its feed-forward layers.
         layers: its number of layers (published: 6).
         norm: ``"group"`` (published) or ``"batch"``.
         pre_norm: pre-norm transformer layers instead of the published post-norm.
-        map_convolution: class of the 3×3 convolution that makes S;
-            :class:`~boltzformer_monai.networks.fast.semantic_map.SemanticConvolution` puts it off.
+        map_convolution: class of the 3×3 convolution that computes S;
+            :class:`~boltzformer_monai.networks.fast.semantic_map.SemanticConvolution` defers it.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class PixelDecoder(nn.Module):
         self.encoder = nn.ModuleList(
             EncoderLayer(dim=dim, heads=heads, hidden=hidden, pre_norm=pre_norm) for _ in range(layers)
         )
-        # Coarse to fine: lateral[i] brings the backbone feature in, smooth[i] is the 3×3 convolution after the sum.
+        # Coarse to fine: lateral[i] projects the backbone feature, smooth[i] is the 3×3 convolution after the sum.
         finer = list(reversed(in_channels[:-1]))
         self.lateral = nn.ModuleList(ConvNorm(c, dim, kernel=1, norm=norm, relu=False) for c in finer)
         self.smooth = nn.ModuleList(ConvNorm(dim, dim, kernel=3, norm=norm, relu=True) for _ in range(len(in_channels)))
@@ -121,8 +121,7 @@ class PixelDecoder(nn.Module):
             features: ``(B, C_i, H/s_i, W/s_i)``, fine to coarse.
 
         Returns:
-            Visual features ``(B, d, H/s, W/s)`` coarse to fine without the finest, and the semantic map
-            ``(B, d, H/4, W/4)``.
+            Visual features ``(B, d, H/s, W/s)``, coarse to fine, strides 32 to 8; semantic map ``(B, d, H/4, W/4)``.
         """
         y = self.smooth[0](self.encode(self.input_proj(features[-1])))
         levels = [y]

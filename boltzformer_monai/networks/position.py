@@ -15,7 +15,7 @@ def sine_position_encoding(height: int, width: int, dim: int, *, device: torch.d
         height: rows of the grid.
         width: columns of the grid.
         dim: channels, a multiple of 4.
-        device: where to build it.
+        device: of the result.
     """
     rows, columns = sine_row_and_column(height, width, dim, device=device)
     return torch.cat((rows[:, :, None].expand(-1, -1, width), columns[:, None, :].expand(-1, height, -1)))
@@ -24,7 +24,7 @@ def sine_position_encoding(height: int, width: int, dim: int, *, device: torch.d
 def sine_row_and_column(
     height: int, width: int, dim: int, *, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The two parts of the encoding: ``(dim/2, height)`` of the rows and ``(dim/2, width)`` of the columns."""
+    """The encoding's two parts: rows ``(dim/2, height)`` and columns ``(dim/2, width)``."""
     half = dim // 2
     exponent = torch.arange(half, device=device, dtype=torch.float32) // 2 * 2 / half
     frequency = 10000.0**exponent

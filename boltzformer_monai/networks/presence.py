@@ -8,12 +8,10 @@ from torch.nn import functional as F
 
 
 class PresenceHead(nn.Module):
-    """Queries after the last layer, and what lies under the mask that they made → one logit per prompt.
+    """Classify pooled queries and masked features: one presence logit per prompt.
 
-    The queries know what they looked for; the features under the mask show what was found; the mask's highest logit
-    and its size say how certain that is. An answer that does not look like the object is no object.
-
-    The mask passes no gradient: it is judged here, not made.
+    Inputs are the mean of the queries after the last layer, the visual features averaged over the predicted mask, and
+    the mask's largest logit and size. No gradient flows into the mask.
 
     Args:
         dim: d.
@@ -31,7 +29,7 @@ class PresenceHead(nn.Module):
         masks = torch.sigmoid(logits)
         share = F.adaptive_avg_pool2d(masks, (features.shape[-2], features.shape[-1])).flatten(2)
         size = share.sum(2, keepdim=True)
-        # Without any mask this is the mean over the slice.
+        # An empty mask averages over the whole slice.
         weight = ((share + 1e-6) / (size + 1e-6 * share.shape[-1])).to(features.dtype)
         found = weight @ features.flatten(2).transpose(1, 2)
         certainty = torch.stack((logits.flatten(2).amax(2) / 4, torch.log1p(masks.flatten(2).sum(2)) / 4), dim=-1)

@@ -1,4 +1,4 @@
-"""Networks by name: the paper's three sizes, and ``tiny``, which trains on two CPU cores."""
+"""Network presets: the paper's three sizes, and ``tiny``, which trains on two CPU cores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from boltzformer_monai.networks.pixel_decoder import PixelDecoder
 from boltzformer_monai.networks.registries import DECODERS
 from boltzformer_monai.networks.text_encoder import clip_text_encoder, pretrained_text_encoder
 
-# "organ" in CLIP's BPE vocabulary with begin and end: what forward(image) alone asks for.
+# "organ" in CLIP's BPE vocabulary with begin and end: the prompt of forward(image) without tokens.
 _DEFAULT_TOKENS = (49406, 13213, 49407)
 
 
@@ -53,7 +53,7 @@ PRESETS: dict[str, NetworkConfig] = {
 
 
 def network_config(preset: str, **overrides: Any) -> NetworkConfig:
-    """The settings of a preset with some of them replaced.
+    """The settings of a preset, with overrides.
 
     Raises:
         ConfigError: unknown preset or override key (the nearest known one is suggested), or an impossible size.
@@ -66,7 +66,7 @@ def _replaced(config: NetworkConfig, overrides: Mapping[str, Any]) -> NetworkCon
     reject_unknown(overrides, (f.name for f in dataclasses.fields(NetworkConfig)), what="network setting")
     given: dict[str, Any] = dict(overrides)
     if isinstance(reach := given.get("neighbours"), int) and reach > 0 and "in_channels" not in given:
-        # Every channel is a slice of the same scan: one mean and deviation for all of them.
+        # All channels are slices of one scan, so they share mean and standard deviation.
         given["in_channels"] = 2 * reach + 1
         for name in ("mean", "std"):
             values = getattr(config, name)
@@ -78,14 +78,14 @@ def _replaced(config: NetworkConfig, overrides: Mapping[str, Any]) -> NetworkCon
 
 
 def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any) -> BoltzFormer:
-    """Build a network with random weights (``pretrained=True`` fetches the backbone's).
+    """Build a network with random weights (``pretrained=True`` loads the backbone's).
 
     Args:
         preset: a name of :data:`PRESETS`, or a complete configuration.
         overrides: settings of :class:`NetworkConfig` that replace the preset's.
 
     Raises:
-        ConfigError: a setting or the name of a part is unknown, or a part cannot be made of its settings.
+        ConfigError: a setting or the name of a part is unknown, or settings do not fit their part.
     """
     config = _replaced(preset, overrides) if isinstance(preset, NetworkConfig) else network_config(preset, **overrides)
     backbone: Any = make_backbone(config)
@@ -95,7 +95,7 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
         text_encoder = clip_text_encoder(
             dim=config.dim, width=config.text_width, layers=config.text_layers, heads=config.text_heads
         )
-    lazy_map = config.decoder == BOLTZMANN and config.fast  # a decoder of others is given S as a tensor
+    lazy_map = config.decoder == BOLTZMANN and config.fast  # custom decoders get S as a tensor
     return BoltzFormer(
         backbone=backbone,
         pixel_decoder=PixelDecoder(
@@ -112,5 +112,5 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
         decoder=DECODERS.make(config.decoder, config, settings=config.decoder_settings),
         mean=config.mean,
         std=config.std,
-        default_tokens=() if config.text_model else _DEFAULT_TOKENS,  # another vocabulary has other ids
+        default_tokens=() if config.text_model else _DEFAULT_TOKENS,  # token ids depend on the vocabulary
     )

@@ -1,4 +1,4 @@
-"""The decoders, backbones and attention policies that a configuration may name."""
+"""Registries of decoders, backbones and attention policies."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from boltzformer_monai.networks.sampling import AttentionSetPolicy, BoltzmannSam
 from boltzformer_monai.registry import Registry
 
 DECODERS: Registry[nn.Module] = Registry("decoder", group="boltzformer_monai.decoders")
-"""Made of the ``NetworkConfig`` and ``decoder_settings``; see :class:`~.interfaces.Decoder`."""
+"""Factories take the ``NetworkConfig`` and ``decoder_settings``; see :class:`~.interfaces.Decoder`."""
 BACKBONES: Registry[nn.Module] = Registry("backbone", group="boltzformer_monai.backbones")
-"""Made of the ``NetworkConfig`` and ``backbone_settings``; see :class:`~.interfaces.Backbone`."""
+"""Factories take the ``NetworkConfig`` and ``backbone_settings``; see :class:`~.interfaces.Backbone`."""
 POLICIES: Registry[AttentionSetPolicy] = Registry("attention policy", group="boltzformer_monai.policies")
-"""Made of ``policy_settings``; see :class:`~.sampling.AttentionSetPolicy`."""
+"""Factories take ``policy_settings``; see :class:`~.sampling.AttentionSetPolicy`."""
 
 register_decoder = DECODERS.register
 register_backbone = BACKBONES.register

@@ -1,9 +1,8 @@
-"""Which patches a query may attend to: the Boltzmann distribution (Eq. 5) and the attention-set policies.
+"""Attention-set policies: which patches a query attends to, by default sampled from a Boltzmann distribution (Eq. 5).
 
-A policy is called with the level's mask logits ``(…, m, N_v)``, the layer index and a source of randomness, and
-returns the boolean attention set of the same shape (``True`` = attended). Ablations, golden tests (a policy that
-replays recorded sets) and figures (a policy that records) all plug in here. Policies with ``per_head`` set are given
-logits with a head axis, ``(…, heads, m, N_v)``: the published code draws one set per head, the paper one per query.
+A policy takes the level's mask logits ``(…, m, N_v)``, the layer index and a source of randomness. It returns a boolean
+attention set of the same shape, ``True`` = attended. Policies with ``per_head`` set get logits with a head axis,
+``(…, heads, m, N_v)``: the published code samples one set per head, the paper one per query.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ _MASK32 = 0xFFFFFFFF
 class CounterNoise:
     """Counter-based uniform numbers: a hash of (seed, layer, head, query, patch), computed in tensor operations.
 
-    Unlike a stateful generator it gives a patch the same number whatever the batch, the other prompts or the device,
-    so that the same slice and prompt give the same mask. Slices and prompts share the numbers (common random numbers):
-    every set keeps its distribution, and neighbouring slices do not flicker.
+    Unlike those of a stateful generator, the numbers depend on neither batch, other prompts nor device, so the same
+    slice and prompt give the same mask. All slices and prompts share them (common random numbers): each set keeps its
+    distribution, and adjacent slices differ only by their logits.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -42,7 +41,7 @@ Randomness = torch.Generator | CounterNoise | None
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """A 32-bit integer hash (xor-shift and multiply, full avalanche) in int64, which all devices multiply; in place."""
+    """A 32-bit integer hash (xor-shift and multiply, full avalanche), in place on int64, for all devices."""
     shifted = torch.empty_like(x)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x ^= torch.bitwise_right_shift(x, shift, out=shifted)
@@ -62,14 +61,14 @@ def _scalar_mix32(value: int) -> int:
 def draw_uniform(
     shape: torch.Size | tuple[int, ...], *, layer: int, generator: Randomness, device: torch.device
 ) -> Tensor:
-    """Uniform numbers in [0, 1) of ``shape``, or broadcasting to it, from whichever source was passed."""
+    """Uniform numbers in [0, 1) from ``generator``, of ``shape`` or broadcasting to it."""
     if isinstance(generator, CounterNoise):
         return generator.uniform(shape, layer=layer, device=device)
     return torch.rand(shape, generator=generator, device=device)
 
 
 class AttentionSetPolicy(Protocol):
-    """What the decoder asks of a policy."""
+    """Protocol of an attention-set policy."""
 
     per_head: bool
 
@@ -84,11 +83,11 @@ class BoltzmannSampling:
     Args:
         base_temperature: τ0 > 0 (paper: 1).
         sample_ratio: draws per patch of the level, in (0, 1] (paper: 0.1).
-        exact: draw N patches with replacement and take their union, so that ``|A| ≤ N``; otherwise a patch is in the
-            set with probability ``1 − (1 − p)^N``, independently of the others (the paper's footnote 1).
+        exact: draw N patches with replacement and take their union, so that ``|A| ≤ N``; otherwise include each patch
+            independently with probability ``1 − (1 − p)^N`` (the paper's footnote 1).
         per_head: one set per head (published code) instead of one per query (paper).
-        threshold: patches whose confidence U reaches it are always attended, and the draws go to the others
-            (an option of the published code); ``None`` (paper) draws from all patches.
+        threshold: always attend to patches with confidence U ≥ threshold and draw from the others (an option of the
+            published code); ``None`` (paper) draws from all patches.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -123,21 +122,21 @@ class BoltzmannSampling:
         return self.base_temperature / (1 + layer)
 
     def draws(self, patches: int) -> int:
-        """N, rounded down as in the published code; 0 means an empty set, and an empty set attends to everything."""
+        """N, rounded down as in the published code. At 0 the set is empty, and the query attends to everything."""
         return int(patches * self.sample_ratio)
 
     def distribution(self, logits: Tensor, layer: int) -> Tensor:
         """Boltzmann distribution over the level's patches (Eq. 5), ``(…, m, N_v)``, float32, rows sum to 1."""
         confidence = torch.sigmoid(logits.float())
         if self.threshold is not None:
-            # A row with nothing left to draw from becomes all zero instead of NaN.
+            # If no patch is left to draw from, the row is all zero instead of NaN.
             energy = (confidence / self.temperature(layer)).masked_fill(confidence >= self.threshold, float("-inf"))
             return torch.softmax(energy, dim=-1).nan_to_num()
         return torch.softmax(confidence / self.temperature(layer), dim=-1)
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
-        """Draw the attention sets; no gradient flows through the sampling."""
+        """Sample the attention sets, without gradients."""
         probability = self.distribution(logits, layer)
         draws = self.draws(logits.shape[-1])
         if self.exact:
@@ -165,7 +164,7 @@ class BoltzmannSampling:
 
 
 class ThresholdMask:
-    """Masked attention as in Mask2Former: attend where U is at least ``threshold`` (Table 3's baseline)."""
+    """Masked attention as in Mask2Former: attend where U ≥ ``threshold`` (baseline of Table 3)."""
 
     per_head = False
 
@@ -177,12 +176,12 @@ class ThresholdMask:
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
-        """Deterministic: neither the layer nor the generator matters."""
+        """Deterministic; ignores layer and generator."""
         return torch.sigmoid(logits.float()) >= self.threshold
 
 
 class FullAttention:
-    """Every query attends to every patch (Table 3's other baseline)."""
+    """Every query attends to every patch (baseline of Table 3)."""
 
     per_head = False
 
@@ -192,7 +191,7 @@ class FullAttention:
 
 
 class RecordingPolicy:
-    """Wraps a policy and keeps every set it returns, layer by layer, for figures."""
+    """Wrap a policy and record the sets of all layers, for figures."""
 
     def __init__(self, policy: AttentionSetPolicy) -> None:
         self.policy = policy
@@ -202,6 +201,6 @@ class RecordingPolicy:
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
         """The wrapped policy's set."""
         attend = self.policy(logits, layer, generator)
-        # As the decoder uses it: a query whose set is empty attends to everything.
+        # As in the decoder: a query with an empty set attends to everything.
         self.sets.append((attend | ~attend.any(-1, keepdim=True)).detach().cpu())
         return attend

@@ -1,7 +1,6 @@
-"""Text encoders through transformers: the CLIP/UniCL-style one of the paper, or any text model by local path.
+"""Text encoders on transformers: the paper's CLIP/UniCL-style encoder, or any text model from a local folder.
 
-Tokens are int64 ids with ``PADDING`` (−1) behind the prompt, whatever the tokenizer, so that padding never needs a
-second tensor and can never be mistaken for a word.
+Tokens are int64 ids, padded with ``PADDING`` (−1) for every tokenizer; no separate padding mask is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ PADDING = -1
 
 
 class TextEncoder(nn.Module):
-    """A transformers text model and the linear map of its hidden states to d channels.
+    """A transformers text model, with a linear projection of its hidden states to d channels.
 
     Args:
         model: any transformers text model that takes ``input_ids`` and ``attention_mask``.
@@ -41,7 +40,7 @@ class TextEncoder(nn.Module):
             tokens: ``(B, P, N_T)`` int64, −1 = padding.
 
         Returns:
-            Token embeddings ``(B, P, N_T, d)``, zero at the padding, and their validity ``(B, P, N_T)`` boolean.
+            Token embeddings ``(B, P, N_T, d)``, zero at padding, and validity ``(B, P, N_T)`` boolean.
 
         Raises:
             PromptError: the prompts are longer than the context.
@@ -52,7 +51,7 @@ class TextEncoder(nn.Module):
             raise PromptError(msg)
         flat = tokens.flatten(0, 1)
         valid = flat != PADDING
-        # A prompt of padding only (a filler in a batch) would give an all-masked softmax row: let it see one token.
+        # A prompt of padding only, as batches have, would be an all-masked softmax row (NaN): unmask its first token.
         mask = valid | (torch.arange(length, device=tokens.device) == 0)
         hidden = self.model(input_ids=flat.clamp_min(0), attention_mask=mask.long()).last_hidden_state
         embedded = self.lang_proj(hidden) * valid.unsqueeze(-1)
@@ -92,11 +91,11 @@ def clip_text_encoder(
 
 
 def pretrained_text_encoder(path: str | Path, *, dim: int) -> TextEncoder:
-    """Any transformers text model from a local folder (config.json and weights); nothing is downloaded.
+    """Load a transformers text model from a local folder (config.json and weights), without downloads.
 
     Raises:
         CheckpointError: the folder is missing or transformers cannot load it.
-        ConfigError: the model's configuration does not tell its hidden size.
+        ConfigError: the model's configuration has no hidden_size.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -110,12 +109,12 @@ def pretrained_text_encoder(path: str | Path, *, dim: int) -> TextEncoder:
     model = _text_transformer(model)
     width = getattr(model.config, "hidden_size", None)
     if width is None:
-        msg = f"the text model at {folder} names no hidden_size in its config.json"
+        msg = f"the text model at {folder} has no hidden_size in its config.json"
         raise ConfigError(msg)
     context = int(getattr(model.config, "max_position_embeddings", 512))
     return TextEncoder(model, width=int(width), dim=dim, context=context)
 
 
 def _text_transformer(model: nn.Module) -> nn.Module:
-    """The text transformer itself: transformers 4 wraps it once more than 5, and weights must not know which."""
+    """Unwrap the text transformer: transformers 4 nests it one level deeper than 5, and weight names must agree."""
     return getattr(model, "text_model", model)

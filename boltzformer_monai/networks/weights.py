@@ -1,7 +1,7 @@
 """Checkpoints: the weights with a description of the network and of the slices it was trained on.
 
-A checkpoint is ``{"model": state dict, "description": plain values}``; ``torch.load(weights_only=True)`` reads it, so
-that loading a stranger's file runs no code. Loading is strict: every weight fits or the error says which do not.
+A checkpoint is ``{"model": state dict, "description": plain values}``, read by ``torch.load(weights_only=True)``, so an
+untrusted file runs no code. Loading is strict: all weights fit, or the error names those that do not.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ from boltzformer_monai.storage import disk_refusal, replacing
 
 FORMAT = "boltzformer-checkpoint"
 VERSION = 2
-"""1 had the decoder's aggregation and presence head beside the decoder; it is still read."""
+"""Version 1, with aggregation and presence head outside the decoder, can still be read."""
 
-# What torch.load was seen to raise on cut-off and altered files.
+# What torch.load raises on truncated and altered files.
 _DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
     MemoryError, struct.error, pickle.UnpicklingError,
 )  # fmt: skip
 
-_ZIP = b"PK\x03\x04"  # by which PyTorch tells its own archives
+_ZIP = b"PK\x03\x04"  # magic number of PyTorch's archives
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint in one step.
+    """Write a checkpoint atomically.
 
     Args:
         content: ``{"model": state dict, "description": plain values}``.
-        path: of the file; its folder is made.
+        path: of the file; its folder is created.
 
     Raises:
-        StorageError: it cannot be written; an older one stays as it was.
+        StorageError: it cannot be written; an existing checkpoint is left untouched.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(dict(content), file)
-        except RuntimeError as error:  # of the writer of the ZIP file, which hides what the disk said
+        except RuntimeError as error:  # PyTorch's ZIP writer hides the error of the disk
             if (refusal := disk_refusal(error)) is None:
                 raise
             raise refusal from None
 
 
 class Description:
-    """What a checkpoint says of itself beside the weights; saved like a module, through its state dict.
+    """Metadata of a checkpoint; saved like a module, through its state dict.
 
     Args:
         network: every setting of the network.
-        data: what inference must know of the training slices: plane, modality, and the targets with their windows.
+        data: what inference needs to know about the training slices: plane, modality, targets with their windows.
     """
 
     def __init__(self, network: NetworkConfig, data: Mapping[str, Any]) -> None:
@@ -74,40 +74,40 @@ class Description:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only."""
-        # The pre-trained weights are in the checkpoint: loading it must not fetch them again.
+        # The checkpoint contains the pre-trained weights: loading must not download them again.
         network = dataclasses.asdict(dataclasses.replace(self.network, pretrained=False))
         network["mean"], network["std"] = list(self.network.mean), list(self.network.std)
-        del network["fast"]  # how a network is computed is no property of its weights
+        del network["fast"]  # not a property of the weights
         return {"format": FORMAT, "version": VERSION, "network": network, "data": self.data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved description.
+        """Restore a saved description.
 
         Raises:
-            CheckpointError: it is of another format or version, or names unknown network settings.
+            CheckpointError: its format or version is another, or it has unknown network settings.
         """
         if state.get("format") != FORMAT or state.get("version") not in (1, VERSION):
-            said = f"{state.get('format')!r} of version {state.get('version')!r}"
-            msg = f"not a BoltzFormer checkpoint of version 1 or {VERSION}: it says {said}"
+            found = f"{state.get('format')!r} of version {state.get('version')!r}"
+            msg = f"not a BoltzFormer checkpoint of version 1 or {VERSION}: it says {found}"
             raise CheckpointError(msg)
         settings = dict(state["network"])
         if state["version"] == 1 and str(settings.get("backbone")).startswith("focalnet"):
-            settings["backbone_settings"] = {"normalize_modulator": True}  # what version 1 gave to every FocalNet
+            settings["backbone_settings"] = {"normalize_modulator": True}  # version 1 set it for every FocalNet
         known = {field.name for field in dataclasses.fields(NetworkConfig)}
         if unknown := sorted(set(settings) - known):
             msg = f"the checkpoint was made by a newer version: unknown network settings {', '.join(unknown)}"
             raise CheckpointError(msg)
-        settings["pretrained"] = False  # whoever wrote the file must not make this machine fetch weights
+        settings["pretrained"] = False  # an untrusted file must not trigger downloads
         settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
         self.network = NetworkConfig(**{"fast": self.network.fast, **settings})
         self.data = dict(state["data"])
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """The contents of a ``.pt`` or ``.safetensors`` file, read without running any code from it.
+    """Read a ``.pt`` or ``.safetensors`` file without running any code from it.
 
     Raises:
-        CheckpointError: no such file, or it is damaged or not a checkpoint.
+        CheckpointError: the file is missing, damaged or not a checkpoint.
     """
     file = Path(path)
     if file.is_dir():
@@ -124,9 +124,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        # PyTorch's own words advise to load the file unsafely: not for users to read.
+        # PyTorch's message advises loading the file unsafely, so it is not passed on.
         raise _unreadable(file, error) from error
-    except Exception as error:  # safetensors raises its own type, which derives from nothing else
+    except Exception as error:  # safetensors has an exception type of its own
         if type(error).__module__.startswith("safetensors"):
             msg = f"{file} cannot be read as a checkpoint ({why(error)})"
             raise CheckpointError(msg) from error
@@ -145,14 +145,14 @@ def _unreadable(file: Path, error: BaseException) -> CheckpointError:
 
 
 def _check_records(file: Path) -> None:
-    """Refuse records that are not stored as they are, as PyTorch does: loading would inflate whatever they claim.
+    """Refuse archives that PyTorch does not write: decompressing them could fill the memory (ZIP bomb).
 
     Raises:
-        CheckpointError: a record is compressed, or all together are larger than the file.
+        CheckpointError: a record is compressed, or the records together are larger than the file.
     """
     try:
         with file.open("rb") as start:
-            if start.read(len(_ZIP)) != _ZIP:  # PyTorch's older format, safetensors, or no checkpoint: nothing inflates
+            if start.read(len(_ZIP)) != _ZIP:  # PyTorch's older format, safetensors, or no checkpoint
                 return
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
@@ -167,10 +167,10 @@ def _check_records(file: Path) -> None:
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> tuple[BoltzFormer, Description]:
-    """The network of a checkpoint, in evaluation mode on ``device``, and its description.
+    """Load a network, in evaluation mode on ``device``, and its description.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not of this package, or its weights do not fit its description.
+        CheckpointError: the file is missing, damaged or of another package, or weights and description disagree.
     """
     content = read_weights(path)
     if not all(isinstance(content.get(part), Mapping) for part in ("model", "description")):
@@ -192,7 +192,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
 
 
 def _new_name(name: str) -> str:
-    """Where a weight of version 1 has its place now."""
+    """Current name of a weight of version 1."""
     if name.startswith("decoder."):
         return f"decoder.query_decoder.{name.removeprefix('decoder.')}"
     return f"decoder.{name}" if name.startswith(("aggregation.", "presence.")) else name
@@ -200,10 +200,10 @@ def _new_name(name: str) -> str:
 
 @contextmanager
 def _at_most(parameters: int, source: str) -> Iterator[None]:
-    """Stop a network under construction, by this thread, that registers more parameters than it can have.
+    """Limit the parameters of a network that this thread is constructing.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: it registers more.
     """
     found, thread = itertools.count(1), threading.get_ident()
 
@@ -220,41 +220,41 @@ def _at_most(parameters: int, source: str) -> Iterator[None]:
 
 
 def _check_described(config: NetworkConfig, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Compare a described network with its weights before it takes memory: the description may claim any size.
+    """Compare description and weights on the meta device: an untrusted description may claim any size.
 
     Raises:
-        CheckpointError: they do not fit, or the weights show the same few bytes again and again.
+        CheckpointError: they do not fit, or weights share storage that is smaller than they claim.
     """
     source, tensors = str(path), [weight for weight in weights.values() if isinstance(weight, Tensor)]
     if sum(weight.numel() * weight.element_size() for weight in tensors) > 2 * Path(path).stat().st_size:
         msg = f"{source} holds fewer bytes than its weights claim; it is no checkpoint that a training wrote"
         raise CheckpointError(msg)
-    if config.text_model is None:  # a model of transformers loads its own weights
-        # timm makes more parameters than it keeps: those of the head, and some twice.
+    if config.text_model is None:  # transformers models load their own weights
+        # timm registers more parameters than it keeps: those of the head, and some twice.
         with torch.device("meta"), _at_most(3 * len(weights) + 100, source):
             network = create_boltzformer(config)
         check_fit(network, weights, source=source)
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Load weights, all of them or none.
+    """Load all weights or none.
 
     Raises:
-        CheckpointError: weights are missing, left over or of another shape; the message names them.
+        CheckpointError: weights are missing, unknown or of another shape; the message names them.
     """
     check_fit(network, weights, source=source)
     network.load_state_dict(dict(weights))
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Compare names and shapes of weights with those of a network.
+    """Compare names and shapes of weights with a network's.
 
     Raises:
-        CheckpointError: weights are missing, left over or of another shape; the message names them.
+        CheckpointError: weights are missing, unknown or of another shape; the message names them.
     """
-    strangers = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
-    if strangers:
-        msg = f"{source} is not a checkpoint: its entry {strangers[0]!r} is no tensor"
+    others = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
+    if others:
+        msg = f"{source} is not a checkpoint: its entry {others[0]!r} is no tensor"
         raise CheckpointError(msg)
     own = network.state_dict()
     problems = {
@@ -273,7 +273,7 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, source: str)
 
 
 def load_published(network: BoltzFormer, path: str | Path) -> None:
-    """Load a checkpoint of the published code into a network of the same preset (its configuration has 101 queries).
+    """Load a published checkpoint into a network of the same preset (published configuration: 101 queries).
 
     Raises:
         CheckpointError: the file cannot be read or does not fit.

@@ -1,8 +1,8 @@
-"""Attention over raw patches, with the gradient written out.
+"""Attention over unprojected patches, with a hand-written backward pass.
 
-Autograd would keep scores, mask and weights of every layer, and would write one gradient of the features for the scores
-and one for the sum, hundreds of megabytes of fresh memory. Here only the weights are kept, and the second is added to
-the first in place. ``tests/networks/fast/test_absorbed_attention.py`` compares with the plain form.
+Autograd would save scores, mask and weights of every layer, and would allocate two feature gradients, hundreds of
+megabytes. This saves only the weights and accumulates both gradients in place.
+``tests/networks/fast/test_absorbed_attention.py`` compares with the plain form.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def attend_to_raw(absorbed: Tensor, feature: Tensor, rows: Tensor, columns: Tens
     Args:
         absorbed: u ``(B, h, Q, d)``, one vector per head and query.
         feature: patches ``(B, d, h_l, w_l)``.
-        rows: the positions p of the rows, in the first half of the channels ``(d/2, h_l)``; no gradient.
-        columns: those of the columns, in the second half ``(d/2, w_l)``.
+        rows: position encoding p of the rows, first half of the channels ``(d/2, h_l)``; no gradient.
+        columns: position encoding of the columns, second half ``(d/2, w_l)``; no gradient.
         attend: boolean, ``True`` = attended, ``(B, h or 1, Q, N)``.
 
     Returns:
         ``(B, h, Q, d)``.
     """
     feature = in_autocast(feature)
-    with without_autocast(feature):  # products in the feature's precision, positions and softmax in float32
+    with without_autocast(feature):  # products in the feature's dtype, positions and softmax in float32
         return _AttendToRaw.apply(absorbed, feature, rows, columns, attend)
 
 
@@ -43,7 +43,7 @@ class _AttendToRaw(torch.autograd.Function):
         half, single = len(rows), absorbed.to(rows.dtype)
         scores += torch.matmul(single[..., :half], rows)[..., :, None]
         scores += torch.matmul(single[..., half:], columns)[..., None, :]
-        # Adding −∞ for all heads at once is faster than filling through a mask that is repeated for each.
+        # Adding −∞ once for all heads is faster than masked_fill with a mask repeated per head.
         scores = scores.flatten(3).add_(torch.zeros_like(attend, dtype=rows.dtype).masked_fill_(~attend, float("-inf")))
         weights = torch.softmax(scores, dim=-1).to(feature.dtype).flatten(1, 2)  # (B, h·Q, N)
         ctx.save_for_backward(vectors, feature, rows, columns, weights)

@@ -1,13 +1,13 @@
-"""Sparse cross-attention from queries to the patches of a level, without projecting the patches where that is dearer.
+"""Sparse cross-attention from queries to the patches of a level; patches are projected only where that is cheaper.
 
 With x a patch, e the level's embedding, p the patch's position and W_K = (W_K^1 … W_K^h) for h heads::
 
     q · W_K (x + e + p)  =  (W_Kᵀ q) · x  +  (W_Kᵀ q) · p  +  a constant, which the softmax over patches cancels
     Σ a_n W_V (x_n + e)  =  W_V Σ a_n x_n  +  W_V e,          because the attention weights a_n sum to 1
 
-So keys and values of N patches need not be made: W_K goes into the query, W_V follows the sum. That costs 4·h·Q·d·N
-products instead of 4·(d + Q)·d·N, which pays while (h − 1)·Q < d. The position of a patch is a row part in its first
-d/2 channels and a column part in the others, so its product needs only the rows and columns, never N positions.
+So no keys and values of N patches are needed: W_K is absorbed into the query, and W_V is applied to the sum. This
+takes 4·h·Q·d·N operations instead of 4·(d + Q)·d·N, fewer while (h − 1)·Q < d. A patch's position encoding depends on
+its row in the first d/2 channels and on its column in the others, so u · p is computed per row and per column.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from boltzformer_monai.networks.position import sine_row_and_column
 
 
 class LevelFeatures(NamedTuple):
-    """One level of visual features, as queries see it."""
+    """One level of visual features with its position encoding."""
 
     feature: Tensor
     """``(B, d, h, w)``."""
     embedding: Tensor
     """The level's embedding ``(d,)``."""
     rows: Tensor
-    """The position encoding of the rows ``(d/2, h)``, the first half of the channels."""
+    """Position encoding of the rows ``(d/2, h)``, first half of the channels."""
     columns: Tensor
-    """That of the columns ``(d/2, w)``, the second half."""
+    """Position encoding of the columns ``(d/2, w)``, second half."""
     located: Tensor | None = None
-    """The feature with its position, where patches are projected."""
+    """Feature plus position, if patches are projected."""
 
     @classmethod
     def of(cls, feature: Tensor, embedding: Tensor) -> LevelFeatures:
-        """Make it from a feature map ``(B, d, h, w)``, in the precision of the autocast that is on."""
+        """From a feature map ``(B, d, h, w)``, cast to the active autocast dtype."""
         height, width = feature.shape[-2:]
         rows, columns = sine_row_and_column(height, width, feature.shape[1], device=feature.device)
-        kind = torch.promote_types(feature.dtype, torch.float32)  # scores over thousands of patches want float32
+        kind = torch.promote_types(feature.dtype, torch.float32)  # scores over thousands of patches need float32
         return cls(in_autocast(feature), embedding, rows.to(kind), columns.to(kind))
 
     def for_projection(self) -> LevelFeatures:
-        """The same with a patch's channels side by side in memory, and with position once for all layers."""
+        """Prepare for projection: channels last, position added once for all layers."""
         feature = channels_last(self.feature)
         rows, columns = torch.zeros_like(self.rows), torch.zeros_like(self.columns)
         rows, columns = torch.cat((self.rows, rows)), torch.cat((columns, self.columns))  # (d, h), (d, w)
@@ -64,9 +64,9 @@ class CrossAttention(MultiHeadAttention):
 
         Args:
             query: ``(B, Q, d)`` with its position.
-            level: what is attended to; made ready for it, if patches shall be projected (:func:`projects`).
-            attend: boolean, ``True`` = attended: ``(B, Q, N)`` per query or ``(B, h, Q, N)`` per head; every row must
-                attend to something.
+            level: the level's features; from :meth:`LevelFeatures.for_projection` to project them (:func:`projects`).
+            attend: boolean, ``True`` = attended: ``(B, Q, N)`` per query or ``(B, h, Q, N)`` per head; every row needs
+                at least one ``True``.
 
         Returns:
             ``(B, Q, d)``.
@@ -85,7 +85,7 @@ class CrossAttention(MultiHeadAttention):
             absorbed = _by_head(scaled, of_key)  # W_Kᵀ q, (B, h, Q, d)
             summed = attend_to_raw(absorbed, level.feature, level.rows, level.columns, attend)
             mixed = _by_head(summed, of_value.transpose(1, 2))
-        # What every patch adds alike: W_V e + b_V.
+        # The same for every patch: W_V e + b_V.
         constant = F.linear(level.embedding, of_value.flatten(0, 1), value_bias)
         return self.out_proj(mixed.transpose(1, 2).flatten(2) + constant)
 
@@ -110,7 +110,7 @@ class FastCrossAttentionBlock(nn.Module):
 
 
 def projects(queries: int, *, dim: int, heads: int) -> bool:
-    """Whether projecting every patch is cheaper than absorbing, for so many queries per image."""
+    """Whether projecting all patches is cheaper than absorbing, for this number of queries per image."""
     return (heads - 1) * queries >= dim
 
 

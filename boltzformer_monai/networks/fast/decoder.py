@@ -1,7 +1,7 @@
-"""The decoder with absorbed projections and a semantic map that is not built: the same function at less cost.
+"""The decoder with absorbed projections and a lazy semantic map: the same function, faster.
 
-The steps are those of :class:`~boltzformer_monai.networks.decoder.BoltzFormerDecoder`. What differs is how patches are
-attended to (:mod:`~boltzformer_monai.networks.fast.cross_attention`) and how masks are read from the semantic map
+The steps are those of :class:`~boltzformer_monai.networks.decoder.BoltzFormerDecoder`. They differ in the attention to
+patches (:mod:`~boltzformer_monai.networks.fast.cross_attention`) and in the products with the semantic map
 (:mod:`~boltzformer_monai.networks.fast.semantic_map`).
 """
 
@@ -22,7 +22,7 @@ from boltzformer_monai.networks.sampling import Randomness
 
 
 class FastBoltzFormerDecoder(BoltzFormerDecoder):
-    """Parameters and settings as in the base class; S may also be a map that is not built."""
+    """Parameters and settings as in the base class; S may be a tensor or a lazy ``SemanticMap``."""
 
     cross_attention: ClassVar = FastCrossAttentionBlock
 
@@ -48,7 +48,7 @@ class FastBoltzFormerDecoder(BoltzFormerDecoder):
         *,
         generator: Randomness = None,
     ) -> tuple[Masks, Tensor]:
-        """As in the base class; the masks are not computed yet, for the aggregation may not need every one."""
+        """As in the base class, with lazy masks: the aggregation may need fewer than m."""
         self.check_levels(features)
         prompts, count = text.shape[1], self.query_feat.num_embeddings
         position, valid = self.context(text, text_valid)

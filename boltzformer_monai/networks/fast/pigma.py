@@ -1,6 +1,7 @@
-"""PiGMA with as few masks and convolutions as it needs (docs/decoder.md).
+"""PiGMA as a single transposed convolution of at most 17 combined masks (docs/decoder.md).
 
-Between its two convolutions there is no nonlinearity, so they are one transposed convolution from m masks to one map.
+PiGMA's two convolutions have no nonlinearity between them, so they equal one transposed convolution from m masks to one
+map.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from boltzformer_monai.networks.fast.semantic_map import Masks
 from boltzformer_monai.networks.pigma import PiGMA, double, resize
 
 MOST_COMBINED = 17
-"""Sums of masks that the aggregation needs, however many queries there are."""
+"""Largest number of combined masks that the aggregation needs, for any number of queries."""
 
 
 class FastPiGMA(PiGMA):
     """The same function and parameters as :class:`~boltzformer_monai.networks.pigma.PiGMA`."""
 
     def forward(self, masks: Masks | Tensor, image: Tensor) -> Tensor:
-        """As in the base class; masks that are not computed yet are computed as far as they are needed."""
+        """As in the base class; of lazy masks only the needed combinations are computed."""
         if not self.correction:
             return double(_mean(masks))
         channels = image.shape[1]
@@ -32,7 +33,7 @@ class FastPiGMA(PiGMA):
         mean, maps, of_maps = _ingredients(masks, weight[channels:])
         height, width = mean.shape[-2:]
         small, large = (resize(image, size) for size in ((height, width), (2 * height, 2 * width)))
-        # The image's share is the same for all prompts.
+        # The image's contribution is the same for all prompts.
         grounding = F.conv2d(large, self.conv.weight[:, :channels], bias)
         grounding = grounding + F.conv_transpose2d(small, weight[:channels], stride=2, padding=1)
         ensemble = double(mean)
@@ -41,10 +42,10 @@ class FastPiGMA(PiGMA):
 
 
 def _ingredients(masks: Masks | Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean mask ``(B, P, h, w)``, maps ``(B, P, k, h, w)`` and what they are deconvolved with ``(k, 1, 4, 4)``.
+    """The mean mask ``(B, P, h, w)``, maps ``(B, P, k, h, w)`` and their deconvolution kernel ``(k, 1, 4, 4)``.
 
-    The kernel (m, 1, 4, 4) has 16 taps. Each wants one sum of the m masks, weighted alike at all pixels, so with the
-    mean there are never more than ``MOST_COMBINED`` masks to compute.
+    The kernel (m, 1, 4, 4) has 16 taps. Each needs one weighted sum of the m masks, so with the mean at most
+    ``MOST_COMBINED`` masks are computed.
     """
     if isinstance(masks, Tensor):
         return masks.mean(2), masks, weight

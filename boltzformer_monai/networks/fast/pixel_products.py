@@ -1,4 +1,4 @@
-"""The product that decoding consists of: every pixel's d channels with Q vectors of that image."""
+"""Dot products of every pixel's d channels with Q vectors of its image, the main operation of decoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_PIXELS = 512  # of a contiguous map at a time: all at once the product took up to twice as long (docs/decoder.md)
+_PIXELS = 512  # per product with a contiguous map: all at once takes up to twice as long (docs/decoder.md)
 
 
 def pixel_products(maps: Tensor, vectors: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def pixel_products(maps: Tensor, vectors: Tensor) -> Tensor:
 
 
 class _PixelProducts(torch.autograd.Function):
-    """Gradients without those of the portions, which autograd would put together one by one."""
+    """One backward pass for all portions, which autograd would treat one by one."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, vectors: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ class _PixelProducts(torch.autograd.Function):
 def spread(vectors: Tensor, weights: Tensor, like: Tensor, onto: Tensor | None = None) -> Tensor:
     """Σ weight · vector at every pixel: ``(B, Q, d)``, ``(B, Q, N)`` → ``(B, d, h, w)``, in the layout of ``like``.
 
-    For backward passes. With ``onto``, an earlier result, the sum is added to it in place; and no result is a view, so
-    that autograd can do the same with the next.
+    For backward passes. With ``onto``, an earlier result, the sum is accumulated in place. No result is a view, so
+    autograd can accumulate in place, too.
     """
     batch, dim, height, width = like.shape
     last = is_channels_last(like)
@@ -61,35 +61,35 @@ def spread(vectors: Tensor, weights: Tensor, like: Tensor, onto: Tensor | None =
 
 
 def convolve_each(maps: Tensor, kernels: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
-    """Each image with kernels of its own: ``(B, d, h, w)``, ``(B, Q, d, k, k)`` → ``(B, Q, h', w')``, contiguous."""
+    """Convolution with kernels per image: ``(B, d, h, w)``, ``(B, Q, d, k, k)`` → ``(B, Q, h', w')``, contiguous."""
     pairs = zip(maps.split(1), kernels, strict=True)
     found = [F.conv2d(image, kernel, stride=stride, padding=padding) for image, kernel in pairs]
     return (found[0] if len(found) == 1 else torch.cat(found)).contiguous()
 
 
 def is_traced(*tensors: Tensor) -> bool:
-    """Whether autograd follows what is done with one of them."""
+    """Whether autograd records operations on any of the tensors."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def is_channels_last(maps: Tensor) -> bool:
-    """Whether a pixel's channels lie side by side in memory, and those of a map do not."""
+    """Whether the memory format is channels last, and not contiguous as well."""
     return not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last)
 
 
 def channels_last(maps: Tensor) -> Tensor:
-    """The same ``(B, d, h, w)`` with a pixel's channels side by side in memory."""
+    """Convert ``(B, d, h, w)`` to channels last."""
     if is_traced(maps) or maps.device.type != "cpu" or maps.is_contiguous(memory_format=torch.channels_last):
         return maps.contiguous(memory_format=torch.channels_last)
     result = torch.empty_like(maps, memory_format=torch.channels_last)
-    # Eight maps at a time, as many as a cache set has lines: pixels of maps of a power of two fall into one set.
+    # Eight maps at a time, the associativity of the cache: equal pixels of power-of-two maps share a cache set.
     for source, target in zip(maps.split(8, dim=1), result.split(8, dim=1), strict=True):
         target.copy_(source)
     return result
 
 
 def in_autocast(x: Tensor) -> Tensor:
-    """The tensor in the precision of the autocast that is on, if any."""
+    """Cast to the active autocast dtype, if any."""
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
@@ -97,16 +97,15 @@ def in_autocast(x: Tensor) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """For arithmetic whose precision is chosen by hand."""
+    """Disable autocast, for code that chooses its own precision."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _products(maps: Tensor, vectors: Tensor) -> Tensor:
-    """On CPUs the layout decides.
+    """On CPUs the memory format decides.
 
-    Where channels are last the convolution library is fastest, but of contiguous maps it makes a copy; those are
-    multiplied in portions.
+    For channels last, convolution is fastest. It would copy contiguous maps, so those are multiplied in portions.
     """
     size = maps.shape[-2:]
     if maps.device.type != "cpu":

@@ -1,10 +1,10 @@
-"""The semantic map S = W ∗ y + b and the masks μᵀS, computed as late and as little as possible (docs/decoder.md).
+"""Lazy semantic map S = W ∗ y + b and masks μᵀS (docs/decoder.md).
 
-A mask is linear in S: with μ of a query, μᵀS = (μᵀW) ∗ y + μᵀb (Eq. 1). So the query's vector can be folded into the
-3×3 kernel, κ = μᵀW, and y convolved with κ: one output channel for each query instead of d of S.
+Masks are linear in S: with a query's μ, μᵀS = (μᵀW) ∗ y + μᵀb (Eq. 1). So the query is folded into the 3×3 kernel,
+κ = μᵀW, and y is convolved with κ: one output channel per query instead of the d channels of S.
 
-:class:`SemanticMap` is S, whether built or not; :class:`LevelMap` is S at a coarser level, which only the sampling
-reads; :class:`Masks` are the masks of all queries, of which the aggregation needs a few sums.
+:class:`SemanticMap` is S, computed or not; :class:`LevelMap` is S at a coarser level, for the sampling only;
+:class:`Masks` are the masks of all queries, of which the aggregation needs a few weighted sums.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from boltzformer_monai.networks.fast.pixel_products import channels_last, convolve_each, is_traced, pixel_products
 
 Size = tuple[int, int]
-_CHANNELS = 16  # of S shrunk at a time, so that the sum of their rows stays in the cache
-_FULL_REGISTERS = 16  # output channels from which a 3×3 convolution beat 1×1 ones that are shifted and added
+_CHANNELS = 16  # of S downsampled at a time, so that the row sums stay in the cache
+_FULL_REGISTERS = 16  # output channels from which a 3×3 convolution beats shifted and added 1×1 convolutions
 
 
 class SemanticMap:
-    """S of a batch of images, as the map y that it is convolved from, or ready.
+    """S of a batch of images: computed, or as y with the convolution's weights.
 
     Args:
-        fine: y ``(B, d_y, h, w)``, or S itself where no weight is given.
+        fine: y ``(B, d_y, h, w)``, or S itself if no weight is given.
         weight: W ``(d, d_y, 3, 3)`` of the convolution with padding 1.
         bias: b ``(d,)``.
     """
@@ -45,37 +45,37 @@ class SemanticMap:
         return torch.Size((self.fine.shape[0], channels, *self.fine.shape[2:]))
 
     def build(self) -> SemanticMap:
-        """Return the same map with S ready."""
+        """Return the map with S computed."""
         if self.weight is None:
             return self
         return SemanticMap(F.conv2d(self.fine, self.weight, self.bias, padding=1))
 
     @staticmethod
     def cat(maps: Sequence[SemanticMap]) -> SemanticMap:
-        """Join maps of one network along the batch."""
+        """Concatenate maps along the batch."""
         return SemanticMap(torch.cat([each.fine for each in maps]), maps[0].weight, maps[0].bias)
 
     def to(self, device: torch.device | str) -> SemanticMap:
-        """Return the same map on another device."""
+        """Move to a device."""
         weight, bias = (None if part is None else part.to(device) for part in (self.weight, self.bias))
         return SemanticMap(self.fine.to(device), weight, bias)
 
     def detach(self) -> SemanticMap:
-        """Return the same map without gradients."""
+        """Detach from the autograd graph."""
         weight, bias = (None if part is None else part.detach() for part in (self.weight, self.bias))
         return SemanticMap(self.fine.detach(), weight, bias)
 
     def suited(self, maps: int, levels: Mapping[Size, int]) -> SemanticMap:
-        """Return the cheaper form for so many masks per image at full size, and for levels of these sizes."""
+        """Return the cheaper form for a number of full-size masks per image and for levels of these sizes."""
         full: Size = (self.fine.shape[-2], self.fine.shape[-1])
         folds = self.weight is not None and maps < len(self.weight)
         if not folds or not all(even_ratio(full, size) for size in levels):
             return self.build()
-        # The convolutions want channels last; where gradients flow to y, only those for the levels get it.
+        # Convolutions prefer channels last; if y needs gradients, only those of the levels use it.
         return self if is_traced(self.fine) else self.channels_last()
 
     def channels_last(self) -> SemanticMap:
-        """Return the same map, y with a pixel's channels side by side in memory."""
+        """Return the map with y in channels last."""
         return SemanticMap(channels_last(self.fine), self.weight, self.bias)
 
     def logits(self, mu: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class SemanticMap:
         kernels, bias = fold(mu, self.weight), torch.matmul(mu, self.bias)[..., None, None]
         if mu.shape[1] >= _FULL_REGISTERS:
             return convolve_each(self.fine, kernels, padding=1) + bias
-        # Few output channels leave a convolution's registers idle: 9·Q of one tap each, then shifted and added.
+        # Few output channels leave vector registers idle: compute 9·Q single taps, then shift and add them.
         taps = pixel_products(self.fine, kernels.flip(3, 4).permute(0, 1, 3, 4, 2).flatten(1, 3)).flatten(2)
         return F.fold(taps, (height, width), 3, padding=1) + bias
 
@@ -96,7 +96,7 @@ class SemanticMap:
         """S at levels of sizes ``(h_l, w_l)``, bilinear (align_corners=False), for sampling: without gradients.
 
         Args:
-            levels: how many times each level is multiplied with Q vectors.
+            levels: size → number of products with Q vectors.
             queries: Q.
         """
         source = self.detach()
@@ -107,29 +107,29 @@ class SemanticMap:
 
 
 class SemanticConvolution(nn.Conv2d):
-    """The 3×3 convolution that makes S of y, put off: y ``(B, d_y, h, w)`` → :class:`SemanticMap`."""
+    """Deferred 3×3 convolution from y to S: y ``(B, d_y, h, w)`` → :class:`SemanticMap`."""
 
     def forward(self, fine: Tensor) -> SemanticMap:  # type: ignore[override]
-        """Nothing is computed yet."""
+        """Wrap y without computing S."""
         return SemanticMap(fine, self.weight, self.bias)
 
 
 class LevelMap:
     """S at one level, without gradients.
 
-    A bilinear down-sampling (align_corners=False) by an even ratio r is the mean of the central 2×2 pixels of each r×r
-    cell. It commutes with the dot product, and mean and 3×3 convolution are both linear, so μᵀS at the level comes from
-    y by one convolution with stride, folded into the query's kernel.
+    Bilinear down-sampling (align_corners=False) by an even ratio r is the mean of the central 2×2 pixels of each r×r
+    cell. It commutes with the dot product, and mean and 3×3 convolution are linear, so μᵀS at the level is one strided
+    convolution of y with the query's kernel.
 
-    - Ratio 4 or more: cells share no pixels; a 4×4 kernel with stride 4 over their central 4×4 pixels does it.
-    - Ratio 2: 4×4 kernels with stride 2 would overlap. The mean is taken over y first, which leaves 9 taps in four
-      planes, the even and odd rows and columns. Over each plane the stride is 1, where convolutions are fastest.
+    - Ratio ≥ 4: the cells share no pixels; a 4×4 kernel with stride 4 covers their central 4×4 pixels.
+    - Ratio 2: 4×4 kernels with stride 2 would overlap. So the mean of y is taken first, split into four planes by even
+      and odd rows and columns. The 9 taps are distributed over the planes, with stride 1, the fastest for convolutions.
 
     Args:
         source: the map at full size, without gradients.
         size: ``(h_l, w_l)``.
-        queries: Q, how many vectors it will be multiplied with at a time.
-        uses: how many times. S is built at this level if that is cheaper.
+        queries: Q, number of vectors per product.
+        uses: number of products. S is computed at this level if that is cheaper.
     """
 
     def __init__(self, source: SemanticMap, size: Size, *, queries: int, uses: int) -> None:
@@ -143,8 +143,8 @@ class LevelMap:
         self.planes = {(0, 0): _centres(source.fine, size)} if ratio > 2 else _means_by_parity(source.fine)
         self.stride = 4 if ratio > 2 else 1
         if uses * queries >= len(self.weight):
-            everyone = self.weight.expand(len(source.fine), -1, -1, -1, -1)
-            self.ready = self._convolved(everyone).add_(cast(Tensor, self.bias)[:, None, None])
+            kernels = self.weight.expand(len(source.fine), -1, -1, -1, -1)
+            self.ready = self._convolved(kernels).add_(cast(Tensor, self.bias)[:, None, None])
             self.planes = {}
 
     def logits(self, mu: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class LevelMap:
 
 
 class Masks:
-    """m mask logits ``μᵀS + bias`` of P prompts on each image, not computed yet.
+    """Lazy mask logits ``μᵀS + bias``: m for each of P prompts per image.
 
     Args:
         mu: mask vectors ``(B, P, m, d)`` (Eq. 3).
@@ -186,19 +186,19 @@ class Masks:
         return self.mu.shape[2]
 
     def logits(self) -> Tensor:
-        """All of them, ``(B, P, m, h, w)``."""
+        """Compute all mask logits ``(B, P, m, h, w)``."""
         logits = self.semantic.logits(self.mu.flatten(1, 2)).unflatten(1, self.mu.shape[1:3])
         return logits if self.bias is None else logits + self.bias
 
     def combined(self, weights: Tensor) -> Tensor:
-        """Sums of the m masks with weights ``(k, m)``, ``(B, P, k, h, w)``: Σ wₘ(μₘᵀS) = (Σ wₘμₘ)ᵀS, so k products."""
+        """Weighted sums of the masks, ``(k, m)`` → ``(B, P, k, h, w)``: Σ wₘ(μₘᵀS) = (Σ wₘμₘ)ᵀS, so k products."""
         bias = None if self.bias is None else self.bias * weights.sum(1)[:, None, None]
         mu = torch.matmul(weights.to(self.mu.dtype), self.mu)
         return Masks(mu, self.semantic, bias).logits()
 
 
 def even_ratio(full: Size, size: Size) -> int | None:
-    """The even whole number by which a level is smaller than S, None where there is none."""
+    """The ratio of S to a level if it is an even integer, else None."""
     ratio = full[0] // size[0]
     return ratio if ratio % 2 == 0 and full == (ratio * size[0], ratio * size[1]) else None
 
@@ -206,8 +206,8 @@ def even_ratio(full: Size, size: Size) -> int | None:
 def downsample(semantic_map: Tensor, size: Size) -> Tensor:
     """S ``(B, d, h, w)`` at a level's size, bilinear (align_corners=False), without gradients.
 
-    Once per level instead of once per query, layer and prompt. Rows are added before columns, and few channels at a
-    time, so that the sum of rows stays in the cache: faster than ``interpolate`` (docs/decoder.md).
+    Once per level instead of once per query, layer and prompt. Sums rows before columns and few channels at a time, so
+    that the row sums stay in the cache: faster than ``interpolate`` (docs/decoder.md).
     """
     ratio = even_ratio((semantic_map.shape[-2], semantic_map.shape[-1]), size)
     if ratio is None:
@@ -228,7 +228,7 @@ def fold(mu: Tensor, weight: Tensor) -> Tensor:
 
 
 def _centres(maps: Tensor, size: Size) -> Tensor:
-    """The central 4×4 pixels of each cell: ``(B, d, h, w)`` → ``(B, d, 4 h_l, 4 w_l)``, no copy at ratio 4."""
+    """Central 4×4 pixels of each cell: ``(B, d, h, w)`` → ``(B, d, 4 h_l, 4 w_l)``, without a copy at ratio 4."""
     height, width = size
     cells = maps.unflatten(3, (width, -1)).unflatten(2, (height, -1))  # (B, d, h_l, r, w_l, r)
     start = cells.shape[3] // 2 - 2
@@ -237,11 +237,11 @@ def _centres(maps: Tensor, size: Size) -> Tensor:
 
 
 def _with_mean(kernels: Tensor) -> Tensor:
-    """Move the mean of 2×2 pixels from the map into the kernels: ``(…, 3, 3)`` → ``(…, 4, 4)``."""
+    """Fold the mean of 2×2 pixels into the kernels: ``(…, 3, 3)`` → ``(…, 4, 4)``."""
     corners = [F.pad(kernels, (v, 1 - v, u, 1 - u)) for u in (0, 1) for v in (0, 1)]
     return (corners[0] + corners[1]).add_(corners[2]).add_(corners[3]).div_(4)
 
 
 def _means_by_parity(maps: Tensor) -> dict[tuple[int, int], Tensor]:
-    """Means over 2×2 pixels that begin on odd (0) or even (1) rows and columns, for 0 from the border's zeros on."""
+    """Means of 2×2 pixels that start on odd (0, from the zero padding on) or even (1) rows and columns."""
     return {(a, b): F.avg_pool2d(maps, 2, stride=2, padding=(1 - a, 1 - b)) for a in (0, 1) for b in (0, 1)}
