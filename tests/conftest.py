@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-import torch
+# Before torch is imported, and for all processes that tests start: `make test` has as many workers as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-from tests.needs import missing
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.needs import missing  # noqa: E402
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from monai.bundle import create_workflow
 from boltzformer_monai.demo.demo import ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.errors import CheckpointError, ConfigError, DatasetError, VolumeError
 from boltzformer_monai.networks.weights import load_checkpoint
+from tests.warm_python import run_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "boltzformer"
@@ -148,9 +148,9 @@ def test_mistakes_are_named(demo: Path, name: str, overrides: dict[str, Any], ki
 
 def test_from_the_shell_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
     config = str(BUNDLE / "configs" / "train.json")
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", config]
+    command = ["-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", config]
     flags = ["--bundle_root", str(BUNDLE), "--epoch", "1"]
-    done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = run_copy([*command, *flags], folder=tmp_path, environment=os.environ)
     assert done.returncode != 0
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1] == "error: unknown override --epoch; did you mean --epochs?"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests.warm_python import run_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +35,5 @@ def install(site: Path, distribution: str, *, modules: Mapping[str, Path | str],
 
 
 def python(*arguments: object, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a new Python process and return what it said."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=dict(env), cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    """Run a process that has imported no guest and nothing of this package, and return what it said."""
+    return run_copy([*map(str, arguments)], folder=cwd, environment=env)

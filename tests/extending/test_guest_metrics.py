@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +82,9 @@ def test_guests_appear_in_everything_that_an_evaluation_writes(tmp_path: Path) -
     train.finalize()
     flags = {**common, "checkpoint": str(tmp_path / "model.pt"), "output_dir": str(tmp_path), "device": "cpu",
              "threshold": "0.0001", "presence": "False", "plugins": str([str(guest) for guest in GUESTS])}  # fmt: skip
-    command = [sys.executable, "-m", "monai.bundle", "run", "evaluating", "--config_file", CONFIGS / "evaluate.json"]
+    command = ["-m", "monai.bundle", "run", "evaluating", "--config_file", CONFIGS / "evaluate.json"]
     command += [part for key, value in flags.items() for part in (f"--{key}", value)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = python(*command, env=os.environ, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "metrics.json").read_text())
     printed, page = done.stdout + done.stderr, (tmp_path / "report.html").read_text()

@@ -20,6 +20,7 @@ from boltzformer_monai.registry import PLUGINS, load_plugin
 from tests.engines.cases import write_dataset
 from tests.extending.guests import ROOT, python
 from tests.networks.cases import SMALL, images, prompts
+from tests.sizes import THOROUGH
 from tests.slicing.scan_files import write_image
 
 HERE = Path(__file__).parent
@@ -121,9 +122,18 @@ def test_a_policy_is_trained_and_segments(slices: Path, scan: Path, tmp_path: Pa
     assert segment(scan, checkpoint, "--plugin", POLICY).shape == (10, 8, 4)
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "hiera_tiny_224"])
-def test_a_timm_backbone_needs_settings_alone(name: str, slices: Path, scan: Path, tmp_path: Path) -> None:
-    network = {"backbone": name, "backbone_settings": {"drop_path_rate": 0.1}}
+@pytest.mark.parametrize(
+    ("name", "narrow"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": [1, 1, 2, 1]}),
+        ("hiera_tiny_224", {"embed_dim": 24, "stages": [1, 1, 2, 1]}),
+    ],
+)
+def test_a_timm_backbone_needs_settings_alone(
+    name: str, narrow: dict[str, object], slices: Path, scan: Path, tmp_path: Path
+) -> None:
+    """In its own size in a thorough run."""
+    network = {"backbone": name, "backbone_settings": {"drop_path_rate": 0.1, **({} if THOROUGH else narrow)}}
     checkpoint = train(slices, tmp_path / "run", network=network, image_size=192)
     assert load_checkpoint(checkpoint)[0].backbone.image_size == 192
     assert segment(scan, checkpoint).shape == (10, 8, 4)

@@ -12,9 +12,9 @@ from boltzformer_monai.io.read import read_volume
 from tests.label.conftest import AFFINE, SHAPE, scan
 
 REAL = {
-    "amos": ("amos_0018/image.nii.gz", (10, 10, 9)),
-    "chest": ("lung1_001/image.nii.gz", (10, 10, 8)),
-    "torso": ("ts_ct_3mm/image.nii.gz", (2, 2, 5)),
+    "amos": ("amos_0018/image.nii.gz", (10, 10, 21)),
+    "chest": ("lung1_001/image.nii.gz", (10, 10, 17)),
+    "torso": ("ts_ct_3mm/image.nii.gz", (2, 2, 10)),
 }
 MADE_UP = ("first", "second", "third")
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.label.server_template import Copy, start_copy
 from tests.offline import attempts, offline
+from tests.warm_python import Copy, start_copy
 
 APP = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label"
 _START_S = 600
@@ -167,9 +167,9 @@ def running(
     port, log = free_port(), folder / f"server-{time.monotonic_ns()}.log"
     pairs = dict(conf)
     if serve:
-        command = ["boltzformer_monai", "serve", str(studies), "--checkpoint", str(pairs.pop("checkpoint"))]
+        command = ["-m", "boltzformer_monai", "serve", str(studies), "--checkpoint", str(pairs.pop("checkpoint"))]
     else:
-        command = ["monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+        command = ["-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
         command += ["--host", "127.0.0.1"]
     command += ["--port", str(port)]
     command += [word for key, value in pairs.items() for word in ("--conf", key, str(value))]
@@ -186,7 +186,7 @@ def running(
 
 
 def _start(words: Sequence[str], *, folder: Path, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", *words]
+    command = [sys.executable, *words]
     with log.open("wb") as sink:
         return subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True, env=environment)
 

@@ -6,6 +6,7 @@ What a prompt finds is the phantom's structure of that name. Prompts decide the 
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import threading
@@ -20,6 +21,7 @@ import nibabel as nib
 import numpy as np
 
 from boltzformer_monai.demo.phantom import labels_of, make_phantom
+from boltzformer_monai.io.volume import Volume
 
 PAGE = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label" / "page"
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
@@ -33,14 +35,20 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray) -> bytes:
     return gzip.compress(image.to_bytes(), 1)
 
 
+@functools.cache
+def _images() -> dict[str, tuple[Volume, Volume, dict[str, int], str | None]]:
+    found = {}
+    for name, kind, modality in (("abdomen one", "abdomen", "CT"), ("chest_2", "chest", None)):
+        scan, labels = make_phantom(kind, seed=3, size=(96, 80, 20))
+        found[name] = (scan, labels, {text: value for value, text in labels_of(kind).items()}, modality)
+    return found
+
+
 class Phantoms:
     """Two scans, and what is found in them."""
 
     def __init__(self) -> None:
-        self.images = {}
-        for name, kind, modality in (("abdomen one", "abdomen", "CT"), ("chest_2", "chest", None)):
-            scan, labels = make_phantom(kind, seed=3, size=(96, 80, 20))
-            self.images[name] = (scan, labels, {text: value for value, text in labels_of(kind).items()}, modality)
+        self.images = _images()
         self.results: dict[str, dict[str, bytes]] = {}
         self.orders: list[dict[str, Any]] = []
         self.token = ""
@@ -166,7 +174,7 @@ def serve_phantoms() -> Iterator[tuple[str, Phantoms]]:
     """Address of the page and what it is served from, on a free port of this machine, until the block is left."""
     phantoms = Phantoms()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"phantoms": phantoms}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/boltzformer/", phantoms

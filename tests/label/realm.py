@@ -80,7 +80,7 @@ def serve_realm() -> Iterator[Realm]:
     realm = Realm()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"realm": realm}))
     realm.address = f"http://127.0.0.1:{server.server_port}/realms/test"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield realm

@@ -75,7 +75,7 @@ def proxy(client: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from monailabel.config import settings
 
     archive = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Archive)
-    thread = threading.Thread(target=archive.serve_forever, daemon=True)
+    thread = threading.Thread(target=archive.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{archive.server_port}/dicom-web")
     for name in ("WADO", "QIDO", "STOW"):

@@ -25,12 +25,12 @@ from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.read import read_label_map  # noqa: E402
 from boltzformer_monai.label.label_info import names_in  # noqa: E402
 from tests.label.live_server import free_port, running  # noqa: E402
-from tests.label.server_template import Copy, start_copy  # noqa: E402
 from tests.offline import offline  # noqa: E402
 from tests.sizes import count  # noqa: E402
+from tests.warm_python import Copy, start_copy  # noqa: E402
 
 REAL_KILLS = count(1, thorough=4)  # of a server with all that belongs to it
-KILLS = count(8, thorough=100)
+KILLS = count(5, thorough=100)
 WRITERS = 3
 SHAPE = (12, 10, 6)
 Place = tuple[str, str]
@@ -156,7 +156,7 @@ def started(studies: Path, folder: Path) -> tuple[Copy, int]:
     """A server of the folder's datastore alone, and its port."""
     port = free_port()
     environment = offline(folder / "connections.txt")
-    words = ["tests.label.kill_server", str(studies), str(port)]
+    words = ["-m", "tests.label.kill_server", str(studies), str(port)]
     process = start_copy(words, folder=folder, log=folder / "server.log", environment=environment)
     while True:
         try:
@@ -173,7 +173,7 @@ def test_kills_lose_nothing_that_was_acknowledged(studies: Path, tmp_path: Path)
         process, port = started(studies, tmp_path)
         writers.check(port)
         assert _strange(studies) == []
-        writers.write(port, writers.random.randint(1, 4), process.kill)
+        writers.write(port, writers.random.randint(4, 8), process.kill)
     process, port = started(studies, tmp_path)
     writers.check(port)
     process.kill()

@@ -1,4 +1,7 @@
-"""A day of use over REST, against the real server in its own process; the tests follow one another, as a day does."""
+"""A day of use, over REST and through ``monailabel.client.MONAILabelClient``, which is what 3D Slicer's module calls.
+
+The real server runs in a process of its own; the tests follow one another, as a day does.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -19,7 +23,11 @@ from tests.needs import need_module
 
 need_module("monailabel")
 
+from monailabel.client import MONAILabelClient  # noqa: E402
+
+from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.read import read_volume  # noqa: E402
+from tests.label.conftest import AFFINE, SHAPE, scan  # noqa: E402
 from tests.label.day import write_block, write_studies  # noqa: E402
 from tests.label.live_server import Server, running  # noqa: E402
 from tests.sizes import count  # noqa: E402
@@ -28,6 +36,7 @@ FIFTEEN = (
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
     "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate",
 )  # fmt: skip
+MODEL = "boltzformer"
 SURE = {"threshold": 0.3, "presence": False}
 """So that the random network finds something."""
 _TRAINED_S = 600
@@ -41,15 +50,15 @@ class Day:
         self.images = write_studies(studies)
         self.conf = {"checkpoint": checkpoint, "modality": "CT", "epochs": 2}
         self.stack = ExitStack()
-        self.server: Server = self.start(fresh=True)
+        self.server: Server = self.start()
 
     @property
     def workspace(self) -> Path:
         return self.studies / ".boltzformer"
 
-    def start(self, *, fresh: bool = False) -> Server:
+    def start(self) -> Server:
         self.stack.close()
-        self.server = self.stack.enter_context(running(self.studies, self.folder, self.conf, fresh=fresh))
+        self.server = self.stack.enter_context(running(self.studies, self.folder, self.conf))
         return self.server
 
     def labels(self) -> dict[str, int]:
@@ -84,8 +93,18 @@ def day(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield day
 
 
+@pytest.fixture(scope="module")
+def client(day: Day, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """As 3D Slicer makes it, before the server of the morning."""
+    return MONAILabelClient(day.server.url, tmpdir=str(tmp_path_factory.mktemp("replies")), client_id="user-xyz")
+
+
 def voxels(image: bytes) -> np.ndarray:
     return np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(image)).dataobj)
+
+
+def voxels_in(file: str) -> np.ndarray:
+    return np.asarray(nibabel.load(file).dataobj)
 
 
 def test_the_server_says_what_it_offers(day: Day) -> None:
@@ -98,6 +117,13 @@ def test_the_server_says_what_it_offers(day: Day) -> None:
     assert "boltzformer" in info["trainers"]
     config = day.server.get("/boltzformer/api/config").json()
     assert [each["id"] for each in config["images"]] == day.images
+
+
+def test_the_client_sees_it(day: Day, client: Any) -> None:
+    info = client.info()
+    assert info["models"][MODEL]["type"] == "segmentation"
+    assert info["models"][MODEL]["config"]["prompts"] == "liver; left kidney"
+    assert not client.auth_enabled()
 
 
 def test_the_second_prompt_is_not_encoded_again(day: Day) -> None:
@@ -132,7 +158,7 @@ def test_parallel_requests_get_what_serial_ones_get(day: Day) -> None:
     words = (*FIFTEEN, "a bright block")
     asked = [
         (day.images[number % len(day.images)], [words[number % 16], words[(number * 5 + 3) % 16] + f" {number}"])
-        for number in range(count(16, thorough=64))
+        for number in range(count(8, thorough=64))
     ]
 
     def ask(each: tuple[str, list[str]]) -> bytes:
@@ -158,6 +184,42 @@ def test_a_session_is_segmented_and_removed(day: Day) -> None:
     assert day.server.form("POST", path, {"params": params}).status == 404
 
 
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd"])
+def test_prompts_as_slicer_sends_them(client: Any, extension: str) -> None:
+    """The options of its table are one text with ``;`` and plain values; it asks for .nrrd."""
+    params = {"prompts": "left kidney; liver ;a bright block", "result_extension": extension, "threshold": "0.3"}
+    file, reply = client.infer(MODEL, "second", {**params, "presence": False})
+    assert file.endswith(extension)
+    assert [each["prompt"] for each in reply["findings"]] == ["left kidney", "liver", "a bright block"]
+    if extension == ".nii.gz":
+        labels = voxels_in(file)
+        assert labels.shape == SHAPE
+        assert set(np.unique(labels)) - {0} == set(reply["label_names"].values())
+    assert client.infer(MODEL, "second", {"prompts": "spleen", "window": "abdomen"})[1]["cached"] is True
+
+
+def test_a_mistake_is_an_error_with_a_reason(client: Any) -> None:
+    with pytest.raises(Exception, match="threshold should be a valid number") as caught:
+        client.infer(MODEL, "second", {"prompts": "liver", "threshold": "high"})
+    assert type(caught.value).__name__ == "MONAILabelClientException"
+
+
+def test_an_uploaded_scan_and_a_session(day: Day, client: Any, tmp_path: Path) -> None:
+    file = tmp_path / "visit.nii.gz"
+    write_image_file(scan(7), AFFINE, file)
+    client.upload_image(str(file), "visit 7")
+    assert "visit 7" in client.datastore()["objects"]
+    stored = voxels_in(client.infer(MODEL, "visit 7", {"prompts": "liver", **SURE})[0])
+    session = client.create_session(str(file))["session_id"]
+    assert client.get_session(session)
+    of_session = client.infer(MODEL, "", {"prompts": "liver", **SURE}, session_id=session)[0]
+    assert np.array_equal(voxels_in(of_session), stored)
+    client.remove_session(session)
+    of_file = client.infer(MODEL, "", {"prompts": "liver", **SURE}, file=str(file))[0]
+    assert np.array_equal(voxels_in(of_file), stored)
+    assert day.server.ask("DELETE", "/datastore/image?id=visit%207").status == 200
+
+
 def test_scores_choose_the_next_scan(day: Day) -> None:
     body = {"prompts": ["liver", "left kidney"], "uncertainty": 3}
     scores = day.server.post("/scoring/uncertainty?run_sync=true", body).json()
@@ -180,14 +242,25 @@ def test_all_scans_at_once(day: Day) -> None:
     assert np.array_equal(voxels(label), voxels(alone))
 
 
-def test_a_corrected_label_teaches_its_name_once(day: Day) -> None:
-    """Asked twice, it is trained once; numbers that were given before stay."""
+def test_a_corrected_label_teaches_its_name_once(day: Day, client: Any, tmp_path: Path) -> None:
+    """While it is trained a second training is refused; numbers that were given before stay."""
     numbers, before = day.labels(), day.checksum()
-    day.save("first", "Bright Block", 3)
-    answers = [day.server.post("/train/boltzformer", {"epochs": 1}).status for _ in range(2)]
-    assert answers[0] == 200
-    assert answers[1] in (200, 429)  # queued, where the first one is not running yet; else refused
-    assert set(day.trained()) == {"DONE"}
+    assert {"id", "path"} <= set(client.next_sample("first", {}))
+    block = write_block(tmp_path / "label.nii.gz", 3)
+    client.save_label("first", str(block), params={"label_info": [{"name": "Bright Block", "idx": 3}]})
+    assert np.array_equal(voxels_in(client.download_label("first", "final")), voxels_in(str(block)))
+
+    status = client.train_start(MODEL, {"epochs": 1})["status"]
+    end = time.monotonic() + _TRAINED_S
+    while status == "SUBMITTED" and time.monotonic() < end:
+        time.sleep(0.05)
+        status = client.train_status()["status"]
+    assert status == "RUNNING"
+    assert day.server.post("/train/boltzformer", {"epochs": 1}).status == 429
+    assert day.trained() == ["DONE"]
+    assert client.train_status()["status"] == "DONE"
+    assert not client.train_status(check_if_running=True)
+    assert client.next_sample("uncertainty", {})["id"] != "first"
     log = day.server.log.read_text(errors="replace")
     assert log.count("learned Bright Block from 1 labels") == 1
     assert day.checksum() != before

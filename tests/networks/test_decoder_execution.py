@@ -17,7 +17,7 @@ from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, FullAttention, ThresholdMask
 from boltzformer_monai.precision import autocast
 from tests.networks.cases import randomise
-from tests.sizes import THOROUGH
+from tests.sizes import THOROUGH, cases
 
 D = 16
 
@@ -63,7 +63,9 @@ def make_inputs(
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("queries", [3, 40])  # folded and absorbed, built and projected
+@pytest.mark.parametrize(  # the fast form: folded and absorbed, built and projected; the plain one is the same for both
+    ("fast", "queries"), cases([("plain", 3), ("fast", 3), ("fast", 40)], thorough=[("plain", 40)]), indirect=["fast"]
+)
 def test_compiles_into_one_graph(fast: bool, training: bool, queries: int):
     torch.compiler.reset()  # or earlier compilations of the same code count as recompilations
     tail, inputs = make_tail(fast, queries=queries, layers=3), make_inputs()  # each level once

@@ -28,15 +28,7 @@ def test_every_preset_builds(preset: str):
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions[preset]
 
 
-def test_presets_of_the_paper():
-    for name in ("hiera_s", "hiera_bp", "focal_l"):
-        config = network_config(name)
-        assert (config.image_size, config.dim, config.heads, config.hidden) == (1024, 512, 8, 2048)
-        assert (config.layers, config.queries, config.pixel_layers, config.pigma_channels) == (9, 10, 6, 10)
-        assert (config.policy, config.base_temperature, config.sample_ratio) == ("boltzmann", 1.0, 0.1)
-        assert (config.exact, config.per_head, config.text_prior, config.mask_bias) == (False, False, True, None)
-        assert (config.text_width, config.text_layers, config.text_heads) == (512, 12, 8)
-        assert (config.norm, config.pre_norm) == ("group", False)
+def test_backbones_of_the_presets():
     with torch.device("meta"):
         assert isinstance(create_boltzformer("hiera_s").backbone, FeaturePyramidNeck)
         focal = create_boltzformer("focal_l").backbone

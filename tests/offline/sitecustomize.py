@@ -1,6 +1,6 @@
 """Python imports this first where its folder is on PYTHONPATH: no address but this machine's can be reached.
 
-Attempts are refused, and written to the file that BOLTZFORMER_TEST_CONNECTIONS names.
+Attempts are refused, and written to the file that BOLTZFORMER_TEST_CONNECTIONS names, if it names one.
 """
 
 import os
@@ -14,8 +14,9 @@ def _refuse(host: object) -> None:
     name = host.decode() if isinstance(host, bytes) else host
     if name is None or name in _HERE or name == socket.gethostname():
         return
-    with open(os.environ["BOLTZFORMER_TEST_CONNECTIONS"], "a", encoding="utf-8") as file:
-        file.write(f"{name}\n")
+    if log := os.environ.get("BOLTZFORMER_TEST_CONNECTIONS"):
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
     raise socket.gaierror(socket.EAI_NONAME, f"the test denies the network: {name}")
 
 

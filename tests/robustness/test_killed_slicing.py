@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.volume import Volume
 from tests.data.slice_cases import contents
 from tests.sizes import cases, count
+from tests.warm_python import run_copy, start_copy
 
 SCRIPT = Path(__file__).resolve().parents[2] / "preprocessing" / "slice_volumes.py"
 CASES = 14
@@ -50,14 +52,15 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(task: Path, output: Path, workers: int) -> list[str]:
     return [
-        sys.executable, str(SCRIPT), "--recipe", "msd", "--input", str(task), "--output", str(output),
+        str(SCRIPT), "--recipe", "msd", "--input", str(task), "--output", str(output),
         "--site", "liver", "--name", "killed", "--workers", str(workers),
     ]  # fmt: skip
 
 
 def run(task: Path, output: Path, workers: int) -> None:
     """Slice without disturbance, which refuses the broken scan."""
-    done = subprocess.run(command(task, output, workers), capture_output=True, text=True, check=False)
+    words = [sys.executable, *command(task, output, workers)]  # of which no two hash alike
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert "1 scan refused" in done.stdout
     assert "Traceback" not in done.stderr
@@ -81,15 +84,16 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def kill_at_work(arguments: list[str], output: Path, more: int, delay: float) -> bool:
+def kill_at_work(words: list[str], output: Path, more: int, delay: float) -> bool:
     """Start slicing and kill it when so many more volumes are complete, and a moment has passed; whether it died."""
     before = stamps(output)
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_copy(words, folder=output.parent, log=output.parent / "log.txt", environment=os.environ)
     while process.poll() is None and len(set(stamps(output).items()) - set(before.items())) < more:
         time.sleep(0.002)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    if process.poll() is None:
+        process.kill()
+    return process.wait(60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("chain", "workers"), cases([(0, 1), (3, 2)], thorough=[(1, 2), (2, 1)]))
@@ -99,7 +103,7 @@ def test_killed_at_random_moments_and_started_again(
     output, rng = tmp_path / "out", random.Random(chain)
     old: set[tuple[str, tuple[int, int]]] = set()
     if chain == 3:  # every volume is there already, sliced with other settings, and is to be replaced
-        first = subprocess.run([*command(task, output, 2), "--negatives", "0.5"], capture_output=True, check=False)
+        first = run_copy([*command(task, output, 2), "--negatives", "0.5"], folder=tmp_path, environment=os.environ)
         assert first.returncode == 3
         old = set(stamps(output).items())
     done: set[tuple[str, tuple[int, int]]] = set()

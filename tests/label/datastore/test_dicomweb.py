@@ -191,7 +191,7 @@ def test_what_is_no_dicomweb_server(tmp_path: Path, status: int, body: bytes) ->
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         store = open_dicomweb(f"http://127.0.0.1:{server.server_port}", tmp_path)
         try:
             if body == b'["x", 3]':
