@@ -19,7 +19,7 @@ from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.io.segmentation import read_segmentation
 from tests.sizes import count
 
-CASES = count(60, thorough=1000)
+CASES = count(120, thorough=1000)
 
 
 def random_turn(rng: np.random.Generator, *, half: bool) -> np.ndarray:

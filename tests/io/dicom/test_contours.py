@@ -22,7 +22,7 @@ from tests.sizes import count
 
 SIZE = 64
 NEAR = 0.3  # pixels from an edge within which a pixel may belong to either side
-FILES, ROIS = count(2, thorough=40), 50
+FILES, ROIS = count(4, thorough=40), 50
 
 
 def winding(contour: np.ndarray, points: np.ndarray) -> np.ndarray:

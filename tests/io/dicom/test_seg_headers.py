@@ -68,7 +68,7 @@ VALUES: Mapping[str, tuple[bytes | None, ...]] = {
     "ImageOrientationPatient": (None, b"", b"abc", b"1\\0\\0\\0\\1", b"0\\0\\0\\0\\0\\0"),
     "PixelSpacing": (None, b"", b"abc", b"1", b"0\\1", b"-1\\1"),
 }
-FAULTS = count(len(VALUES) * 2, thorough=1000)
+FAULTS = count(len(VALUES) * 4, thorough=1000)
 # The patient stays whom the archive knows, however it is written, and an object with that is counted as invalid.
 PATIENT = r"\(0x0010,0x00[12]0\)|PatientName|PatientID|Dicom dataset contains invalid data"
 IN_WORDS = ("several patients", "several series", "several frames of reference", "mixed modalities")
