@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,8 +18,8 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def check_types(settings: Any) -> None:
     """Compare every field of a dataclass with its annotation.
 
-    Understood are plain types, unions, ``Literal``, ``tuple[X, ...]`` and ``Mapping[X, Y]``. A whole number is a
-    number, too; a bool is none.
+    Supported are plain types, unions, ``Literal``, ``list[X]``, ``tuple[X, ...]`` and ``Mapping[X, Y]``. An int is
+    accepted as a float; a bool is not.
 
     Raises:
         ConfigError: a value is of another type.
@@ -35,7 +36,7 @@ def check_value(name: str, value: object, kind: Any) -> None:
         ConfigError: it is of another type.
     """
     if not _matches(value, kind):
-        msg = f"{name} must be {_describe(kind)}, got {value!r}"
+        msg = f"{name} must be {_describe(kind)}, got {reprlib.repr(value)}"
         raise ConfigError(msg)
 
 
@@ -54,8 +55,8 @@ def _matches(value: object, kind: Any) -> bool:
         return any(_matches(value, each) for each in arguments)
     if origin is Literal:
         return isinstance(value, str) and value in arguments
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_matches(each, arguments[0]) for each in value)
+    if origin in (list, tuple):
+        return isinstance(value, origin) and all(_matches(each, arguments[0]) for each in value)
     if origin is Mapping:
         return isinstance(value, Mapping) and all(
             _matches(key, arguments[0]) and _matches(each, arguments[1]) for key, each in value.items()
@@ -71,7 +72,7 @@ def _describe(kind: Any) -> str:
         return " or ".join(map(_describe, arguments))
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
-    if origin is tuple:
+    if origin in (list, tuple):
         return f"a list, each {_describe(arguments[0])}"
     if origin is Mapping:
         return "a mapping" if arguments[1] is Any else f"a mapping of names, each to {_describe(arguments[1])}"

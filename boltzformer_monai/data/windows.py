@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -222,11 +223,11 @@ def window_from_dict(data: Mapping[str, Any]) -> GreyScale:
             window = kind(**{key: float(value) for key, value in fields.items()})
             if set(fields) == set(asdict(window)):
                 return window
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     msg = (
         'a window is {"kind": "hu", "level", "width"}, {"kind": "percentiles", "lower", "upper"} or '
-        f'{{"kind": "stored"}}, not {dict(data)!r}'
+        f'{{"kind": "stored"}}, not {reprlib.repr(dict(data))}'
     )
     raise ConfigError(msg)
 

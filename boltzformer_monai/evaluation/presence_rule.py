@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, why
+from boltzformer_monai.field_types import check_value
 
 __all__ = ["PresenceEvidence", "PresenceRule", "calibrate", "presence_rule"]
 
@@ -69,8 +70,9 @@ class PresenceRule:
         if stored is None:
             return None
         try:
-            return cls(high=float(stored["high"]), low=float(stored["low"]))
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            check_value("presence", stored, Mapping[str, float])
+            return cls(high=stored["high"], low=stored["low"])
+        except (KeyError, ConfigError) as error:
             msg = f"the checkpoint's presence thresholds cannot be used ({why(error)}); train it again"
             raise CheckpointError(msg) from None
 

@@ -10,7 +10,7 @@ from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.prompt_check import PromptReader, Reading
 from boltzformer_monai.data.prompts import find_target, normalise_prompt, normalise_site, site_contains
 from boltzformer_monai.data.windows import GreyScale, default_window, parse_window, window_from_dict
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError, why
 
 AnyWindow = GreyScale
 
@@ -21,13 +21,23 @@ class PromptWindows:
     Args:
         data: what the checkpoint says of its training slices (``{"targets": [{target, modality, site, window}]}``).
         window: use this one for every prompt: a name, ``(level, width)`` in HU, or a window.
+
+    Raises:
+        CheckpointError: a target or window of the checkpoint cannot be used.
+        ConfigError: ``window`` is none.
     """
 
     def __init__(
         self, data: Mapping[str, Any], *, window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None
     ) -> None:
         self.targets: list[Mapping[str, Any]] = list(data.get("targets", []))
-        self.reader = PromptReader(self.targets)
+        try:
+            self.reader = PromptReader(self.targets)
+            for entry in self.targets:
+                window_from_dict(entry["window"])
+        except (ConfigError, PromptError) as error:
+            msg = f"the checkpoint's training targets cannot be used ({why(error)}); copy it again, or train it anew"
+            raise CheckpointError(msg) from None
         self.fixed = None if window is None else parse_window(window)
 
     def modality(self, stated: str) -> str:

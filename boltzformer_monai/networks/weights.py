@@ -15,13 +15,15 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open, why
+from boltzformer_monai.field_types import check_value
+from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.convert_published import convert_published
@@ -39,6 +41,8 @@ _DAMAGE = (
 )  # fmt: skip
 
 _ZIP = b"PK\x03\x04"  # magic number of PyTorch's archives
+# Fields of a trained target; the window's values are checked where it is applied.
+_TARGET = {"target": str, "modality": str, "site": str, "window": Mapping[str, str | float]}
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -85,6 +89,7 @@ class Description:
 
         Raises:
             CheckpointError: its format or version is another, or it has unknown network settings.
+            ConfigError: a value has the wrong type, or is no plane or modality.
         """
         if state.get("format") != FORMAT or state.get("version") not in (1, VERSION):
             found = f"{state.get('format')!r} of version {state.get('version')!r}"
@@ -101,6 +106,22 @@ class Description:
         settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
         self.network = NetworkConfig(**{"fast": self.network.fast, **settings})
         self.data = dict(state["data"])
+        _check_data(self.data)
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    """Check the types of what inference and the label server read of the training slices.
+
+    Raises:
+        ConfigError: a value has the wrong type, or is no plane or modality.
+    """
+    check_value("plane", data.get("plane", "axial"), Literal["axial", "coronal", "sagittal"])
+    check_value("learned", data.get("learned", {}), Mapping[str, list[str]])
+    check_value("targets", targets := data.get("targets", []), list[Mapping[str, Any]])
+    for number, entry in enumerate(targets):
+        for field, kind in _TARGET.items():
+            check_value(f"{field} of targets[{number}]", entry.get(field), kind)
+        parse_modality(entry["modality"])
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -185,7 +206,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         _check_described(description.network, weights, path)
         network = create_boltzformer(description.network)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
-        msg = f"{path}: its description cannot be used ({why(error)})"
+        msg = f"{path}: its description cannot be used ({why(error)}); copy it again, or train it anew"
         raise CheckpointError(msg) from error
     load_strictly(network, weights, source=str(path))
     return network.to(device).eval(), description

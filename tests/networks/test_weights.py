@@ -35,7 +35,8 @@ from tests.networks.cases import SMALL, images, prompts, randomise, small_networ
 from tests.networks.published import published_state
 from tests.networks.test_backbone import SMALL_HIERA
 
-DATA = {"plane": "axial", "targets": {"liver": {"modality": "CT", "site": "abdomen", "window": {"level": 40.0}}}}
+LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kind": "stored"}}
+DATA = {"plane": "axial", "targets": [LIVER]}
 QUERIES = "decoder.query_decoder.query_feat.weight"
 
 
