@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 # Before torch is imported, and for all processes that tests start: `make test` has as many workers as there are cores.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -270,6 +270,15 @@ def test_orientation_per_frame_only(write_enhanced: FileWriter, tmp_path: Path) 
     np.testing.assert_array_equal(read_segmentation(out, volume).volume.array == 1, mask)
 
 
-def test_any_prompt_can_be_a_label(write_series: SeriesWriter) -> None:
+def test_any_prompt_can_be_a_label(write_series: SeriesWriter, tmp_path: Path) -> None:
+    import pydicom
+
     folder = write_series(np.ones((3, 7, 6)), change=stated)[0].parent
-    check_can_be_seg(folder, names=["kidney", "a\\b" * 40, "蚂蚁", "a\ud800b"])
+    names = ["kidney", "a\\b" * 40, "蚂蚁", "a\ud800b"]
+    check_can_be_seg(folder, names=names)
+    volume = read_volume(folder)
+    masks = [(name, None, np.arange(volume.array.size).reshape(volume.shape) % 4 == k) for k, name in enumerate(names)]
+    write_dicom_seg(tmp_path / "seg.dcm", scan=folder, masks=masks, grid=volume, algorithm="x", version="0")
+    labels = [segment.SegmentLabel for segment in pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence]
+    assert (labels[0], labels[2]) == ("kidney", "蚂蚁")
+    assert all(isinstance(label, str) and 0 < len(label) <= 64 for label in labels)  # a backslash would part it

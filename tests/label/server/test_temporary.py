@@ -19,7 +19,7 @@ need_module("monailabel")
 pytest.importorskip("fcntl")
 
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
-from boltzformer_monai.label.server.temporary import hold_temporary_folder, temporary_folder  # noqa: E402
+from boltzformer_monai.label.server.temporary import temporary_folder  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 from tests.label.live_server import running  # noqa: E402
 
@@ -113,10 +113,6 @@ def test_servers_that_start_together_leave_each_other_alone(tmp_path: Path) -> N
     for process, _ in started:
         process.communicate("", timeout=30)
     assert [each.name for each in (tmp_path / "tmp").iterdir()] == [".lock"]
-
-
-def test_nothing_is_held_without_a_server() -> None:
-    hold_temporary_folder().close()
 
 
 def test_what_a_server_writes_is_its_users_alone(checkpoint: Path, studies: Path, tmp_path: Path) -> None:
