@@ -45,7 +45,7 @@ async function request(path, options = {}) {
     response = await fetch(new URL(path, BASE), { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The server does not answer; is it still running?");
+    throw new ApiError("The server does not respond; is it still running?");
   }
   if (response.status === 401) refused();
   if (!response.ok) throw new ApiError(await reason(response), response.status);

@@ -47,14 +47,14 @@ function absent(finding) {
 const caveat = (text, doubtful = true) =>
   element("span", { className: doubtful ? "caveat" : "note", textContent: text });
 
-/** What must be known of the whole result; of a prompt it is said in its row. Hidden where there is nothing. */
+/** Caveats of the whole result; those of a prompt are in its row. Hidden if there are none. */
 export function showCaveats(list, caveats) {
   const ofAll = (caveats ?? []).filter(({ prompt }) => prompt === undefined);
   list.replaceChildren(...ofAll.map((each) => element("li", {}, caveat(each.text, each.in_doubt))));
   list.hidden = ofAll.length === 0;
 }
 
-/** Fills the list; `places` maps label values to voxels, `onToggle(label, shown)` and `onGo(voxel)` are called. */
+/** Fills the list; `places` maps label values to voxels, `onToggle(label, visible)` and `onGo(voxel)` are called. */
 export function showFindings(list, findings, places, { onToggle, onGo }) {
   const item = (finding) => {
     const row = finding.found ? found(finding, { onToggle, onGo, place: places.get(finding.label) }) : absent(finding);

@@ -14,7 +14,7 @@ const share = (id) => Number($(id).value) / 100;
 let viewer = null;
 let images = new Map();
 let loading = null; // the AbortController of the scan that is being fetched
-let asking = null; // the AbortController of the request that is being answered
+let running = null; // the AbortController of the request under way
 
 const windows = new WindowControls((low, high) => viewer.setWindow(low, high));
 const positions = new PositionControls((voxel) => viewer.moveTo(voxel));
@@ -58,7 +58,7 @@ function fill(config) {
 async function loadScan() {
   const id = $("scan").value;
   loading?.abort();
-  asking?.abort();
+  running?.abort();
   loading = new AbortController();
   $("run").disabled = true;
   $("results").hidden = true;
@@ -93,20 +93,20 @@ function order() {
 }
 
 async function run() {
-  const asked = order();
-  busy(`Looking for ${asked.prompts.length === 1 ? asked.prompts[0] : `${asked.prompts.length} prompts`}…`);
-  const { signal } = asking; // aborted by Stop, and when another scan is chosen, which may be at any moment
-  const reply = await api.segment(asked, signal);
+  const request = order();
+  busy(`Looking for ${request.prompts.length === 1 ? request.prompts[0] : `${request.prompts.length} prompts`}…`);
+  const { signal } = running; // aborted by Stop, and when another scan is chosen, which may be at any moment
+  const reply = await api.segment(request, signal);
   const bytes = async (name) => (await api.file(reply.result, name, signal)).arrayBuffer();
   const labels = await bytes("labels.nii.gz");
   const uncertainty = reply.uncertainty ? await bytes("uncertainty.nii.gz") : null;
-  await show(reply, { labels, uncertainty }, asked.image, signal);
+  await show(reply, { labels, uncertainty }, request.image, signal);
 }
 
 async function show(reply, { labels, uncertainty }, image, signal) {
   const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
   if (signal.aborted) return;
-  offerStop(false); // from here on what was shown before is gone
+  offerStop(false); // the previous result is removed from here on
   viewer.clear();
   const places = await viewer.showLabels(labels, names, share("opacity"), signal);
   if (uncertainty) await viewer.showUncertainty(uncertainty, share("uncertainty-opacity"), signal);
@@ -114,7 +114,7 @@ async function show(reply, { labels, uncertainty }, image, signal) {
   $("uncertainty-opacity").disabled = !uncertainty;
   showCaveats($("caveats"), reply.caveats);
   showFindings($("findings"), reply.findings, places, {
-    onToggle: (label, shown) => viewer.setShown(label, shown),
+    onToggle: (label, visible) => viewer.setVisible(label, visible),
     onGo: (voxel) => viewer.goTo(voxel),
   });
   showDownloads($("downloads"), reply, image, guard);
@@ -135,29 +135,29 @@ function offerStop(offered) {
 }
 
 async function submit() {
-  if (asking || $("run").disabled) return;
-  asking = new AbortController();
+  if (running || $("run").disabled) return;
+  running = new AbortController();
   $("run").setAttribute("aria-disabled", "true");
   offerStop(true);
   await guard(run);
   offerStop(false);
   $("run").removeAttribute("aria-disabled");
-  asking = null;
+  running = null;
 }
 
 function stop() {
-  asking?.abort();
+  running?.abort();
   offerStop(false);
-  done("Stopped. What was shown before still is.");
+  done("Stopped. The previous result is unchanged.");
 }
 
 function slide(id, apply) {
-  const tell = () => {
+  const update = () => {
     $(`${id}-value`).value = `${$(id).value} %`;
     viewer?.[apply](share(id));
   };
-  $(id).addEventListener("input", tell);
-  tell();
+  $(id).addEventListener("input", update);
+  update();
 }
 
 async function start() {

@@ -1,4 +1,4 @@
-// The one line that says what goes on; screen readers hear it too.
+// The status line, announced by screen readers.
 
 const line = document.getElementById("status");
 

@@ -1,4 +1,4 @@
-// The picture: NiiVue with a scan, and on its grid a label map and an uncertainty map.
+// The view: NiiVue with a scan, and on its grid a label map and an uncertainty map.
 
 import { DRAG_MODE, MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER } from "./vendor/niivue.js";
 import { labelColormap } from "./colours.js";
@@ -32,7 +32,7 @@ const MOVES = {
 const TURN_DEGREES = 5;
 const LEAST_PIXELS = 64; // of the canvas; in less, NiiVue gives WebGL tiles of negative size
 const FRONT = [160, 15]; // degrees: the patient from the front, a little from the side and from above
-const LOST = "the browser lost its graphics, and with them the picture; reload the page";
+const LOST = "the browser lost its graphics context; reload the page";
 
 /** Lowest and highest value; NiiVue's own leave the air out. */
 function extremes({ img, hdr }) {
@@ -53,7 +53,7 @@ export class Viewer {
   #names = new Map();
   #hidden = new Set();
 
-  /** `onPlace` hears where the crosshair is, `onWindow(low, high)` when the grey window is changed in the picture,
+  /** `onPlace` receives the place of the crosshair, `onWindow(low, high)` a window changed by the mouse,
    *  `onLost(error)` when the browser takes the graphics away: its driver failed, or other pages needed them. */
   static async attach(canvas, { onPlace, onWindow, onLost }) {
     const viewer = new Viewer();
@@ -65,7 +65,7 @@ export class Viewer {
     canvas.parentElement.addEventListener("keydown", (event) => viewer.#key(event), { capture: true });
     canvas.parentElement.addEventListener("keyup", (event) => event.stopPropagation(), { capture: true });
     canvas.addEventListener("webglcontextlost", () => onLost(new Error(LOST)));
-    // While the page is laid out or left, the canvas may have no room; it is drawn again when it gets some.
+    // While the page is laid out or left, the canvas may have no room; it is rendered again when it gets some.
     const draw = viewer.#nv.drawScene.bind(viewer.#nv);
     viewer.#nv.drawScene = () => (Math.min(canvas.width, canvas.height) < LEAST_PIXELS ? undefined : draw());
     await viewer.#nv.attachToCanvas(canvas);
@@ -74,7 +74,7 @@ export class Viewer {
   }
 
   /** Shows a scan (bytes of a NIfTI file) and nothing over it; resolves to its size (RAS) and its grey values.
-   *  Here and below, nothing is shown once `signal` is aborted: another scan was chosen while the bytes were unpacked. */
+   *  Here and below, nothing is displayed once `signal` is aborted: another scan was chosen during decompression. */
   async showScan(bytes, signal) {
     const volume = await NVImage.new(bytes, "scan.nii.gz", "gray", 1);
     if (signal.aborted) return null;
@@ -115,7 +115,7 @@ export class Viewer {
     this.#nv.addVolume(volume);
   }
 
-  /** Only the scan stays. Throws where nothing can be drawn any more, of which WebGL itself says nothing. */
+  /** Only the scan stays. Throws if WebGL has lost its context, which it does not report itself. */
   clear() {
     if (this.#nv.gl.isContextLost()) throw new Error(LOST);
     this.#remove(this.#uncertainty);
@@ -124,8 +124,8 @@ export class Viewer {
   }
 
   /** Shows or hides one label. */
-  setShown(value, shown) {
-    if (shown) this.#hidden.delete(value);
+  setVisible(value, visible) {
+    if (visible) this.#hidden.delete(value);
     else this.#hidden.add(value);
     this.#labels?.setColormapLabel(labelColormap(this.#names, this.#hidden));
     this.#nv.updateGLVolume();
@@ -146,7 +146,7 @@ export class Viewer {
     this.#setOpacity(this.#uncertainty, share);
   }
 
-  /** Is the patient's right on the left of the picture? */
+  /** Whether the patient's right is on the left of the view. */
   setRadiological(yes) {
     this.#nv.setRadiologicalConvention(yes);
   }
@@ -196,7 +196,7 @@ export class Viewer {
     }
   }
 
-  /** The arrow to the right moves to the right of the picture, whichever side of the patient that is. */
+  /** The arrow to the right moves to the right of the view, whichever side of the patient that is. */
   #onScreen([x, y, z]) {
     return [this.#nv.opts.isRadiologicalConvention ? -x : x, y, z];
   }

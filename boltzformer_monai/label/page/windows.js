@@ -15,13 +15,13 @@ export class WindowControls {
     for (const id of ["level", "width"]) {
       $(id).addEventListener("input", () => {
         this.#show(OWN);
-        this.#tell();
+        this.#notify();
       });
     }
     $("window-preset").addEventListener("change", () => {
       const chosen = this.presets[$("window-preset").value];
       if (chosen) this.#set(...chosen);
-      this.#tell();
+      this.#notify();
     });
   }
 
@@ -38,10 +38,10 @@ export class WindowControls {
     const first = Object.keys(this.presets)[0];
     this.#set(...this.presets[first]);
     this.#show(first);
-    this.#tell();
+    this.#notify();
   }
 
-  /** The window was changed in the picture. */
+  /** The window was changed by the mouse. */
   follow(low, high) {
     this.#set((low + high) / 2, high - low);
     this.#show(OWN);
@@ -60,7 +60,7 @@ export class WindowControls {
     }
   }
 
-  #tell() {
+  #notify() {
     const [level, width] = [Number($("level").value), Number($("width").value)];
     this.onChange(level - width / 2, level + width / 2);
   }
