@@ -204,13 +204,13 @@ def require_writable(folder: Path, *, make: bool = True) -> None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As :func:`atomic_path`, in the user's words; makes the folder.
+def replacing(path: str | os.PathLike[str], advice: str = "") -> Iterator[Path]:
+    """As :func:`atomic_path`, in the user's words, which end with the advice; makes the folder.
 
     Raises:
         StorageError: the file cannot be written; an older one stays as it was.
     """
-    with writing(path):
+    with writing(path, advice):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             yield temporary

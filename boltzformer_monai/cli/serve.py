@@ -76,8 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         install = "pip install 'boltzformer-monai[label]'"
         if sys.version_info >= (3, 13):
             install += " with Python 3.10 to 3.12: MONAI Label needs NumPy 1, which newer ones do not have"
-        msg = f"serve needs MONAI Label, which is not installed; {install}"
-        raise MissingExtraError(msg)
+        raise MissingExtraError(f"serve needs MONAI Label, which is not installed; {install}")
     from boltzformer_monai.label.server.temporary import PRIVATE
 
     before = os.umask(PRIVATE)
@@ -95,8 +94,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     if not remote:
         _check_folder(Path(arguments.studies))
     if not arguments.checkpoint.is_file():
-        msg = f"no checkpoint at {arguments.checkpoint}; give the model.pt of a training"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"no checkpoint at {arguments.checkpoint}; give the model.pt of a training")
     _check_port(arguments.host, arguments.port)
     studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
     settings = _conf(arguments, studies)
@@ -116,24 +114,18 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
     conf = dict(arguments.conf)
     conf["checkpoint"] = str(arguments.checkpoint.resolve())
     conf["workspace"] = str(Path(arguments.workspace or conf.get("workspace") or default_workspace(studies)).resolve())
-    if arguments.device is not None:
-        conf["device"] = arguments.device
-    if arguments.memory_gb is not None:
-        conf["memory_gb"] = str(arguments.memory_gb)
-    if arguments.cache_mb is not None:
-        conf["cache_mb"] = str(arguments.cache_mb)
-    if arguments.prompts:
-        conf["prompts"] = "; ".join(arguments.prompts)
-    if arguments.modality:
-        conf["modality"] = arguments.modality
+    prompts = "; ".join(arguments.prompts or ())
+    options = vars(arguments) | {"prompts": prompts}
+    for key in ("device", "memory_gb", "cache_mb", "prompts", "modality"):
+        if options[key] not in (None, ""):
+            conf[key] = str(options[key])
     ServerSettings.from_conf(conf, studies=studies)  # reports unknown keys now, in one line
     return conf
 
 
 def _check_folder(studies: Path) -> None:
     if not studies.is_dir():
-        msg = f"no folder {studies}; give the folder of the scans, or the address of a DICOMweb server"
-        raise ConfigError(msg)
+        raise ConfigError(f"no folder {studies}; give the folder of the scans, or the address of a DICOMweb server")
     try:
         with tempfile.TemporaryFile(dir=studies):
             pass
@@ -175,16 +167,14 @@ def _check_checkpoint(path: Path) -> None:
 
 def _check_port(host: str, port: int) -> None:
     if not 0 < port < 65536:
-        msg = f"--port must be from 1 to 65535, got {port}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--port must be from 1 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        msg = f"cannot listen on {host}:{port} ({why(error)}); give another --port or --host"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"cannot listen on {host}:{port} ({why(error)}); give another --port or --host") from error
 
 
 def _app_folder(workspace: Path) -> Path:
@@ -195,8 +185,7 @@ def _app_folder(workspace: Path) -> Path:
         workspace.chmod(0o700)  # it may have been made by MONAI Label's start_server
         (folder / "main.py").write_text(_MAIN, encoding="utf-8")
     except OSError as error:
-        msg = f"{folder}: cannot be written ({why(error)}); give another --workspace"
-        raise StorageError(msg) from error
+        raise StorageError(f"{folder}: cannot be written ({why(error)}); give another --workspace") from error
     return folder
 
 
@@ -248,6 +237,3 @@ def _loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-__all__ = ["add_parser", "run"]

@@ -29,8 +29,7 @@ from boltzformer_monai.label.datastore.folder import SCANS, FolderDatastore
 from boltzformer_monai.label.disconnect import ignore_disconnect
 from boltzformer_monai.label.infer_task import BoltzFormerInferTask
 from boltzformer_monai.label.label_info import as_label_info
-from boltzformer_monai.label.learning.scoring import UncertaintyScoring
-from boltzformer_monai.label.learning.strategy import MostUncertain
+from boltzformer_monai.label.learning.scoring import MostUncertain, UncertaintyScoring
 from boltzformer_monai.label.learning.train_task import BoltzFormerTrainTask
 from boltzformer_monai.label.learning.workers import in_background
 from boltzformer_monai.label.safe_ids import image_path
@@ -98,19 +97,15 @@ class BoltzFormerApp(MONAILabelApp):
         return None if stock is None else ScanSessions(stock.store_path, stock.expiry)
 
     def init_infers(self) -> dict[str, InferTask]:
-        """The one model."""
         return {MODEL: BoltzFormerInferTask(self.service)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """Fine-tuning on the saved labels."""
         return {MODEL: BoltzFormerTrainTask(self.service)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """Active learning strategies."""
         return {"uncertainty": MostUncertain(self.service), "random": Random(), "first": First()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        """How uncertain the model is about each scan."""
         return {"uncertainty": UncertaintyScoring(self.service)}
 
     def init_batch_infer(self) -> Callable[..., Any]:
@@ -138,8 +133,7 @@ class BoltzFormerApp(MONAILabelApp):
         store = datastore or self.datastore()
         task = self._infers.get(request.get("model", MODEL))
         if task is None:
-            msg = f"there is no model {str(request.get('model'))[:60]!a}; there is {MODEL}"
-            raise ConfigError(msg)
+            raise ConfigError(f"there is no model {str(request.get('model'))[:60]!a}; there is {MODEL}")
         image_id = str(request["image"])
         uploaded = self._uploaded(image_id)
         path = uploaded or image_path(store, image_id)
@@ -160,17 +154,14 @@ class BoltzFormerApp(MONAILabelApp):
         return {"label": label_id, "tag": tag, "file": file, "params": params}
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """See MONAI Label."""
         with in_background(not self._server_mode):
             return dict(super().train(request))
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """See MONAI Label."""
         with in_background(not self._server_mode), ignore_disconnect():
             return dict(super().scoring(request, datastore))
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """See MONAI Label."""
         with in_background(not self._server_mode), ignore_disconnect():
             return dict(super().batch_infer(request, datastore))
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["CancelOnDisconnect", "client_disconnected", "ignore_disconnect"]
-
 _DISCONNECTED: ContextVar[threading.Event | None] = ContextVar("client_disconnected", default=None)
 
 
@@ -34,16 +32,12 @@ class CancelOnDisconnect:
     """ASGI middleware: keep listening for the disconnect once the request was read.
 
     A disconnect is noticed only if the application reads the body to its end.
-
-    Args:
-        app: the next application.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,20 +1,22 @@
-"""JSON objects in files that several processes read and write."""
+"""JSON objects that several processes share, staged and temporary files, and the ZIP file of a datastore."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path, writing
-
-__all__ = ["read_object", "write_object"]
+from boltzformer_monai.storage import replacing, sync, temporary_beside
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a file; ``{}`` if it is missing or damaged."""
+    """The object in a JSON file; ``{}`` if it is missing or damaged."""
     try:
         content = read_json(path)
     except (OSError, ValueError):
@@ -23,17 +25,62 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_object(path: Path, content: Mapping[str, Any], advice: str = "") -> None:
-    """Write an object atomically; creates the folder if needed.
-
-    Args:
-        path: of the file.
-        content: values that are no JSON are written as text.
-        advice: what to do if it cannot be written.
+    """Write a JSON object atomically; creates the folder if needed. Values that are no JSON are written as text.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: it cannot be written; the message ends with the advice.
     """
-    with writing(path, advice):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
+    with replacing(path, advice) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def temporary_file(suffix: str) -> Iterator[Path]:
+    """A temporary file that the caller removes; if the block fails, it is removed at once."""
+    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
+        path = Path(file.name)
+    try:
+        yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def temporary_path(target: Path, *, lock: str = "") -> Iterator[Path]:
+    """A path beside the target, removed afterwards; ``lock`` as in ``storage.temporary_beside``."""
+    path = temporary_beside(target, lock=lock)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(target: Path, write: Callable[[Path], object], *, lock: str = "") -> Iterator[tuple[Path, str]]:
+    """A synced temporary file beside its target, whose folder is created if needed; and the hash of the file."""
+    folder = target.parent
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent)
+    with temporary_path(target, lock=lock) as path:
+        write(path)
+        sync(path)
+        yield path, file_sha256(path)
+
+
+def zipped(pairs: Sequence[Mapping[str, Any]], listed: Mapping[str, Any]) -> str:
+    """Write pairs of ``{"image": path, "label": path}`` and metadata to a ZIP file, laid out as by MONAI Label.
+
+    The file is temporary, and the caller removes it.
+
+    Raises:
+        OSError: it cannot be written; no file is left.
+    """
+    with temporary_file(".zip") as path, zipfile.ZipFile(path, "w") as archive:
+        for pair in pairs:
+            for kind, file in pair.items():
+                archive.write(file, f"{kind}/{Path(file).name}")
+        archive.writestr("metadata.json", json.dumps(listed, ensure_ascii=False, default=str))
+    return str(path)

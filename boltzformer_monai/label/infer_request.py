@@ -6,130 +6,87 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from boltzformer_monai.data.planes import PLANE_AXES
-from boltzformer_monai.data.prompts import checked_prompts, normalise_prompt, split_prompts
-from boltzformer_monai.data.windows import parse_window
+from boltzformer_monai.data.prompts import normalise_prompt, split_prompts
 from boltzformer_monai.errors import ConfigError, PromptError, did_you_mean
 from boltzformer_monai.inferers.run_settings import RunSettings
-from boltzformer_monai.inferers.volume_result import ARBITRATIONS
 from boltzformer_monai.label.validation import Integer, Number, Truth, validated
-from boltzformer_monai.modality import stated_modality
-
-__all__ = ["KEYS", "UNCERTAINTY", "ClientParams", "SegmentRequest", "parse_request", "with_ticked_labels"]
 
 MAX_PROMPTS = 255
 MAX_PROMPT_LENGTH = 500
 UNCERTAINTY = (2, 20)
 
 
-def _check_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
-    checked_prompts(prompts)
+def _check_lengths(prompts: tuple[str, ...]) -> tuple[str, ...]:
     if len(prompts) > MAX_PROMPTS:
-        msg = f"{len(prompts)} prompts; an 8-bit label map holds at most {MAX_PROMPTS}"
-        raise PromptError(msg)
+        raise PromptError(f"{len(prompts)} prompts; an 8-bit label map holds at most {MAX_PROMPTS}")
     if long := next((prompt for prompt in prompts if len(prompt) > MAX_PROMPT_LENGTH), None):
-        msg = f"a prompt of {len(long)} characters; at most {MAX_PROMPT_LENGTH} are allowed"
-        raise PromptError(msg)
-    for prompt in prompts:
-        normalise_prompt(prompt)
+        raise PromptError(f"a prompt of {len(long)} characters; at most {MAX_PROMPT_LENGTH} are allowed")
     return prompts
 
 
-def _check_uncertainty(decodings: int) -> int:
+def _check_uncertainty(repeats: int) -> int:
     low, high = UNCERTAINTY
-    if decodings != 0 and not low <= decodings <= high:
-        msg = f"should be 0 or from {low} to {high}"
-        raise ValueError(msg)
-    return decodings
+    if repeats != 0 and not low <= repeats <= high:
+        raise ValueError(f"should be 0 or from {low} to {high}")
+    return repeats
 
 
 def _split_planes(planes: Any) -> Any:
     return planes.replace(";", ",").replace(",", " ").split() if isinstance(planes, str) else planes
 
 
-def _check_planes(planes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if planes is not None and (not planes or len(set(planes)) < len(planes) or not set(planes) <= set(PLANE_AXES)):
-        msg = f"should be different ones of {', '.join(PLANE_AXES)}"
-        raise ValueError(msg)
-    return planes
-
-
 def _check_window(window: Any) -> Any:
-    pair = isinstance(window, list | tuple) and len(window) == 2 and not any(isinstance(n, bool) for n in window)
-    if not (pair or isinstance(window, str)):
-        msg = "should be a name, or [level, width] in HU"
-        raise ValueError(msg)
-    parse_window(window)
+    if not isinstance(window, str | list | tuple | None):
+        raise ValueError("should be a name, or [level, width] in HU")
     return window
 
 
-def _check_choice(*choices: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in choices:
-            msg = f"should be one of {', '.join(choices)}"
-            raise ValueError(msg)
-        return value
-
-    return AfterValidator(check)
-
-
 class SegmentRequest(BaseModel):
-    """A checked request; the fields are the keys of its JSON.
+    """A request; the fields are the keys of its JSON. Types are checked here, values by :class:`RunSettings`.
 
     Raises:
         PromptError: a prompt is empty, repeated, too long or cannot be tokenised; or there are too many.
-        ConfigError: the modality or the window is unknown.
-        pydantic.ValidationError: another field is of another type or out of range.
+        ConfigError: another value is unknown or out of range.
+        pydantic.ValidationError: a field is of another type.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompts: Annotated[tuple[str, ...], AfterValidator(_check_prompts)]
-    threshold: Annotated[Number, Field(gt=0, lt=1)] = 0.5
-    seed: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
+    prompts: Annotated[tuple[str, ...], AfterValidator(_check_lengths)]
+    threshold: Number = 0.5
+    seed: Annotated[Integer, Field(lt=2**31)] = 0
     uncertainty: Annotated[Integer, AfterValidator(_check_uncertainty)] = 0
     presence: Truth = True
-    planes: Annotated[tuple[str, ...] | None, BeforeValidator(_split_planes), AfterValidator(_check_planes)] = None
-    window: Annotated[str | tuple[float, float], BeforeValidator(_check_window)] | None = None
-    arbitration: Annotated[str, _check_choice(*ARBITRATIONS)] = "probability"
-    modality: Annotated[str, AfterValidator(stated_modality)] | None = None
+    planes: Annotated[tuple[str, ...] | None, BeforeValidator(_split_planes)] = None
+    window: Annotated[Any, AfterValidator(_check_window)] = None
+    arbitration: str = "probability"
+    modality: str | None = None
     literal: Truth = False
     result_extension: Literal[".nii.gz", ".nii", ".nrrd"] = ".nii.gz"
     result_dtype: Literal["uint8", "uint16"] = "uint8"
 
+    @model_validator(mode="after")
+    def _check_values(self) -> SegmentRequest:
+        self.run_settings(batch_size=1, modality=None)
+        return self
+
     @property
     def repeats(self) -> int:
-        """Decodings per slice."""
+        """Draws of the attention sampling."""
         return self.uncertainty or 1
 
     def run_settings(self, *, batch_size: int, modality: str | None) -> RunSettings:
-        """Settings of the run.
-
-        Args:
-            batch_size: of the server.
-            modality: the server's, of scans that do not state theirs, where the request does not say it either.
-        """
-        return RunSettings(
-            prompts=self.prompts,
-            seed=self.seed,
-            threshold=self.threshold,
-            planes=self.planes,
-            presence=self.presence,
-            repeats=self.repeats,
-            arbitration=self.arbitration,
-            window=self.window,
-            modality=self.modality or modality,
-            literal=self.literal,
-            batch_size=batch_size,
-        )
+        """Settings of the run; modality and batch size are the server's, the former where the request has none."""
+        values = self.model_dump(exclude={"uncertainty", "result_extension", "result_dtype"})
+        values["modality"] = self.modality or modality
+        return RunSettings(**values, repeats=self.repeats, batch_size=batch_size)
 
 
 def _check_gpus(gpus: Any) -> Any:
     if not re.fullmatch(r"all|[0-9,]*", str(gpus or "all")):
-        msg = "should be all, or numbers with commas between them"
-        raise ValueError(msg)
+        raise ValueError("should be all, or numbers with commas between them")
     return gpus
 
 
@@ -178,8 +135,7 @@ def parse_request(
     for key in params:
         if key not in KEYS and key not in ClientParams.model_fields and key not in extra:
             hint = did_you_mean(str(key), KEYS, show=str, cutoff=0.6)
-            msg = f"unknown parameter {str(key)[:60]!a}; {hint}"
-            raise ConfigError(msg)
+            raise ConfigError(f"unknown parameter {str(key)[:60]!a}; {hint}")
     given = {key: params[key] for key in KEYS if params.get(key) not in (None, "", [])}
     return validated(SegmentRequest, {**given, "prompts": _prompts(given.get("prompts"), default_prompts)})
 
@@ -188,10 +144,7 @@ def with_ticked_labels(params: Mapping[str, Any], labels: Mapping[str, int]) -> 
     """Turn ``label_prompt``, the label numbers that OHIF's "Class Prompts" sends, into prompts.
 
     OHIF keeps the numbers in its options, so a later request may hold them beside prompts; then both are segmented.
-
-    Args:
-        params: as sent.
-        labels: name → number, as in /info.
+    The numbers of labels are those of /info.
 
     Raises:
         PromptError: the prompts cannot be used.
@@ -202,8 +155,7 @@ def with_ticked_labels(params: Mapping[str, Any], labels: Mapping[str, int]) -> 
     if ticked == [] and found.get("prompts"):
         return found  # left over from a run without ticks
     if not isinstance(ticked, list) or not ticked or not all(type(n) is int and n in names for n in ticked):
-        msg = f"label_prompt must be a list of label numbers, see /info, got {str(ticked)[:60]!a}"
-        raise ConfigError(msg)
+        raise ConfigError(f"label_prompt must be a list of label numbers, see /info, got {str(ticked)[:60]!a}")
     typed = _prompts(found["prompts"], ()) if found.get("prompts") else ()
     prompts = {normalise_prompt(prompt): prompt for prompt in (*typed, *(names[number] for number in ticked))}
     return {**found, "prompts": list(prompts.values())}
@@ -212,12 +164,10 @@ def with_ticked_labels(params: Mapping[str, Any], labels: Mapping[str, int]) -> 
 def _prompts(value: Any, default: Sequence[str]) -> tuple[str, ...]:
     if value is None:
         if not default:
-            msg = 'no prompts given, and the server has no default ones; add "prompts": ["left kidney"]'
-            raise PromptError(msg)
+            raise PromptError('no prompts given, and the server has no default ones; add "prompts": ["left kidney"]')
         return tuple(default)
     if isinstance(value, str):
         value = split_prompts(value)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(prompt, str) for prompt in value):
-        msg = "prompts must be a list of texts, or one text with ';' between prompts"
-        raise PromptError(msg)
+        raise PromptError("prompts must be a list of texts, or one text with ';' between prompts")
     return tuple(prompt.strip() for prompt in value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from scipy import ndimage
 
-from boltzformer_monai.inferers.result_caveats import about, in_doubt
+from boltzformer_monai.inferers.result_caveats import about
 from boltzformer_monai.inferers.volume_result import in_memory_order
 from boltzformer_monai.io.formats import write_image_file
+from boltzformer_monai.label.files import temporary_file
 from boltzformer_monai.label.infer_request import UNCERTAINTY, SegmentRequest, parse_request
 from boltzformer_monai.label.service import Segmented, SegmentService
 
@@ -23,11 +23,7 @@ _CENTRE_GRID = 48
 
 
 class BoltzFormerInferTask(InferTask):
-    """Free-text prompts → label map.
-
-    Args:
-        service: does the work.
-    """
+    """Free-text prompts → label map."""
 
     def __init__(self, service: SegmentService) -> None:
         self.service = service
@@ -39,7 +35,7 @@ class BoltzFormerInferTask(InferTask):
         )
 
     def info(self) -> dict[str, Any]:
-        """As /info shows it; the labels are all names that have a number."""
+        """The model's entry in /info; the labels are all names that have a number."""
         return {
             "type": self.type,
             "labels": self.service.declared(),
@@ -99,27 +95,14 @@ class BoltzFormerInferTask(InferTask):
             for finding, value in zip(result.findings, values, strict=True)
         ]
         # 3D Slicer names the segments in the map one after the other, so names that are not in it must be left out.
-        shown = sorted((each for each in findings if each["label_voxels"]), key=lambda each: int(str(each["label"])))
-        names = {str(each["prompt"]): each["label"] for each in shown}
-        with tempfile.NamedTemporaryFile(suffix=wanted.result_extension, delete=False) as file:
-            path = Path(file.name)
-        try:
+        in_map = sorted((each for each in findings if each["label_voxels"]), key=lambda each: int(str(each["label"])))
+        names = {str(each["prompt"]): each["label"] for each in in_map}
+        with temporary_file(wanted.result_extension) as path:
             write_image_file(labels.astype(wanted.result_dtype, copy=False), result.grid.affine, path, fast=True)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
         params: dict[str, Any] = {
+            **segmented.described(findings),
             "label_names": names,
-            "findings": findings,
-            "not_found": [each["prompt"] for each in findings if not each["found"]],
-            "untrained": segmented.untrained,
-            "assumed_modality": segmented.assumed_modality,
-            "in_doubt": in_doubt(result.caveats),
-            "caveats": [each.as_dict() for each in result.caveats],
-            # What OHIF's panel asks for.
-            "centroids": {name: [label, *places[label][1]] for name, label in names.items()},
-            "seconds": segmented.seconds,
-            "cached": segmented.cached,
+            "centroids": {name: [label, *places[label][1]] for name, label in names.items()},  # for OHIF's panel
         }
         if wanted.repeats >= UNCERTAINTY[0]:
             params["uncertainty"] = uncertainty(segmented)
@@ -132,15 +115,9 @@ def uncertainty(segmented: Segmented) -> dict[str, Any]:
     voxel_ml = abs(float(np.linalg.det(result.grid.affine[:3, :3]))) / 1000
     summary: dict[str, Any] = {}
     for index, prompt in enumerate(result.prompts):
-        entropy = result.entropy(index)
-        if entropy is None:
-            continue
-        bits = float(entropy.sum(dtype=np.float64)) / 255
-        voxels = int(np.count_nonzero(entropy))
-        summary[prompt] = {
-            "mean_bits": bits / voxels if voxels else 0.0,
-            "bit_ml": bits * voxel_ml,
-        }
+        if (entropy := result.entropy(index)) is not None:
+            bits, voxels = float(entropy.sum(dtype=np.float64)) / 255, int(np.count_nonzero(entropy))
+            summary[prompt] = {"mean_bits": bits / voxels if voxels else 0.0, "bit_ml": bits * voxel_ml}
     return summary
 
 
@@ -159,7 +136,7 @@ def label_places(labels: np.ndarray) -> dict[int, tuple[int, list[int]]]:
         along = slice(turned[0].start + first, turned[0].stop + first)
         box = tuple((along, *turned[1:])[order.index(axis)] for axis in range(3))
         voxels = int(np.count_nonzero(laid[turned] == value))
-        # A viewer only jumps there: of a large object every n-th voxel tells its centre well enough.
+        # A viewer only jumps there, so every n-th voxel of a large object is enough.
         steps = [max(1, (axis.stop - axis.start) // _CENTRE_GRID) for axis in box]
         inside = labels[tuple(slice(axis.start, axis.stop, step) for axis, step in zip(box, steps, strict=True))]
         where = np.nonzero(inside == value)

@@ -9,8 +9,6 @@ from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.prompts import control_character, normalise_target
 from boltzformer_monai.errors import ConfigError
 
-__all__ = ["SHA256", "as_label_info", "caveats_in", "names_in"]
-
 SHA256 = "file_sha256"
 """Key of the hash of the label file that the metadata was saved with."""
 _MAX_VALUE = 255

@@ -35,8 +35,7 @@ def check_id(image_id: str) -> str:
         msg = f"{image_id[:60]!a} is not a valid id; use letters, digits, spaces and . _ -, a letter or digit first"
         raise ConfigError(msg)
     if (size := len(image_id.encode())) > _MAX_ID_BYTES:
-        msg = f"an id of {size} bytes is too long for a file's name; at most {_MAX_ID_BYTES} are allowed"
-        raise ConfigError(msg)
+        raise ConfigError(f"an id of {size} bytes is too long for a file's name; at most {_MAX_ID_BYTES} are allowed")
     return image_id
 
 
@@ -47,8 +46,7 @@ def check_tag(tag: str) -> str:
         ConfigError: it is not.
     """
     if not _TAG.fullmatch(tag) or ".." in tag:
-        msg = f"{tag[:60]!a} is not a valid label tag; use letters, digits and _ . - only, e.g. final"
-        raise ConfigError(msg)
+        raise ConfigError(f"{tag[:60]!a} is not a valid label tag; use letters, digits and _ . - only, e.g. final")
     return tag
 
 
@@ -79,8 +77,7 @@ def label_path(datastore: Datastore, label_id: str, tag: str) -> Path:
     check_tag(tag)
     uri = datastore.get_label_uri(label_id, tag) if tag in datastore.get_labels_by_image_id(label_id) else ""
     if not uri:
-        msg = f"no label {label_id!a} with the tag {tag!a} in the datastore"
-        raise UnknownIdError(msg, reason="missing")
+        raise UnknownIdError(f"no label {label_id!a} with the tag {tag!a} in the datastore", reason="missing")
     return _inside(datastore, uri, label_id)
 
 
@@ -92,15 +89,13 @@ def check_target(datastore: Datastore, *parts: str) -> None:
     """
     root = root_of(datastore)
     if not root.joinpath(*parts).resolve().is_relative_to(root):
-        msg = f"{parts[-1]!a} would be written outside the studies folder"
-        raise UnknownIdError(msg, reason="missing")
+        raise UnknownIdError(f"{parts[-1]!a} would be written outside the studies folder", reason="missing")
 
 
 def _inside(datastore: Datastore, uri: str, name: str) -> Path:
     path = Path(uri).resolve() if uri else None
     if path is None or not path.exists() or not path.is_relative_to(root_of(datastore)):
-        msg = f"{name!a} is not a file inside the studies folder"
-        raise UnknownIdError(msg, reason="missing")
+        raise UnknownIdError(f"{name!a} is not a file inside the studies folder", reason="missing")
     return path
 
 
@@ -109,8 +104,7 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     try:
         content = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        msg = f"{what} must be a JSON object, got {text[:40]!a}"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"{what} must be a JSON object, got {text[:40]!a}") from None
     return check_json(content, what)
 
 
@@ -121,8 +115,7 @@ def check_json(content: Any, what: str) -> dict[str, Any]:
         ConfigError: not an object, too large or too deeply nested, or it holds NaN, infinity or broken Unicode.
     """
     if not isinstance(content, dict):
-        msg = f"{what} must be a JSON object, got {type(content).__name__}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{what} must be a JSON object, got {type(content).__name__}")
     stack: list[tuple[Any, int]] = [(content, 0)]
     count = 0
     while stack:
@@ -140,8 +133,7 @@ def check_json(content: Any, what: str) -> dict[str, Any]:
         elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
             problem = "holds broken Unicode"
         if problem:
-            msg = f"{what} {problem}"
-            raise ConfigError(msg)
+            raise ConfigError(f"{what} {problem}")
         if isinstance(value, dict):
             stack.extend((each, depth + 1) for pair in value.items() for each in pair)
         elif isinstance(value, list):

@@ -34,8 +34,7 @@ def _check_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
 def _matching(pattern: re.Pattern[str], example: str) -> AfterValidator:
     def check(values: tuple[str, ...]) -> tuple[str, ...]:
         if not all(pattern.fullmatch(value) for value in values):
-            msg = f"must look like {example}"
-            raise ValueError(msg)
+            raise ValueError(f"must look like {example}")
         return values
 
     return AfterValidator(check)
@@ -74,7 +73,7 @@ class ServerSettings(BaseModel):
 
     Raises:
         PromptError: a default prompt is empty or given twice.
-        pydantic.ValidationError: another setting is unknown or out of range; :meth:`from_conf` says it in one line.
+        pydantic.ValidationError: another setting is unknown or out of range; one line by :meth:`from_conf`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,7 +84,7 @@ class ServerSettings(BaseModel):
     device: str = "auto"
     precision: str = "auto"
     modality: Annotated[str, AfterValidator(stated_modality)] | None = None
-    cache_mb: Annotated[Integer, Field(ge=0)] = Field(default_factory=lambda: default_cache_mb())
+    cache_mb: Annotated[Integer, Field(ge=0)] = Field(default_factory=lambda: machine_memory() // 4 // 2**20)
     memory_gb: Annotated[Number, Field(ge=0)] = 0.0
     together: Annotated[Integer, Field(ge=1)] = 1
     slices_together: Annotated[Integer, Field(ge=0)] = 0
@@ -113,8 +112,7 @@ class ServerSettings(BaseModel):
         reject_unknown(values, cls.model_fields, what="--conf")
         values = {key: value for key, value in values.items() if value not in ("", None)}
         if "checkpoint" not in values:
-            msg = "no checkpoint given; add --conf checkpoint PATH (the model.pt of a training)"
-            raise ConfigError(msg)
+            raise ConfigError("no checkpoint given; add --conf checkpoint PATH (the model.pt of a training)")
         return validated(cls, {"workspace": default_workspace(studies), **values})
 
     @property
@@ -134,8 +132,3 @@ def default_workspace(studies: str) -> str:
         name = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]
         return str(Path.home() / ".cache" / "boltzformer" / name)
     return str(Path(studies) / ".boltzformer")
-
-
-def default_cache_mb() -> int:
-    """A quarter of the memory that the process may have."""
-    return machine_memory() // 4 // 2**20

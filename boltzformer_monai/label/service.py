@@ -1,11 +1,12 @@
-"""The one way from a request to a result: both MONAI Label's infer route and ours come through here."""
+"""From a request to a result: used by MONAI Label's infer route, by the page's and by scoring."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout  # the built-in one from Python 3.11 on
 from dataclasses import dataclass, replace
@@ -13,20 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
 from boltzformer_monai.errors import BoltzFormerError, CancelledError
 from boltzformer_monai.inferers.feature_cache import FeatureCache
-from boltzformer_monai.inferers.result_manifest import file_sha256
+from boltzformer_monai.inferers.result_caveats import in_doubt
+from boltzformer_monai.inferers.result_manifest import file_sha256, source_digest
 from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.inferers.windows import PromptWindows
+from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
-from boltzformer_monai.label.datastore.scan_cache import ScanCache
 from boltzformer_monai.label.disconnect import client_disconnected
 from boltzformer_monai.label.infer_request import SegmentRequest
 from boltzformer_monai.label.server_settings import ServerSettings
@@ -63,17 +66,71 @@ class Segmented:
     untrained: list[str]
     """Prompts that name no target of the training."""
     assumed_modality: str | None
-    """What neither the scan, the request nor the server's settings say: the only one that it was trained on."""
+    """The only one of the training, where neither scan, request nor settings state it."""
+
+    def described(self, findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The part of a response that is the same on every route."""
+        return {
+            "findings": list(findings),
+            "not_found": [each["prompt"] for each in findings if not each["found"]],
+            "untrained": self.untrained,
+            "assumed_modality": self.assumed_modality,
+            "in_doubt": in_doubt(self.result.caveats),
+            "caveats": [each.as_dict() for each in self.result.caveats],
+            "seconds": self.seconds,
+            "cached": self.cached,
+        }
+
+
+def read_scan(path: Path, modality: str | None) -> Volume:
+    """Read a scan, with this modality if it does not state its own.
+
+    Raises:
+        VolumeError: it cannot be read.
+    """
+    # A tilted stack is segmented slice by slice as acquired; the mask must lie on its own grid.
+    volume = read_volume(path, tilt="keep")
+    if volume.modality == "unknown" and modality is not None:
+        volume = read_volume(path, modality=modality, tilt="keep")
+    return volume
+
+
+class ScanCache:
+    """Most recently used scans; a changed file is read again. Reads one scan at a time.
+
+    Args:
+        limit: bytes of all voxels.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()
+        self._volumes: LRUCache[tuple[Path, str | None], tuple[str, Volume]] = LRUCache(
+            limit, getsizeof=lambda entry: entry[1].array.nbytes
+        )
+
+    def clear(self) -> None:
+        """Drop all scans."""
+        with self._lock:
+            self._volumes.clear()
+
+    def read(self, scan: Scan, modality: str | None) -> Volume:
+        """Read a scan as :func:`read_scan`, or take it from memory."""
+        key = scan.place, modality
+        with self._lock:
+            digest = source_digest(scan) if scan.place.exists() else ""
+            known, volume = self._volumes.get(key, ("", None))
+            if volume is None or known != digest:
+                volume = read_scan(scan.place, modality)
+                with contextlib.suppress(ValueError):  # larger than the cache
+                    self._volumes[key] = digest, volume
+            return volume
 
 
 class SegmentService:
     """Network, caches, and the one thread that works with them.
 
-    Requests are served one after the other, so parallel ones get what serial ones get. A new checkpoint of the
-    server's own training is taken up by the next request.
-
-    Args:
-        settings: of the server.
+    Requests are served one after the other, so that parallel and serial ones have equal results. The next request
+    loads a new checkpoint of the server's own training.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -89,7 +146,7 @@ class SegmentService:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
         self._segmentations: set[Future[Segmented]] = set()
         self._model: Model | None = None
-        # What cannot be asked is said at the start, and not at every request.
+        # Default prompts that cannot be used are an error at the start, not at every request.
         PromptWindows(self.model().segmenter.description.data).read(self.settings.prompts or ())
         self.label_numbers.declare(self.default_prompts())
 
@@ -105,7 +162,7 @@ class SegmentService:
             return known  # without waiting for a segmentation under way
         loading = self._worker.submit(self._current)
         try:
-            # What only asks for names does not wait behind segmentations.
+            # A request for names only does not wait for segmentations.
             return loading.result(_SOON_S if known is not None and self._segmentations else None)
         except FutureTimeout:
             return known or loading.result()
@@ -115,7 +172,7 @@ class SegmentService:
         self._worker.submit(self._forget).result()
 
     def targets(self) -> list[str]:
-        """Names that the checkpoint was trained on, in order; a learned one as its author wrote it."""
+        """Names that the checkpoint was trained on, in order; learned ones as their authors wrote them."""
         data = self.model().segmenter.description.data
         written = {normalise_target(name): name for name in self.learned().get("names", [])}
         names = dict.fromkeys(str(entry["target"]) for entry in data.get("targets", []))
@@ -135,20 +192,16 @@ class SegmentService:
         return dict(found) if isinstance(found, Mapping) else {}
 
     def declared(self) -> dict[str, int]:
-        """Names and their numbers, as /info shows them: default prompts first, then what was asked."""
+        """Names and their numbers, as /info shows them: default prompts first, then those of requests."""
         self.label_numbers.declare(self.default_prompts())
         return self.label_numbers.names()
 
     @contextlib.contextmanager
     def segmented(self, image: Path, request: SegmentRequest) -> Iterator[Segmented]:
-        """Segment a scan.
-
-        Args:
-            image: file or DICOM folder; trusted: checked by the caller.
-            request: what to do.
+        """Segment a scan: a file or DICOM folder, checked by the caller.
 
         Raises:
-            BoltzFormerError: the scan or the checkpoint cannot be used; or the client went away.
+            BoltzFormerError: the scan or the checkpoint cannot be used, or the client disconnected.
         """
         segmentation = self._worker.submit(self._segment, image, request, client_disconnected())
         self._segmentations.add(segmentation)
@@ -167,8 +220,7 @@ class SegmentService:
 
     def _segment(self, image: Path, request: SegmentRequest, unwanted: Callable[[], bool]) -> Segmented:
         if unwanted():
-            msg = "not begun: the client went away while others were served"
-            raise CancelledError(msg)
+            raise CancelledError("not started: the client disconnected while its request waited")
         started = time.monotonic()
         model = self._current()
         scan = Scan(image.name, image)
@@ -181,7 +233,7 @@ class SegmentService:
             stacks=self._stacks,
             should_stop=unwanted,
         )
-        volume = self._scans.read(scan, settings.modality)  # not before the prompts are known to be sound
+        volume = self._scans.read(scan, settings.modality)  # after the checks of the prompts
         before = self.features.misses
         result = inferer.segment(volume, model.segmenter.network)
         cached = self.features.misses == before
@@ -215,7 +267,7 @@ class SegmentService:
             if path == self.settings.checkpoint:
                 raise
             # The server's own training must never be able to stop it.
-            _log.exception("the trained checkpoint cannot be used; going on with the one given")
+            _log.exception("the trained checkpoint cannot be used; using the one given")
             loaded = self._load(self.settings.checkpoint, stamp)
         else:
             if path != self.settings.checkpoint:
@@ -243,13 +295,13 @@ def _on_device(limit: int, name: str) -> int:
 
 
 def _slices_together(segmenter: VolumeSegmenter) -> int:
-    """As many slices as have the pixels of eight of 512², so that small pictures do not cost a call each."""
+    """As many slices as have the pixels of eight of 512²: small slices would spend their time on calls."""
     size = segmenter.description.network.image_size
     return max(8, min(64, 8 * 512**2 // size**2))
 
 
 def _as_written(name: str) -> str:
-    """A segment's name as a prompt: as it was written, or in the words it was trained by where these are others."""
+    """A segment's name as a prompt: as written, or the words of the training if they differ."""
     target = normalise_target(name)
     return name if normalise_prompt(name) == target else target
 

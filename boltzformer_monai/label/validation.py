@@ -9,8 +9,6 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from boltzformer_monai.errors import ConfigError
 
-__all__ = ["Integer", "Number", "Truth", "validated"]
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -26,14 +24,12 @@ def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in model.model_fields)
         message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        msg = f"{field or first['loc'][-1]} {message}, got {str(first['input'])[:60]!a}"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"{field or first['loc'][-1]} {message}, got {str(first['input'])[:60]!a}") from None
 
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        msg = "should be a number"
-        raise ValueError(msg)  # noqa: TRY004 (pydantic reports ValueError only)
+        raise ValueError("should be a number")  # noqa: TRY004 (pydantic reports ValueError only)
     return value
 
 

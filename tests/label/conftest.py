@@ -118,4 +118,4 @@ def archive(orthanc_server: Orthanc) -> Orthanc:
 @pytest.fixture
 def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists of a DICOMweb server are never taken from memory."""
-    monkeypatch.setattr("boltzformer_monai.label.datastore.dicomweb_lists.LIST_S", 0.0)
+    monkeypatch.setattr("boltzformer_monai.label.datastore.dicomweb_client.LIST_S", 0.0)

@@ -17,7 +17,7 @@ need_module("monailabel")
 from starlette.exceptions import HTTPException  # noqa: E402
 
 from boltzformer_monai.label.server.route_checks import Checks  # noqa: E402
-from boltzformer_monai.label.server.upload_limit import UploadLimit  # noqa: E402
+from boltzformer_monai.label.server.uploads import UploadLimit  # noqa: E402
 from boltzformer_monai.label.server.work_queues import WorkQueue  # noqa: E402
 
 _PAGE = b"<html><script>alert(document.domain)</script></html>"

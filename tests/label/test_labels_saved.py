@@ -20,9 +20,9 @@ from boltzformer_monai.demo.phantom_files import write_phantom_dicom  # noqa: E4
 from boltzformer_monai.errors import DatasetError, VolumeError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.scan_list import Scan  # noqa: E402
-from boltzformer_monai.label.datastore.scan_cache import ScanCache  # noqa: E402
 from boltzformer_monai.label.label_info import names_in  # noqa: E402
 from boltzformer_monai.label.learning.workers import FAILED, in_background  # noqa: E402
+from boltzformer_monai.label.service import ScanCache  # noqa: E402
 from tests.label.conftest import AFFINE, SHAPE  # noqa: E402
 
 

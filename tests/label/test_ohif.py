@@ -23,7 +23,7 @@ need_module("playwright.sync_api")
 
 from boltzformer_monai.errors import ConfigError  # noqa: E402
 from boltzformer_monai.io.read import read_volume  # noqa: E402
-from boltzformer_monai.label.datastore.dicomweb_lists import LIST_S  # noqa: E402
+from boltzformer_monai.label.datastore.dicomweb_client import LIST_S  # noqa: E402
 from boltzformer_monai.label.datastore.seg_labels import write_label_as_seg  # noqa: E402
 from boltzformer_monai.label.infer_request import with_ticked_labels  # noqa: E402
 from tests.label.browser import PATIENCE_MS  # noqa: E402

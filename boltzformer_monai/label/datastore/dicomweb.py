@@ -19,18 +19,16 @@ from monailabel.config import settings
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, VolumeError, why
+from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.label.datastore.dataset_zip import zipped
-from boltzformer_monai.label.datastore.dicomweb_cache import Cache
+from boltzformer_monai.label.datastore.dicomweb_cache import Cache, compact
 from boltzformer_monai.label.datastore.dicomweb_client import DicomWebClient
-from boltzformer_monai.label.datastore.dicomweb_lists import DicomWebLists
 from boltzformer_monai.label.datastore.seg_labels import read_label, write_label_as_seg
+from boltzformer_monai.label.files import zipped
 from boltzformer_monai.label.label_info import as_label_info, caveats_in, names_in
 from boltzformer_monai.label.safe_ids import UPLOADS, UnknownIdError
 from boltzformer_monai.storage import disk_refusal
-
-__all__ = ["DicomWebDatastore", "open_dicomweb"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +36,7 @@ _FINAL = DefaultLabelTag.FINAL.value
 
 
 def open_dicomweb(url: str, workspace: Path) -> DicomWebDatastore:
-    """Open the datastore with MONAI Label's settings.
-
-    Args:
-        url: of the server's DICOMweb root.
-        workspace: holds the cache, unless ``MONAI_LABEL_DICOMWEB_CACHE_PATH`` is set.
+    """Open the datastore of a DICOMweb root; its cache is in the workspace unless MONAI Label's settings name a folder.
 
     Raises:
         StorageError: the cache folder cannot be made.
@@ -58,31 +52,23 @@ def open_dicomweb(url: str, workspace: Path) -> DicomWebDatastore:
 class DicomWebDatastore(Datastore):
     """Images are series by SeriesInstanceUID; final labels are stored on the server, others in the cache.
 
-    All methods but the constructor raise
-    :class:`~boltzformer_monai.label.datastore.dicomweb_client.DicomWebError` where the server fails.
-
-    Args:
-        archive: client of the server.
-        cache: local files.
+    All methods but the constructor raise a DicomWebError where the server fails.
     """
 
     def __init__(self, archive: DicomWebClient, cache: Cache) -> None:
         self.archive = archive
         self.cache = cache
         self._datastore_path = str(cache.root)
-        self.lists = DicomWebLists(archive)
 
     # Contents.
 
     def name(self) -> str:
-        """Name of the datastore."""
         return "DICOMweb"
 
     def set_name(self, name: str) -> None:
         """Ignored."""
 
     def description(self) -> str:
-        """Description of the datastore."""
         return "Series of a DICOMweb server"
 
     def set_description(self, description: str) -> None:
@@ -90,21 +76,21 @@ class DicomWebDatastore(Datastore):
 
     def list_images(self) -> list[str]:
         """UIDs of all series that match the search filter."""
-        return sorted(self.lists.series())
+        return sorted(self.archive.series())
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Images that a DICOM SEG refers to."""
-        return sorted(self.lists.segmentations())
+        return sorted(self.archive.segmentations())
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The others, without series that turned out to be no scan, such as localizers."""
-        images = sorted(set(self.lists.series()) - set(self.lists.segmentations()))
+        images = sorted(set(self.archive.series()) - set(self.archive.segmentations()))
         return [image for image in images if "problem" not in self.cache.notes(image)]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Tag → id of the labels of an image."""
         tags = [tag for tag in self.cache.labels.tags(image_id) if tag != _FINAL]
-        if image_id in self.lists.segmentations():  # the server decides, not the cache
+        if image_id in self.archive.segmentations():  # the server decides, not the cache
             tags.append(_FINAL)
         return dict.fromkeys(tags, image_id)
 
@@ -114,7 +100,7 @@ class DicomWebDatastore(Datastore):
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Metadata of the series from the server, and notes of strategies."""
-        series = self.lists.one(image_id)
+        series = self.archive.one(image_id)
         stated = {"SeriesInstanceUID": series.uid, "StudyInstanceUID": series.study, "Modality": series.modality}
         return {**self.cache.notes(image_id), **series.info, **stated, "name": f"{image_id}.nii.gz"}
 
@@ -157,7 +143,7 @@ class DicomWebDatastore(Datastore):
         Raises:
             UnknownIdError: there is no such series.
         """
-        series = self.lists.one(image_id)
+        series = self.archive.one(image_id)
         return str(self.cache.series(image_id, series.instances, lambda into: self.archive.download(series, into)))
 
     def get_image(self, image_id: str, params: Any = None) -> Any:
@@ -177,7 +163,7 @@ class DicomWebDatastore(Datastore):
             except VolumeError as error:
                 self.cache.note(image_id, problem=error.reason)
                 raise
-            self.cache.write_nifti(image_id, volume)
+            write_image_file(compact(volume), volume.affine, path)
         return str(path)
 
     def get_label(self, label_id: str, label_tag: str, params: Any = None) -> Any:
@@ -221,7 +207,7 @@ class DicomWebDatastore(Datastore):
                 raise
             msg = (
                 "the label was saved on the DICOMweb server as DICOM SEG, so do not send it again; only the local copy "
-                f"could not be written ({_reason(error)}), so it is downloaded when needed"
+                f"could not be written ({why(disk_refusal(error) or error)}), so it is downloaded when needed"
             )
             raise StorageError(msg) from error
         return image_id
@@ -247,7 +233,7 @@ class DicomWebDatastore(Datastore):
 
     def refresh(self) -> None:
         """Forget the cached lists."""
-        self.lists.forget()
+        self.archive.forget()
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Not supported."""
@@ -265,7 +251,7 @@ class DicomWebDatastore(Datastore):
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add metadata to an image, in the cache only."""
-        self.lists.one(image_id)
+        self.archive.one(image_id)
         self.cache.note(image_id, **info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
@@ -279,12 +265,11 @@ class DicomWebDatastore(Datastore):
             with self.cache.lock(f"{image_id}.label"):
                 return self._final(image_id)
         if (known := self.cache.labels.get(image_id, tag)) is None:
-            msg = f"no label {image_id[:64]!a} with the tag {tag[:64]!a}"
-            raise UnknownIdError(msg, reason="missing")
+            raise UnknownIdError(f"no label {image_id[:64]!a} with the tag {tag[:64]!a}", reason="missing")
         return known
 
     def _final(self, image_id: str) -> tuple[Path, dict[str, Any]]:
-        seg = self.lists.seg(image_id)
+        seg = self.archive.seg(image_id)
         known = self.cache.labels.get(image_id, _FINAL)
         if known is not None and known[1].get("SOPInstanceUID") == seg.instance:
             return known
@@ -297,11 +282,5 @@ class DicomWebDatastore(Datastore):
         return self.cache.labels.keep(image_id, _FINAL, labels, image, {**info, "label_info": as_label_info(names)})
 
 
-def _reason(error: BaseException) -> str:
-    refusal = disk_refusal(error)
-    return why(error if refusal is None else refusal)
-
-
 def _refuse(what: str) -> NoReturn:
-    msg = f"this server cannot {what} in the DICOM archive; do it in the archive itself"
-    raise ConfigError(msg)
+    raise ConfigError(f"this server cannot {what} in the DICOM archive; do it in the archive itself")

@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.label_store import LabelStore
-from boltzformer_monai.label.json_files import read_object, write_object
+from boltzformer_monai.label.files import read_object, write_object
 from boltzformer_monai.storage import sweep, temporary_beside, writing
-
-__all__ = ["Cache", "compact"]
 
 
 class Cache:
@@ -52,12 +49,12 @@ class Cache:
     # Images.
 
     def series(self, image: str, instances: int | None, download: Callable[[Path], None]) -> Path:
-        """Folder of a series; downloaded if missing, or if the number of its files has changed.
+        """Folder of a series; downloaded if missing, or if the number of its instances has changed.
 
         Args:
             image: its UID.
-            instances: expected number of files, ``None`` if unknown.
-            download: writes all of them into a folder.
+            instances: ``None`` if unknown.
+            download: writes all files into a folder.
 
         Raises:
             StorageError: the folder cannot be written; also what ``download`` raises.
@@ -82,10 +79,6 @@ class Cache:
     def nifti(self, image: str) -> Path:
         """Path of the series as NIfTI."""
         return self.root / "images" / f"{image}.nii.gz"
-
-    def write_nifti(self, image: str, volume: Volume) -> None:
-        """Write a series as NIfTI."""
-        write_image_file(compact(volume), volume.affine, self.nifti(image))
 
     def notes(self, image: str) -> dict[str, Any]:
         """Metadata of an image."""

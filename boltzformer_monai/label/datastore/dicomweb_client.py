@@ -1,16 +1,21 @@
-"""DICOMweb client with timeouts; every failure is a :class:`DicomWebError`."""
+"""DICOMweb client with timeouts; every failure is a :class:`DicomWebError`.
+
+Its lists are kept for seconds: one request to the label server needs them several times.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
+from cachetools import TTLCache
 from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_credentials
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX
@@ -18,12 +23,12 @@ from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
 from boltzformer_monai.errors import StorageError, why
-
-__all__ = ["DicomWebClient", "DicomWebError", "SegInstance", "Series"]
+from boltzformer_monai.label.safe_ids import UnknownIdError
 
 _log = logging.getLogger(__name__)
 
 CONNECT_S, READ_S = 5.0, 60.0
+LIST_S = 2.0
 _AS_STORED = ("application/dicom", "*")  # any transfer syntax: the server may lack the codec
 _TRANSIENT = (401, 403, 429, 502, 503, 504)  # of the server, not of the object
 _UID = re.compile(r"\d+(\.\d+)*")
@@ -35,47 +40,37 @@ _REFERENCED_SERIES = "00081115"
 _DATES = (("00080012", "00080013"), ("00080023", "00080033"))  # creation date and time of the instance, of its content
 _INFO = {"PatientID": "00100020", "StudyDate": "00080020", "StudyTime": "00080030", "SeriesDescription": "0008103E"}
 
+_T = TypeVar("_T")
+
 
 class DicomWebError(StorageError):
-    """The DICOMweb server does not answer, refuses, or sends an invalid response."""
+    """The DICOMweb server does not respond, refuses, or sends an invalid response."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series.
-
-    Attributes:
-        uid: SeriesInstanceUID.
-        study: StudyInstanceUID.
-        modality: e.g. ``"CT"``.
-        instances: number of instances; ``None`` if the server does not tell.
-        info: patient, date and description, for lists of scans.
-    """
+    """A series, by its SeriesInstanceUID and StudyInstanceUID."""
 
     uid: str
     study: str
     modality: str
     instances: int | None
+    """How many; ``None`` if unknown."""
     info: Mapping[str, str]
+    """Patient, date and description, for lists of scans."""
 
 
 @dataclass(frozen=True)
 class SegInstance:
-    """A DICOM SEG instance.
-
-    Attributes:
-        study: StudyInstanceUID.
-        series: SeriesInstanceUID.
-        instance: SOPInstanceUID.
-        image: SeriesInstanceUID of the referenced scan.
-        created: date and time as sortable text.
-    """
+    """A DICOM SEG instance, by its UIDs."""
 
     study: str
     series: str
     instance: str
     image: str
+    """SeriesInstanceUID of the referenced scan."""
     created: str
+    """Date and time as sortable text."""
 
 
 class DicomWebClient:
@@ -86,10 +81,7 @@ class DicomWebClient:
     """
 
     def __init__(self, url: str) -> None:
-        user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-        session = create_session_from_gcp_credentials() if "googleapis.com" in url else requests.Session()
-        if user and password:
-            session.auth = (user, password)
+        session = dicomweb_session(url)
         for scheme in ("http://", "https://"):
             session.mount(scheme, _WithTimeLimit())
         self._client = DICOMwebClientX(
@@ -102,41 +94,45 @@ class DicomWebClient:
         )
         self._client.set_http_retry_params(retry=False)  # report a server that is down at once
         self._segs: dict[tuple[str, int | None], list[SegInstance]] = {}
+        self._lock = threading.Lock()
+        self._lists: TTLCache[str, Any] = TTLCache(maxsize=2, ttl=LIST_S)
 
-    def series(self, filters: Sequence[Mapping[str, Any]]) -> list[Series]:
-        """All series that match any of the filters (keyword → value).
-
-        Raises:
-            DicomWebError: the server fails.
-        """
-        found: dict[str, Series] = {}
-        for each in filters:
-            listed: dict[str, Series] = {}
-            offset = 0
-            while page := self._page(each, offset):
-                fresh = {one.uid: one for entry in page if (one := _series(entry)) and one.uid not in listed}
-                if not fresh:  # a server without paging sends the same page again
-                    break
-                listed.update(fresh)
-                offset += len(page)
-            found.update(listed)
-        return list(found.values())
-
-    def segmentations(self, images: Mapping[str, Series]) -> list[SegInstance]:
-        """All DICOM SEG instances that refer to one of the images, oldest first.
+    def series(self) -> dict[str, Series]:
+        """UID → series, of all that match the search filter of MONAI Label's settings.
 
         Raises:
             DicomWebError: the server fails.
         """
-        studies = {image.study for image in images.values()}
-        found = []
-        for each in self.series([{"Modality": "SEG"}]) if images else []:
-            if each.study in studies:
-                key = (each.uid, each.instances)
-                if key not in self._segs:
-                    self._segs[key] = self._referencing(each)
-                found += [seg for seg in self._segs[key] if seg.image in images]
-        return sorted(found, key=lambda seg: (seg.created, seg.instance))
+        return self._cached(
+            "series", lambda: {uid: one for each in _filters() for uid, one in self._find(each).items()}
+        )
+
+    def segmentations(self) -> dict[str, SegInstance]:
+        """UID of an image → its newest DICOM SEG; raises as :meth:`series`."""
+        images = self.series()
+        return self._cached("segmentations", lambda: self._newest(images))
+
+    def one(self, uid: str) -> Series:
+        """A series by its UID.
+
+        Raises:
+            UnknownIdError: there is no such series.
+            DicomWebError: the server fails.
+        """
+        if (found := self.series().get(uid)) is None:
+            raise UnknownIdError(f"no image {uid[:64]!a} among the series of the DICOMweb server", reason="missing")
+        return found
+
+    def seg(self, uid: str) -> SegInstance:
+        """The newest DICOM SEG of an image; raises as :meth:`one`."""
+        if (found := self.segmentations().get(uid)) is None:
+            raise UnknownIdError(f"no DICOM SEG on the DICOMweb server refers to {uid[:64]!a}", reason="missing")
+        return found
+
+    def forget(self) -> None:
+        """Drop the lists."""
+        with self._lock:
+            self._lists.clear()
 
     def download(self, series: Series, folder: Path) -> None:
         """Download all files of a series.
@@ -181,6 +177,36 @@ class DicomWebClient:
             raise DicomWebError(msg)
         return str(sent.SeriesInstanceUID), str(sent.SOPInstanceUID)
 
+    def _cached(self, name: str, make: Callable[[], _T]) -> _T:
+        with self._lock:
+            found: _T | None = self._lists.get(name)
+            if found is None:
+                found = self._lists[name] = make()
+            return found
+
+    def _find(self, filters: Mapping[str, Any]) -> dict[str, Series]:
+        """UID → series, of all that match the filters (keyword → value)."""
+        found: dict[str, Series] = {}
+        offset = 0
+        while page := self._page(filters, offset):
+            fresh = {one.uid: one for entry in page if (one := _series(entry)) and one.uid not in found}
+            if not fresh:  # a server without paging sends the same page again
+                break
+            found.update(fresh)
+            offset += len(page)
+        return found
+
+    def _newest(self, images: Mapping[str, Series]) -> dict[str, SegInstance]:
+        studies = {image.study for image in images.values()}
+        found = []
+        for each in self._find({"Modality": "SEG"}).values() if images else ():
+            if each.study in studies:
+                key = (each.uid, each.instances)
+                if key not in self._segs:
+                    self._segs[key] = self._referencing(each)
+                found += [seg for seg in self._segs[key] if seg.image in images]
+        return {seg.image: seg for seg in sorted(found, key=lambda seg: (seg.created, seg.instance))}
+
     def _page(self, filters: Mapping[str, Any], offset: int) -> list[dict[str, Any]]:
         with _typed_errors():
             found = self._client.search_for_series(
@@ -208,11 +234,29 @@ class DicomWebClient:
         return found
 
 
+def dicomweb_session(url: str) -> requests.Session:
+    """A session with the user and password of MONAI Label's settings."""
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    session: requests.Session = create_session_from_gcp_credentials() if "googleapis.com" in url else requests.Session()
+    if user and password:
+        session.auth = (user, password)
+    return session
+
+
 class _WithTimeLimit(HTTPAdapter):
     def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
         if options.get("timeout") is None:
             options["timeout"] = (CONNECT_S, READ_S)
         return super().send(request, **options)
+
+
+def _filters() -> list[dict[str, Any]]:
+    """The search filters; MONAI Label's default, CT, would hide MR.
+
+    Compared by value: MONAI Label passes every setting to its background processes as if it were set.
+    """
+    chosen = settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
+    return [chosen] if chosen != {"Modality": "CT"} else [{"Modality": "CT"}, {"Modality": "MR"}]
 
 
 def _series(entry: Mapping[str, Any]) -> Series | None:
@@ -236,8 +280,7 @@ def _typed_errors() -> Iterator[None]:
     except DicomWebError:
         raise
     except requests.RequestException as error:
-        msg = f"the DICOMweb server {_why(error)}"
-        raise DicomWebError(msg) from error
+        raise DicomWebError(f"the DICOMweb server {_why(error)}") from error
     except OSError as error:
         msg = f"a file from the DICOMweb server cannot be written ({why(error)}); is the disk full?"
         raise DicomWebError(msg) from error
@@ -252,7 +295,7 @@ def _why(error: requests.RequestException) -> str:
         code = response.status_code
         return f"refuses ({code}); set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD"
     if response is not None:
-        return f"answers with status {response.status_code}; its log may say why"
+        return f"responds with status {response.status_code}; its log may say why"
     if isinstance(error, requests.ReadTimeout):
         return f"did not answer within {READ_S:.0f} s; try again later"
     if isinstance(error, requests.ConnectionError | requests.Timeout):

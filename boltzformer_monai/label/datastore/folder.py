@@ -10,13 +10,13 @@ file to know whether the change was committed.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -26,12 +26,10 @@ from pydantic import BaseModel
 
 from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
-from boltzformer_monai.label.datastore.dataset_zip import zipped
+from boltzformer_monai.label.files import staged, temporary_path, zipped
 from boltzformer_monai.label.label_info import SHA256
 from boltzformer_monai.label.safe_ids import UnknownIdError
-from boltzformer_monai.storage import confirm, sweep, sync, temporary_beside
-
-__all__ = ["SCANS", "FolderDatastore"]
+from boltzformer_monai.storage import confirm, sweep, sync
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ _R = TypeVar("_R")
 def _locked(change: Callable[Concatenate[FolderDatastore, _P], _R]) -> Callable[Concatenate[FolderDatastore, _P], _R]:
     """Decorate a method that changes the list: it holds the lock, and starts from the file."""
 
-    @functools.wraps(change)
+    @wraps(change)
     def locked(self: FolderDatastore, /, *arguments: _P.args, **options: _P.kwargs) -> _R:
         with self._lock_and_read():
             return change(self, *arguments, **options)
@@ -61,7 +59,7 @@ class _Change(BaseModel):
     image: str
     after: ImageLabelModel | None
     """Its new entry; None: it is removed."""
-    file: str
+    file: str = ""
     """Path below the folder whose state commits the change; "": only the list changes."""
     sha256: str = ""
     """Hash of that file; "" if it is removed."""
@@ -80,8 +78,8 @@ class _Change(BaseModel):
 class FolderDatastore(LocalDatastore):
     """Scans in a folder, labels below ``labels/TAG``, and a list of both with their metadata.
 
-    A method that raises has changed nothing, except for a StorageError which says that the disk does not confirm a
-    change already made.
+    A method that raises has changed nothing, unless it is a StorageError that the disk does not confirm a change
+    already made. Methods raise an UnknownIdError where there is no such scan.
 
     Args:
         folder: of the scans; its subfolders are not searched.
@@ -136,17 +134,13 @@ class FolderDatastore(LocalDatastore):
         info = {**(image_info or {}), "ts": int(time.time()), "name": name}
         entry = ImageLabelModel(image=DataModel(info=info, ext=ending))
         file = self._image(image_id, entry)
-        with self._staged(image_filename, file) as (staged, sha256):
-            self._change(_Change(image=image_id, after=entry, file=self._below(file), sha256=sha256), staged)
+        with staged(file, partial(shutil.copyfile, image_filename), lock=_CHANGES) as (copy, sha256):
+            self._change(_Change(image=image_id, after=entry, file=self._below(file), sha256=sha256), copy)
         return image_id
 
     @_locked
     def remove_image(self, image_id: str) -> None:
-        """Remove a scan and its labels.
-
-        Raises:
-            UnknownIdError: there is no such scan.
-        """
+        """Remove a scan and its labels."""
         entry = self._entry(image_id)
         labels = [self._below(self._label(image_id, tag, each)) for tag, each in entry.labels.items()]
         file = self._below(self._image(image_id, entry))
@@ -154,16 +148,13 @@ class FolderDatastore(LocalDatastore):
 
     @_locked
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Copy a label into the folder; replaces the label of this tag.
-
-        Raises:
-            UnknownIdError: there is no such scan.
-        """
+        """Copy a label into the folder; replaces the label of this tag."""
         tag = str(getattr(label_tag, "value", label_tag))  # MONAI Label passes members of its enumeration too
         entry = self._entry(image_id)
         ending = self._to_id(Path(label_filename).name)[1]
         name = self._filename(image_id, ending)
-        with self._staged(label_filename, Path(self._datastore.label_path(tag), name)) as (staged, sha256):
+        target = Path(self._datastore.label_path(tag), name)
+        with staged(target, partial(shutil.copyfile, label_filename), lock=_CHANGES) as (copy, sha256):
             info = {**(label_info or {}), "ts": int(time.time()), "name": name, SHA256: sha256}
             label = DataModel(info=info, ext=ending)
             file = self._label(image_id, tag, label)
@@ -176,7 +167,7 @@ class FolderDatastore(LocalDatastore):
                 sha256=sha256,
                 obsolete=[each for each in old if each != self._below(file)],
             )
-            self._change(change, staged)
+            self._change(change, copy)
         return image_id
 
     @_locked
@@ -193,7 +184,7 @@ class FolderDatastore(LocalDatastore):
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add metadata to a scan."""
         entry = self._entry(image_id)
-        self._note(image_id, entry.model_copy(update={"image": _with(entry.image, info)}))
+        self._change(_Change(image=image_id, after=entry.model_copy(update={"image": _with(entry.image, info)})))
 
     @_locked
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
@@ -203,7 +194,7 @@ class FolderDatastore(LocalDatastore):
             msg = f"no label {label_id[:64]!a} with the tag {label_tag[:64]!a} in the datastore"
             raise UnknownIdError(msg, reason="missing")
         labels = {**entry.labels, label_tag: _with(label, info)}
-        self._note(label_id, entry.model_copy(update={"labels": labels}))
+        self._change(_Change(image=label_id, after=entry.model_copy(update={"labels": labels})))
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """ZIP of images and final labels; the caller removes it."""
@@ -241,17 +232,17 @@ class FolderDatastore(LocalDatastore):
     def _remove_non_existing(self) -> int:
         """As MONAI Label's, but other threads never see an empty list."""
         self._init_from_datastore_file()
-        store, kept, gone = self._datastore, {}, 0
+        store, kept, removed = self._datastore, {}, 0
         for name, entry in store.objects.items():
             if not self._image(name, entry).exists():
-                gone += 1
+                removed += 1
                 continue
             labels = {tag: each for tag, each in entry.labels.items() if self._label(name, tag, each).exists()}
-            gone += len(entry.labels) - len(labels)
+            removed += len(entry.labels) - len(labels)
             kept[name] = entry if len(labels) == len(entry.labels) else entry.model_copy(update={"labels": labels})
-        if gone:
+        if removed:
             store.objects = kept
-        return gone
+        return removed
 
     # Changing the list.
 
@@ -288,10 +279,10 @@ class FolderDatastore(LocalDatastore):
             if throw_exception:
                 raise
             return
-        happened = announced is not None and announced.is_committed(self._root)
+        committed = announced is not None and announced.is_committed(self._root)
         store.base_path = self._datastore_path
         self._datastore, self._announced, self._obsolete, self._config_ts = store, announced, obsolete, stamp
-        if announced is not None and happened:
+        if announced is not None and committed:
             self._apply(announced)
 
     def _update_datastore_file(self, lock: bool = True) -> None:
@@ -308,23 +299,15 @@ class FolderDatastore(LocalDatastore):
         if self._obsolete:
             content["obsolete"] = self._obsolete
         path = Path(self._datastore_config_path)
-        with _temporary(path) as temporary:
+        with temporary_path(path, lock=_CHANGES) as temporary:
             temporary.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
             sync(temporary)
             stamp = _stamp(temporary.stat())
             os.replace(temporary, path)
         self._config_ts, self._announced = stamp, announced
 
-    def _note(self, image_id: str, entry: ImageLabelModel) -> None:
-        """Change the list only."""
-        self._change(_Change(image=image_id, after=entry, file=""))
-
-    def _change(self, change: _Change, staged: Path | None = None) -> None:
-        """Commit a change on disk and in memory.
-
-        Args:
-            change: the change.
-            staged: becomes the change's file; None: that file is removed.
+    def _change(self, change: _Change, copy: Path | None = None) -> None:
+        """Commit a change on disk and in memory; the copy becomes the change's file, without one that is removed.
 
         Raises:
             OSError: nothing was changed.
@@ -338,8 +321,8 @@ class FolderDatastore(LocalDatastore):
             else:
                 self._write_list(change)
                 sync(self._root)
-                if staged is not None:
-                    os.replace(staged, file)
+                if copy is not None:
+                    os.replace(copy, file)
                 else:
                     file.unlink()
                 self._apply(change)
@@ -384,21 +367,9 @@ class FolderDatastore(LocalDatastore):
         for folder in (self._root, *(each for each in labels.iterdir() if each.is_dir())):
             sweep(folder, lock=_CHANGES)
 
-    @contextlib.contextmanager
-    def _staged(self, source: str, target: Path) -> Iterator[tuple[Path, str]]:
-        """A synced copy beside its target, and its hash."""
-        if not target.parent.is_dir():
-            target.parent.mkdir(parents=True)
-            sync(target.parent.parent)
-        with _temporary(target) as temporary:
-            shutil.copyfile(source, temporary)
-            sync(temporary)
-            yield temporary, file_sha256(temporary)
-
     def _entry(self, image_id: str) -> ImageLabelModel:
         if (entry := self._datastore.objects.get(image_id)) is None:
-            msg = f"no image {image_id[:64]!a} in the datastore"
-            raise UnknownIdError(msg, reason="missing")
+            raise UnknownIdError(f"no image {image_id[:64]!a} in the datastore", reason="missing")
         return entry
 
     def _image(self, image_id: str, entry: ImageLabelModel) -> Path:
@@ -409,17 +380,6 @@ class FolderDatastore(LocalDatastore):
 
     def _below(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
-
-
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A temporary path beside a file, for the holder of the lock; removed afterwards."""
-    path = temporary_beside(target, lock=_CHANGES)
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 def _with(model: DataModel, info: dict[str, Any]) -> DataModel:

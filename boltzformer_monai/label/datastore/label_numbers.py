@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from boltzformer_monai.data.prompts import normalise_prompt
-from boltzformer_monai.label.json_files import write_object
+from boltzformer_monai.label.files import write_object
 from boltzformer_monai.storage import writing
 
 _log = logging.getLogger(__name__)
@@ -54,19 +54,17 @@ class LabelNumbers:
             self._read()
             if not self._fresh(wanted) or len(self._numbers) >= DECLARED:
                 return
-            with self._across_processes():  # batches and trainings run in processes of their own
+            with writing(self.file, _ADVICE):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.file.with_suffix(".lock")):  # batches and trainings run in processes of their own
                 self._read()
                 for name in self._fresh(wanted)[: DECLARED - len(self._numbers)]:
                     self._numbers[name] = len(self._numbers) + 1
-                self._write()
+                write_object(self.file, {"names": sorted(self._numbers, key=self._numbers.__getitem__)}, _ADVICE)
+                self._stamp = None
 
     def values(self, prompts: Sequence[str], *, temporary: Sequence[str] = ()) -> list[int]:
-        """The values of up to 255 different prompts; new ones become permanent.
-
-        Args:
-            prompts: all prompts.
-            temporary: those that must not become permanent names.
-        """
+        """The values of up to 255 different prompts; new ones become permanent unless they are ``temporary``."""
         self.declare(prompt for prompt in prompts if prompt not in temporary)
         with self._lock:
             self._assign_temporary(temporary)
@@ -93,11 +91,6 @@ class LabelNumbers:
         known = {normalise_prompt(name) for name in self._numbers}
         return [name for name in names if normalise_prompt(name) not in known]
 
-    def _across_processes(self) -> FileLock:
-        with writing(self.file, _ADVICE):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.file.with_suffix(".lock"))
-
     def _read(self) -> None:
         """Read the file if it has changed."""
         try:
@@ -111,9 +104,3 @@ class LabelNumbers:
             return
         except (OSError, ValueError, KeyError, TypeError):
             _log.warning("%s: cannot be read, so it is replaced", self.file)
-
-    def _write(self) -> None:
-        write_object(self.file, {"names": sorted(self._numbers, key=lambda name: self._numbers[name])}, _ADVICE)
-        with writing(self.file, _ADVICE):
-            found = self.file.stat()
-        self._stamp = found.st_mtime_ns, found.st_size

@@ -12,23 +12,22 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from boltzformer_monai.errors import BoltzFormerError, StorageError, why
+from boltzformer_monai.errors import StorageError, VolumeError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.label.files import staged
 from boltzformer_monai.label.label_info import SHA256
 from boltzformer_monai.label.safe_ids import UPLOADS
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, sweep, sync, temporary_beside
-
-__all__ = ["LabelStore"]
+from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, sweep, sync
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +44,8 @@ Label = tuple[Path, dict[str, Any]]
 class LabelStore:
     """Labels in a folder that several processes may share.
 
-    Changes are on the disk when a method returns. A method that raises has changed nothing, except for a StorageError
-    which says that the disk does not confirm a change already made.
+    Changes are on the disk when a method returns. A method that changes a label raises a StorageError where the disk
+    refuses; nothing is changed then, unless the message is that the disk does not confirm a change already made.
 
     Args:
         root: the folder; it exists.
@@ -80,18 +79,7 @@ class LabelStore:
         return (path, info) if info and path.is_file() else None
 
     def keep(self, image: str, tag: str, labels: np.ndarray, grid: Volume, info: Mapping[str, Any]) -> Label:
-        """Write a label map and its metadata; returns both, as :meth:`get`.
-
-        Args:
-            image: its image.
-            tag: e.g. ``"final"``.
-            labels: ``(I, J, K)`` on the grid.
-            grid: the scan.
-            info: metadata.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Write a label map, ``(I, J, K)`` on the grid of a scan, and its metadata; returns both, as :meth:`get`."""
         return self._save(image, tag, ".nii.gz", info, lambda path: write_label_map(labels, grid, path))
 
     def copy(self, image: str, tag: str, source: Path, ending: str, info: Mapping[str, Any]) -> Label:
@@ -99,48 +87,33 @@ class LabelStore:
         return self._save(image, tag, ending, info, lambda path: shutil.copyfile(source, path))
 
     def note(self, image: str, tag: str, info: Mapping[str, Any]) -> None:
-        """Add metadata to an existing label.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Add metadata to an existing label."""
         folder = self.root / tag
         note = folder / f"{image}.json"
-        try:
-            with FileLock(self._lock):
-                if before := self._settled(folder, image):
-                    _write(note, {**before, **_without_reserved(info)})
-                    confirm(note)
-        except OSError as error:
-            raise _cannot(note, error) from error
+        with _writing(note), FileLock(self._lock):
+            if before := self._settled(folder, image):
+                _write(note, {**before, **_without_reserved(info)})
+                confirm(note)
 
     def drop(self, image: str, tag: str) -> None:
-        """Remove a label.
-
-        Raises:
-            StorageError: it cannot be removed.
-        """
+        """Remove a label."""
         folder = self.root / tag
         note = folder / f"{image}.json"
-        try:
-            with FileLock(self._lock):
+        with _writing(note), FileLock(self._lock):
+            self._settled(folder, image)
+            note.unlink(missing_ok=True)
+            confirm(note)
+            with contextlib.suppress(OSError):  # no metadata refers to the file any more
                 self._settled(folder, image)
-                note.unlink(missing_ok=True)
-                confirm(note)
-                with contextlib.suppress(OSError):  # no metadata refers to the file any more
-                    self._settled(folder, image)
-        except OSError as error:
-            raise _cannot(note, error) from error
 
     def _save(
         self, image: str, tag: str, ending: str, info: Mapping[str, Any], write: Callable[[Path], object]
     ) -> Label:
         folder = self.root / tag
         file, note = folder / f"{image}{ending}", folder / f"{image}.json"
-        staged = temporary_beside(file)
-        try:
-            _stage(staged, file, write)
-            known = {**_without_reserved(info), _NAME: file.name, SHA256: file_sha256(staged)}
+        sweep(folder)
+        with _writing(file), staged(file, write) as (temporary, sha256):
+            known = {**_without_reserved(info), _NAME: file.name, SHA256: sha256}
             with FileLock(self._lock):
                 before = self._settled(folder, image)
                 if _is_there(folder, known):  # the same voxels: only the metadata changes
@@ -149,15 +122,10 @@ class LabelStore:
                 else:
                     _write(note, {**before, _ANNOUNCED: known})
                     sync(folder)
-                    os.replace(staged, file)
+                    os.replace(temporary, file)
                     confirm(file)
                 with contextlib.suppress(OSError):  # retried by the next change
                     self._settled(folder, image)
-        except OSError as error:
-            raise _cannot(file, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                staged.unlink(missing_ok=True)
         return file, known
 
     def _settled(self, folder: Path, image: str) -> dict[str, Any]:
@@ -196,20 +164,18 @@ class LabelStore:
         return [folder for folder in self.root.iterdir() if folder.is_dir()]
 
 
-def _stage(staged: Path, file: Path, write: Callable[[Path], object]) -> None:
-    """Write and sync a temporary file; creates the folder if needed."""
-    folder = file.parent
-    if not folder.is_dir():
-        folder.mkdir(exist_ok=True)
-        sync(folder.parent)
-    sweep(folder)
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise a StorageError where a write fails."""
     try:
-        write(staged)
-    except BoltzFormerError as error:
-        if error.reason != "write":
+        yield
+    except (OSError, VolumeError) as error:
+        if isinstance(error, VolumeError) and error.reason != "write":
             raise
-        raise _cannot(file, disk_refusal(error)) from error
-    sync(staged)
+        refusal = error if isinstance(error, OSError) else disk_refusal(error)
+        reason = "the file system refuses" if refusal is None else why(refusal)
+        msg = f"{path}: cannot be written ({reason}), so the label stays as it was; is the disk full?"
+        raise StorageError(msg) from error
 
 
 def _image(name: str) -> str:
@@ -248,8 +214,7 @@ def _content(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     if not isinstance(content, dict):
-        msg = f"{file}: not a JSON object"
-        raise ValueError(msg)
+        raise ValueError(f"{file}: not a JSON object")
     return content
 
 
@@ -258,8 +223,3 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
     with atomic_path(file, durable=False) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
         sync(temporary)
-
-
-def _cannot(path: Path, error: OSError | None) -> StorageError:
-    reason = "the file system refuses" if error is None else why(error)
-    return StorageError(f"{path}: cannot be written ({reason}), so the label stays as it was; is the disk full?")

@@ -16,8 +16,6 @@ from boltzformer_monai.io.dicom.seg_writer import SegmentCode, write_dicom_seg
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["read_label", "write_label_as_seg"]
-
 _MAX_VALUE = 255
 
 
@@ -27,7 +25,7 @@ def read_label(path: Path, image: Volume, names: Mapping[int, str]) -> tuple[np.
     Args:
         path: label map, .seg.nrrd or DICOM SEG; or ``.bin``: one byte a voxel in Fortran order, as OHIF sends them.
         image: the scan.
-        names: value → name; others take their name from the file, else ``label 3``.
+        names: value → name; missing ones are taken from the file, else ``label 3``.
 
     Returns:
         ``(I, J, K)`` uint8 in the axes of the image, where the smaller of overlapping segments wins, and the name of

@@ -20,9 +20,10 @@ from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import BoltzFormerError, StorageError
 from boltzformer_monai.inferers.result_manifest import file_sha256
-from boltzformer_monai.io.read import read_label_map, read_volume
+from boltzformer_monai.io.read import read_label_map
 from boltzformer_monai.label.label_info import SHA256, names_in
 from boltzformer_monai.label.safe_ids import image_path, label_path
+from boltzformer_monai.label.service import read_scan
 
 _log = logging.getLogger(__name__)
 
@@ -31,23 +32,18 @@ _FINAL = DefaultLabelTag.FINAL.value
 
 @dataclass(frozen=True)
 class CorrectedLabel:
-    """A final label.
-
-    Attributes:
-        image_id: of its image.
-        image: file or DICOM folder.
-        label: file.
-        names: label value → name.
-        digest: changes with the label and its names.
-        sha256: of the file, "" if unknown.
-    """
+    """A final label."""
 
     image_id: str
     image: Path
+    """File or DICOM folder."""
     label: Path
     names: dict[int, str]
+    """By label value."""
     digest: str
+    """Changes with the label and its names."""
     sha256: str = ""
+    """Of the label's file; "" if unknown."""
 
 
 def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
@@ -76,7 +72,7 @@ def corrected_labels(datastore: Datastore) -> list[CorrectedLabel]:
 def write_slices(
     labels: Sequence[CorrectedLabel], folder: Path, *, data: Mapping[str, Any], modality: str | None, neighbours: int
 ) -> list[CorrectedLabel]:
-    """Update the slice dataset: slice new and changed labels, drop removed ones.
+    """Update the slice dataset: slice new and changed labels, drop removed ones; returns the labels in it.
 
     Args:
         labels: all of them.
@@ -85,14 +81,12 @@ def write_slices(
         modality: for scans that do not state theirs.
         neighbours: slices on either side in the network's input.
 
-    Returns:
-        The labels in the dataset.
-
     Raises:
         StorageError: the folder cannot be written.
     """
     used: list[CorrectedLabel] = []
-    known = sorted({str(entry["modality"]) for entry in data.get("targets", [])})
+    known = {str(entry["modality"]) for entry in data.get("targets", [])}
+    only = known.pop() if len(known) == 1 else None
     with SliceWriter(folder, name="corrected labels", val_fraction=0) as writer:
         wanted = {_volume_id(each) for each in labels}
         for removed in writer.hide([name for name in writer.records if name not in wanted]):
@@ -106,10 +100,7 @@ def write_slices(
                 _log.warning("%s: label changed meanwhile: left to the next training", each.image_id)
                 continue
             try:
-                image = read_volume(each.image, tilt="keep")
-                if image.modality == "unknown":
-                    stated = modality or (known[0] if len(known) == 1 else None)
-                    image = read_volume(each.image, modality=stated, tilt="keep")
+                image = read_scan(each.image, modality or only)
                 site, window = _trained_as(each.names, image.modality, data)
                 writer.add_volume(
                     image,

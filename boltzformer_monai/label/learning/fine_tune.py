@@ -1,4 +1,4 @@
-"""A few epochs on the corrected labels, from the checkpoint in use; stopped at any moment, it goes on where it was."""
+"""Fine-tune the checkpoint in use on the corrected labels for a few epochs; a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.trainer import VAL_LOSS
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.result_manifest import file_sha256
+from boltzformer_monai.label.files import write_object
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import PRESETS
 from boltzformer_monai.networks.weights import Description, load_checkpoint, load_strictly, read_weights
-from boltzformer_monai.storage import atomic_path
+from boltzformer_monai.storage import replacing
 from boltzformer_monai.transforms import PromptTokenizer
 
 _log = logging.getLogger(__name__)
 
-_EVEN = 0.5  # there or not, equally likely
-# There are no labels to spare: the validation loss is that of the scans that are trained on.
+_EVEN = 0.5
+# There are too few labels for a validation split: the validation loss is that of the training scans.
 _VALIDATION_ITEMS = (
     "$engines.validation_items(@reader, split='train', prompts_per_image=@prompts_per_image,"
     " negatives=@settings.negatives)"
@@ -41,21 +42,18 @@ _VALIDATION_ITEMS = (
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """What a training that was stopped has done; ``job.json`` in its folder.
-
-    Attributes:
-        job: digest of labels and settings; another job starts anew.
-        epochs: done.
-        best: validation loss of ``model.pt``.
-    """
+    """Progress of a training, for its resumption; ``job.json`` in its folder."""
 
     job: str
+    """Digest of labels and settings; another job starts anew."""
     epochs: int = 0
+    """Done."""
     best: float = math.inf
+    """Validation loss of ``model.pt``."""
 
     @classmethod
     def read(cls, folder: Path, job: str) -> Progress:
-        """That of the same job, or a fresh one, whose folder is emptied."""
+        """Progress of the same job, or of a new one, whose folder is emptied."""
         try:
             found = cls(**read_json(folder / "job.json"))
             if found.job == job and (folder / "last.pt").is_file() and (folder / "model.pt").is_file():
@@ -66,9 +64,7 @@ class Progress:
         return cls(job=job)
 
     def write(self, folder: Path) -> None:
-        """Keep it."""
-        with atomic_path(folder / "job.json") as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        write_object(folder / "job.json", dataclasses.asdict(self))
 
 
 def fine_tune(
@@ -84,18 +80,15 @@ def fine_tune(
     learned: Mapping[str, Any],
     seed: int = 0,
 ) -> float:
-    """Train and publish; returns the validation loss, which is measured on the same scans: there are none to spare.
+    """Train and publish the checkpoint; returns the validation loss, which is measured on the training scans.
 
     Args:
         checkpoint: to start from.
         dataset: slice dataset of the corrected labels.
-        folder: of the work under way.
+        folder: for checkpoints of the run, until it is finished.
         output: the new checkpoint, replaced in one step at the end.
-        device: to train on.
-        precision: of the arithmetic.
         epochs: in all, those of a stopped run included.
-        learning_rate: the highest.
-        learned: goes into the checkpoint: what it has learned from.
+        learned: names and labels, for the description in the checkpoint.
         seed: of shuffling and augmentation.
 
     Raises:
@@ -103,21 +96,20 @@ def fine_tune(
         DatasetError: there is nothing to train on.
         ConfigError: a setting is out of range, or the loss became infinite.
     """
-    start = file_sha256(checkpoint)  # what was stopped on other weights cannot go on
+    start = file_sha256(checkpoint)  # a run that started from other weights cannot resume
     job = hashlib.sha256(json.dumps([start, dict(learned), epochs, learning_rate, seed]).encode()).hexdigest()
     progress = Progress.read(folder, job)
     network, description = load_checkpoint(checkpoint, device=device)
     reader = SliceReader(dataset)
     description.data = described(description.data, engines.describe_data(reader), learned)
     if progress.epochs:
-        _log.info("going on after %d of %d epochs", progress.epochs, epochs)
+        _log.info("resuming after %d of %d epochs", progress.epochs, epochs)
         load_strictly(network, read_weights(folder / "last.pt")["model"], source="last.pt")
     if progress.epochs < epochs:
         network.to(memory_format=torch.channels_last).set_precision(precision)
         _train(network, description, reader, folder, progress, epochs, learning_rate, device, seed)
     _spare_the_labels(folder / "model.pt", network, description, reader, device)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output) as temporary:
+    with replacing(output) as temporary:
         shutil.copyfile(folder / "model.pt", temporary)
     shutil.rmtree(folder, ignore_errors=True)
     return progress.best
@@ -135,11 +127,11 @@ def described(old: Mapping[str, Any], new: Mapping[str, Any], learned: Mapping[s
 def _spare_the_labels(
     best: Path, network: BoltzFormer, description: Description, reader: SliceReader, device: torch.device
 ) -> None:
-    """Lower the presence thresholds where they would hide what was drawn.
+    """Lower the presence thresholds where they would hide labelled objects.
 
-    They never rise: they were chosen on many volumes and absences, while the corrected labels are few, were trained on
-    and name little that is absent. Nor does the upper one fall below a half, whatever a new name is like: it judges
-    the other objects, too.
+    They never rise: they were calibrated on many volumes, present and absent targets, while the corrected labels are
+    few, were trained on and name few absent targets. The upper one stays at 0.5 or above, since it holds for all other
+    objects too.
     """
     rule = PresenceRule.of(description.data)
     if rule is None or network.presence is None:
@@ -171,7 +163,7 @@ def _train(
     device: torch.device,
     seed: int,
 ) -> None:
-    """The bundle's training, with what is known here in place of its defaults."""
+    """The bundle's training, with the settings of this one."""
     config = description.network
     preset = next((name for name, each in PRESETS.items() if each.backbone == config.backbone), "tiny")
     defaults = engines.training_settings(preset, device, overrides={"epochs": epochs, "learning_rate": learning_rate})
@@ -195,7 +187,7 @@ def _train(
             "description": description,
             "train#trainer#max_epochs": epochs - progress.epochs,
             "train#dataset#progress": False,
-            "train#sampler": None,  # labels are few: an epoch shows every slice
+            "train#sampler": None,  # labels are few: an epoch samples every slice
             "train#dataloader#generator": torch.Generator().manual_seed(seed),
             "validate#dataset#progress": False,
             "validate#dataset#data": _VALIDATION_ITEMS,

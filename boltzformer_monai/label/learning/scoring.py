@@ -1,4 +1,4 @@
-"""Uncertainty scores for active learning: entropy of repeated sampling, and of the presence head."""
+"""Active learning: uncertainty scores from repeated sampling and the presence head; the most uncertain scan next."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
 
 from boltzformer_monai.errors import BoltzFormerError, StorageError
 from boltzformer_monai.inferers.result_manifest import source_digest
 from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.label.files import read_object, write_object
 from boltzformer_monai.label.infer_request import parse_request
-from boltzformer_monai.label.json_files import read_object, write_object
 from boltzformer_monai.label.safe_ids import image_path
 from boltzformer_monai.label.service import Segmented, SegmentService
 
@@ -29,9 +30,6 @@ class UncertaintyScoring(ScoringMethod):
     """Scores every scan without a final label, once for each checkpoint and set of prompts.
 
     The scores are stored in the workspace, not in the datastore: scoring runs in another process than the server.
-
-    Args:
-        service: runs the segmentations.
     """
 
     def __init__(self, service: SegmentService) -> None:
@@ -51,24 +49,51 @@ class UncertaintyScoring(ScoringMethod):
         defaults = self.service.default_prompts()
         params = parse_request({"uncertainty": REPEATS, **wanted}, default_prompts=defaults)
         model = self.service.model().sha256
-        scores = read_scores(self.service)
+        scores = read_object(scores_file(self.service))
         found: dict[str, float] = {}
         for image_id in sorted(datastore.get_unlabeled_images()):
+            made_of: list[Any] | None
             try:
                 path = image_path(datastore, image_id)
                 made_of = [model, source_digest(Scan(image_id, path)), list(params.prompts), params.repeats]
-                if scores.get(image_id, {}).get("of") != made_of:
-                    with self.service.segmented(path, params) as segmented:
-                        scores[image_id] = {"score": uncertainty_score(segmented), "of": made_of}
-                    write_scores(self.service, scores)
-                found[image_id] = scores[image_id]["score"]
+                if scores.get(image_id, {}).get("of") == made_of:
+                    found[image_id] = scores[image_id]["score"]
+                    continue
+                with self.service.segmented(path, params) as segmented:
+                    score = found[image_id] = uncertainty_score(segmented)
             except StorageError:
                 raise
             except BoltzFormerError as error:
                 _log.warning("%s: not scored: %s", image_id, error)
-                scores[image_id] = {"score": UNUSABLE, "of": None}
-                write_scores(self.service, scores)
+                score, made_of = UNUSABLE, None
+            scores[image_id] = {"score": score, "of": made_of}
+            write_object(scores_file(self.service), scores, "free space, or give another --conf workspace PATH")
         return found
+
+
+class MostUncertain(Strategy):
+    """The unlabelled scan with the highest score; scans without a score come first, by id.
+
+    A scan that was handed out comes after all others, so that several annotators do not get the same one.
+    """
+
+    def __init__(self, service: SegmentService) -> None:
+        super().__init__("The scan with the highest uncertainty score; run /scoring/uncertainty first")
+        self.service = service
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """``{"id", "weight"}``; ``None`` when all scans have a final label."""
+        images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
+        if not images:
+            return None
+        scores = read_object(scores_file(self.service))
+
+        def order(image: str) -> tuple[int, float, str]:
+            handed = datastore.get_image_info(image).get("strategy", {}).get("uncertainty", {}).get("ts", 0)
+            return int(handed), -float(scores.get(image, {}).get("score", 2.0)), image
+
+        chosen = min(images, key=order)
+        return {"id": chosen, "weight": scores.get(chosen, {}).get("score")}
 
 
 def uncertainty_score(segmented: Segmented) -> float:
@@ -92,19 +117,5 @@ def uncertainty_score(segmented: Segmented) -> float:
 
 
 def scores_file(service: SegmentService) -> Path:
-    """Path of the scores."""
+    """JSON file of the scores: image → ``{"score", "of"}``."""
     return service.settings.workspace / "scores.json"
-
-
-def read_scores(service: SegmentService) -> dict[str, Any]:
-    """Stored scores: image → ``{"score", "of"}``."""
-    return read_object(scores_file(service))
-
-
-def write_scores(service: SegmentService, scores: dict[str, Any]) -> None:
-    """Store the scores.
-
-    Raises:
-        StorageError: they cannot be written.
-    """
-    write_object(scores_file(service), scores, "free space, or give another --conf workspace PATH")

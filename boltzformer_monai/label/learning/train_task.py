@@ -22,11 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class BoltzFormerTrainTask(TrainTask):
-    """Fine-tuning on the corrected labels; MONAI Label runs it in a process of its own.
-
-    Args:
-        service: knows settings and checkpoint.
-    """
+    """Fine-tuning on the corrected labels; MONAI Label runs it in a process of its own."""
 
     def __init__(self, service: SegmentService) -> None:
         super().__init__("Learns from the final labels; the names of their segments become prompts")
@@ -51,20 +47,16 @@ class BoltzFormerTrainTask(TrainTask):
         settings = self.service.settings
         with writing(settings.workspace):
             settings.workspace.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(settings.workspace / "training.lock")
         try:
-            lock.acquire(timeout=0)
+            held = FileLock(settings.workspace / "training.lock").acquire(timeout=0)
         except Timeout:
             msg = (
                 "another training of this server is under way; wait for it, or stop it by DELETE /train/ "
                 "(one that a killed server left behind ends by itself, or with its process)"
             )
             raise DatasetError(msg) from None
-        try:
-            with writing(settings.workspace, much_else=True):
-                return self._train(request, datastore)
-        finally:
-            lock.release()
+        with held, writing(settings.workspace, much_else=True):
+            return self._train(request, datastore)
 
     def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.monotonic()
@@ -72,23 +64,16 @@ class BoltzFormerTrainTask(TrainTask):
         datastore.refresh()
         labels = corrected_labels(datastore)
         if not labels:
-            msg = "no final label with names to learn from; save one with its segment names first"
-            raise DatasetError(msg)
+            raise DatasetError("no final label with names to learn from; save one with its segment names first")
         if sorted(each.digest for each in labels) == sorted(self.service.learned().get("labels", [])):
             _log.info("all %d labels were learned already; nothing to do", len(labels))
             return {"trained": False, "reason": "all labels were learned already", "labels": len(labels)}
         description = self.service.model().segmenter.description
         dataset = settings.workspace / "dataset"
-        used = write_slices(
-            labels,
-            dataset,
-            data=description.data,
-            modality=settings.modality,
-            neighbours=description.network.neighbours,
-        )
+        neighbours = description.network.neighbours
+        used = write_slices(labels, dataset, data=description.data, modality=settings.modality, neighbours=neighbours)
         if not used:
-            msg = "none of the final labels can be used; the server's log says why"
-            raise DatasetError(msg)
+            raise DatasetError("none of the final labels can be used; the server's log says why")
         names = list(dict.fromkeys(name for each in used for _, name in sorted(each.names.items())))
         # What cannot be used counts as learned too: trying it again would fail again.
         learned = {"names": names, "labels": sorted(each.digest for each in labels)}

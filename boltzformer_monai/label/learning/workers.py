@@ -12,8 +12,6 @@ from monailabel.utils.async_tasks import utils
 from boltzformer_monai.errors import user_error
 from boltzformer_monai.storage import disk_refusal
 
-__all__ = ["in_background", "stop_background_tasks"]
-
 _log = logging.getLogger(__name__)
 
 _NICENESS = 15  # interactive requests come first
@@ -22,10 +20,7 @@ FAILED = 2
 
 @contextlib.contextmanager
 def in_background(background: bool) -> Iterator[None]:
-    """Run at low priority and log user errors in one line.
-
-    Args:
-        background: whether this is a background process; in the server itself nothing changes.
+    """Run at low priority and log user errors in one line; unless ``background``, nothing changes.
 
     Raises:
         SystemExit: a user error, after it was logged.

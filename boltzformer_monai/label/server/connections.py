@@ -21,8 +21,6 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Connections", "limit_connections"]
-
 _log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
@@ -72,11 +70,7 @@ class Connections:
         self._ticking = self._trimming = False
 
     def protocol(self, stock: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-        """uvicorn's protocol class, with the timeouts.
-
-        Args:
-            stock: one of uvicorn's protocol classes for HTTP/1.1.
-        """
+        """One of uvicorn's protocol classes for HTTP/1.1, with the timeouts."""
         connections = self
 
         class TimedProtocol(stock):  # type: ignore[misc, valid-type]
@@ -175,15 +169,10 @@ class Connections:
 
 
 def limit_connections(connections: Connections) -> bool:
-    """Add the timeouts to the web server of this process.
+    """Add the timeouts to the web server of this process; returns whether it is uvicorn.
 
     MONAI Label starts uvicorn before it makes the app and gives no reference to it; the handler of SIGTERM has one.
-
-    Args:
-        connections: the limits; ``limit`` is lowered if there are too few file descriptors.
-
-    Returns:
-        Whether a uvicorn server was found.
+    The limit is lowered if there are too few file descriptors.
     """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if not isinstance(server, uvicorn.Server):

@@ -11,13 +11,12 @@ from typing import IO
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import requests
-from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_credentials
 from fastapi import Request
 from fastapi.responses import Response
 from monailabel.config import settings
 from starlette.exceptions import HTTPException
 
-__all__ = ["forward"]
+from boltzformer_monai.label.datastore.dicomweb_client import dicomweb_session
 
 _TIMEOUT_S = (10, 600)
 _FORWARDED_HEADERS = ("accept", "content-type")
@@ -32,16 +31,16 @@ _MAX_REDIRECTS = 3
 
 
 def forward(request: Request, service: str, path: str, body: IO[bytes] | None) -> Response:
-    """Forward a request to the DICOMweb server and return its response.
+    """Forward a GET or POST request to the DICOMweb server and return its response.
 
     Args:
-        request: GET or POST.
+        request: without its body.
         service: ``wado``, ``qido`` or ``stow``; empty for a path below the server's root.
         path: checked.
         body: of the request, or None.
 
     Raises:
-        requests.RequestException: the server does not answer.
+        requests.RequestException: the server does not respond.
         HTTPException: 502, it redirects to another server, or the content type is not one of DICOMweb.
     """
     root = str(settings.MONAI_LABEL_STUDIES).rstrip("/")
@@ -50,12 +49,10 @@ def forward(request: Request, service: str, path: str, body: IO[bytes] | None) -
         "qido": settings.MONAI_LABEL_QIDO_PREFIX,
         "stow": settings.MONAI_LABEL_STOW_PREFIX,
     }
-    # OHIF asks for metadata by its URL for searches.
+    # OHIF requests metadata by its URL for searches.
     prefix = prefixes.get("wado" if path.endswith("metadata") and service == "qido" else service)
     url = "/".join([root, *([prefix] if prefix else []), quote(path, safe="/,:;=@&+$!*'()")])
-    with create_session_from_gcp_credentials() if "googleapis.com" in root else requests.Session() as session:
-        if settings.MONAI_LABEL_DICOMWEB_USERNAME and settings.MONAI_LABEL_DICOMWEB_PASSWORD:
-            session.auth = (settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD)
+    with dicomweb_session(root) as session:
         url = f"{url}?{request.url.query}" if request.url.query else url
         headers = {name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers}
         for _ in range(_MAX_REDIRECTS + 1):
@@ -77,7 +74,7 @@ def _response(response: requests.Response) -> Response:
         return Response(response.content, response.status_code, headers={**headers, **_HEADERS})
     if response.status_code >= HTTPStatus.BAD_REQUEST:
         raise HTTPException(response.status_code, f"the DICOMweb server refuses the request: {response.reason}")
-    raise HTTPException(502, f"the DICOMweb server answers with {kind[:60]!a}, which is not forwarded")
+    raise HTTPException(502, f"the DICOMweb server responds with {kind[:60]!a}, which is not forwarded")
 
 
 def _below(url: str, root: str) -> bool:

@@ -34,8 +34,6 @@ from boltzformer_monai.errors import (
 from boltzformer_monai.label.safe_ids import UnknownIdError
 from boltzformer_monai.storage import FULL, disk_refusal
 
-__all__ = ["ErrorResponses"]
-
 _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
     (UnknownIdError, 404),
     (VolumeError, 422),
@@ -83,7 +81,7 @@ class ErrorResponses:
         if isinstance(error, requests.RequestException):
             if (response := error.response) is not None and 400 <= response.status_code < 500:
                 return response.status_code, f"the DICOMweb server refuses the request: {response.reason}"
-            return 503, "the DICOMweb server does not answer; see this server's log"
+            return 503, "the DICOMweb server does not respond; see this server's log"
         if isinstance(error, ImageNotFoundException | LabelNotFoundException):
             return 404, self.one_line(str(error.msg))
         if isinstance(error, MONAILabelException):
@@ -108,7 +106,7 @@ class ErrorResponses:
         return reply
 
     def add_to(self, app: FastAPI) -> None:
-        """Answer every error of every route as ``{"detail": "one line"}``."""
+        """Send every error of every route as ``{"detail": "one line"}``."""
 
         async def respond(request: Request, error: Exception) -> JSONResponse:
             status, detail = self.describe(error) or (500, _INTERNAL_ERROR)

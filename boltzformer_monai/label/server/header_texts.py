@@ -1,4 +1,4 @@
-"""Remove free texts from the headers of scans that are sent to clients.
+"""Send scans without the free texts of their headers.
 
 Converters and users write names, dates and notes into these fields; no viewer needs them.
 """
@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.limits import open_file
+from fastapi.responses import FileResponse
 
-__all__ = ["strip_texts"]
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.label.files import temporary_file
+from boltzformer_monai.limits import open_file
 
 _GZIP = b"\x1f\x8b"
 _NAMED = 0x1C  # flags of a gzip header: further fields, a name, a comment
@@ -38,12 +39,27 @@ _META_FIELDS = frozenset({
 })  # fmt: skip
 
 
-def strip_texts(source: Path, target: Path) -> bool:
-    """Write a copy of a scan without the free texts of its header.
+class TemporaryFileResponse(FileResponse):
+    """A file that is deleted afterwards, even if it was not sent."""
 
-    Args:
-        source: NIfTI, NRRD or MetaImage in one file, by its extension.
-        target: file of the same format.
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            Path(self.path).unlink(missing_ok=True)
+
+
+def scan_response(path: Path, **options: Any) -> FileResponse:
+    """Send a scan: a temporary copy if its header holds free texts; raises as :func:`strip_texts`."""
+    with temporary_file(f"-{path.name[-20:]}") as copy:
+        if strip_texts(path, copy):
+            return TemporaryFileResponse(copy, **options)
+        copy.unlink()
+    return FileResponse(path, **options)
+
+
+def strip_texts(source: Path, target: Path) -> bool:
+    """Write a copy of a NIfTI, NRRD or MetaImage file without the free texts of its header.
 
     Returns:
         Whether it was written; it is not if the source has no such text.
@@ -61,8 +77,7 @@ def strip_texts(source: Path, target: Path) -> bool:
         if name.endswith(".mha"):
             end = re.compile(rb"\A.*?^\s*ElementDataFile\s*=[^\n]*\n", re.DOTALL | re.MULTILINE | re.IGNORECASE)
             return _text_header(file, target, end, _keep_meta)
-    msg = f"{source}: only NIfTI, NRRD and MetaImage in one file are sent"
-    raise VolumeError(msg, reason="unsupported format")
+    raise VolumeError(f"{source}: only NIfTI, NRRD and MetaImage in one file are sent", reason="unsupported format")
 
 
 def _nifti(file: BinaryIO, target: Path) -> bool:
@@ -83,8 +98,7 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
             # Without extensions, which may claim any length and are removed anyway.
             header = kind(stream.read(kind.sizeof_hdr), check=False)
         except (OSError, EOFError, ValueError, WrapStructError, ImageFileError) as error:
-            msg = f"{target.name}: the header cannot be read, so the file is not sent"
-            raise VolumeError(msg) from error
+            raise VolumeError(f"{target.name}: the header cannot be read, so the file is not sent") from error
         texts = [key for key in _NIFTI_TEXTS if key in header and header[key].item().strip(b"\0")]
         start_of_voxels = max(int(header["vox_offset"]), header.single_vox_offset)
         if not (texts or named or start_of_voxels > header.single_vox_offset):
@@ -105,8 +119,7 @@ def _nifti(file: BinaryIO, target: Path) -> bool:
 def _text_header(file: BinaryIO, target: Path, header: re.Pattern[bytes], known: Callable[[bytes], bool]) -> bool:
     found = header.search(file.read(_MAX_HEADER))
     if found is None:
-        msg = f"{target.name}: the header cannot be read, so the file is not sent"
-        raise VolumeError(msg)
+        raise VolumeError(f"{target.name}: the header cannot be read, so the file is not sent")
     lines = found[0].splitlines(keepends=True)
     kept = [line for line in lines if known(line)]
     if len(kept) == len(lines):

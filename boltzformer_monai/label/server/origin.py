@@ -1,7 +1,7 @@
 """Origin checks and security headers (outermost middleware).
 
 Without sign-in the scans are protected only because nobody but this machine reaches the server. A browser on this
-machine sends requests for any page that it shows: requests of foreign pages are refused by their ``Origin``, and by
+machine sends requests for any open page: requests of foreign pages are refused by their ``Origin``, and by
 their ``Host`` where a foreign name resolves to this machine (DNS rebinding).
 """
 
@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
-
-__all__ = ["OriginCheck"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +42,6 @@ class OriginCheck:
     Scans and results are kept out of the browser's cache.
 
     Args:
-        app: the next application.
         origins: further allowed origins, e.g. ``https://viewer.example.org``.
         hosts: further allowed host names. IP addresses and names without a dot, which nobody can register, are allowed.
         no_sign_in: log a warning at the first request from another machine.
@@ -57,7 +54,6 @@ class OriginCheck:
         self._warn = no_sign_in
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle a request, or refuse it with status 403."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -106,7 +102,7 @@ class _CompleteResponse:
             for name, value in {**_HEADERS, **extra}.items():
                 headers.setdefault(name, value)
             content_type = headers.get("content-type", "")
-            # HTML pages stay, and so does what the DICOMweb server answers.
+            # HTML pages stay, and so do responses of the DICOMweb server.
             kept = content_type.startswith(("application/json", "text/html")) or "/proxy/" in path
             if status >= HTTPStatus.BAD_REQUEST and not kept:
                 self._error_status, self._headers = status, headers

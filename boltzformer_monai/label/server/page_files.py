@@ -44,11 +44,7 @@ it was installed with <code>pip install -e</code>, and reload.</p>
 
 
 def page_file(path: str, known: str = "") -> Response:
-    """A file of the page.
-
-    Args:
-        path: below the page's folder; empty for the page itself.
-        known: the ``If-None-Match`` of the request.
+    """A file of the page, or index.html for an empty path; ``known`` is the ``If-None-Match`` of the request.
 
     Raises:
         HTTPException: 404, there is no such file.

@@ -1,10 +1,10 @@
-"""Checks of the arguments of MONAI Label's routes; :data:`CHECKS` maps its endpoint functions to them."""
+"""Checks of the arguments of MONAI Label's routes."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -37,7 +37,6 @@ from boltzformer_monai.label.validation import validated
 _SESSION_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
 _CHECK_SUM = re.compile(r"(?:(MD5|SHA256|SHA512):)?([0-9A-F]+)")
 _MAX_EXPIRY_S = 7 * 24 * 3600
-_Check = Callable[["Checks", dict[str, Any]], None]
 _Count = Annotated[int, Field(strict=True, ge=0, le=100_000)]
 
 
@@ -82,8 +81,7 @@ def _check_label_info(params: Mapping[str, Any]) -> None:
     for each in listed if isinstance(listed, list) else ():
         name = each.get("name") if isinstance(each, dict) else None
         if isinstance(name, str) and (control := control_character(name)):
-            msg = f"the name {name[:60]!a} holds the control character U+{ord(control):04X}; leave it out"
-            raise ConfigError(msg)
+            raise ConfigError(f"the name {name[:60]!a} holds the control character U+{ord(control):04X}; leave it out")
     if listed and not names_in({"label_info": listed}):
         msg = 'label_info must be a list of {"name": "left kidney", "idx": 1}, idx being the value in the label map'
         raise ConfigError(f"{msg}; got {str(listed)[:60]!a}")
@@ -91,23 +89,16 @@ def _check_label_info(params: Mapping[str, Any]) -> None:
 
 def _check_image_info(info: Mapping[str, Any]) -> None:
     if reserved := next((key for key in ("strategy", "name", "path", "ts") if key in info), None):
-        msg = f"{reserved!r} is set by the server"
-        raise ConfigError(msg)
+        raise ConfigError(f"{reserved!r} is set by the server")
 
 
 def _check_range(arguments: dict[str, Any], name: str, high: int) -> None:
     if not 0 <= (arguments.get(name) or 0) <= high:
-        msg = f"{name} must be from 0 to {high}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name} must be from 0 to {high}")
 
 
 class Checks:
-    """Checks against the app's models, methods and datastore; they may replace arguments.
-
-    Args:
-        app: the running app.
-        service: for the default prompts and for reading scans.
-    """
+    """Checks against the app's models, methods and datastore; they may replace arguments."""
 
     def __init__(self, app: MONAILabelApp, service: SegmentService) -> None:
         self.app = app
@@ -128,8 +119,7 @@ class Checks:
             self.session(arguments)
             if self.app.sessions() is None or self.app.sessions().get_session(arguments["session_id"]) is None:
                 raise HTTPException(404, "there is no such session")
-        if suffix := self._suffix(arguments.get("file")):
-            arguments["file"].filename = f"upload{suffix}"
+        self._renamed(arguments.get("file"))
         arguments["label"] = None  # not an input of this model
         if arguments.get("file") or arguments.get("session_id"):
             arguments["image"] = ""
@@ -178,14 +168,14 @@ class Checks:
 
     def new_image(self, arguments: dict[str, Any]) -> None:
         _check_image_info(_parse_field(arguments, "params"))
-        suffix = self._suffix(arguments["file"])
-        name = check_new_id(arguments.get("image") or str(arguments["file"].filename)[: -len(suffix)])
+        filename = str(arguments["file"].filename)
+        suffix = self._renamed(arguments["file"])
+        name = arguments["image"] = check_new_id(arguments.get("image") or filename[: -len(suffix)])
         if name in self.app.datastore().list_images():
             image_path(self.app.datastore(), name)
         check_target(self.app.datastore(), f"{name}{suffix}")
-        with saved(arguments["file"].file, suffix) as file:
+        with saved(arguments["file"]) as file:
             read_volume(file, tilt="keep")
-        arguments["image"], arguments["file"].filename = name, f"upload{suffix}"
 
     def image(self, arguments: dict[str, Any]) -> None:
         _check_image_info(_parse_field(arguments, "info"))
@@ -193,8 +183,7 @@ class Checks:
         if not (check_sum := arguments.get("check_sum")):
             return
         if (parts := _CHECK_SUM.fullmatch(check_sum.upper())) is None:
-            msg = "check_sum must be ALGORITHM:HEX with MD5, SHA256 or SHA512"
-            raise ConfigError(msg)
+            raise ConfigError("check_sum must be ALGORITHM:HEX with MD5, SHA256 or SHA512")
         arguments["check_sum"] = f"{parts[1] or 'SHA256'}:{parts[2].lower()}"
 
     def image_by_id(self, arguments: dict[str, Any]) -> None:
@@ -207,13 +196,12 @@ class Checks:
         _check_label_info(_parse_field(arguments, "params"))
         image_path(self.app.datastore(), check_id(arguments["image"]))
         arguments["tag"] = check_tag(arguments.get("tag") or DefaultLabelTag.FINAL.value)
-        suffix = self._suffix(arguments["label"])
+        suffix = self._renamed(arguments["label"])
         check_target(self.app.datastore(), "labels", arguments["tag"], f"{arguments['image']}{suffix}")
-        arguments["label"].filename = f"upload{suffix}"
         if self._remote():
             return  # the datastore reads it on the grid of its series
         image = self.service.volume(image_path(self.app.datastore(), arguments["image"]))
-        with saved(arguments["label"].file, suffix) as file:
+        with saved(arguments["label"]) as file:
             reorient_label(read_label_map(file), image)  # a label on another grid cannot be learned
 
     def label(self, arguments: dict[str, Any]) -> None:
@@ -243,12 +231,11 @@ class Checks:
 
     def new_session(self, arguments: dict[str, Any]) -> None:
         for number, file in enumerate(arguments["files"]):
-            file.filename = f"upload{number}{self._suffix(file)}"
+            self._renamed(file, f"upload{number}")
         _check_range(arguments, "expiry", _MAX_EXPIRY_S)
         # An archive could fill the disk, or name files outside its folder.
         if arguments.get("uncompress"):
-            msg = "archives are not unpacked here; send the files themselves"
-            raise ConfigError(msg)
+            raise ConfigError("archives are not unpacked here; send the files themselves")
 
     def model_name(self, arguments: dict[str, Any]) -> None:
         _require_known(arguments["model"], self.app._infers, "model")
@@ -288,49 +275,13 @@ class Checks:
     def _remote(self) -> bool:
         return str(self.app.studies).startswith(("http://", "https://"))
 
-    def _suffix(self, upload: UploadFile | None) -> str:
-        return upload_suffix(upload, limit=self.service.settings.upload_mb * 2**20)
+    def _renamed(self, upload: UploadFile | None, name: str = "upload") -> str:
+        """Check an upload and replace its name, which nothing may use; returns its extension."""
+        suffix = upload_suffix(upload, limit=self.service.settings.upload_mb * 2**20)
+        if upload is not None:
+            upload.filename = f"{name}{suffix}"
+        return suffix
 
     def _label_tag(self, params: Mapping[str, Any]) -> None:
         if params.get("label_tag"):
             check_tag(str(params["label_tag"]))
-
-
-CHECKS: dict[str, _Check] = {
-    "api_run_inference": Checks.infer,
-    "api_sample": Checks.strategy,
-    "api_run_method": Checks.scoring,
-    "api_run_model": Checks.train,
-    "batch_infer.api_run": Checks.batch,
-    "train.api_run": Checks.train,
-    "scoring.api_run": Checks.scoring,
-    "api_add_image": Checks.new_image,
-    "api_remove_image": Checks.image_by_id,
-    "api_check_image": Checks.image,
-    "api_download_image": Checks.image,
-    "api_get_image_info": Checks.image,
-    "api_put_image_info": Checks.image,
-    "api_save_label": Checks.new_label,
-    "api_remove_label": Checks.label,
-    "api_check_label": Checks.label,
-    "api_download_label": Checks.label,
-    "api_get_label_info": Checks.label,
-    "api_put_label_info": Checks.label,
-    "api_update_label_info": Checks.label,
-    "api_download_dataset": Checks.archive,
-    "api_get_session": Checks.session,
-    "api_remove_session": Checks.session,
-    "api_create_session": Checks.new_session,
-    "api_download_model": Checks.model_name,
-    "api_model_info": Checks.model_name,
-    "api_update_model": Checks.refused,
-    "api_delete_model": Checks.refused,
-    "api_run_wsi_inference": Checks.no_slides,
-    "api_run_wsi_v2_inference": Checks.no_slides,
-    "proxy_wado": Checks.proxy,
-    "proxy_qido": Checks.proxy,
-    "proxy_stow": Checks.proxy,
-    "proxy": Checks.proxy,
-    "api_get_logs": Checks.log,
-    "api_get_ohif": Checks.static,
-}

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse, Response
@@ -37,19 +36,15 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 from monailabel.interfaces.utils.app import app_instance
-from starlette.background import BackgroundTask
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.label.safe_ids import parse_json
 from boltzformer_monai.label.server.dicomweb_proxy import forward
 from boltzformer_monai.label.server.error_responses import ErrorResponses
-from boltzformer_monai.label.server.header_texts import strip_texts
-from boltzformer_monai.label.server.route_checks import CHECKS, Checks
+from boltzformer_monai.label.server.header_texts import TemporaryFileResponse, scan_response
+from boltzformer_monai.label.server.route_checks import Checks
 from boltzformer_monai.label.server.uploads import body_of, saved
-from boltzformer_monai.label.server.work_queues import WorkQueue, WorkQueues
-
-__all__ = ["guard_stock_routes", "put_in_front"]
+from boltzformer_monai.label.server.work_queues import WorkQueues
 
 _log = logging.getLogger(__name__)
 
@@ -57,50 +52,39 @@ _MODULES = (
     activelearning, batch_infer, datastore, infer, info, logs, model, ohif, proxy, scoring, session, train, wsi_infer,
 )  # fmt: skip
 _Endpoint = Callable[..., Any]
-_Replacement = Callable[[_Endpoint, dict[str, Any]], Any]
 
 
 def guard_stock_routes(app: FastAPI, checks: Checks, responses: ErrorResponses, queues: WorkQueues) -> None:
     """Put a checked wrapper in front of every stock route."""
     router = APIRouter()
-    queue_of = {
-        "api_run_inference": queues.segment,
-        **dict.fromkeys(("api_add_image", "api_save_label", "api_create_session"), queues.uploads),
-        **dict.fromkeys(
-            ("api_download_image", "api_download_label", "api_download_dataset", "api_sample"), queues.scans
-        ),
-        **dict.fromkeys(("proxy", "proxy_wado", "proxy_qido", "proxy_stow"), queues.dicomweb),
-    }
     for module in (*_MODULES, login) if settings.MONAI_LABEL_AUTH_ENABLE else _MODULES:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
-                queue = queue_of.get(route.endpoint.__name__, queues.fast)
                 router.add_api_route(
                     route.path,
-                    _guarded(route.endpoint, checks, responses, queue),
+                    _guarded(route.endpoint, checks, responses, queues),
                     methods=sorted(route.methods or ()),
                     include_in_schema=False,  # the stock route is in it
                     response_model=None,
                 )
-    put_in_front(app, router)
+    put_in_front(app, router, settings.MONAI_LABEL_API_STR)
 
 
-def put_in_front(app: FastAPI, router: APIRouter) -> None:
+def put_in_front(app: FastAPI, router: APIRouter, prefix: str = "") -> None:
     """Include a router before all routes that the app has."""
     before = len(app.router.routes)
-    app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
+    app.include_router(router, prefix=prefix)
     new = app.router.routes[before:]
     del app.router.routes[before:]
     app.router.routes[:0] = new
 
 
-def _guarded(endpoint: _Endpoint, checks: Checks, responses: ErrorResponses, queue: WorkQueue) -> _Endpoint:
-    async def guarded(**arguments: Any) -> Any:
-        return await queue.run(run, arguments, asyncio.get_running_loop())
-
+def _guarded(endpoint: _Endpoint, checks: Checks, responses: ErrorResponses, queues: WorkQueues) -> _Endpoint:
     name = endpoint.__name__
-    check = CHECKS.get(f"{endpoint.__module__.rpartition('.')[2]}.{name}") or CHECKS.get(name)
-    call = _REPLACEMENTS.get(name, _stock)
+    check, queue, call = _ROUTES.get(f"{endpoint.__module__.rpartition('.')[2]}.{name}") or _ROUTES.get(name, _Route())
+
+    async def guarded(**arguments: Any) -> Any:
+        return await getattr(queues, queue).run(run, arguments, asyncio.get_running_loop())
 
     def run(arguments: dict[str, Any], loop: asyncio.AbstractEventLoop) -> Any:
         try:
@@ -149,7 +133,7 @@ def _infer(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
     """Keep an uploaded scan only while it is needed; the stock endpoint leaves its file when the disk is full."""
     if (upload := arguments.get("file")) is None:
         return _stock(endpoint, arguments)
-    with _saved(upload) as path:
+    with saved(upload) as path:
         return _stock(endpoint, {**arguments, "file": None, "image": str(path)})
 
 
@@ -157,14 +141,14 @@ def _add_image(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
     info = parse_json(arguments["params"], "params")
     if user := arguments["user"].username:
         info["user"] = user
-    with _saved(arguments["file"]) as path:
+    with saved(arguments["file"]) as path:
         return {"image": app_instance().datastore().add_image(arguments["image"], str(path), info)}
 
 
 def _save_label(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
     app, image = app_instance(), arguments["image"]
     info = parse_json(arguments["params"], "params")
-    with _saved(arguments["label"]) as path:
+    with saved(arguments["label"]) as path:
         label = app.datastore().save_label(image, str(path), arguments["tag"], info)
     return {**(app.on_save_label(image, label) or {}), "image": image, "label": label}
 
@@ -177,53 +161,66 @@ def _create_session(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"session_id": name, "session_info": session.to_json()}
 
 
-def _saved(upload: UploadFile) -> AbstractContextManager[Path]:
-    name = str(upload.filename)  # set by the check
-    return saved(upload.file, name[name.index(".") :])
-
-
 def _download_dataset(endpoint: _Endpoint, arguments: dict[str, Any]) -> Response:
     """Delete the ZIP file after the response; the stock endpoint keeps it."""
     response: FileResponse = _stock(endpoint, arguments)
-    response.background = BackgroundTask(Path(response.path).unlink, missing_ok=True)
-    return response
+    return TemporaryFileResponse(response.path, media_type=response.media_type, filename=response.filename)
 
 
 def _download_image(endpoint: _Endpoint, arguments: dict[str, Any]) -> FileResponse:
-    """Send the scan without the free texts of its header: a temporary copy, if there are any."""
     response: FileResponse = _stock(endpoint, arguments)
-    scan = Path(response.path)
-    with tempfile.NamedTemporaryFile(suffix=f"-{scan.name[-20:]}", delete=False) as file:
-        copy = Path(file.name)
-    try:
-        written = strip_texts(scan, copy)
-    except BaseException:
-        copy.unlink()
-        raise
-    if not written:
-        copy.unlink()
-        return response
-    delete = BackgroundTask(copy.unlink, missing_ok=True)
-    return FileResponse(copy, media_type=response.media_type, filename=scan.name, background=delete)
+    return scan_response(Path(response.path), media_type=response.media_type, filename=response.filename)
 
 
-def _forwarded(service: str) -> _Replacement:
-    def proxy_request(_: _Endpoint, arguments: dict[str, Any]) -> Response:
-        return forward(arguments["request"], service, arguments["path"], arguments["body"])
-
-    return proxy_request
+def _forward(service: str, _: _Endpoint, arguments: dict[str, Any]) -> Response:
+    return forward(arguments["request"], service, arguments["path"], arguments["body"])
 
 
-_REPLACEMENTS: dict[str, _Replacement] = {
-    "api_add_image": _add_image,
-    "api_create_session": _create_session,
-    "api_download_dataset": _download_dataset,
-    "api_download_image": _download_image,
-    "api_get_ohif": _ohif_file,
-    "api_run_inference": _infer,
-    "api_save_label": _save_label,
-    "proxy": _forwarded(""),
-    "proxy_wado": _forwarded("wado"),
-    "proxy_qido": _forwarded("qido"),
-    "proxy_stow": _forwarded("stow"),
+class _Route(NamedTuple):
+    """What is done for a stock endpoint."""
+
+    check: Callable[[Checks, dict[str, Any]], None] | None = None
+    queue: str = "fast"
+    """Its attribute of :class:`WorkQueues`."""
+    call: Callable[[_Endpoint, dict[str, Any]], Any] = _stock
+
+
+_ROUTES: dict[str, _Route] = {
+    "api_run_inference": _Route(Checks.infer, "segment", _infer),
+    "api_sample": _Route(Checks.strategy, "scans"),
+    "api_run_method": _Route(Checks.scoring),
+    "api_run_model": _Route(Checks.train),
+    "batch_infer.api_run": _Route(Checks.batch),
+    "train.api_run": _Route(Checks.train),
+    "scoring.api_run": _Route(Checks.scoring),
+    "api_add_image": _Route(Checks.new_image, "uploads", _add_image),
+    "api_remove_image": _Route(Checks.image_by_id),
+    "api_check_image": _Route(Checks.image),
+    "api_download_image": _Route(Checks.image, "scans", _download_image),
+    "api_get_image_info": _Route(Checks.image),
+    "api_put_image_info": _Route(Checks.image),
+    "api_save_label": _Route(Checks.new_label, "uploads", _save_label),
+    "api_remove_label": _Route(Checks.label),
+    "api_check_label": _Route(Checks.label),
+    "api_download_label": _Route(Checks.label, "scans"),
+    "api_get_label_info": _Route(Checks.label),
+    "api_put_label_info": _Route(Checks.label),
+    "api_update_label_info": _Route(Checks.label),
+    "api_download_dataset": _Route(Checks.archive, "scans", _download_dataset),
+    "api_get_session": _Route(Checks.session),
+    "api_remove_session": _Route(Checks.session),
+    "api_create_session": _Route(Checks.new_session, "uploads", _create_session),
+    "api_download_model": _Route(Checks.model_name),
+    "api_model_info": _Route(Checks.model_name),
+    "api_update_model": _Route(Checks.refused),
+    "api_delete_model": _Route(Checks.refused),
+    "api_run_wsi_inference": _Route(Checks.no_slides),
+    "api_run_wsi_v2_inference": _Route(Checks.no_slides),
+    "proxy_wado": _Route(Checks.proxy, "dicomweb", partial(_forward, "wado")),
+    "proxy_qido": _Route(Checks.proxy, "dicomweb", partial(_forward, "qido")),
+    "proxy_stow": _Route(Checks.proxy, "dicomweb", partial(_forward, "stow")),
+    "proxy": _Route(Checks.proxy, "dicomweb", partial(_forward, "")),
+    "api_get_logs": _Route(Checks.log),
+    "api_get_ohif": _Route(Checks.static, call=_ohif_file),
 }
+"""By the name of the endpoint's function, or its module's and its own."""

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import secrets
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,17 +30,17 @@ from boltzformer_monai.io.formats import is_image_file, write_image_file
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.datastore.dicomweb_cache import compact
 from boltzformer_monai.label.disconnect import CancelOnDisconnect
+from boltzformer_monai.label.files import temporary_file
 from boltzformer_monai.label.infer_request import UNCERTAINTY, parse_request
 from boltzformer_monai.label.safe_ids import check_json, image_path
 from boltzformer_monai.label.server.error_responses import ErrorResponses
-from boltzformer_monai.label.server.header_texts import strip_texts
+from boltzformer_monai.label.server.header_texts import TemporaryFileResponse, scan_response
 from boltzformer_monai.label.server.origin import OriginCheck
 from boltzformer_monai.label.server.page_files import page_file
-from boltzformer_monai.label.server.result_store import ResultStore
 from boltzformer_monai.label.server.route_checks import Checks
 from boltzformer_monai.label.server.route_guard import guard_stock_routes, put_in_front
 from boltzformer_monai.label.server.sign_in import require_role, use_sign_in
-from boltzformer_monai.label.server.upload_limit import UploadLimit
+from boltzformer_monai.label.server.uploads import UploadLimit
 from boltzformer_monai.label.server.work_queues import WorkQueues
 from boltzformer_monai.label.service import Segmented, SegmentService
 
@@ -47,6 +52,7 @@ RESULTS = {
     "segmentation.dcm": ("result.dcm", "application/dicom"),
     "summary.json": ("result.json", "application/json"),
 }
+_KEPT = 16  # results
 
 
 def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> None:
@@ -70,14 +76,14 @@ def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> 
 
     guard_stock_routes(app, Checks(server, service), responses, queues)
     routes = _Routes(server, service, queues)
-    put_in_front(app, routes.router)
+    put_in_front(app, routes.router, stock.MONAI_LABEL_API_STR)
+    replaced = APIRouter(include_in_schema=False)
     only_admin = [require_role(stock.MONAI_LABEL_AUTH_ROLE_ADMIN)]
-    app.add_api_route("/reload", reload, methods=["POST"], include_in_schema=False, dependencies=only_admin)
+    replaced.add_api_route("/reload", reload, methods=["POST"], dependencies=only_admin)
     # MONAI Label's API pages load scripts from other servers, on the origin of the scans.
-    app.add_api_route("/", routes.to_page, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/docs", routes.to_openapi, methods=["GET"], include_in_schema=False)
-    own = [app.router.routes.pop() for _ in range(3)]
-    app.router.routes[:0] = own
+    replaced.add_api_route("/", routes.to_page, methods=["GET"])
+    replaced.add_api_route("/docs", routes.to_openapi, methods=["GET"])
+    put_in_front(app, replaced)
     # Starlette built the middleware stack before the startup event; the next request builds it anew.
     app.middleware_stack = None
     app.add_middleware(CancelOnDisconnect)
@@ -89,21 +95,40 @@ def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> 
     app.add_middleware(OriginCheck, origins=origins, hosts=settings.hosts, no_sign_in=not stock.MONAI_LABEL_AUTH_ENABLE)
 
 
-class _Routes:
-    """The page and its API.
+class _Results:
+    """Folders by id; the oldest is deleted when there are more than ``_KEPT``."""
 
-    Args:
-        server: the app, for its datastore.
-        service: runs the segmentations.
-        queues: for requests that take long.
-    """
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="boltzformer-results-")
+        self._results: OrderedDict[str, Path] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def new(self) -> tuple[str, Path]:
+        """Make an empty folder; returns its id and path."""
+        name = secrets.token_urlsafe(12)
+        folder = Path(self._folder.name) / name
+        folder.mkdir()
+        with self._lock:
+            self._results[name] = folder
+            old = [self._results.popitem(last=False)[1] for _ in range(len(self._results) - _KEPT)]
+        for path in old:
+            shutil.rmtree(path, ignore_errors=True)
+        return name, folder
+
+    def folder(self, name: str) -> Path | None:
+        """The folder of an id, or None if it was deleted."""
+        with self._lock:
+            return self._results.get(name)
+
+
+class _Routes:
+    """The page and its API."""
 
     def __init__(self, server: MONAILabelApp, service: SegmentService, queues: WorkQueues) -> None:
         self.server = server
         self.service = service
         self.queues = queues
-        self.results = ResultStore()
-        self.scans = ResultStore()
+        self.results = _Results()
         # The role that MONAI Label's infer and images need; the page's own files hold no data.
         api = APIRouter(prefix="/api", dependencies=[require_role(stock.MONAI_LABEL_AUTH_ROLE_USER)])
         api.add_api_route("/config", self.config, methods=["GET"])
@@ -145,14 +170,13 @@ class _Routes:
         path = image_path(store, image_id)
         if isinstance(store, DicomWebDatastore):
             path = Path(store.get_image_uri(image_id))
-        _, folder = self.scans.new()
+        sent: dict[str, Any] = {"media_type": "application/gzip", "filename": "scan.nii.gz"}
         if path.name.endswith(".nii.gz"):
-            cleaned = strip_texts(path, folder / "scan.nii.gz")
-            sent = folder / "scan.nii.gz" if cleaned else path
-            return FileResponse(sent, media_type="application/gzip", filename="scan.nii.gz")
+            return scan_response(path, **sent)
         volume = self.service.volume(path)
-        write_image_file(compact(volume), volume.affine, folder / "scan.nii.gz")
-        return FileResponse(folder / "scan.nii.gz", media_type="application/gzip", filename="scan.nii.gz")
+        with temporary_file(".nii.gz") as file:
+            write_image_file(compact(volume), volume.affine, file)
+        return TemporaryFileResponse(file, **sent)
 
     async def segment(self, body: Annotated[Any, Body()]) -> dict[str, Any]:
         """Segment an image of the datastore."""
@@ -172,20 +196,12 @@ class _Routes:
                 segmented.result, folder / "result", segmented.settings, model=segmented.model, scan=segmented.scan
             )
             has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
-        findings = summary["prompts"]
         return {
             "result": rid,
-            "findings": findings,
-            "label_names": {each["prompt"]: each["label"] for each in findings},
-            "not_found": [each["prompt"] for each in findings if not each["found"]],
-            "untrained": segmented.untrained,
-            "assumed_modality": segmented.assumed_modality,
-            "in_doubt": summary["in_doubt"],
-            "caveats": summary["caveats"],
+            **segmented.described(summary["prompts"]),
+            "label_names": {each["prompt"]: each["label"] for each in summary["prompts"]},
             "uncertainty": request.repeats > 1,
             "dicom_seg": has_seg,
-            "seconds": segmented.seconds,
-            "cached": segmented.cached,
         }
 
     def result(self, rid: str, name: str) -> FileResponse:

@@ -18,8 +18,6 @@ from starlette.datastructures import UploadFile
 from boltzformer_monai.errors import why
 from boltzformer_monai.storage import atomic_path, sweep, temporary_beside
 
-__all__ = ["ScanSessions"]
-
 _log = logging.getLogger(__name__)
 _METADATA = "meta.info"
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -32,11 +30,9 @@ class ScanSessions(Sessions):
     """
 
     def add_files(self, files: Sequence[UploadFile], expiry: int) -> tuple[str, SessionInfo]:
-        """Store files as a session; its image is the one file, or the folder of several.
+        """Store renamed files as a session; its image is the one file, or the folder of several.
 
-        Args:
-            files: renamed by the check.
-            expiry: seconds after the last access; 0 for the maximum.
+        The session expires so many seconds after the last access; 0 for the maximum.
 
         Raises:
             OSError: they cannot be written; nothing is left of them.

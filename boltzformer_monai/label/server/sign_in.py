@@ -30,11 +30,7 @@ def use_sign_in(app: FastAPI) -> None:
 
 
 def require_role(role: str) -> Any:
-    """The dependency of MONAI Label's own routes: the token's owner must have the role.
-
-    Args:
-        role: one of the settings ``MONAI_LABEL_AUTH_ROLE_…``.
-    """
+    """The dependency of MONAI Label's own routes: the token's owner must have the role."""
     return Depends(auth.RBAC(role))
 
 
@@ -42,13 +38,13 @@ def current_user(token: Annotated[str, Depends(auth.oauth2_scheme)]) -> auth.Use
     """The owner of a valid token of the realm.
 
     Raises:
-        HTTPException: 401 for any other token, 503 where the realm does not answer.
+        HTTPException: 401 for any other token, 503 where the realm does not respond.
     """
     try:
         key = auth.get_public_key(settings.MONAI_LABEL_AUTH_REALM_URI)
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         _log.error("no public key from %s: %s", settings.MONAI_LABEL_AUTH_REALM_URI, error)
-        raise HTTPException(503, "the sign-in server does not answer; try again later") from error
+        raise HTTPException(503, "the sign-in server does not respond; try again later") from error
     try:
         # As in MONAI Label, a token for any client of the realm is accepted.
         claims = jwt.decode(token, key, algorithms=ALGORITHMS, options={"verify_aud": False, "require": ["exp"]})

@@ -18,8 +18,6 @@ try:
 except ImportError:  # Windows: folders of killed servers stay
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PRIVATE", "hold_temporary_folder", "temporary_folder"]
-
 _log = logging.getLogger(__name__)
 
 PRIVATE = 0o077
@@ -35,9 +33,6 @@ def temporary_folder(workspace: Path) -> Iterator[Path]:
 
     Folders of servers that have ended are removed first. Each server holds a file lock in its folder, which the system
     releases when the process ends, however it ends.
-
-    Args:
-        workspace: a writable folder.
 
     Raises:
         OSError: it cannot be written.

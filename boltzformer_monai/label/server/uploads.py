@@ -1,4 +1,4 @@
-"""Uploaded files: checked and renamed before they are read."""
+"""Uploads: limited in size, checked and renamed before they are read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 
 from boltzformer_monai.errors import CancelledError, ConfigError, VolumeError
 from boltzformer_monai.label.safe_ids import UPLOADS, check_id
 from boltzformer_monai.limits import inflated_size, memory_budget
 
 _IN_MEMORY = 1 << 16  # bytes of a forwarded body
+_JSON_LIMIT = 2**20
+_DIGITS = 18
 _MAX_HEADER = 1 << 24  # bytes, as in the readers
 _DEFLATED = (b"\x1f\x8b", b"\x78")  # gzip, zlib
 # An NRRD header ends with an empty line, a MetaImage header with ElementDataFile.
@@ -34,6 +37,42 @@ _ELSEWHERE = {
 }
 
 
+class UploadLimit:
+    """ASGI middleware: status 413 for a body above the limit, by its Content-Length or counted while it is read.
+
+    Args:
+        limit: bytes of a multipart body; any other, such as JSON, may have 1 MiB.
+    """
+
+    def __init__(self, app: Any, *, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        multipart = headers.get(b"content-type", b"").startswith(b"multipart/")
+        limit = self.limit if multipart else min(self.limit, _JSON_LIMIT)
+        length = headers.get(b"content-length", b"0")
+        too_large = f"the request is larger than the {limit} bytes that are allowed"
+        if not length.isdigit() or len(length) > _DIGITS or int(length) > limit:
+            await JSONResponse({"detail": too_large}, 413)(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise HTTPException(413, too_large)  # becomes the response of the route that reads
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+
 def check_new_id(image_id: str) -> str:
     """An id for a new image; MONAI Label derives the file name from it.
 
@@ -41,17 +80,12 @@ def check_new_id(image_id: str) -> str:
         ConfigError: it is not a valid id.
     """
     if ending := next((each for each in UPLOADS if each in image_id.lower()), None):
-        msg = f"{image_id[:60]!a} is not a valid id; leave out {ending}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{image_id[:60]!a} is not a valid id; leave out {ending}")
     return check_id(image_id)
 
 
 def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
-    """The file name extension of an upload; the rest of its name is not used.
-
-    Args:
-        upload: the file; "" for none.
-        limit: maximum bytes after decompression.
+    """The file name extension of an upload of at most ``limit`` bytes after decompression; "" without an upload.
 
     Raises:
         ConfigError: the extension is not accepted, or the file is empty.
@@ -63,11 +97,9 @@ def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
     name = str(upload.filename or "upload.nii.gz")
     suffix = next((ending for ending in UPLOADS if name.lower().endswith(ending)), None)
     if suffix is None:
-        msg = f"{name[-40:]!a} is not accepted; the file name must end in {', '.join(UPLOADS)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name[-40:]!a} is not accepted; the file name must end in {', '.join(UPLOADS)}")
     if upload.size == 0:
-        msg = "the uploaded file is empty"
-        raise ConfigError(msg)
+        raise ConfigError("the uploaded file is empty")
     upload.file.seek(0)
     start = 0
     if suffix in _HEADER:
@@ -82,13 +114,14 @@ def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
 
 
 @contextmanager
-def saved(file: BinaryIO, suffix: str) -> Iterator[Path]:
-    """A temporary copy with a path, for the readers."""
-    with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
-        file.seek(0)
-        shutil.copyfileobj(file, copy)
+def saved(upload: UploadFile) -> Iterator[Path]:
+    """A temporary copy of a checked and renamed upload, for the readers."""
+    name = str(upload.filename)
+    with tempfile.NamedTemporaryFile(suffix=name[name.index(".") :]) as copy:
+        upload.file.seek(0)
+        shutil.copyfileobj(upload.file, copy)
         copy.flush()
-        file.seek(0)
+        upload.file.seek(0)
         yield Path(copy.name)
 
 
@@ -108,14 +141,7 @@ def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
 
 @contextmanager
 def body_of(request: Request, loop: asyncio.AbstractEventLoop) -> Iterator[IO[bytes] | None]:
-    """The body of a request as a file, read only now and mostly kept on disk; for a worker thread.
-
-    Args:
-        request: the request; its body has not been read.
-        loop: event loop of the web server.
-
-    Yields:
-        A file, at its start; None for an empty body.
+    """The unread body of a request as a file, mostly kept on disk, or None if it is empty; for a worker thread.
 
     Raises:
         CancelledError: the client disconnected before the end.
@@ -130,8 +156,7 @@ def body_of(request: Request, loop: asyncio.AbstractEventLoop) -> Iterator[IO[by
             while content := asyncio.run_coroutine_threadsafe(next_chunk(), loop).result():
                 file.write(content)
         except ClientDisconnect as error:
-            msg = "not forwarded: the client disconnected before the end of its request"
-            raise CancelledError(msg) from error
+            raise CancelledError("not forwarded: the client disconnected before the end of its request") from error
         size = file.tell()
         file.seek(0)
         yield file if size else None

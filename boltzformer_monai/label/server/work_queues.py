@@ -1,4 +1,4 @@
-"""Bounded thread pools for slow requests, so that fast ones are answered meanwhile.
+"""Bounded thread pools for slow requests, which do not hold up fast ones.
 
 The web server shares 40 threads among all routes: 200 waiting segmentations would block every other request.
 """
@@ -17,8 +17,6 @@ from starlette.exceptions import HTTPException
 from boltzformer_monai.errors import CancelledError
 from boltzformer_monai.label.disconnect import client_disconnected
 
-__all__ = ["WorkQueue", "WorkQueues"]
-
 _RETRY_AFTER_S = 10
 _POLL_S = 1.0
 
@@ -29,7 +27,7 @@ class WorkQueue:
     """A thread pool with a bounded queue.
 
     Args:
-        what: kind of request, for messages: "segmentations".
+        what: plural of the requests, for messages.
         threads: requests that run at the same time.
         waiting: requests that may wait; further ones get status 429.
     """
@@ -60,17 +58,12 @@ class WorkQueue:
         while not result.done():
             await asyncio.wait({result}, timeout=_POLL_S)
             if disconnected() and job.cancel():
-                msg = "not started: the client disconnected while its request waited"
-                raise CancelledError(msg)
+                raise CancelledError("not started: the client disconnected while its request waited")
         return result.result()
 
 
 class WorkQueues:
-    """The queues of a server.
-
-    Args:
-        length: requests that may wait in each queue of slow requests.
-    """
+    """The queues of a server; ``length`` requests may wait in each queue of slow ones."""
 
     def __init__(self, length: int) -> None:
         # One is computed at a time; the results of others are written meanwhile.

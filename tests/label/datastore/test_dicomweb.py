@@ -23,7 +23,6 @@ from monailabel.config import settings  # noqa: E402
 from boltzformer_monai.errors import ConfigError, VolumeError  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, read_volume  # noqa: E402
 from boltzformer_monai.label.datastore import dicomweb_client as archive_client  # noqa: E402
-from boltzformer_monai.label.datastore import dicomweb_lists  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb_client import DicomWebError  # noqa: E402
 from boltzformer_monai.label.safe_ids import UnknownIdError, image_path, root_of  # noqa: E402
@@ -111,9 +110,9 @@ def test_ct_and_mr_unless_a_filter_is_set(archive: Orthanc, tmp_path: Path, monk
 def test_background_processes_see_the_same_series(monkeypatch: pytest.MonkeyPatch) -> None:
     """MONAI Label hands them its default, CT, as if somebody had chosen it."""
     monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", json.loads('{"Modality": "CT"}'))
-    assert dicomweb_lists._filters() == [{"Modality": "CT"}, {"Modality": "MR"}]
+    assert archive_client._filters() == [{"Modality": "CT"}, {"Modality": "MR"}]
     monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", {"Modality": "CT", "PatientID": "7"})
-    assert dicomweb_lists._filters() == [{"Modality": "CT", "PatientID": "7"}]
+    assert archive_client._filters() == [{"Modality": "CT", "PatientID": "7"}]
 
 
 def test_a_series_that_does_not_come_whole_is_no_scan(
