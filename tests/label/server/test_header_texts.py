@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,24 @@ def test_neither_route_sends_the_texts(client: Any, studies: Path) -> None:
             assert _SECRET[:8].encode() not in content
             image = nibabel.Nifti1Image.from_bytes(content)
             assert np.array_equal(np.asarray(image.dataobj), scan(1))
+    finally:
+        path.unlink()
+        store.refresh()
+
+
+def test_a_copy_that_is_not_sent_is_deleted_too(
+    client: Any, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = studies / "more_texts.nii.gz"
+    _nifti(path)
+    store = client.app.state.boltzformer.datastore()
+    store.refresh()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    try:
+        for route in ("/datastore/image?image=more_texts", "/boltzformer/api/images/more_texts/scan.nii.gz"):
+            assert client.get(route, headers={"Range": "bytes=99999999-"}).status_code == 416
+            assert client.get(route).status_code == 200
+        assert list(tmp_path.iterdir()) == []
     finally:
         path.unlink()
         store.refresh()
