@@ -103,7 +103,7 @@ def fine_tune(
     reader = SliceReader(dataset)
     description.data = described(description.data, engines.describe_data(reader), learned)
     if progress.epochs:
-        _log.info("resuming after %d of %d epochs", progress.epochs, epochs)
+        _log.info("going on after %d of %d epochs", progress.epochs, epochs)
         load_strictly(network, read_weights(folder / "last.pt")["model"], source="last.pt")
     if progress.epochs < epochs:
         network.to(memory_format=torch.channels_last).set_precision(precision)
