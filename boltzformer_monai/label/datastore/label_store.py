@@ -12,14 +12,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from boltzformer_monai.errors import StorageError, VolumeError, why
+from boltzformer_monai.errors import BoltzFormerError, why
 from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.volume import Volume
@@ -27,7 +27,7 @@ from boltzformer_monai.label.files import staged
 from boltzformer_monai.label.label_info import SHA256
 from boltzformer_monai.label.safe_ids import UPLOADS
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, sweep, sync
+from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, sweep, sync, writing
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ _ANNOUNCED = "announced"
 _NAME = "name"
 """Key of the label's file name."""
 _RESERVED = (_ANNOUNCED, _NAME, SHA256)
+_ADVICE = "the label stays as it was; is the disk full?"
 _ENDINGS = sorted(UPLOADS, key=len, reverse=True)
 
 Label = tuple[Path, dict[str, Any]]
@@ -90,7 +91,7 @@ class LabelStore:
         """Add metadata to an existing label."""
         folder = self.root / tag
         note = folder / f"{image}.json"
-        with _writing(note), FileLock(self._lock):
+        with writing(note, _ADVICE), FileLock(self._lock):
             if before := self._settled(folder, image):
                 _write(note, {**before, **_without_reserved(info)})
                 confirm(note)
@@ -99,7 +100,7 @@ class LabelStore:
         """Remove a label."""
         folder = self.root / tag
         note = folder / f"{image}.json"
-        with _writing(note), FileLock(self._lock):
+        with writing(note, _ADVICE), FileLock(self._lock):
             self._settled(folder, image)
             note.unlink(missing_ok=True)
             confirm(note)
@@ -112,7 +113,7 @@ class LabelStore:
         folder = self.root / tag
         file, note = folder / f"{image}{ending}", folder / f"{image}.json"
         sweep(folder)
-        with _writing(file), staged(file, write) as (temporary, sha256):
+        with writing(file, _ADVICE), staged(file, _refused_by_disk(write)) as (temporary, sha256):
             known = {**_without_reserved(info), _NAME: file.name, SHA256: sha256}
             with FileLock(self._lock):
                 before = self._settled(folder, image)
@@ -164,18 +165,19 @@ class LabelStore:
         return [folder for folder in self.root.iterdir() if folder.is_dir()]
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raise a StorageError where a write fails."""
-    try:
-        yield
-    except (OSError, VolumeError) as error:
-        if isinstance(error, VolumeError) and error.reason != "write":
-            raise
-        refusal = error if isinstance(error, OSError) else disk_refusal(error)
-        reason = "the file system refuses" if refusal is None else why(refusal)
-        msg = f"{path}: cannot be written ({reason}), so the label stays as it was; is the disk full?"
-        raise StorageError(msg) from error
+def _refused_by_disk(write: Callable[[Path], object]) -> Callable[[Path], None]:
+    """The writer, with an OSError in place of one that names the temporary file."""
+
+    def write_or_refuse(path: Path) -> None:
+        try:
+            write(path)
+        except BoltzFormerError as error:
+            if error.reason != "write":
+                raise
+            refusal = disk_refusal(error) or OSError("the file system refuses")
+            raise OSError(*refusal.args[:2]) from error
+
+    return write_or_refuse
 
 
 def _image(name: str) -> str:
