@@ -36,7 +36,7 @@ class Store(DicomWebDatastore):
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.sent: list[Any] = []
-        archive: Any = SimpleNamespace(store=self._kept, download=None)
+        archive: Any = SimpleNamespace(store=self._kept, download=None, forget=lambda: None)
         super().__init__(archive, Cache(root))
         self.folder = folder
 
