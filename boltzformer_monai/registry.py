@@ -13,7 +13,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +68,26 @@ def load_entry(entry: EntryPoint, part: str) -> Any:
         raise ConfigError(msg) from error
 
 
+def providers(group: str, name: str | None = None) -> dict[str, dict[str, EntryPoint]]:
+    """Name of a part → distribution → its entry point, of what installed packages offer in a group."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=group) if name is None else entry_points(group=group, name=name):
+        found.setdefault(entry.name, {})[entry.dist.name if entry.dist else entry.module] = entry
+    return found
+
+
+def require_one(part: str, distributions: Iterable[str]) -> None:
+    """Refuse to choose between distributions that provide the same part.
+
+    Raises:
+        ConfigError: there are several; it names them.
+    """
+    names = list(distributions)
+    if len(names) > 1:
+        msg = f"{part} is provided by {' and by '.join(names)}; uninstall all but one"
+        raise ConfigError(msg)
+
+
 def _not_imported(name: str, error: BaseException) -> ConfigError:
     return ConfigError(
         f"the plugin {name} cannot be imported ({_reason(error)}); give an installed module, or a .py file"
@@ -120,6 +140,7 @@ class Registry(Generic[_Part]):
         self.kind = kind
         self.group = group
         self._factories: dict[str, Callable[..., _Part]] = {}
+        self._settled: set[str] = set()  # names of which it is known that only one distribution provides them
 
     def register(self, name: str) -> Callable[[_Factory], _Factory]:
         """Decorator of a class or function that makes the part ``name``.
@@ -147,13 +168,20 @@ class Registry(Generic[_Part]):
         """What makes the part ``name``; None where nobody does.
 
         Raises:
-            ConfigError: a plugin or the installed package that offers it cannot be imported.
+            ConfigError: a plugin or the installed package that offers it cannot be imported, or several offer it.
         """
         if name not in self._factories:
             use_plugins()
-        if name not in self._factories:
-            for entry in entry_points(group=self.group, name=name):
-                self._factories.setdefault(name, load_entry(entry, f"the {self.kind} {name!r}"))
+        if name not in self._factories or name not in self._settled:
+            part = f"the {self.kind} {name!r}"
+            offers = providers(self.group, name).get(name, {})
+            require_one(part, offers)
+            for distribution, entry in offers.items():
+                offered = load_entry(entry, part)
+                taken = self._factories.setdefault(name, offered)  # loading it may have registered it, too
+                if _origin(taken) != _origin(offered):
+                    require_one(part, (_provider(taken), distribution))
+            self._settled.add(name)
         return self._factories.get(name)
 
     def make(self, name: str, *arguments: Any, settings: Mapping[str, Any]) -> _Part:
@@ -193,6 +221,12 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
         return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     except (NameError, TypeError):  # a name that only type checkers import
         return {}
+
+
+def _provider(factory: Callable[..., Any]) -> str:
+    """Who brings a factory: this distribution, or the module of a plugin."""
+    module = getattr(factory, "__module__", "")
+    return "boltzformer-monai" if module.startswith("boltzformer_monai.") else f"the module {module}"
 
 
 def _origin(factory: Callable[..., Any]) -> tuple[object, object]:

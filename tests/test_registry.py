@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.metrics import metrics_for
+from boltzformer_monai.networks.mask_decoder import BOLTZMANN
+from boltzformer_monai.networks.registries import BACKBONES, DECODERS, POLICIES
 from boltzformer_monai.registry import PLUGINS, Registry, load_plugin, use_plugins
+from boltzformer_monai.slicing.recipes import load_recipe
+from tests.extending.guests import install
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +180,49 @@ def test_a_plugin_that_fails_is_one_line(tmp_path: Path, text: str | None, reaso
 def test_a_plugin_is_a_name() -> None:
     with pytest.raises(ConfigError, match=r"a plugin is the name of a module or the path of a \.py file, not 3"):
         use_plugins([3])  # type: ignore[list-item]
+
+
+def test_two_distributions_of_one_name_are_not_chosen_between(
+    parts: Registry[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers = "[unit.parts]\nshared = {0}:Part\nplain = {0}:Part\nown = {0}:Part\n"
+    for name in ("one", "two"):
+        module = f"unit_{name}_parts"
+        text = "class Part:\n    def __init__(self, config): ...\n"
+        install(tmp_path / name, f"{name}-parts", modules={module: text}, entry_points=offers.format(module))
+        monkeypatch.syspath_prepend(str(tmp_path / name))
+        if name == "one":
+            assert type(parts.make("shared", "config", settings={})).__module__ == module
+            with pytest.raises(ConfigError, match="'plain' is provided by the module tests.test_registry and by one-p"):
+                parts.make("plain", "config", settings={})
+    assert parts.names() == ["needs", "own", "plain", "shared"]
+    fresh: Registry[Any] = Registry("part", group="unit.parts")
+    for name in ("shared", "own"):
+        with pytest.raises(ConfigError) as caught:
+            fresh.make(name, "config", settings={})
+        one, two = sorted(("one-parts", "two-parts"), key=str(caught.value).index)
+        assert str(caught.value) == f"the part {name!r} is provided by {one} and by {two}; uninstall all but one"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "make"),
+    [
+        ("decoders", BOLTZMANN, lambda: DECODERS.find(BOLTZMANN)),
+        ("policies", "boltzmann", lambda: POLICIES.find("boltzmann")),
+        ("backbones", "small", lambda: BACKBONES.find("small")),
+        ("metrics", "extent", lambda: metrics_for(2)),
+        ("recipes", "msd", lambda: load_recipe("msd")),
+    ],
+)
+def test_every_door_refuses_what_two_distributions_provide(
+    group: str, name: str, make: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for registry in (DECODERS, POLICIES, BACKBONES):
+        monkeypatch.setattr(registry, "_settled", set())
+    for guest in ("one-guest", "two-guest"):
+        offer = f"[boltzformer_monai.{group}]\n{name} = no_module\n"
+        install(tmp_path / guest, guest, modules={}, entry_points=offer)
+        monkeypatch.syspath_prepend(str(tmp_path / guest))
+    with pytest.raises(ConfigError, match=rf"{name}'? is provided by .*one-guest.*; uninstall all but one") as caught:
+        make()
+    assert "two-guest" in str(caught.value)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.registry import load_entry, place_of, use_plugins
+from boltzformer_monai.registry import load_entry, place_of, providers, require_one, use_plugins
 
 __all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
@@ -116,16 +115,18 @@ def metrics_for(dimension: int) -> list[Metric]:
     An entry point of the group ``boltzformer_monai.metrics`` names a `Metric`, or a module that registers some.
 
     Raises:
-        ConfigError: one of them cannot be imported.
+        ConfigError: one of them cannot be imported, or two distributions offer one name.
     """
     use_plugins()
-    for entry in entry_points(group="boltzformer_monai.metrics"):
-        offered = load_entry(entry, f"the metric {entry.name!r}")
-        if isinstance(offered, Metric):
-            register_metric(offered)
-        elif not isinstance(offered, ModuleType):
-            msg = f"the metric {entry.name!r}: {entry.value} must be a Metric, or a module that registers some"
-            raise ConfigError(msg)
+    for name, offers in providers("boltzformer_monai.metrics").items():
+        require_one(f"the metric {name!r}", offers)
+        for entry in offers.values():
+            offered = load_entry(entry, f"the metric {name!r}")
+            if isinstance(offered, Metric):
+                register_metric(offered)
+            elif not isinstance(offered, ModuleType):
+                msg = f"the metric {name!r}: {entry.value} must be a Metric, or a module that registers some"
+                raise ConfigError(msg)
     return [metric for (of, _), metric in METRICS.items() if of == dimension]
 
 

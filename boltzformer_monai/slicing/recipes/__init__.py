@@ -13,12 +13,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, did_you_mean
-from boltzformer_monai.registry import place_of
+from boltzformer_monai.registry import place_of, providers, require_one
 from boltzformer_monai.slicing.cases import Case
 
 __all__ = ["GROUP", "RECIPES", "Option", "Recipe", "load_recipe", "recipe_names"]
@@ -113,19 +112,16 @@ class Recipe:
         except Exception as error:
             if not self.distribution:
                 raise
-            raise self._failure(error) from error
+            raise _broken(self.name, self.distribution, error, f"fails in {place_of(error)}") from error
         if strange := next((case for case in cases if not isinstance(case, Case)), None):
             msg = f"the recipe {self.name} of {self.distribution or 'this package'} lists {strange!r:.80}, not a Case"
             raise ConfigError(msg)
         return cases
 
-    def _failure(self, error: Exception) -> ConfigError:
-        return _broken(self.name, self.distribution, error, f"fails in {place_of(error)}")
-
 
 def recipe_names() -> list[str]:
     """Return the names of all recipes, those of other distributions included; nothing is imported."""
-    return sorted({*RECIPES, *_guests()})
+    return sorted({*RECIPES, *providers(GROUP)})
 
 
 def load_recipe(name: str) -> Recipe:
@@ -134,12 +130,9 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: there is no such recipe, two distributions provide it, or importing it fails.
     """
-    guests = _guests().get(name, {})
-    providers = [*(["boltzformer-monai"] if name in RECIPES else []), *guests]
-    if len(providers) > 1:
-        msg = f"the recipe {name} is provided by {' and by '.join(providers)}; uninstall all but one"
-        raise ConfigError(msg)
-    if not providers:
+    guests = providers(GROUP, name).get(name, {})
+    require_one(f"the recipe {name}", [*(["boltzformer-monai"] if name in RECIPES else []), *guests])
+    if name not in RECIPES and not guests:
         msg = f"unknown recipe {name!r}; {did_you_mean(name, recipe_names())}"
         raise ConfigError(msg)
     if name in RECIPES:
@@ -156,14 +149,6 @@ def load_recipe(name: str) -> Recipe:
         msg = f"the recipe {name} of {distribution}: {entry.value} needs a function cases, and OPTIONS made of Option"
         raise ConfigError(msg)
     return recipe
-
-
-def _guests() -> Mapping[str, Mapping[str, EntryPoint]]:
-    """Name of a recipe → distribution → its entry point."""
-    found: dict[str, dict[str, EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, {})[entry.dist.name if entry.dist else entry.module] = entry
-    return found
 
 
 def _broken(name: str, distribution: str, error: Exception, what: str) -> ConfigError:
