@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, why
 
 __all__ = [
     "MEMORY_VARIABLE",
@@ -164,6 +164,22 @@ def read_json(
     """
     text = read_text(path, encoding=encoding, limit=memory_budget() // _JSON_GROWTH)
     return parse_json(text, object_pairs_hook=object_pairs_hook)
+
+
+def read_json_description(path: str | os.PathLike[str], *, missing: str = "no such file", **options: Any) -> Any:
+    """Read a JSON file that describes a data set, as :func:`read_json` does.
+
+    Raises:
+        DatasetError: it is not there (then ``missing`` is the message) or cannot be read; one line that names it.
+    """
+    try:
+        return read_json(path, **options)
+    except FileNotFoundError:
+        msg = f"{os.fspath(path)}: {missing}"
+        raise DatasetError(msg) from None
+    except (OSError, ValueError) as error:
+        msg = f"{os.fspath(path)}: cannot be read as JSON ({why(error)})"
+        raise DatasetError(msg) from None
 
 
 def parse_json(text: str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:

@@ -21,7 +21,7 @@ from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks.weights import read_weights
 from boltzformer_monai.slicing.pictures import read_picture
-from boltzformer_monai.slicing.recipes.decathlon import read_description as read_decathlon
+from boltzformer_monai.slicing.recipes.dataset_json import read_description as read_decathlon
 from boltzformer_monai.slicing.recipes.lidc_xml import read_readings
 
 GRID = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))

@@ -21,8 +21,8 @@ from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
 from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.formats import is_image_file
-from boltzformer_monai.io.left_out import files_of, find_left_out, tell_left_out
 from boltzformer_monai.io.read import read_volume
+from boltzformer_monai.io.scan_list import files_of, find_left_out, tell_left_out
 from boltzformer_monai.networks import BoltzFormer
 from boltzformer_monai.precision import device_by_name
 

@@ -140,7 +140,7 @@ _OURS = ("datastore_v2.json", "datastore_v2.json.lock")  # MONAI Label's list an
 def _warn_of_unserved_files(studies: Path) -> None:
     """Warn if there is no scan, and of files that are not served: only image files in the folder itself are."""
     from boltzformer_monai.io.folder_tree import read_tree
-    from boltzformer_monai.io.left_out import find_left_out, tell_left_out
+    from boltzformer_monai.io.scan_list import find_left_out, tell_left_out
     from boltzformer_monai.label.datastore.folder import SCANS
 
     scans = [found for pattern in SCANS for found in studies.glob(pattern)]

@@ -27,7 +27,7 @@ from boltzformer_monai.cli.slice_options import add_options, check_options, job_
 from boltzformer_monai.data.slices.record import VolumeRecord
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
-from boltzformer_monai.io.left_out import tell_left_out
+from boltzformer_monai.io.scan_list import tell_left_out
 from boltzformer_monai.parallel import run_jobs
 from boltzformer_monai.slicing.accounts import Account
 from boltzformer_monai.slicing.cases import Case

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from boltzformer_monai.data.prompts import normalise_site, normalise_target
-from boltzformer_monai.errors import ConfigError, DatasetError, did_you_mean, why
-from boltzformer_monai.limits import read_json
+from boltzformer_monai.errors import ConfigError, DatasetError, did_you_mean
+from boltzformer_monai.limits import read_json_description
 from boltzformer_monai.modality import parse_modality, settled_modality
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "parse_label_values", "read_label_names"]
@@ -56,17 +57,7 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
         DatasetError: the file is missing, is not of that form, or has a key twice or nearly the one that is meant.
     """
     place = Path(path)
-    try:
-        content = read_json(place, encoding="utf-8-sig", object_pairs_hook=_unique)
-    except FileNotFoundError:
-        msg = f"{place}: no such file"
-        raise DatasetError(msg) from None
-    except (OSError, ValueError) as error:
-        msg = f"{place}: cannot be read as JSON ({why(error)})"
-        raise DatasetError(msg) from None
-    except DatasetError as error:
-        msg = f"{place}: {error}"
-        raise DatasetError(msg) from None
+    content = read_json_description(place, encoding="utf-8-sig", object_pairs_hook=partial(_unique, place))
     content = content if isinstance(content, dict) else {}
     _check_keys(place, content)
     labels, modality, site = content.get("labels"), content.get("modality", ""), content.get("site", "")
@@ -184,13 +175,13 @@ def _some(items: Sequence[object], *, most: int = 20) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(place: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; one with a key twice would keep the last value without a word."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        msg = f'the key "{twice}" occurs twice; keep one of them'
+        msg = f'{place}: the key "{twice}" occurs twice; keep one of them'
         raise DatasetError(msg)
     return content
 

@@ -50,12 +50,20 @@ def read_image_file(path: Path, *, dtype: type | None = None) -> tuple[np.ndarra
     return _read_itk(path, dtype=dtype)[:2] if itk else read_nifti(path, dtype=dtype)
 
 
-def read_scan_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a scan, float32, as :func:`read_image_file` does.
+def read_scan_file(path: Path, *, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a scan, float32, as :func:`read_image_file` does; of a 4-D NIfTI file one ``channel``, counted from 0.
 
     Raises:
-        VolumeError: also for a segmentation of 3D Slicer.
+        VolumeError: also for a segmentation of 3D Slicer, and for a channel that the file lacks.
     """
+    if channel is not None:
+        array, affine = read_nifti(path, layers=True)
+        if array.ndim != 4 or not 0 <= channel < array.shape[3]:
+            there = f"only 0 to {array.shape[3] - 1}" if array.ndim == 4 else f"its shape is {array.shape}"
+            msg = f"{path}: has no channel {channel}, {there}"
+            raise VolumeError(msg, reason="dimensions")
+        with np.errstate(over="ignore"):  # what is not finite is refused later
+            return array[..., channel].astype(np.float32), affine
     if path.name.lower().endswith(_NRRD):
         check_is_scan(path)
     return read_image_file(path, dtype=np.float32)

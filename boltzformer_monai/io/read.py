@@ -10,8 +10,9 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import formats
-from boltzformer_monai.io.dicom import read as dicom
+from boltzformer_monai.io.dicom.files import is_dicom_file
 from boltzformer_monai.io.dicom.gantry_tilt import check_tilt, settle_tilt
+from boltzformer_monai.io.dicom.read import read_dicom_series
 from boltzformer_monai.io.label_map import as_label_values, slabs
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.modality import parse_modality, settled_modality
@@ -23,6 +24,7 @@ def read_volume(
     modality: str | None = None,
     series: str | None = None,
     files: Sequence[Path] = (),
+    channel: int | None = None,
     tilt: str = "refuse",
 ) -> Volume:
     """Read a scan: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or DICOM.
@@ -34,6 +36,7 @@ def read_volume(
             does not say it; it may not contradict a DICOM header.
         series: the SeriesInstanceUID to read when a DICOM folder holds several.
         files: the DICOM files of the series, where they are known already; the rest of the folder is left alone.
+        channel: which one of a four-dimensional NIfTI file, counted from 0; None for an ordinary one.
         tilt: what to do with slices stacked at an angle to their normal (gantry tilt, a sheared affine) in a file of
             any format: ``"refuse"``, ``"resample"`` to a right-angled grid, or ``"keep"`` the sheared affine.
 
@@ -49,14 +52,14 @@ def read_volume(
     wanted = None if modality is None else parse_modality(modality)
     wanted = None if wanted == "unknown" else wanted
     place = existing(path)
-    if files or place.is_dir() or (not formats.is_image_file(place) and dicom.is_dicom_file(place)):
-        volume = dicom.read_dicom_series(place, series=series, files=files, modality=wanted)
+    if files or is_dicom(place):
+        volume = read_dicom_series(place, series=series, files=files, modality=wanted)
     else:
         if series is not None:
             msg = f"{place}: a series can be chosen only in a DICOM folder; leave the series out"
             raise VolumeError(msg, reason="unsupported format")
         settled = settled_modality(formats.stated_modality(place), wanted, source=f"{place}: its header says")
-        array, affine = formats.read_scan_file(place)
+        array, affine = formats.read_scan_file(place, channel=channel)
         _check_finite(array, place)
         volume = Volume(array, affine, settled, source=str(path))
     return settle_tilt(volume, tilt)
@@ -102,6 +105,11 @@ def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str
         msg = f"{path}: label values from {lowest} to {highest} do not fit into 0 to 65535"
         raise VolumeError(msg, reason="labels")
     formats.write_image_file(array.astype(np.uint8 if highest <= 255 else np.uint16), like.affine, Path(path))
+
+
+def is_dicom(place: Path) -> bool:
+    """Tell whether a scan is DICOM: a folder, or a file of that content whose name is of no other format."""
+    return place.is_dir() or (not formats.is_image_file(place) and is_dicom_file(place))
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

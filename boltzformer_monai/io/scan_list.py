@@ -1,26 +1,22 @@
-"""Scans and annotations in a folder tree: image files by name, DICOM by series; headers only."""
+"""Scans and annotations in a folder tree, by names and headers; and which files of it are used by nothing."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom.files import broken_dicom, read_header
-from boltzformer_monai.io.dicom.sop_classes import other_kind
-from boltzformer_monai.io.folder_tree import read_tree
+from boltzformer_monai.io.dicom.archive import find_series
+from boltzformer_monai.io.dicom.files import is_dicom_file, read_header
+from boltzformer_monai.io.folder_tree import Tree, read_tree
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.nifti import PAIRS
 from boltzformer_monai.io.nrrd_meta_header import detached_voxels
-
-__all__ = [
-    "Scan", "by_channel", "holds_only_image_files", "is_annotation", "is_images_folder", "is_pair_data", "is_scan",
-    "label_folder", "labels_in", "list_scans", "named_as_annotation", "named_pairs", "only_image", "scan_files",
-    "split_ending", "stem_of",
-]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +32,9 @@ _LABELS = {"labels", "label", "masks", "segmentations"}
 _ONE_IMAGE = {"image", "img", "scan"}
 _ONE_LABEL = {"label", "labels", "mask", "seg", "segmentation"}
 _CHANNEL = re.compile(r"_(\d{4})$")
+HIDDEN = "hidden files"
+"""Kind of what systems and programs leave behind: counted, and not worth naming."""
+_SHOWN = 5  # files named in a message
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def list_scans(folder: Path) -> list[Scan]:
     """List the scans in a folder and its subfolders, sorted by name; hidden files and links to folders are left out.
 
     So are files and folders that are named as annotations (``labelsTr``, ``masks``), and DICOM objects that are no
-    slices; :func:`~boltzformer_monai.io.left_out.find_left_out` counts what was. A subfolder that cannot be opened is
+    slices; :func:`~boltzformer_monai.io.scan_list.find_left_out` counts what was. A subfolder that cannot be opened is
     listed with its ``problem``: nobody knows which scans lie in it.
 
     A file that cannot be read as DICOM although it claims to be is listed with the series of its folder (or alone),
@@ -229,28 +228,73 @@ def by_channel(images: Sequence[Path], labels: Collection[str]) -> dict[str, dic
 
 
 def _in_folder(top: Path, place: Path, files: list[Path]) -> list[Scan]:
-    scans: list[Scan] = []
-    series: dict[str, list[Path]] = {}
-    damaged: list[Path] = []
-    unreadable: tuple[type[Exception], ...] = (VolumeError, *broken_dicom())
-    for path in files:
-        if is_image_file(path):
-            if not is_pair_data(path) and not _named_as_annotation(path):
-                scans.append(Scan(str(path.relative_to(top).with_name(split_ending(path.name)[0])), path))
-            continue
-        try:
-            header = read_header(path, ("SOPClassUID", "Modality", "SeriesInstanceUID", "Rows", "Columns"))
-            if header is not None and other_kind(header) is None:
-                series.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(path)
-        except unreadable:
-            damaged.append(path)
-    if damaged and len(series) == 1:
-        next(iter(series.values())).extend(damaged)
-    elif damaged:
-        scans += [Scan(str(path.relative_to(top).with_name(split_ending(path.name)[0])), path) for path in damaged]
+    def image(path: Path) -> Scan:
+        return Scan(str(path.relative_to(top).with_name(split_ending(path.name)[0])), path)
+
+    archive = find_series(path for path in files if not is_image_file(path))
     name = str(place.relative_to(top)) if place != top else place.resolve().name
-    for uid, members in series.items():
-        scans.append(
-            Scan(name if len(series) == 1 else f"{name}/{uid or 'no-uid'}", place, uid or None, tuple(members))
-        )
-    return scans
+    several = len(archive.series) > 1
+    return [
+        *(image(path) for path in files if is_scan(path) and not _named_as_annotation(path)),
+        *(image(path) for path in archive.damaged),
+        *(
+            Scan(
+                f"{name}/{series.uid or 'no-uid'}" if several else name, place, series.uid or None, tuple(series.files)
+            )
+            for series in archive.series
+        ),
+    ]
+
+
+def files_of(place: Path) -> list[Path]:
+    """Return the files that a scan or annotation is read from: of a folder those that are DICOM by name or content."""
+    try:
+        found = scan_files(place)
+    except OSError:
+        return [place]
+    return [path for path in found if _is_dicom(path)] if place.is_dir() else found
+
+
+def find_left_out(tree: Tree, used: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return kind → what is not among the files used, sorted; kinds are words that name no file and no patient."""
+
+    @cache
+    def real(folder: Path) -> str:
+        return os.path.realpath(folder)
+
+    taken = {(real(path.parent), path.name) for path in used}
+    found: dict[str, list[Path]] = {}
+    for path in tree.files:
+        if (real(path.parent), path.name) not in taken:
+            found.setdefault(_kind(path, tree.top), []).append(path)
+    for kind, paths in (
+        (HIDDEN, tree.hidden), ("links to folders", tree.links), ("pipes and devices", tree.special)
+    ):  # fmt: skip
+        if paths:
+            found[kind] = list(paths)
+    return {kind: sorted(found[kind]) for kind in sorted(found)}
+
+
+def tell_left_out(found: Mapping[str, Iterable[Path]], top: Path) -> list[str]:
+    """Return one line for each kind with the first few names, relative to the folder; hidden files are not named."""
+    lines = []
+    for kind, paths in ((kind, paths) for kind, paths in found.items() if kind != HIDDEN):
+        names = [os.path.relpath(path, top) for path in paths]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        lines.append(f"{top}: left out, {kind}: {', '.join(names[:_SHOWN])}{more}")
+    return lines
+
+
+def _kind(path: Path, top: Path) -> str:
+    if not path.is_file():
+        return "broken links"
+    if is_image_file(path):
+        return "annotations" if named_as_annotation(path, top) else "image files"
+    return "DICOM objects" if _is_dicom(path) else "other files"
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        return is_dicom_file(path)
+    except VolumeError:
+        return True  # it cannot be opened, so nobody knows

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from boltzformer_monai.io.folder_tree import Tree, read_tree
-from boltzformer_monai.io.left_out import find_left_out
+from boltzformer_monai.io.scan_list import find_left_out
 from boltzformer_monai.slicing.biomedparse_names import MARKER_FILE
 from boltzformer_monai.slicing.cases import Case, used_files
 

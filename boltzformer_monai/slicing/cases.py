@@ -9,13 +9,12 @@ from typing import Protocol
 
 from boltzformer_monai.data.windows import GreyScale
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom.gantry_tilt import settle_tilt
 from boltzformer_monai.io.grids import GRID_TOLERANCE
-from boltzformer_monai.io.left_out import files_of
 from boltzformer_monai.io.read import read_volume
+from boltzformer_monai.io.scan_list import files_of
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, read_channel, read_picture
+from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, read_picture
 
 __all__ = ["Annotation", "Case", "LabelFile", "used_files"]
 
@@ -107,11 +106,11 @@ class Case:
         """
         if self.problem:
             raise VolumeError(self.problem, reason=self.reason)
-        if self.channel is not None:
-            return settle_tilt(read_channel(self.image, self.channel, self.modality or "unknown"), tilt)
         if self.image.suffix.lower() == PICTURE_SUFFIX:
             return read_picture(self.image, self.modality or "unknown")
-        return read_volume(self.image, modality=self.modality, series=self.series, files=self.files, tilt=tilt)
+        return read_volume(
+            self.image, modality=self.modality, series=self.series, files=self.files, channel=self.channel, tilt=tilt
+        )
 
 
 def used_files(case: Case) -> list[Path]:

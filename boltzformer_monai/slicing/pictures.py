@@ -1,4 +1,4 @@
-"""Scans that no medical reader opens whole: one channel of a 4-D NIfTI file, and a 2-D image as one slice."""
+"""2-D images as volumes of one slice."""
 
 from __future__ import annotations
 
@@ -16,34 +16,10 @@ from boltzformer_monai.io.orientation import parse_codes
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.modality import parse_modality
 
-__all__ = ["PICTURE_SUFFIX", "opened_image", "picture_volume", "read_channel", "read_picture"]
+__all__ = ["PICTURE_SUFFIX", "opened_image", "picture_volume", "read_picture"]
 
 PICTURE_SUFFIX = ".png"
 _GREY_TOLERANCE = 2  # between the colours of a grey image that somebody stored as RGB
-
-
-def read_channel(path: Path, channel: int, modality: str) -> Volume:
-    """Read one channel of a 4-D NIfTI file.
-
-    Returns:
-        float32 (I, J, K) with the file's affine.
-
-    Raises:
-        VolumeError: the file cannot be read, has no such channel, or a voxel is not finite.
-    """
-    from boltzformer_monai.io.nifti import read_nifti
-
-    array, affine = read_nifti(path, layers=True)
-    if array.ndim != 4 or not 0 <= channel < array.shape[3]:
-        there = f"only 0 to {array.shape[3] - 1}" if array.ndim == 4 else f"its shape is {array.shape}"
-        msg = f"{path}: has no channel {channel}, {there}"
-        raise VolumeError(msg, reason="dimensions")
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused just below
-        array = array[..., channel].astype(np.float32)
-    if not np.isfinite(array).all():
-        msg = f"{path}: channel {channel} has voxels that are NaN or infinite"
-        raise VolumeError(msg, reason="not finite")
-    return Volume(array, affine, modality=parse_modality(modality), source=str(path))
 
 
 def read_picture(path: Path, modality: str) -> Volume:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-from pathlib import Path
 
 from boltzformer_monai.data.label_names import LabelMap, read_label_names
-from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom.series import choose_series
+from boltzformer_monai.io.read import existing, is_dicom
 from boltzformer_monai.slicing.cases import Case, LabelFile
 
 __all__ = ["single_case"]
@@ -27,9 +26,8 @@ def single_case(options: argparse.Namespace) -> Case:
         names = names.settled(options.modality, source=options.labels_json)
     stated = None if names.modality == "unknown" else names.modality
     for path in (options.image, options.label):
-        if path is not None and not os.path.exists(path):
-            msg = f"{path}: no such file or folder, or no permission to see it"
-            raise VolumeError(msg, reason="missing")
+        if path is not None:
+            existing(path)
     volume_id, patient = _identity(options)
     annotation = None
     if options.label is not None:
@@ -48,9 +46,7 @@ def single_case(options: argparse.Namespace) -> Case:
 def _identity(options: argparse.Namespace) -> tuple[str, str]:
     """Return what tells the scan from others, and the patient's identity; both are hashed before they are stored."""
     path = options.image.resolve()
-    if path.is_dir() or _is_dicom(path):
-        from boltzformer_monai.io.dicom.series import choose_series
-
+    if is_dicom(path):
         header = choose_series(options.image, options.series)[0]
         series, patient = header.series or path.name, header.patient_id
         if options.patient is None and not patient:
@@ -60,10 +56,3 @@ def _identity(options: argparse.Namespace) -> tuple[str, str]:
         logger.warning("%s names no patient: counted as a patient of its own; see --patient", options.image)
     # The whole path: files in other folders, called by the same names, are other scans and maybe other patients.
     return str(path), str(path)
-
-
-def _is_dicom(path: Path) -> bool:
-    from boltzformer_monai.io.dicom.files import is_dicom_file
-    from boltzformer_monai.io.formats import is_image_file
-
-    return path.is_file() and not is_image_file(path) and is_dicom_file(path)

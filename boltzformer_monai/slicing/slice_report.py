@@ -17,7 +17,7 @@ from boltzformer_monai.data.slices.record import VolumeRecord
 from boltzformer_monai.data.slices.volume import reported
 from boltzformer_monai.data.split import pseudonym
 from boltzformer_monai.errors import ConfigError, why
-from boltzformer_monai.io.left_out import HIDDEN
+from boltzformer_monai.io.scan_list import HIDDEN
 from boltzformer_monai.limits import open_text
 from boltzformer_monai.slicing.accounts import Account
 from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome

@@ -9,8 +9,7 @@ import pytest
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.folder_tree import read_tree
-from boltzformer_monai.io.left_out import find_left_out
-from boltzformer_monai.io.scan_list import holds_only_image_files, list_scans, scan_files, split_ending
+from boltzformer_monai.io.scan_list import find_left_out, holds_only_image_files, list_scans, scan_files, split_ending
 from tests.io.conftest import SeriesWriter
 
 

@@ -19,6 +19,7 @@ from boltzformer_monai.io.dicom.frames import FrameGeometry, classic_geometry, f
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.sop_classes import DICOM_SUFFIXES, other_kind
 from boltzformer_monai.io.dicom.suspects import find_suspects, lost_slice
+from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import open_file
 from boltzformer_monai.modality import modality_of_header
@@ -201,16 +202,11 @@ def _looks_like_dicom(start: bytes) -> bool:
 
 def _files(folder: Path) -> list[Path]:
     """Return all files below a folder except hidden ones (which macOS adds to every copied folder), sorted."""
-    found = []
-
-    def refuse(error: OSError) -> None:
-        msg = f"{error.filename}: cannot be listed ({one_line(error)}); slices may lie in it"
-        raise VolumeError(msg, reason="missing") from error
-
-    for directory, subfolders, names in os.walk(folder, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(directory, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+    tree = read_tree(folder, follow=False)
+    for place, reason in tree.closed:
+        msg = f"{place}: cannot be listed ({reason}); slices may lie in it"
+        raise VolumeError(msg, reason="missing")
+    return sorted(path for path in tree.files if path.is_file())
 
 
 def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom.display import as_displayed, check_display, is_turned_over
-from boltzformer_monai.io.dicom.files import is_dicom_file
+from boltzformer_monai.io.dicom.files import SliceHeader
 from boltzformer_monai.io.dicom.grid import ordered
 from boltzformer_monai.io.dicom.padding import fill_padding
 from boltzformer_monai.io.dicom.pixels import decode_slices
 from boltzformer_monai.io.dicom.series import check_slices, choose_series, with_modality
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["is_dicom_file", "read_dicom_series"]
+# Photometric interpretation → the shape of the presentation table that says the same.
+_SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
 
 
 def read_dicom_series(
@@ -57,7 +58,7 @@ def read_dicom_series(
     path = Path(place)
     slices = with_modality(choose_series(path, series, files), modality)
     check_slices(slices)
-    check_display(slices)
+    _check_display(slices)
     if path.is_file() and slices[0].frame is None:
         msg = f"{path}: is one DICOM slice, not a scan; pass the folder that holds all slices of its series"
         raise VolumeError(msg, reason="dimensions")
@@ -68,12 +69,52 @@ def read_dicom_series(
     if bad is not None:
         msg = f"{bad.path.parent}: {bad.name} is not finite after rescaling; its pixels or RescaleSlope are damaged"
         raise VolumeError(msg, reason="not finite")
-    caveats = () if padding is None else fill_padding(stack, padding, str(place), inverted=is_turned_over(first))
+    caveats = () if padding is None else fill_padding(stack, padding, str(place), inverted=_is_turned_over(first))
     return Volume(
         stack.transpose(2, 1, 0),
         affine,
         modality=first.modality or "unknown",
         source=str(place),
         frame_of_reference=first.frame_of_reference,
-        caveats=(*caveats, *as_displayed(stack, first)),
+        caveats=(*caveats, *_as_displayed(stack, first)),
     )
+
+
+def _check_display(slices: Sequence[SliceHeader]) -> None:
+    """Refuse slices without units of which some are shown inverted, or whose header says both."""
+    first = slices[0]
+    if first.modality == "CT":
+        return
+    for header in slices:
+        if header.photometric != first.photometric:
+            both = f"{first.name} is {first.photometric}, {header.name} is {header.photometric}"
+            msg = f"{first.path.parent}: {both}; they are not one scan, separate them"
+            raise VolumeError(msg, reason="display")
+        # Other shapes (LIN OD, of printers) do not say which end is bright.
+        if header.lut_shape in _SHAPES.values() and header.lut_shape != _SHAPES.get(header.photometric):
+            msg = (
+                f"{header.path}: is {header.photometric} with PresentationLUTShape {header.lut_shape}, which "
+                "contradict each other: whether low values are bright is unknown; export it again"
+            )
+            raise VolumeError(msg, reason="display")
+
+
+def _is_turned_over(header: SliceHeader) -> bool:
+    """Whether values without units are shown inverted, so that their highest is the darkest."""
+    return header.photometric == "MONOCHROME1" and header.modality != "CT"
+
+
+def _as_displayed(stack: np.ndarray, first: SliceHeader) -> tuple[Caveat, ...]:
+    """Turn values without units over, in place, where viewers show them inverted; Hounsfield units stay.
+
+    MONOCHROME1 asks viewers to show low values bright. Hounsfield units do not depend on that; values without units
+    have only their looks, and a network that learned from images as radiologists see them must be given this one so.
+    """
+    if first.photometric != "MONOCHROME1":
+        return ()
+    text = "viewers show this scan inverted (MONOCHROME1); its Hounsfield units were taken as they are"
+    if _is_turned_over(first):
+        np.subtract(stack.min() + stack.max(), stack, out=stack)
+        text = "viewers show this scan inverted (MONOCHROME1), and so its values were turned over: the lowest is the "
+        text += "highest"
+    return (Caveat("inverted display", text),)

@@ -21,7 +21,7 @@ from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.slicing.cases import Case, LabelFile
 from boltzformer_monai.slicing.recipes import Option
-from boltzformer_monai.slicing.recipes.decathlon import entries, read_description, target_labels
+from boltzformer_monai.slicing.recipes.dataset_json import DESCRIPTION_FILE, entries, read_description, target_labels
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,7 @@ def cases(
     channel: int | None = None,
     validation: str = "test",
 ) -> list[Case]:
-    """List the labelled scans.
-
-    Args:
-        folder: the folder with ``dataset.json``.
-        modality: ``"CT"`` or ``"MR"``: only these; None: both.
-        site: overrides "abdomen".
-        channel: must be None, AMOS scans have one channel.
-        validation: what the published validation scans become: ``"test"``, ``"val"`` or ``"draw"``.
+    """List the labelled scans of a folder with ``dataset.json``; ``modality`` takes only those of one.
 
     Raises:
         DatasetError: ``dataset.json`` is missing, damaged, names files that are not there, or nothing remains.
@@ -56,7 +49,7 @@ def cases(
         msg = "AMOS22 has no channels to choose from; leave --channel out"
         raise ConfigError(msg)
     wanted = None if modality is None else parse_modality(modality)
-    path = folder / "dataset.json"
+    path = folder / DESCRIPTION_FILE
     content = read_description(path, what="AMOS22")
     names = {value: _MISSPELT.get(name.lower(), name) for value, name in target_labels(content).items()}
     pinned = None if validation == "draw" else validation

@@ -30,12 +30,12 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.data.windows import StoredGrey
-from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, why
+from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.label_layers import Layer, flatten_layers
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.limits import read_json
+from boltzformer_monai.limits import read_json_description
 from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.slicing.biomedparse_names import (
     MARKER_FILE,
@@ -100,14 +100,7 @@ def cases(
     channel: int | None = None,
     patient_pattern: str = "",
 ) -> list[Case]:
-    """List the CT and MR images.
-
-    Args:
-        folder: the folder with ``train`` or ``test``.
-        modality: ``"CT"`` or ``"MR"``: only these; None: both.
-        site: overrides the site in the names.
-        channel: must be None.
-        patient_pattern: see above.
+    """List the CT and MR images of a folder with ``train`` or ``test``; ``modality`` takes only those of one.
 
     Raises:
         DatasetError: there are no CT or MR images, or the mark of our own export is damaged.
@@ -180,11 +173,7 @@ def _read_marker(folder: Path) -> dict[str, str]:
     path = folder / MARKER_FILE
     if not path.is_file():
         return {}
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as JSON ({why(error)})"
-        raise DatasetError(msg) from None
+    content = read_json_description(path)
     patients = content.get("patients") if isinstance(content, dict) and content.get("format") == MARKER_FORMAT else None
     if not isinstance(patients, dict) or not all(isinstance(patient, str) and patient for patient in patients.values()):
         msg = f"{path}: does not say which patient is whose; export the data set again"

@@ -32,11 +32,12 @@ from pathlib import Path
 
 from boltzformer_monai.data.label_names import LabelMap, read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
+from boltzformer_monai.io.dicom.archive import Archive, Series, find_series
 from boltzformer_monai.io.folder_tree import Tree, read_tree
 from boltzformer_monai.io.grids import GRID_TOLERANCE
-from boltzformer_monai.io.left_out import find_left_out
 from boltzformer_monai.io.scan_list import (
     by_channel,
+    find_left_out,
     is_annotation,
     is_images_folder,
     is_pair_data,
@@ -53,8 +54,7 @@ from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.modality import stated_modality
 from boltzformer_monai.slicing.cases import Annotation, Case, LabelFile, used_files
 from boltzformer_monai.slicing.recipes import Option
-from boltzformer_monai.slicing.recipes.dicom_archive import Archive, Series, find_series
-from boltzformer_monai.slicing.recipes.nnunet import NNUNET_FILE, read_nnunet_names
+from boltzformer_monai.slicing.recipes.dataset_json import DESCRIPTION_FILE, read_nnunet_names
 from boltzformer_monai.slicing.recipes.patients import PatientGuesses, compile_pattern
 
 logger = logging.getLogger(__name__)
@@ -101,15 +101,7 @@ def cases(
     patient_pattern: str = "",
     annotation: str = "",
 ) -> list[Case]:
-    """List the scans of a folder tree.
-
-    Args:
-        folder: where to look, subfolders included.
-        modality: CT or MR, where neither the labels.json (or dataset.json) nor the DICOM header says it.
-        site: overrides the labels.json.
-        channel: which ``_0000`` file, or which channel of four-dimensional NIfTI files.
-        patient_pattern: see above.
-        annotation: see above.
+    """List the scans of a folder tree; ``channel``: which ``_0000`` file, or channel of four-dimensional NIfTI files.
 
     Raises:
         DatasetError: there is no folder or no scan, or the labels.json at the top is damaged.
@@ -181,7 +173,7 @@ class _Listing:
         names = None
         if (path := folder / NAMES_FILE).is_file():
             names = read_label_names(path)
-        elif (path := folder / NNUNET_FILE).is_file():
+        elif (path := folder / DESCRIPTION_FILE).is_file():
             names = read_nnunet_names(path, channel=self.channel)
         return None if names is None else names.settled(self.modality, source=path)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
-from boltzformer_monai.io.dicom.files import broken_dicom, one_line
+from boltzformer_monai.io.dicom.files import damage_as_volume_error
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.grids import GRID_TOLERANCE
@@ -127,14 +127,7 @@ def cases(
     channel: int | None = None,
     agreement: int | str = 2,
 ) -> list[Case]:
-    """List the CT series that have readings.
-
-    Args:
-        folder: a folder with patients, or one patient.
-        modality: must be None or CT.
-        site: overrides "chest".
-        channel: must be None.
-        agreement: how many readers must have drawn a voxel, 1 to 4.
+    """List the CT series that have readings, of a folder with patients or of one patient.
 
     Raises:
         DatasetError: there is no CT series with readings.
@@ -147,9 +140,7 @@ def cases(
         msg = f"agreement {agreement!r} is none of 1, 2, 3, 4, the number of readers who must agree"
         raise ConfigError(msg)
     folders = _folders(folder)
-    elsewhere = {
-        read_series_uid(xml): xml for _, scans, xmls in folders if not scans for xml in xmls
-    }  # "" for those that are about no CT
+    elsewhere = {read_series_uid(xml): xml for _, scans, xmls in folders if not scans for xml in xmls}  # "": of no CT
     found = []
     for place, scans, xmls in folders:
         if not scans:
@@ -191,10 +182,11 @@ def _first_header(path: Path) -> tuple[str, str, str]:
     """Return modality, PatientID and SeriesInstanceUID of a file; "" for what cannot be read."""
     tags = ["Modality", "PatientID", "SeriesInstanceUID"]
     try:
-        header = read_dicom(path, tags=tags, pixels=False, force=False)
-        kind, patient, series = (str(header.get(tag) or "") for tag in tags)
-    except broken_dicom() as error:
-        logger.warning("%s: cannot be read as DICOM (%s)", path, one_line(error))
+        with damage_as_volume_error(path):
+            header = read_dicom(path, tags=tags, pixels=False, force=False)
+            kind, patient, series = (str(header.get(tag) or "") for tag in tags)
+    except VolumeError as error:
+        logger.warning("%s", error)
         return "", "", ""
     return kind, patient, series
 
@@ -202,15 +194,8 @@ def _first_header(path: Path) -> tuple[str, str, str]:
 def _slice_positions(folder: Path) -> dict[str, np.ndarray]:
     """Return SOPInstanceUID → position (mm, LPS) of the first pixel's centre, from the headers of the series."""
     positions = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() != ".dcm":
-            continue
-        tags = ["SOPInstanceUID", "ImagePositionPatient"]
-        try:
-            header = read_dicom(path, tags=tags, pixels=False, force=False)
-            position = np.array(header.ImagePositionPatient, dtype=np.float64)
-            positions[str(header.SOPInstanceUID)] = position
-        except broken_dicom() as error:
-            msg = f"{path}: cannot be read as DICOM ({one_line(error)}); is the file complete?"
-            raise VolumeError(msg, reason="damaged") from None
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".dcm"):
+        with damage_as_volume_error(path):
+            header = read_dicom(path, tags=["SOPInstanceUID", "ImagePositionPatient"], pixels=False, force=False)
+            positions[str(header.SOPInstanceUID)] = np.array(header.ImagePositionPatient, dtype=np.float64)
     return positions

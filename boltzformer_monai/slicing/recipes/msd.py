@@ -16,7 +16,7 @@ from typing import Any
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.modality import modality_of_channel, settled_modality, stated_modality
 from boltzformer_monai.slicing.cases import Case, LabelFile
-from boltzformer_monai.slicing.recipes.decathlon import entries, read_description, target_labels
+from boltzformer_monai.slicing.recipes.dataset_json import DESCRIPTION_FILE, entries, read_description, target_labels
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,14 @@ _TASKS = (
 def cases(
     folder: Path, *, modality: str | None = None, site: str | None = None, channel: int | None = None
 ) -> list[Case]:
-    """List the training volumes of a task (its test volumes have no labels).
-
-    Args:
-        folder: the task's folder, with ``dataset.json``, ``imagesTr`` and ``labelsTr``.
-        modality: CT or MR, where the task does not say it.
-        site: overrides the task's; needed for a task that is not one of the ten.
-        channel: which modality of a task with several, counted from 0.
+    """List the training volumes of a task (its test volumes have no labels); a task of none of the ten needs a site.
 
     Raises:
         DatasetError: ``dataset.json`` is missing, damaged, or names files that are not there.
         ConfigError: the task needs a channel, a site or a modality, has no such channel, or is neither CT nor MR.
         VolumeError: the task says another modality than ``modality``.
     """
-    path = folder / "dataset.json"
+    path = folder / DESCRIPTION_FILE
     content = read_description(path, what="one Decathlon task, such as Task04_Hippocampus")
     labels = target_labels(content)
     task = _find_task(folder, content, labels)

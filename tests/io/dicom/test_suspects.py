@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom.archive import find_series
 from boltzformer_monai.io.read import read_volume
-from boltzformer_monai.slicing.recipes.dicom_archive import find_series
+from boltzformer_monai.io.scan_list import list_scans
 from tests.io.conftest import SeriesWriter
 
 STACK = np.random.default_rng(0).integers(0, 2000, (4, 6, 8))
@@ -33,6 +34,15 @@ def test_a_damaged_slice_is_named(slices: list[Path], index: int, content: bytes
     assert sorted(archive.series[0].files) == sorted(slices)  # the recipe refuses the series, too
     with pytest.raises(VolumeError, match=slices[index].name):
         read_volume(slices[0].parent, files=archive.series[0].files)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 30])
+def test_a_list_of_scans_keeps_a_damaged_slice(slices: list[Path], content: bytes):
+    """Scans of a folder are read by their files alone: without its last slice this one would look whole."""
+    slices[3].write_bytes(content)
+    (scan,) = list_scans(slices[0].parent)
+    with pytest.raises(VolumeError, match=slices[3].name):
+        read_volume(scan.place, series=scan.series, files=scan.files)
 
 
 @pytest.mark.parametrize("name", ["1.2.840.99.7", "CT.1.3.6", "empty.txt"])

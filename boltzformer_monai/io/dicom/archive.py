@@ -18,8 +18,6 @@ from boltzformer_monai.io.formats import is_image_file
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["Archive", "Series", "find_series"]
-
 logger = logging.getLogger(__name__)
 
 _TAGS = (
