@@ -19,22 +19,6 @@ from typing import Any, BinaryIO, TextIO
 
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError, why
 
-__all__ = [
-    "MEMORY_VARIABLE",
-    "TEXT_LIMIT",
-    "gigabytes",
-    "inflated_size",
-    "machine_memory",
-    "memory_budget",
-    "open_file",
-    "open_text",
-    "parse_json",
-    "read_json",
-    "read_text",
-    "require_room",
-    "set_memory_gb",
-]
-
 MEMORY_VARIABLE = "BOLTZFORMER_MEMORY_GB"
 """Environment variable with the memory that reading one file may take, in GB (1e9 bytes). The commands set it by
 ``--memory-gb``; a variable, because worker processes inherit it."""

@@ -24,11 +24,6 @@ from pathlib import Path
 
 from boltzformer_monai.errors import StorageError, why
 
-__all__ = [
-    "FULL", "REFUSED", "atomic_path", "confirm", "disk_refusal", "replacing", "require_writable", "sweep", "sync",
-    "temporary_beside", "writing",
-]  # fmt: skip
-
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """There is no room: a full disk, a quota, a limit on the size of files."""
 REFUSED = frozenset(

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from boltzformer_monai.errors import not_opened, why
 
-__all__ = ["Tree", "read_tree"]
-
 
 @dataclass
 class Tree:

@@ -11,8 +11,6 @@ import numpy as np
 
 from boltzformer_monai.caveats import Caveat
 
-__all__ = ["FlatSegments", "Layer", "flatten_layers"]
-
 logger = logging.getLogger(__name__)
 
 _LARGEST_NUMBER = np.iinfo(np.uint16).max  # segment numbers up to here are values as they stand

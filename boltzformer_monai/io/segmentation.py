@@ -21,8 +21,6 @@ from boltzformer_monai.io.label_layers import FlatSegments
 from boltzformer_monai.io.read import existing
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["Segmentation", "read_segmentation"]
-
 
 @dataclass(frozen=True)
 class Segmentation:

@@ -11,8 +11,6 @@ from boltzformer_monai.io.scan_list import find_left_out
 from boltzformer_monai.slicing.biomedparse_names import MARKER_FILE
 from boltzformer_monai.slicing.cases import Case, used_files
 
-__all__ = ["Account", "take_account"]
-
 # They say what the files beside and below them mean.
 _DESCRIPTIONS = ("labels.json", "dataset.json", MARKER_FILE)
 

@@ -12,10 +12,6 @@ from urllib.parse import unquote
 
 from boltzformer_monai.modality import names_another_modality, parse_modality
 
-__all__ = [
-    "MARKER_FILE", "MARKER_FORMAT", "PictureName", "mask_name", "parse_picture_name", "parse_words", "safe_name",
-]  # fmt: skip
-
 MARKER_FILE = "boltzformer-export.json"
 """Beside the folders of our exports: ``{"format", "version", "name", "patients": {NAME without number: patient}}``."""
 MARKER_FORMAT = "boltzformer-biomedparse"

@@ -16,8 +16,6 @@ from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, read_picture
 
-__all__ = ["Annotation", "Case", "LabelFile", "used_files"]
-
 
 class Annotation(Protocol):
     """Something that draws targets on a scan; must be picklable, because scans are sliced in other processes."""

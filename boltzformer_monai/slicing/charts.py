@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Chart", "Shape", "balance_chart", "grey_histogram", "size_chart"]
-
 _NAMES = 300  # pixels for the names on the left
 _PLOT = 640
 _MARGIN = 20  # on the right, for the last number of an axis

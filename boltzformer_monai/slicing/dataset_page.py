@@ -18,8 +18,6 @@ from boltzformer_monai.evaluation.html import write_html
 from boltzformer_monai.limits import read_text
 from boltzformer_monai.slicing.charts import balance_chart, grey_histogram, size_chart
 
-__all__ = ["TABLE9_HEADINGS", "count_line", "is_page", "table9_rows", "write_page"]
-
 TABLE9_HEADINGS = (
     "data set", "modality", "object type", "area mean (%)", "median (%)", "min (%)", "max (%)",
     "support", "volumes", "patients",

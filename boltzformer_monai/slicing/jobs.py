@@ -15,8 +15,6 @@ from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.slicing.cases import Case, used_files
 
-__all__ = ["Job", "JobSettings", "Outcome", "source_digest"]
-
 _NOT_FACTS = {"root", "run", "key", "recipe"}
 
 

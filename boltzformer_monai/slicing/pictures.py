@@ -16,8 +16,6 @@ from boltzformer_monai.io.orientation import parse_codes
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.modality import parse_modality
 
-__all__ = ["PICTURE_SUFFIX", "opened_image", "picture_volume", "read_picture"]
-
 PICTURE_SUFFIX = ".png"
 _GREY_TOLERANCE = 2  # between the colours of a grey image that somebody stored as RGB
 

@@ -10,8 +10,6 @@ from boltzformer_monai.io.dicom.series import choose_series
 from boltzformer_monai.io.read import existing, is_dicom
 from boltzformer_monai.slicing.cases import Case, LabelFile
 
-__all__ = ["single_case"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -23,8 +23,6 @@ from boltzformer_monai.slicing.accounts import Account
 from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome
 from boltzformer_monai.storage import atomic_path
 
-__all__ = ["check_mapping", "write_mapping", "write_report"]
-
 _LEFT_OUT = "left out"
 _MAPPING = ("volume", "patient", "identity", "image", "status", "message")
 

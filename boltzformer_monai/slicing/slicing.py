@@ -28,8 +28,6 @@ from boltzformer_monai.slicing.cases import Case
 from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome
 from boltzformer_monai.slicing.recipes import load_recipe
 
-__all__ = ["slice_case", "worker_problem"]
-
 logger = logging.getLogger(__name__)
 
 _NO_TITLE = re.compile(r"(segment|label|roi|region)?[ _-]*\d*")  # what programs call a segment that nobody named

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["Tally"]
-
 _NUMBER = re.compile(r'"[^"]*"|\d+(?:\.\d+)?')  # a number in a name is part of the name
 
 

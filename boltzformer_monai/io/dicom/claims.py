@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 
     from boltzformer_monai.io.dicom.files import SliceHeader
 
-__all__ = [
-    "COPIES",
-    "VALUE_TAGS",
-    "CompressedImage",
-    "check_compressed_claim",
-    "check_not_cut_off",
-    "check_room_for_slices",
-    "images_in",
-]
-
 VALUE_TAGS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _VALUE = 8  # bytes per voxel: of the result, float32, and of up to four masks of its padding
 COPIES = 4

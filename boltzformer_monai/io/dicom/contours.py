@@ -18,8 +18,6 @@ from boltzformer_monai.errors import VolumeError
 if TYPE_CHECKING:
     from matplotlib.path import Path as Polygon
 
-__all__ = ["FilledRegion", "copies", "fill_contours", "fill_region"]
-
 _DECIMALS = 3  # of a pixel: contours drawn through pixel centres must not depend on how their file rounds
 _APART = 0.25  # pixels: two lines nearer to each other than this are one, rounded or drawn again
 _BESIDE = _APART / 2  # pixels from a line to the points that stand for its sides

@@ -15,8 +15,6 @@ from boltzformer_monai.limits import gigabytes, inflated_size, memory_budget, op
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
-__all__ = ["read_dicom"]
-
 _OBJECT = 600  # bytes of memory per read: pydicom makes an element of it, or half an item of a sequence
 _LEAST = 4  # bytes of the file that one read takes
 

@@ -30,8 +30,6 @@ from boltzformer_monai.io.volume import Volume
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["SegSource", "seg_source"]
-
 logger = logging.getLogger(__name__)
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")

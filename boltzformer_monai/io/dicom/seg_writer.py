@@ -27,17 +27,6 @@ from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
 
-__all__ = [
-    "LESION",
-    "MASS",
-    "NEOPLASM",
-    "NODULE",
-    "TISSUE",
-    "SegmentCode",
-    "check_can_be_seg",
-    "write_dicom_seg",
-]
-
 _ANATOMY = ("91723000", "Anatomical Structure")
 _ALTERED = ("49755003", "Morphologically Abnormal Structure")
 _SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["DICOM_SUFFIXES", "annotation_kind", "other_kind"]
-
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 """By its name such a file must be DICOM."""
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.sop_classes import DICOM_SUFFIXES
 
-__all__ = ["Suspects", "find_suspects", "lost_slice"]
-
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,5}")
 
 

@@ -20,8 +20,6 @@ from boltzformer_monai.errors import BoltzFormerError, ConfigError, did_you_mean
 from boltzformer_monai.registry import place_of, providers, require_one
 from boltzformer_monai.slicing.cases import Case
 
-__all__ = ["GROUP", "RECIPES", "Option", "Recipe", "load_recipe", "recipe_names"]
-
 GROUP = "boltzformer_monai.recipes"
 """The entry points by which other distributions add recipes."""
 

@@ -19,8 +19,6 @@ from PIL import Image, ImageDraw
 from boltzformer_monai.errors import DatasetError, cannot_open, why
 from boltzformer_monai.limits import TEXT_LIMIT, open_file
 
-__all__ = ["Outline", "Readings", "fill_outline", "read_readings", "read_series_uid"]
-
 _ROOT = "LidcReadMessage"
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from boltzformer_monai.errors import ConfigError
 
-__all__ = ["PatientGuesses", "compile_pattern", "patient_in"]
-
 logger = logging.getLogger(__name__)
 
 
