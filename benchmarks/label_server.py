@@ -3,8 +3,8 @@
     python benchmarks/label_server.py --image amos.nii.gz chest.nii.gz --json benchmarks/results/label_server.json
 
 A real server is started on copies of the scans. The scans take turns, so that a request is never the last one's repeat;
-in every round the server first forgets scans and features, then each scan is asked for a new prompt, and then for
-another one, of which only the decoding is left. ``second_prompt_faster_…`` is the ratio of the medians of whole
+in every round the server first forgets scans and features, then each scan gets a new prompt, and then another one, of
+which only the decoding is left. ``second_prompt_faster_…`` is the ratio of the medians of whole
 requests, the reply's voxels included. Weights are random unless a checkpoint is given: time does not depend on them.
 """
 
@@ -21,20 +21,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import requests
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import report, result  # noqa: E402
-from benchmarks.volume import ORGANS  # noqa: E402
+from benchmarks.volume import ORGANS, middle  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.io.read import read_volume  # noqa: E402
 from boltzformer_monai.networks import create_boltzformer, network_config  # noqa: E402
@@ -62,12 +61,8 @@ def write_studies(folder: Path, images: list[Path], slices: int | None) -> list[
     for number, image in enumerate(images):
         name = f"scan_{number}"
         volume = read_volume(image)
-        depth = volume.shape[2] if slices is None else min(slices, volume.shape[2])
-        first = (volume.shape[2] - depth) // 2
-        affine = volume.affine.copy()
-        affine[:3, 3] += affine[:3, 2] * first
-        array = volume.array[..., first : first + depth].astype("int16")
-        write_image_file(array, affine, folder / f"{name}.nii.gz")
+        volume = volume if slices is None else middle(volume, slices)
+        write_image_file(volume.array.astype("int16"), volume.affine, folder / f"{name}.nii.gz")
         names.append(name)
     return names
 
@@ -78,32 +73,30 @@ class Client:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def send(self, path: str, body: bytes | None, kind: str) -> bytes:
-        request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": kind} if kind else {})
-        with urllib.request.urlopen(request, timeout=_REPLY_S) as reply:
-            content: bytes = reply.read()
-        return content
+    def send(self, path: str, **body: Any) -> bytes:
+        """GET without a body, POST with ``json`` or ``files``."""
+        reply = requests.request("POST" if body else "GET", self.url + path, timeout=_REPLY_S, **body)
+        reply.raise_for_status()
+        return reply.content
 
     def forget(self) -> None:
         """Have the server drop scans and features, and load its network again."""
-        self.send("/reload", b"{}", "application/json")
-        self.send("/info/", None, "")
+        self.send("/reload", json={})
+        self.send("/info/")
 
     def stock(self, image: str, prompts: list[str]) -> float:
         """Seconds of MONAI Label's infer with map and parameters in the reply, as 3D Slicer asks for them."""
-        mark, params = "a" * 32, json.dumps({"prompts": prompts, "result_extension": ".nrrd", "threshold": 0.3})
-        field = 'Content-Disposition: form-data; name="params"'
-        body = f"--{mark}\r\n{field}\r\n\r\n{params}\r\n--{mark}--\r\n".encode()
+        params = json.dumps({"prompts": prompts, "result_extension": ".nrrd", "threshold": 0.3})
         started = time.perf_counter()
-        self.send(f"/infer/boltzformer?image={image}&output=all", body, f"multipart/form-data; boundary={mark}")
+        self.send(f"/infer/boltzformer?image={image}&output=all", files={"params": (None, params)})
         return time.perf_counter() - started
 
     def own(self, image: str, prompts: list[str]) -> float:
         """Seconds of what the page does: segment, then fetch the map."""
-        body = json.dumps({"image": image, "prompts": prompts, "threshold": 0.3}).encode()
+        body = {"image": image, "prompts": prompts, "threshold": 0.3}
         started = time.perf_counter()
-        answer: dict[str, Any] = json.loads(self.send("/boltzformer/api/segment", body, "application/json"))
-        self.send(f"/boltzformer/api/results/{answer['result']}/labels.nii.gz", None, "")
+        reply = json.loads(self.send("/boltzformer/api/segment", json=body))
+        self.send(f"/boltzformer/api/results/{reply['result']}/labels.nii.gz")
         return time.perf_counter() - started
 
 
@@ -162,8 +155,8 @@ def _wait(client: Client, server: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + _START_S
     while time.monotonic() < end and server.poll() is None:
         try:
-            client.send("/info/", None, "")
-        except (urllib.error.URLError, ConnectionError):
+            client.send("/info/")
+        except requests.ConnectionError:
             time.sleep(0.3)
         else:
             return

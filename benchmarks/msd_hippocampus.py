@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.record import report, result  # noqa: E402
 
 BUNDLE = ROOT / "bundles" / "boltzformer"
-# What differs from the preset's defaults: small slices, two targets that are nearly always asked for together.
+# What differs from the preset's defaults: small slices, two targets that nearly always occur together.
 TRAINING = {
     "preset": "tiny",
     "image_size": "128",
@@ -78,11 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     overrides = {**TRAINING, "epochs": str(arguments.epochs)}
     bundle("train", "training", dataset_dir=str(slices), output_dir=str(output), **overrides)
     trained = time.monotonic()
-    checkpoint = str(output / "model.pt")
     bundle(
-        "evaluate", "evaluating", dataset_dir=str(slices), output_dir=str(output), checkpoint=checkpoint,
-        split="val",
-        tolerance_mm="1.0",
+        "evaluate", "evaluating", dataset_dir=str(slices), output_dir=str(output), checkpoint=str(output / "model.pt"),
+        split="val", tolerance_mm="1.0",
     )  # fmt: skip
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     history = json.loads((output / "history.json").read_text(encoding="utf-8"))

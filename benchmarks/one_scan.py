@@ -3,8 +3,8 @@
     python benchmarks/one_scan.py --image image.nii.gz --label label.nii.gz --labels-json labels.json \
         --output runs/one_scan --json benchmarks/results/one_scan.json
 
-The network is fitted to the very scan that it then segments. The Dice says that nothing is flipped, shifted or lost on
-the way from the scan to the mask on its grid. It says nothing about other patients.
+The network is fitted to the very scan that it then segments. The Dice shows that nothing is flipped, shifted or lost on
+the way from the scan to the mask on its grid, and nothing about other patients.
 """
 
 from __future__ import annotations
@@ -23,39 +23,25 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.msd_hippocampus import bundle, step  # noqa: E402
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.data.label_names import read_label_names  # noqa: E402
-from boltzformer_monai.data.planes import extract_slices, slice_spacing  # noqa: E402
+from boltzformer_monai.data.planes import extract_slices  # noqa: E402
+from boltzformer_monai.data.windows import Window  # noqa: E402
+from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid  # noqa: E402
 from boltzformer_monai.evaluation.mask_pair import dice  # noqa: E402
 from boltzformer_monai.inferers import RunSettings, VolumeSegmenter  # noqa: E402
 from boltzformer_monai.io import Volume, read_label_map, read_volume, reorient_label  # noqa: E402
 
 
-def draw_overlay(path: Path, scan: Volume, truth: Volume, found: Volume, names: Mapping[int, str]) -> None:
-    """Five axial slices and two coronal ones: truth above, prediction below, one colour per target."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    picks = [("axial", f) for f in (0.2, 0.4, 0.55, 0.7, 0.85)] + [("coronal", f) for f in (0.4, 0.6)]
-    figure = Figure(figsize=(3 * len(picks), 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(picks))
-    for column, (plane, fraction) in enumerate(picks):
-        grey = extract_slices(scan, plane)
-        index = int(fraction * len(grey))
-        row_mm, column_mm, _ = slice_spacing(scan, plane)
-        aspect = row_mm / column_mm
-        for row, (labels, title) in enumerate(((truth, "truth"), (found, "prediction"))):
-            values = extract_slices(labels, plane)[index]
-            axis = axes[row, column]
-            axis.imshow(grey[index], cmap="gray", vmin=-160, vmax=240, aspect=aspect)
-            shown = np.ma.masked_equal(values, 0)
-            axis.imshow(shown, cmap="tab20", vmin=1, vmax=20, alpha=0.6, aspect=aspect, interpolation="nearest")
-            axis.set_title(f"{title}, {plane} {index}")
-            axis.axis("off")
-    colours = axes[0, 0].images[1].cmap
-    handles = [Patch(color=colours((value - 1) / 19), label=name) for value, name in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=8)
-    figure.savefig(path)
+def overlays(scan: Volume, truth: np.ndarray, found: np.ndarray, names: Mapping[int, str]) -> bytes:
+    """Each target on the axial slice where it is largest, reference outlined and prediction filled, as PNG."""
+    grey, reference, prediction = (
+        extract_slices(Volume(array, scan.affine), "axial")
+        for array in (Window(40.0, 400.0).apply(scan.array), truth, found)
+    )
+    panels = []
+    for value, name in names.items():
+        index = int(np.argmax((reference == value).sum(axis=(1, 2))))
+        panels.append(OverlayPanel(grey[index], prediction[index] == value, reference[index] == value, name))
+    return overlay_grid(panels)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         score = dice(int((predicted & wanted).sum()), int(predicted.sum()), int(wanted.sum()))
         if score is not None:
             scores[name] = score
-    draw_overlay(output / "overlay.png", scan, truth, Volume(values, scan.affine), names)
+    (output / "overlay.png").write_bytes(overlays(scan, truth.array, values, names))
     rows = [
         result("same_grid_and_affine", float(same_grid), "1 = yes"),
         result("mean_dice_3d on the scan it was fitted to", float(np.mean(list(scores.values()))), "Dice"),

@@ -7,7 +7,7 @@
   window, stretch to its minimum and maximum, resize by a cubic spline to 1024² RGB, save as PNG. Its speed is taken
   from a few slices spread over the scan, since all take the same time. Its disk space counts one 0/255 mask of that
   size per target as well; making these is not timed.
-- *ours*: the whole command but for Python's start: from the files to the finished data set (pictures, labels, record,
+- *ours*: the whole command but for Python's start: from the files to the finished data set (images, labels, record,
   tables, report).
 - *floor*: load scan and label once, window, save one native PNG of each per slice, with the encoder settings of ours.
   Nothing is checked or recorded.
@@ -35,11 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import report, result  # noqa: E402
 from boltzformer_monai.cli import slice as slice_volumes  # noqa: E402
-from boltzformer_monai.data.label_names import (  # noqa: E402
-    LabelMap,
-    parse_label_values,  # noqa: E402
-    read_label_names,
-)
+from boltzformer_monai.data.label_names import LabelMap, parse_label_values, read_label_names  # noqa: E402
 from boltzformer_monai.data.slices.volume import save_png  # noqa: E402
 from boltzformer_monai.data.windows import default_window  # noqa: E402
 
@@ -54,9 +50,9 @@ def usual_way(image: Path, label: Path, names: LabelMap, output: Path, indices: 
     low, high = _limits(names)
     for index in indices:
         volume = nibabel.load(image).get_fdata()  # type: ignore[attr-defined]
-        picture = np.clip(volume[:, :, index].T, low, high)
-        picture = (picture - picture.min()) / max(picture.max() - picture.min(), 1e-8) * 255
-        square = Image.fromarray(picture.astype(np.uint8)).resize((USUAL_SIZE, USUAL_SIZE), Image.Resampling.BICUBIC)
+        grey = np.clip(volume[:, :, index].T, low, high)
+        grey = (grey - grey.min()) / max(grey.max() - grey.min(), 1e-8) * 255
+        square = Image.fromarray(grey.astype(np.uint8)).resize((USUAL_SIZE, USUAL_SIZE), Image.Resampling.BICUBIC)
         square.convert("RGB").save(output / f"{index}.png")
 
 
@@ -75,10 +71,10 @@ def usual_masks(label: Path, names: LabelMap, output: Path, indices: list[int]) 
 def our_way(image: Path, label: Path, names: LabelMap, output: Path, labels_json: Path) -> None:
     """Slice the scan into a data set of its own, by the command line's own function."""
     paths = ("--image", image, "--label", label, "--labels-json", labels_json, "--output", output)
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
         code = slice_volumes.main([*map(str, paths), "--patient", "somebody"])
     if code:
-        raise SystemExit(said.getvalue())
+        raise SystemExit(errors.getvalue())
 
 
 def floor(image: Path, label: Path, names: LabelMap, output: Path) -> None:

@@ -1,9 +1,9 @@
-"""Prompts for what is not there: how often, and how much, is found all the same, with the presence head and without it?
+"""False positives of prompts for absent targets, as cases and as volume, with the presence head and without it.
 
     make demo
     python benchmarks/presence.py --checkpoint runs/demo/model.pt --json benchmarks/results/presence.json
 
-New phantoms, which the demo does not have; every second one is healthy. Each is asked for all targets of both kinds
+New phantoms, which the demo does not have; every second one is healthy. The prompts are all targets of both kinds
 (abdomen and chest): lesions and nodules are absent from healthy ones, hearts from abdomens. "Head off" is the same
 decoding with every mask kept. A case is one prompt in one volume.
 """

@@ -1,4 +1,4 @@
-"""Does the uncertainty of repeated decodings say where the mask is wrong? Spearman coefficients, case by case.
+"""Rank correlation (Spearman) of the uncertainty of repeated decodings with the errors of the mask, case by case.
 
     python benchmarks/uncertainty.py --input Task04_Hippocampus --slices runs/hippocampus/slices \
         --checkpoint runs/hippocampus/model.pt --json benchmarks/results/hippocampus_uncertainty.json
