@@ -13,7 +13,6 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -35,7 +34,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def memory_budget() -> int:
     """Bytes that reading one file may take, all its copies together.
 
-    It is what :data:`MEMORY_VARIABLE` says, but never more than :func:`machine_memory`; half of that by default.
+    It is the value of :data:`MEMORY_VARIABLE`, but never more than :func:`machine_memory`; half of that by default.
 
     Raises:
         ConfigError: the variable is not a number above 0.
@@ -51,7 +50,7 @@ def set_memory_gb(number: float | str, option: str = "--memory-gb") -> None:
     """Set the budget of this process and of those that it starts; the command lines call it once.
 
     Raises:
-        ConfigError: it is not a number above 0; the message names the ``option``.
+        ConfigError: ``option`` is not a number above 0.
     """
     os.environ[MEMORY_VARIABLE] = repr(_positive(str(number), option))
 
@@ -84,13 +83,9 @@ def gigabytes(size: int) -> str:
 def open_file(path: str | os.PathLike[str], *, limit: int | None = None) -> io.BufferedReader:
     """Open an ordinary file for reading bytes; links are followed.
 
-    Args:
-        path: the file.
-        limit: bytes that it may have.
-
     Raises:
-        OSError: it cannot be opened, is larger than ``limit``, or is a pipe, a socket, a device or a folder;
-            ``strerror`` says which.
+        OSError: it cannot be opened, is larger than ``limit`` bytes, or is a pipe, a socket, a device or a folder;
+            ``strerror`` tells which.
     """
     # Not blocking, because opening a pipe that nobody writes to would wait for ever; files do not mind.
     flag = getattr(os, "O_NONBLOCK", 0)
@@ -124,30 +119,19 @@ def open_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: i
 
 
 def read_text(path: str | os.PathLike[str], *, encoding: str = "utf-8", limit: int = TEXT_LIMIT) -> str:
-    """Read a small text file.
-
-    Raises:
-        OSError: it cannot be opened, is no ordinary file, or is longer than ``limit`` bytes.
-        UnicodeDecodeError: it is not text in this encoding.
-    """
+    """Read a small text file, as :func:`open_text` opens it; also raises UnicodeDecodeError."""
     with open_text(path, encoding=encoding, limit=limit) as file:
         return file.read()
 
 
-def read_json(
-    path: str | os.PathLike[str],
-    *,
-    encoding: str = "utf-8",
-    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
-) -> Any:
-    """Read a JSON file whose objects fit into the memory budget.
+def read_json(path: str | os.PathLike[str], *, encoding: str = "utf-8", **options: Any) -> Any:
+    """Read a JSON file whose objects fit into the memory budget; ``options`` as for :func:`json.loads`.
 
     Raises:
         OSError: it cannot be opened, is no ordinary file, or too large.
         ValueError: it is no JSON, or nested too deeply.
     """
-    text = read_text(path, encoding=encoding, limit=memory_budget() // _JSON_GROWTH)
-    return parse_json(text, object_pairs_hook=object_pairs_hook)
+    return parse_json(read_text(path, encoding=encoding, limit=memory_budget() // _JSON_GROWTH), **options)
 
 
 def read_json_description(path: str | os.PathLike[str], *, missing: str = "no such file", **options: Any) -> Any:
@@ -166,14 +150,14 @@ def read_json_description(path: str | os.PathLike[str], *, missing: str = "no su
         raise DatasetError(msg) from None
 
 
-def parse_json(text: str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse_json(text: str, **options: Any) -> Any:
     """Parse JSON, as :func:`json.loads` does.
 
     Raises:
         ValueError: it is no JSON, or nested too deeply, which is a bug's RecursionError otherwise.
     """
     try:
-        return json.loads(text, object_pairs_hook=object_pairs_hook)
+        return json.loads(text, **options)
     except RecursionError:
         msg = "it is nested too deeply"
         raise ValueError(msg) from None
@@ -184,7 +168,7 @@ def inflated_size(file: BinaryIO, limit: int, *, wbits: int = 47) -> int:
 
     Args:
         file: the file.
-        limit: where counting stops; the answer is above it then, but less than a mebibyte.
+        limit: where counting stops; the result is above it then, by less than a mebibyte.
         wbits: 47 for gzip or zlib, whichever its first bytes say; -15 for a bare stream.
 
     Raises:
@@ -238,7 +222,7 @@ def _control_group() -> int:
             continue
         root, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
         group = root / place.lstrip("/")
-        # A container sees its own group as the root, whatever the path says.
+        # A container sees its own group as the root, whatever the path is.
         for folder in {root, group, *(each for each in group.parents if each.is_relative_to(root))}:
             least = min([least, *(int(text) for text in _lines(folder / name) if text.isdigit())])
     return least

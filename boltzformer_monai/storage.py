@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process; and what a disk says when it refuses one.
+"""Files that are whole or not there, whatever ends the process; and clear errors where the disk refuses one.
 
 A file is written beside its target under a hidden name of ours and then renamed. SIGKILL may leave the hidden file; its
 name says which process made it, so that the next one that writes there can tell what is left over from what is under
@@ -157,15 +157,12 @@ def sweep(folder: Path, *, lock: str = "") -> None:
 
 @contextmanager
 def writing(path: str | os.PathLike[str], advice: str = "", *, much_else: bool = False) -> Iterator[None]:
-    """Say in the user's words that a file cannot be written.
+    """Turn an OSError of the block into a StorageError that names the file.
 
     Args:
-        path: what is written.
+        path: the file that is written.
         advice: what to do about it.
-        much_else: the block does more than writing, so that only what a disk says is put into these words.
-
-    Raises:
-        StorageError: the block raised an OSError.
+        much_else: the block does more than writing: only errors of the disk are turned.
     """
     try:
         yield
@@ -178,7 +175,7 @@ def writing(path: str | os.PathLike[str], advice: str = "", *, much_else: bool =
 
 
 def require_writable(folder: Path, *, make: bool = True) -> None:
-    """Try a folder with a file that is gone at once: before the work, not after it.
+    """Write a temporary file into a folder: before the work, not after it.
 
     Args:
         folder: made if it is not there.
@@ -200,7 +197,7 @@ def require_writable(folder: Path, *, make: bool = True) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], advice: str = "") -> Iterator[Path]:
-    """As :func:`atomic_path`, in the user's words, which end with the advice; makes the folder.
+    """As :func:`atomic_path`, with the errors of :func:`writing`, which end with the advice; makes the folder.
 
     Raises:
         StorageError: the file cannot be written; an older one stays as it was.

@@ -11,7 +11,7 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError, why
 from boltzformer_monai.io.grids import GRID_TOLERANCE, distance, right_angled
-from boltzformer_monai.io.nifti import PAIRS, last_line, read_nifti, three_dimensions
+from boltzformer_monai.io.nifti import PAIRS, last_line, other_half, read_nifti, three_dimensions
 from boltzformer_monai.io.nrrd_meta_header import check_is_scan, check_metaimage, check_nrrd, metaimage_modality
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.storage import atomic_path
@@ -27,8 +27,8 @@ def is_image_file(path: Path) -> bool:
     """Tell, by its name, whether a file is NIfTI, NRRD or MetaImage; DICOM slices are named .img too."""
     name = path.name.lower()
     if name.endswith(tuple(PAIRS.values())):
-        stem = path.name[: name.rindex(".img")]
-        return any(path.with_name(stem + ending).is_file() for header in PAIRS for ending in (header, header.upper()))
+        header = other_half(path)
+        return header is not None and header.is_file()
     return name.endswith(_NIFTI + _NRRD + _META)
 
 

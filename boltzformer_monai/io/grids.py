@@ -55,10 +55,9 @@ class Misfit:
 
 
 def check_grid_tolerance(tolerance: float) -> float:
-    """Return a share of a voxel from 0 to 0.5.
+    """Return a share of a voxel from 0 to 0.5, or raise a :class:`ConfigError`.
 
-    Raises:
-        ConfigError: anything else; from half a voxel on it would be open which voxel is meant.
+    From half a voxel on it would be open which voxel is meant.
     """
     if not 0 <= tolerance <= _OWN_VOXEL:
         msg = f"the grid tolerance is a share of a voxel from 0 to {_OWN_VOXEL}, got {tolerance}"
@@ -67,12 +66,9 @@ def check_grid_tolerance(tolerance: float) -> float:
 
 
 def distance(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> Misfit:
-    """Return how far the voxels of a grid lie from those of another with the same axes.
+    """Return how far voxels of a grid ``one`` (4, 4), voxel → mm, lie from those of an ``other`` of the same shape.
 
-    Args:
-        one: (4, 4), voxel → mm.
-        other: (4, 4); the axes whose voxels are the measure.
-        shape: voxels along each axis.
+    The two have the same axes; a voxel of ``other`` is the measure.
     """
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)  # no voxel is further away than one
     moved = (one - other)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
@@ -96,10 +92,6 @@ def right_angled(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | Non
     """Return the grid at right angles next to a grid: ITK opens no NIfTI file of another one.
 
     The axes are turned as little as possible (polar decomposition) about the middle of the grid; voxel sizes stay.
-
-    Args:
-        affine: (4, 4), voxel → mm.
-        shape: voxels along each axis.
 
     Returns:
         The affine itself where its axes are at right angles in single precision. None for a real shear (gantry tilt):

@@ -98,20 +98,28 @@ def three_dimensions(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]
     return shape[0], shape[1], shape[2]
 
 
+def other_half(path: Path) -> Path | None:
+    """Return the header or the voxels that make a pair with a file, to be there or not; None for a single file."""
+    for endings in PAIRS.items():
+        for own, other in (endings, endings[::-1]):
+            if path.name.lower().endswith(own):
+                names = [path.name[: -len(own)] + end for end in (other, other.upper())]
+                if own.upper() in path.name:  # the partner of SCAN.HDR is SCAN.IMG, if both are there
+                    names.reverse()
+                places = [path.with_name(name) for name in names]
+                return next((place for place in places if os.path.isfile(place)), places[0])
+    return None
+
+
 def _files(path: Path) -> tuple[Path, Path]:
     """Return the file of the header and the file of the voxels."""
-    for header, data in PAIRS.items():
-        for ending in (header, data):
-            if path.name.lower().endswith(ending):
-                stem = path.name[: -len(ending)]
-                # The partner of SCAN.HDR is SCAN.IMG.
-                pair = [path.with_name(stem + (end.upper() if ending.upper() in path.name else end))
-                        for end in (header, data)]  # fmt: skip
-                if missing := next((place for place in pair if not os.path.isfile(place)), None):
-                    msg = f"{path}: is half of a pair, {missing.name} is not beside it; copy both files"
-                    raise VolumeError(msg, reason="missing")
-                return pair[0], pair[1]
-    return path, path
+    other = other_half(path)
+    if other is None:
+        return path, path
+    if missing := next((place for place in (path, other) if not os.path.isfile(place)), None):
+        msg = f"{path}: is half of a pair, {missing.name} is not beside it; copy both files"
+        raise VolumeError(msg, reason="missing")
+    return (path, other) if path.name.lower().endswith(tuple(PAIRS)) else (other, path)
 
 
 @contextmanager

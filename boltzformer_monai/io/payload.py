@@ -8,10 +8,8 @@ from typing import BinaryIO
 
 from boltzformer_monai.errors import VolumeError
 
-_DEFLATE_RATIO = 1032
-"""No deflate stream (gzip, zlib) grows by more than this factor."""
-_PADDING = 4096
-"""Bytes that a writer may leave behind the voxels; more of them mean that the header describes another grid."""
+_DEFLATE_RATIO = 1032  # no deflate stream (gzip, zlib) grows by more
+_PADDING = 4096  # bytes that a writer may leave behind the voxels; more mean that the header describes another grid
 _CHUNK = 1 << 20
 
 

@@ -15,7 +15,7 @@ from boltzformer_monai.io.dicom.archive import find_series
 from boltzformer_monai.io.dicom.files import is_dicom_file, read_header
 from boltzformer_monai.io.folder_tree import Tree, read_tree
 from boltzformer_monai.io.formats import is_image_file
-from boltzformer_monai.io.nifti import PAIRS
+from boltzformer_monai.io.nifti import PAIRS, other_half
 from boltzformer_monai.io.nrrd_meta_header import detached_voxels
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def list_scans(folder: Path) -> list[Scan]:
     listed with its ``problem``: nobody knows which scans lie in it.
 
     A file that cannot be read as DICOM although it claims to be is listed with the series of its folder (or alone),
-    so that reading it fails and says why: a scan without its last slice looks whole.
+    so that reading it fails with the reason: a scan without its last slice looks whole.
 
     Raises:
         VolumeError: there is no scan, two scans have one name, or the folder itself cannot be opened.
@@ -124,22 +124,12 @@ def holds_only_image_files(folder: Path) -> bool:
 
 
 def scan_files(place: Path) -> list[Path]:
-    """Return the file itself and the one of its voxels (``.mhd``, ``.nhdr``, ``.hdr``), or all files of a folder.
-
-    Raises:
-        OSError: the header of a pair is not there.
-    """
+    """Return the file itself and the one of its voxels (``.mhd``, ``.nhdr``, ``.hdr``), or all files of a folder."""
     if place.is_dir():
         return [path for path in place.rglob("*") if path.is_file()]
-    name = place.name.lower()
-    for header, data in PAIRS.items():
-        if name.endswith((header, data)):
-            stem = place.name[: -len(header)]  # both endings have the same length
-            others = {place.with_name(stem + each) for end in (header, data) for each in (end, end.upper())}
-            # Where capitals make no difference, two spellings are one file.
-            return [place, *sorted(path for path in others - {place} if path.is_file() and not path.samefile(place))]
-    voxels = detached_voxels(place) if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")) else None
-    return [place] if voxels is None else [place, voxels]
+    detached = place.name.lower().endswith((".nrrd", ".nhdr", ".mha", ".mhd"))
+    other = detached_voxels(place) if detached else other_half(place)
+    return [place] if other is None or not other.is_file() else [place, other]
 
 
 def stem_of(path: Path) -> str:
@@ -190,7 +180,7 @@ def labels_in(files: Sequence[Path], *, dicom: bool = False) -> list[Path]:
 def named_pairs(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Return (scan, annotation) where the names say so: ``CT7.nrrd`` with ``CT7-label.nrrd`` or ``CT7.seg.nrrd``.
 
-    An annotation whose name says of no scan, such as ``Segmentation.seg.nrrd``, is of the single scan of its folder,
+    An annotation that is named after no scan, such as ``Segmentation.seg.nrrd``, is of the single scan of its folder,
     if it is the single annotation.
     """
     images = [file for file in files if is_scan(file) and "uncertainty" not in file.name.lower()]
@@ -248,10 +238,7 @@ def _in_folder(top: Path, place: Path, files: list[Path]) -> list[Scan]:
 
 def files_of(place: Path) -> list[Path]:
     """Return the files that a scan or annotation is read from: of a folder those that are DICOM by name or content."""
-    try:
-        found = scan_files(place)
-    except OSError:
-        return [place]
+    found = scan_files(place)
     return [path for path in found if _is_dicom(path)] if place.is_dir() else found
 
 

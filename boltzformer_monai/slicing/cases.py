@@ -75,7 +75,7 @@ class Case:
         channel: which channel of a four-dimensional NIfTI scan, None for an ordinary one.
         split: pins the patient to ``"train"``, ``"val"`` or ``"test"``; None: drawn.
         public: whether ids are published ones, which a recipe must know for certain; those of other scans are hashed.
-        window: what the data set says about grey values; None chooses by modality and site.
+        window: how the data set defines grey values; None chooses by modality and site.
         files: the DICOM files of the series, where its folder holds others too; empty takes all of the folder.
         problem: why it cannot be sliced, where listing it has shown that already; one line. Reading it raises that.
         reason: the kind of the problem, of :data:`~boltzformer_monai.errors.REASONS`.

@@ -162,7 +162,7 @@ def _spreads(data_set: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 
 def _grey_line(grey: Mapping[str, Any]) -> str:
     if grey["mean"] is None:
-        return "No picture could be read."
+        return "No image could be read."
     percentiles = ", ".join(f"{q} %: {value}" for q, value in grey["percentiles"].items())
     return f"Grey values: mean {grey['mean']:.1f}, standard deviation {grey['std']:.1f}; percentiles {percentiles}."
 

@@ -1,4 +1,4 @@
-"""What one unit of slicing is told, what comes back, and how a restarted run knows that it is done already."""
+"""Input and outcome of one unit of slicing, and how a restarted run knows that it is done already."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Outcome:
         record: its record; None when the scan was refused.
         reason: why it was refused, without any name or path; "" otherwise.
         message: the whole line, with paths.
-        warnings: what the readers said on the way, with paths.
+        warnings: warnings of the readers, with paths.
     """
 
     volume_id: str

@@ -42,7 +42,7 @@ def single_case(options: argparse.Namespace) -> Case:
 
 
 def _identity(options: argparse.Namespace) -> tuple[str, str]:
-    """Return what tells the scan from others, and the patient's identity; both are hashed before they are stored."""
+    """Return identities of the scan and of the patient; both are hashed before they are stored."""
     path = options.image.resolve()
     if is_dicom(path):
         header = choose_series(options.image, options.series)[0]

@@ -23,7 +23,7 @@ class Tally:
         self._found.setdefault(kind, []).append((place, what))
 
     def lines(self) -> list[str]:
-        """One line for each kind, in order of first appearance; one that was said once has its path."""
+        """One line for each kind, in order of first appearance; a single one has its path."""
         lines = []
         for found in self._found.values():
             place, what = found[0]

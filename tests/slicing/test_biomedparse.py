@@ -77,7 +77,7 @@ def test_what_is_listed(pictures: Path, caplog: pytest.LogCaptureFixture):
         "amos_0541_9_MRI_abdomen": ("amos_0541", "MR", "abdomen", "test"),
     }
     assert {case.window for case in cases.values()} == {StoredGrey()}
-    assert "1 pictures are left out: their names say neither CT nor MR" in caplog.text
+    assert "1 images are left out: their names state neither CT nor MR" in caplog.text
     assert set(listed(pictures, modality="MR", site="head")) == {"case_7_3_brain_MRI-FLAIR", "amos_0541_9_MRI_abdomen"}
 
 
@@ -141,7 +141,7 @@ def test_patients_by_a_pattern_or_all_one(pictures: Path, caplog: pytest.LogCapt
     for path in (pictures / "train").glob("case*"):
         path.unlink()
     listed(pictures)
-    assert "all training pictures count as one patient" in caplog.text
+    assert "all training images count as one patient" in caplog.text
 
 
 def test_ids_are_safe_short_and_unlike(tmp_path: Path):
@@ -164,7 +164,7 @@ def test_pictures_that_cannot_be_used_fail_one_by_one(pictures: Path, caplog: py
     save(pictures / "train_mask" / "amos_0018_63_CT_abdomen_spleen.png", np.zeros((5, 5), np.uint8))
     save(pictures / "train_mask" / "nobody_1_CT_abdomen_spleen.png", box(0, 0, 1, 1))
     cases = listed(pictures)
-    assert "1 pictures are missing that have masks (nobody_1_CT_abdomen" in caplog.text
+    assert "1 images are missing that have masks (nobody_1_CT_abdomen" in caplog.text
     for name, match in (
         ("amos_0018_64_CT_abdomen", "colour image"),
         ("case_7_3_brain_MRI-FLAIR", "not 8-bit grey"),

@@ -1,8 +1,7 @@
 """Which bits of a decoded DICOM pixel are its value: BitsStored, HighBit and PixelRepresentation, never the decoder.
 
 A pixel cell may hold more than its pixel: overlay planes in the upper bits, a sign that was not extended, leftovers of
-an older format. Decoders differ in what they do about it, so ours are asked for whole cells, and the header is applied
-here.
+an older format. Decoders differ in what they do about it, so they return whole cells, and the header is applied here.
 """
 
 from __future__ import annotations
@@ -83,11 +82,7 @@ class PixelBits:
         return PixelBits(width, width, width - 1, self.signed)
 
     def values(self, cells: np.ndarray) -> np.ndarray:
-        """Return the pixels of cells of any shape, uint or int of the cells' width.
-
-        Args:
-            cells: integers whose lowest ``allocated`` bits are the cell; what lies above is ignored.
-        """
+        """Return the pixels of cells of any shape, uint or int of the cells' width; higher bits are ignored."""
         width = 8 * self.dtype.itemsize
         cells = cells.astype(self.dtype, copy=False).view(f"{'i' if self.signed else 'u'}{self.dtype.itemsize}")
         if self.stored == width:

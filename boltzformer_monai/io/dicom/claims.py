@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom.files import SliceHeader
 from boltzformer_monai.limits import require_room
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-    from boltzformer_monai.io.dicom.files import SliceHeader
 
 VALUE_TAGS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _VALUE = 8  # bytes per voxel: of the result, float32, and of up to four masks of its padding

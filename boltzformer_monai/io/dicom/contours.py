@@ -98,14 +98,8 @@ def fill_contours(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.
     """Return the pixels whose centres lie inside an odd number of contours: an inner contour is a hole.
 
     A centre on a contour belongs to the side of the smaller index only (half-open, as in ``range``), so that two areas
-    that share an edge neither overlap nor leave a gap. What lies outside the image is cut off.
-
-    Args:
-        contours: each (N, 2) in pixels, the centre of the first pixel being (0, 0); closed from last to first point.
-        shape: of the image, (rows, columns).
-
-    Returns:
-        Boolean, of that shape.
+    that share an edge neither overlap nor leave a gap. What lies outside the image is cut off. Contours and shape are
+    those of :func:`fill_region`.
     """
     rows, columns = shape
     starts = np.concatenate([np.round(contour, _DECIMALS) for contour in contours])
@@ -240,8 +234,8 @@ def _relation(one: _Outline, other: _Outline) -> str:
 
 def _once(points: np.ndarray) -> np.ndarray:
     """A contour that runs twice through the same points runs through them once."""
-    half, odd = divmod(len(points), 2)
-    if not odd and half > 2 and np.abs(points[:half] - points[half:]).max() < _APART:
+    half, rest = divmod(len(points), 2)
+    if not rest and half > 2 and np.abs(points[:half] - points[half:]).max() < _APART:
         return _once(points[:half])
     return points
 

@@ -19,11 +19,7 @@ _WHOLE = 6  # decimals: a shift this close to whole voxels moves them without in
 
 
 def check_tilt(choice: str) -> None:
-    """Refuse a ``choice`` that is not one of :data:`TILTS`.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Raise a :class:`ConfigError` for a ``choice`` that is not one of :data:`TILTS`."""
     if choice not in TILTS:
         msg = f"unknown treatment of gantry tilt {choice!r}; use one of {', '.join(TILTS)}"
         raise ConfigError(msg)

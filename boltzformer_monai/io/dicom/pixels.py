@@ -17,14 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.dicom import claims
 from boltzformer_monai.io.dicom.bits import BITS_TAGS, OVERLAY_TAGS, PixelBits
-from boltzformer_monai.io.dicom.claims import (
-    VALUE_TAGS,
-    check_compressed_claim,
-    check_not_cut_off,
-    check_room_for_slices,
-    images_in,
-)
 from boltzformer_monai.io.dicom.files import SliceHeader, broken_dicom, damage_as_volume_error
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.padding import PADDING_TAGS, padding_mask
@@ -51,7 +45,7 @@ def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray
     for index, header in enumerate(slices):
         by_file.setdefault(header.path, []).append(index)
     if slices:
-        check_room_for_slices(slices)
+        claims.check_room_for_slices(slices)
     stack, padding = None, None
     for indices in by_file.values():
         frames, is_padding = _decode_file(slices[indices[0]])
@@ -74,7 +68,7 @@ def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray
 
 def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the stored values of all frames of a file (frames, rows, columns), and which of them are padding."""
-    tags: list[str | int] = [*_FORMAT_TAGS, *VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
+    tags: list[str | int] = [*_FORMAT_TAGS, *claims.VALUE_TAGS, *PADDING_TAGS, *OVERLAY_TAGS]
     with damage_as_volume_error(header.path, "its pixels cannot be decoded"):
         dataset = read_dicom(header.path, tags=tags)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
@@ -82,8 +76,8 @@ def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
             msg = f"{header.path}: its pixels have a private transfer syntax ({syntax}), which no decoder here knows; "
             msg += "convert it to an uncompressed DICOM file or to NIfTI"
             raise VolumeError(msg, reason="codec")
-        check_not_cut_off(dataset, header.path)
-        check_compressed_claim(dataset, header.path)
+        claims.check_not_cut_off(dataset, header.path)
+        claims.check_compressed_claim(dataset, header.path)
         cells, bits = _cells(dataset, header.path)
         stored = cells if bits is None else bits.values(cells)
         padding = padding_mask(cells, stored, bits, dataset, header.path)
@@ -97,9 +91,7 @@ def _decode_file(header: SliceHeader) -> tuple[np.ndarray, np.ndarray | None]:
 def stored_values(dataset: Dataset, path: Path) -> np.ndarray:
     """Return the stored values of all frames, (frames, rows, columns), integers or floats, before any rescaling.
 
-    Args:
-        dataset: with its pixels, whose length has been checked where they are not compressed.
-        path: for messages.
+    The length of pixels that are not compressed must have been checked; ``path`` is for messages.
 
     Raises:
         VolumeError: no decoder here knows the compression, the pixels are damaged, or their bits are not what the
@@ -156,7 +148,7 @@ def _decompressed(dataset: Dataset, bits: PixelBits, path: Path) -> np.ndarray:
     from pydicom import uid
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    own = {_image_bits(image.precision, signed=image.signed) for image in images_in(dataset.PixelData)}
+    own = {_image_bits(image.precision, signed=image.signed) for image in claims.images_in(dataset.PixelData)}
     if len(own) > 1:
         msg = f"{path}: its frames are compressed with different numbers of bits; export it again"
         raise VolumeError(msg, reason="damaged")
@@ -166,7 +158,8 @@ def _decompressed(dataset: Dataset, bits: PixelBits, path: Path) -> np.ndarray:
         values = _decode(_bare(dataset, image))
         if values is not None:
             values = values[None] if values.ndim == 2 else values
-            _check_values(values, image, bits, path, exact=syntax in _exact_syntaxes())
+            lossless = (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless)
+            _check_values(values, image, bits, path, exact=syntax in lossless)
             return values
     # Neither decoder's own text tells a missing codec from damaged data; GDCM has all of these.
     common = (uid.JPEGTransferSyntaxes, uid.JPEGLSTransferSyntaxes, uid.JPEG2000TransferSyntaxes)
@@ -199,12 +192,6 @@ def _check_values(values: np.ndarray, image: PixelBits, bits: PixelBits, path: P
         msg = f"{path}: is compressed with {image.stored} {sign[image.signed]} bits per pixel, its header says "
         msg += f"{bits.stored} {sign[bits.signed]}, so its values are uncertain; export it again"
         raise VolumeError(msg, reason="damaged")
-
-
-def _exact_syntaxes() -> set[str]:
-    from pydicom import uid
-
-    return {uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless}
 
 
 def _image_bits(precision: int, *, signed: bool) -> PixelBits | None:

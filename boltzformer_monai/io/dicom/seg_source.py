@@ -62,7 +62,7 @@ class SegSource:
 def seg_source(scan: Path | Sequence[Path], series: str | None) -> SegSource:
     """Read the headers of a series or of an enhanced multi-frame file; no pixels.
 
-    Odd dates, times and numbers of the study become empty, with a warning; no value is named in it. Anonymised files
+    Invalid dates, times and numbers of the study become empty, with a warning that names no value. Anonymised files
     without study or series UID get ones made of their frame of reference.
 
     Args:
@@ -144,10 +144,8 @@ def _uids(place: Path, paths: Sequence[Path], stated: Sequence[Dataset]) -> list
         for own in found:
             own[keyword] = next(iter(known))
     if lacking:
-        text = (
-            "%s: has no %s (anonymised?); the DICOM SEG gets one of its own, so a viewer may not list the two together"
-        )
-        logger.warning(text, place, " and ".join(lacking))
+        line = "%s: has no %s (anonymised?); the DICOM SEG gets one of its own, so a viewer may not list both together"
+        logger.warning(line, place, " and ".join(lacking))
     return found
 
 

@@ -29,7 +29,7 @@ def annotation_kind(dataset: Dataset) -> str:
 def other_kind(dataset: Dataset) -> str | None:
     """Name the kind of an object that is no slice (a report, a plan, …), "" if it is not even DICOM; None for a slice.
 
-    A header without rows may also be that of a slice cut off, for which the answer is None.
+    None also for a header without rows that may be that of a slice cut off.
     """
     from pydicom.uid import UID
 

@@ -32,12 +32,7 @@ class Suspects:
 
 
 def find_suspects(others: Iterable[Path], slices: Iterable[Path]) -> Suspects:
-    """Sort out files that are neither DICOM nor another image.
-
-    Args:
-        others: these files.
-        slices: the slices that were found; a folder where all of them have a DICOM suffix has no suspects.
-    """
+    """Sort out files that are neither DICOM nor another image; a folder of slices with DICOM suffix has no suspects."""
     patterns: defaultdict[Path, set[str]] = defaultdict(set)
     for path in slices:
         if path.suffix.lower() not in DICOM_SUFFIXES:

@@ -1,4 +1,4 @@
-"""AMOS22: 15 abdominal organs in CT and MRI, told apart by their number.
+"""AMOS22: 15 abdominal organs in CT and MRI, which differ by their number.
 
 Layout of the published archive: ``dataset.json``, ``imagesTr``/``labelsTr`` (training), ``imagesVa``/``labelsVa``
 (validation), ``imagesTs`` (test, without labels), files ``amos_0001.nii.gz`` …; numbers up to 500 are CT, higher ones

@@ -13,7 +13,7 @@ What this layout does not say, and how it is taken:
 - Split: images of ``test`` are pinned to it, the patients of ``train`` are divided into training and validation. A
   patient in both is for testing only.
 - Names: volumes of our own exports keep their names. Other names may be those of patients and are hashed;
-  ``--mapping`` tells which is which, ``--keep-names`` leaves them as they are.
+  ``--mapping`` lists which is which, ``--keep-names`` leaves them as they are.
 
 Images of other modalities than CT and MR are left out, with a warning.
 """
@@ -112,15 +112,15 @@ def cases(
     wanted = None if modality is None else parse_modality(modality)
     patient_of = _Patients(_read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True))
     listed, skipped = [], 0
-    pictures = {part: _pictures(folder / part) for part, _ in _SPLITS}
-    repeated = set.intersection(*({path.stem for path in paths} for paths in pictures.values()))
+    images = {part: _pngs(folder / part) for part, _ in _SPLITS}
+    repeated = set.intersection(*({path.stem for path in paths} for paths in images.values()))
     for part, split in _SPLITS:
         masks = _masks(folder / f"{part}_mask")
-        orphans = set(masks) - {path.stem for path in pictures[part]}
+        orphans = set(masks) - {path.stem for path in images[part]}
         if orphans:
-            line = "%s: %d pictures are missing that have masks (%s, …)"
+            line = "%s: %d images are missing that have masks (%s, …)"
             logger.warning(line, folder / part, len(orphans), min(orphans))
-        for path in pictures[part]:
+        for path in images[part]:
             name = parse_picture_name(path.stem)
             if name is None:
                 skipped += 1
@@ -140,9 +140,9 @@ def cases(
                     )
                 )
     if skipped:
-        logger.warning("%s: %d pictures are left out: their names say neither CT nor MR", folder, skipped)
+        logger.warning("%s: %d images are left out: their names state neither CT nor MR", folder, skipped)
     if not listed:
-        msg = f"{folder}: holds no {wanted or 'CT or MR'} pictures; looked for train/ and test/NAME_MODALITY_SITE.png"
+        msg = f"{folder}: holds no {wanted or 'CT or MR'} images; looked for train/ and test/NAME_MODALITY_SITE.png"
         raise DatasetError(msg)
     _warn_about_patients(folder, listed)
     return listed
@@ -181,7 +181,7 @@ def _read_marker(folder: Path) -> dict[str, str]:
     return patients
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _pngs(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.suffix.lower() == PICTURE_SUFFIX)
@@ -191,7 +191,7 @@ def _pictures(folder: Path) -> list[Path]:
 def _masks(folder: Path) -> dict[str, list[tuple[str, Path]]]:
     """Return stem of an image → its masks."""
     found: dict[str, list[tuple[str, Path]]] = {}
-    for path in _pictures(folder):
+    for path in _pngs(folder):
         stem, _, target = path.stem.rpartition("_")
         found.setdefault(stem, []).append((parse_words(target), path))
     return found
@@ -211,9 +211,9 @@ def _warn_about_patients(folder: Path, listed: list[Case]) -> None:
     training = {case.patient for case in listed if case.split is None}
     if testing & training:
         count = len(testing & training)
-        logger.warning("%s: %d patients occur in train and in test; all their pictures are for testing", folder, count)
+        logger.warning("%s: %d patients occur in train and in test; all their images are for testing", folder, count)
     if len(training) == 1 and sum(case.split is None for case in listed) > 1:
-        logger.warning("%s: all training pictures count as one patient; see patient_pattern", folder)
+        logger.warning("%s: all training images count as one patient; see patient_pattern", folder)
 
 
 def _read_mask(path: Path) -> np.ndarray:

@@ -9,13 +9,13 @@
 - DICOM series, anywhere: one scan each; its annotation is the SEG or RTSTRUCT, anywhere too, that refers to it, or
   where there is none, a ``label.*`` in its folder or the one above, if no other series lies there.
 
-What label values mean is said by a ``labels.json`` (``{"modality", "site", "labels": {value: name}}``) beside the
-files, or by one at the top for all that have none beside them; SEG, RTSTRUCT and ``CT7.seg.nrrd`` bring their names.
+A ``labels.json`` (``{"modality", "site", "labels": {value: name}}``) beside the files names the label values, or one
+at the top for all that have none beside them; SEG, RTSTRUCT and ``CT7.seg.nrrd`` bring their names.
 Scans without annotation are listed as well. A scan that cannot be listed properly becomes a case that fails when it is
 read; so does an image file that is in none of these forms and no annotation by its name. Of several SEG or RTSTRUCT
 objects that refer to one series, the option ``annotation`` chooses by file name.
 
-Whose scan it is says the PatientID of DICOM. For other scans it is the first group of the regular expression
+The patient of a DICOM series is its PatientID, that of other scans the first group of the regular expression
 ``patient_pattern`` in the path below the folder. Without it, with a warning, a scan in a folder of its own is taken for
 one of the patient whom the first folder is named after (``P3/visit1/image.nii`` is of P3), a file of ``images/`` for
 one of a patient of that name.
@@ -69,7 +69,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for an annotation that cannot be chosen or understood; says why when it is needed.
+    """Stands for an annotation that cannot be chosen or understood; raises the reason when it is needed.
 
     Attributes:
         message: one line: what, where, what to do.
@@ -80,11 +80,7 @@ class Unusable:
     paths: tuple[Path, ...]
 
     def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:  # noqa: ARG002
-        """Raise.
-
-        Raises:
-            DatasetError: always.
-        """
+        """Raise the message as a :class:`DatasetError`."""
         raise DatasetError(self.message)
 
     def files(self) -> tuple[Path, ...]:

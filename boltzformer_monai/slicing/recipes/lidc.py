@@ -4,7 +4,7 @@ Layout as published: ``LIDC-IDRI-0001/<study>/<series>/*.dcm`` and, in the folde
 reading sessions (XML files that lie elsewhere are found by the series they name). Only CT series with readings are
 listed; the chest X-rays of some patients are not.
 
-The target is "lung nodule": a voxel belongs to it when at least ``agreement`` readers (2 of 4 unless told otherwise)
+The target is "lung nodule": a voxel belongs to it when at least ``agreement`` readers (2 of 4 by default)
 drew a nodule of 3 mm or more over it. So drawings of different readers that overlap are one nodule, seen by several.
 A scan in which nobody, or too few readers, drew anything is a scan without nodules.
 

@@ -1,4 +1,4 @@
-"""Whose scan it is where no header says so: by a pattern of the user, or by a guess that is told."""
+"""The patient of a scan without a header for it: by a pattern of the user, or guessed, with a warning."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def compile_pattern(name: str, text: str, *, group: bool) -> re.Pattern[str] | None:
-    """Return the regular expression of an option; None for an empty one.
-
-    Args:
-        name: of the option, for messages.
-        text: the expression.
-        group: whether it must have a group.
+    """Return the regular expression of the option ``name``; None for an empty one.
 
     Raises:
-        ConfigError: it is none, or has no group.
+        ConfigError: it is none, or has no group although it must have one.
     """
     try:
         compiled = re.compile(text)
@@ -47,7 +42,7 @@ def patient_in(pattern: re.Pattern[str], text: str) -> str:
 
 
 class PatientGuesses:
-    """Names the patients of scans that do not say whose they are, and remembers how it was done."""
+    """Names the patients of scans without PatientID, and counts the guesses."""
 
     def __init__(self, pattern: re.Pattern[str] | None) -> None:
         self.pattern = pattern
@@ -72,7 +67,7 @@ class PatientGuesses:
         return guess
 
     def warn(self, folder: Path) -> None:
-        """Say once how patients were guessed: a wrong guess puts one patient into training and validation."""
+        """Warn once of guessed patients: a wrong guess puts one patient into training and validation."""
         if self._patients:
             line = "%s: %d scans are counted by %s as those of %d patients; see --option patient_pattern=REGEX"
             ways = " or ".join(sorted(self._ways))
