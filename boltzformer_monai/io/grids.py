@@ -20,8 +20,8 @@ from boltzformer_monai.io.volume import Volume
 Triple = tuple[int, int, int]
 
 GRID_TOLERANCE = 0.1
-"""Two grids are the same when no voxel centre of one is further than this share of a voxel from its partner's in the
-other, along any axis. The slices of a DICOM series may stray as far from the even grid that is made of them."""
+"""Two grids are the same when no voxel centre of one is further than this share of a voxel, from 0 to 0.5, from its
+partner's in the other, along any axis. The slices of a DICOM series may stray as far from their even grid."""
 NOTICED = 1e-3
 """From this share of a voxel on a difference is reported; single precision and six decimals stay below it."""
 SKEW = 3**0.5 * 1e-3

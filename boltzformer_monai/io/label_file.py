@@ -41,7 +41,7 @@ def read_image_segments(path: Path, image: Volume, *, tolerance: float = GRID_TO
             Slicer, whose segments have the numbers of their LabelValue or, where layers share values, of their order
             in the file (from 1). Only a .seg.nrrd may cover just a part of the image.
         image: the image; only its grid matters.
-        tolerance: how far, as a share of a voxel, the annotation's voxels may lie from the image's.
+        tolerance: see :data:`.grids.GRID_TOLERANCE`.
 
     Returns:
         The label map itself when its values are all that the file says, else the segments.

@@ -20,13 +20,9 @@ def reorient_label(label: Volume, image: Volume, *, tolerance: float = GRID_TOLE
     Nothing is resampled. A label of the same physical grid stored in another axis order or flip is permuted and
     flipped; the result carries the image's affine, and a caveat where the grids were not quite the same.
 
-    Args:
-        label: the label map.
-        image: its image; only the grid matters.
-        tolerance: how far, as a share of a voxel (up to 0.5), a voxel of the label may lie from the image's.
-
     Raises:
-        VolumeError: the two grids differ by more than that anywhere, or in their number of voxels.
+        VolumeError: the two grids differ anywhere by more than ``tolerance``, see :data:`.grids.GRID_TOLERANCE`, or in
+            their number of voxels.
         ConfigError: the tolerance is out of range.
     """
     check_grid_tolerance(tolerance)

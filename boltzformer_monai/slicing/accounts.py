@@ -42,12 +42,7 @@ class Account:
 
 
 def take_account(top: Path, cases: Sequence[Case], *, described: Iterable[Path] = ()) -> Account:
-    """Compare what lies in a folder with the scans that were found in it.
-
-    Args:
-        top: the folder of the scans.
-        cases: as a recipe lists them.
-        described: further files that were read.
+    """Compare what lies in a folder with the cases that a recipe lists of it, and further files that were read.
 
     Raises:
         VolumeError: the folder cannot be opened.

@@ -21,11 +21,7 @@ class Annotation(Protocol):
     """Something that draws targets on a scan; must be picklable, because scans are sliced in other processes."""
 
     def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:
-        """Return the annotation on the grid of the scan.
-
-        Args:
-            image: the scan.
-            tolerance: how far, as a share of a voxel, an annotation with a grid of its own may lie from the scan's.
+        """Return the annotation on the grid of the scan; one with a grid of its own may lie off by the tolerance.
 
         Raises:
             VolumeError: it cannot be read, or does not lie on the scan's grid.

@@ -31,12 +31,7 @@ class Chart(NamedTuple):
 
 
 def size_chart(table: Sequence[Mapping[str, Any]], *, with_data_set: bool) -> Chart:
-    """Draw the rows of Table 9 on a logarithmic axis: from the smallest to the largest object, median and mean.
-
-    Args:
-        table: ``table9`` of the fingerprint, at least one row.
-        with_data_set: name the data set, too.
-    """
+    """Draw the rows of the fingerprint's ``table9``: smallest to largest object, median and mean, on a log axis."""
     lowest = min(row["area_percent"]["min"] for row in table)
     first = min(-1, math.floor(math.log10(lowest)))
     height = _LINE * len(table) + 40
@@ -66,11 +61,7 @@ def size_chart(table: Sequence[Mapping[str, Any]], *, with_data_set: bool) -> Ch
 
 
 def balance_chart(targets: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Chart:
-    """Draw for every target how many slices contain it (dark) and how many do not (light).
-
-    Args:
-        targets: ``targets`` of a data set in the fingerprint, at least one.
-    """
+    """Draw for every of the fingerprint's ``targets`` how many slices contain it (dark) and how many do not (light)."""
     counts = {
         target: [sum(split[kind] for split in splits.values()) for kind in ("positives", "negatives")]
         for target, splits in targets.items()
@@ -90,14 +81,10 @@ def balance_chart(targets: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Cha
 
 
 def grey_histogram(counts: Sequence[int], *, bins: int = 64) -> Chart:
-    """Draw a histogram of grey values.
+    """Draw a histogram of the pixels of each of the 256 grey values.
 
     Black (0) and white (255), which the window makes of everything beyond it, stand apart at the two ends and may be
-    cut off; the scale is that of the values between.
-
-    Args:
-        counts: pixels of each of the 256 values.
-        bins: number of bars between the ends.
+    cut off; the scale is that of the ``bins`` between.
     """
     inner = counts[1:255]
     edges = [len(inner) * number // bins for number in range(bins + 1)]

@@ -47,13 +47,9 @@ class JobSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """A case with the id that it has in the data set and the digest of all that decides what becomes of it.
+    """A case with its id in the data set, the digest of all that decides what becomes of it, and its patient's split.
 
-    Attributes:
-        case: the scan.
-        volume_id: its id in the data set.
-        source: the digest.
-        split: pins its patient to a split; None: drawn.
+    The split is drawn where it is None.
     """
 
     case: Case

@@ -64,12 +64,9 @@ class Archive:
 
 
 def find_series(files: Iterable[Path]) -> Archive:
-    """Sort DICOM files by series; other files are ignored, unless they may be damaged slices without suffix.
+    """Sort DICOM files by series, in the order of ``files``; others only count if they may be damaged slices.
 
     A damaged file belongs to the series that it names, or else to the only series in its folder.
-
-    Args:
-        files: paths, in the order in which series shall be listed.
     """
     found: dict[str, Series] = {}
     drawn: list[tuple[Path, set[str]]] = []

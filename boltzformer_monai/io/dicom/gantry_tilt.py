@@ -32,15 +32,11 @@ def tilt_degrees(volume: Volume) -> float:
 
 
 def settle_tilt(volume: Volume, choice: str) -> Volume:
-    """Treat a tilted scan as chosen; the one place that decides, for every file format.
-
-    Args:
-        volume: any scan; returned as it is where its axes are at right angles.
-        choice: ``"refuse"``, ``"resample"`` (linear, see :func:`resample_tilt`) or ``"keep"`` the sheared affine.
+    """Refuse, resample (:func:`resample_tilt`) or keep a tilted scan; others are returned as they are.
 
     Raises:
         VolumeError: the scan is tilted and ``choice`` is ``"refuse"``.
-        ConfigError: ``choice`` is none of these.
+        ConfigError: ``choice`` is none of :data:`TILTS`.
     """
     check_tilt(choice)
     degrees = tilt_degrees(volume)

@@ -37,13 +37,8 @@ def read_dicom_series(
 
     Files that are not DICOM, and DICOM objects that are not slices (DICOMDIR, SEG, RTSTRUCT, reports), are skipped.
 
-    Args:
-        place: the folder of the series, or of a study with ``series`` chosen; or a file of a whole scan (enhanced CT
-            or MR, or any other object with functional groups).
-        series: the SeriesInstanceUID to read; needed when there are several.
-        files: all files of the series, where they are known already; then nothing else in ``place`` is looked at, and
-            each of them must be a slice of the series.
-        modality: ``"CT"`` or ``"MR"`` where the header states none; it may not contradict the header.
+    Arguments are those of :func:`~boltzformer_monai.io.read.read_volume`; each of the ``files`` must be a slice of the
+    series.
 
     Returns:
         float32 (columns, rows, slices), rescaled slice by slice (Hounsfield units for CT); slices in the direction of

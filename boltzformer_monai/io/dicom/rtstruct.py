@@ -32,21 +32,18 @@ _FAR = 10_000  # pixels that a contour may reach beyond the image, which may be 
 _BESIDE = 0.5 + 1e-3  # pixels from the outermost centres to the edge of the image
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Roi:
-    """One region: its closed contours, each (N, 3) mm RAS+, and whether they are combined by exclusive or."""
+    """One region: its closed contours, each (N, 3) mm RAS+, and whether they are combined by exclusive or.
+
+    Filling it counts repeated and crossing contours, and lists the slices that have contours.
+    """
 
     number: int
     name: str
     frame_of_reference: str
     contours: list[np.ndarray]
     xor: bool
-
-
-@dataclass
-class _Counts:
-    """Counts of repeated and crossing contours of one region, and the slices that have contours."""
-
     repeated: int = 0
     crossing: int = 0
     slices: list[int] = field(default_factory=list)
@@ -70,34 +67,34 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
     if not rois:
         msg = f"{path}: lists no regions of interest; is the file complete?"
         raise VolumeError(msg, reason="damaged")
-    drawn = [(roi, _Counts()) for roi in rois if roi.contours]
-    for roi, _ in drawn:
+    drawn = [roi for roi in rois if roi.contours]
+    for roi in drawn:
         check_frame_of_reference(path, roi.frame_of_reference, image)
     empty = [f'"{roi.name}"' for roi in rois if not roi.contours]
     if empty:
         logger.warning("%s: no closed contours, so nothing is drawn, for %s", path, ", ".join(empty))
     titles = {roi.number: roi.name for roi in rois}
-    layers = (layer for roi, found in drawn for layer in _fill(path, roi, image, found))
+    layers = (layer for roi in drawn for layer in _fill(path, roi, image))
     flat = flatten_layers(image.shape, titles, layers)  # counts while it draws
-    return replace(flat, caveats=tuple(caveat for roi, found in drawn for caveat in _caveats(roi, found)))
+    return replace(flat, caveats=tuple(caveat for roi in drawn for caveat in _caveats(roi)))
 
 
-def _caveats(roi: _Roi, found: _Counts) -> Iterator[Caveat]:
+def _caveats(roi: _Roi) -> Iterator[Caveat]:
     name = f'"{roi.name}"' if roi.name else f"ROI {roi.number}"
-    if found.repeated and roi.xor:
-        text = f"{name}: {found.repeated} contours are drawn twice with CLOSEDPLANAR_XOR and cancel each other"
+    if roi.repeated and roi.xor:
+        text = f"{name}: {roi.repeated} contours are drawn twice with CLOSEDPLANAR_XOR and cancel each other"
         yield Caveat("cancelling contours", text)
-    elif found.repeated:
-        yield Caveat("repeated contours", f"{name}: {found.repeated} contours are drawn twice and count once")
-    if found.crossing:
-        text = f"{name}: {found.crossing} contours overlap another in part and are united; check that none is a hole"
+    elif roi.repeated:
+        yield Caveat("repeated contours", f"{name}: {roi.repeated} contours are drawn twice and count once")
+    if roi.crossing:
+        text = f"{name}: {roi.crossing} contours overlap another in part and are united; check that none is a hole"
         yield Caveat("crossing contours", text)
-    steps = np.diff(found.slices)
+    steps = np.diff(roi.slices)
     if (steps > 1).any():
-        extent = found.slices[-1] - found.slices[0] + 1
+        extent = roi.slices[-1] - roi.slices[0] + 1
         regular = f" (every {steps[0]} slices)" if len(steps) > 1 and (steps == steps[0]).all() else ""
         text = (
-            f"{name}: {len(found.slices)} of the {extent} slices from its first to its last have contours{regular}; on "
+            f"{name}: {len(roi.slices)} of the {extent} slices from its first to its last have contours{regular}; on "
             "the others it counts as absent. If it goes on there, interpolate it where it was drawn"
         )
         yield Caveat("slices without contours", text)
@@ -155,8 +152,8 @@ def _points(contour: Dataset) -> np.ndarray:
     return np.array(value, dtype=np.float64).reshape(-1, 3)
 
 
-def _fill(path: Path, roi: _Roi, image: Volume, found: _Counts) -> Iterator[Layer]:
-    """Yield the filled slices of one ROI, and count what :func:`_caveats` tells."""
+def _fill(path: Path, roi: _Roi, image: Volume) -> Iterator[Layer]:
+    """Yield the filled slices of one ROI, and count for :func:`_caveats`."""
     to_voxels = np.linalg.inv(image.affine)
     with np.errstate(over="ignore", invalid="ignore"):  # numbers out of all measure are refused below
         contours = [points @ to_voxels[:3, :3].T + to_voxels[:3, 3] for points in roi.contours]
@@ -190,12 +187,12 @@ def _fill(path: Path, roi: _Roi, image: Volume, found: _Counts) -> Iterator[Laye
         raise VolumeError(msg, reason="grid")
     if cut_off:
         logger.warning('%s: "%s" reaches beyond the image and is cut off there', path, roi.name)
-    found.slices = sorted(by_slice)
-    for position in found.slices:
+    roi.slices = sorted(by_slice)
+    for position in roi.slices:
         where = f'{path}: "{roi.name}"'
         low, region = _filled(by_slice[position], size[in_plane], xor=roi.xor, where=where)
-        found.repeated += region.repeated
-        found.crossing += region.crossing
+        roi.repeated += region.repeated
+        roi.crossing += region.crossing
         corner = np.insert(low, across, position)
         mask = np.expand_dims(region.mask, across)
         yield Layer(roi.number, mask, (int(corner[0]), int(corner[1]), int(corner[2])))

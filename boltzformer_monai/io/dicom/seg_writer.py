@@ -52,7 +52,7 @@ class SegmentCode:
 
 
 TISSUE = SegmentCode("85756007", "Tissue", category=("85756007", "Tissue"))
-"""For what no code is known; the label says what was asked for."""
+"""For a target without a known code; the label holds the prompt."""
 LESION = SegmentCode("52988006", "Lesion", category=_ALTERED)
 MASS = SegmentCode("4147007", "Mass", category=_ALTERED)
 NEOPLASM = SegmentCode("108369006", "Neoplasm", category=_ALTERED)
@@ -60,12 +60,7 @@ NODULE = SegmentCode("27925004", "Nodule", category=_ALTERED)
 
 
 def check_can_be_seg(scan: Path | Sequence[Path], *, series: str | None = None, names: Sequence[str] = ()) -> None:
-    """Check that a DICOM SEG of a scan can be made: by its headers alone, on slices of one pixel.
-
-    Args:
-        scan: as for :func:`write_dicom_seg`.
-        series: the SeriesInstanceUID, where the folder holds several.
-        names: labels that the segments would have.
+    """Check that :func:`write_dicom_seg` can write segments of these ``names``: by headers alone, on slices of a pixel.
 
     Raises:
         VolumeError: as :func:`write_dicom_seg` would, once the masks are made.
@@ -120,8 +115,8 @@ def write_dicom_seg(
         The number of segments written.
 
     Raises:
-        VolumeError: no voxels at all, the scan is no DICOM series or not on the grid of the
-            masks, the file cannot be written, or it does not read back as it should.
+        VolumeError: no voxels at all, the scan is no DICOM series or not on the grid of the masks, the file cannot be
+            written, or it does not read back as it should.
     """
     target = Path(path)
     found = seg_source(scan, series)
@@ -264,11 +259,7 @@ def _described(number: int, name: str, code: SegmentCode, algorithm: str, versio
 
 
 def _check(path: Path, target: Path, source: Volume, stack: np.ndarray, order: Sequence[int]) -> None:
-    """Read the file as any other SEG and compare it with what was to be written.
-
-    Raises:
-        VolumeError: a voxel differs.
-    """
+    """Read the file as any other SEG and compare it with what was to be written."""
     read = read_dicom_seg(path, source)
     for number, written in enumerate(stack, 1):
         values = [int(value) for value in read.segments.get(str(number), "0").split("+")]

@@ -16,11 +16,7 @@ DESCRIPTION_FILE = "dataset.json"
 
 
 def read_description(path: Path, *, what: str) -> dict[str, Any]:
-    """Return the checked content of a ``dataset.json``.
-
-    Args:
-        path: the file.
-        what: what it should describe, for messages: "one Decathlon task, such as Task04_Hippocampus".
+    """Return the checked content of a ``dataset.json``, which should describe ``what`` (for messages).
 
     Raises:
         DatasetError: it is missing, damaged, or of another form.
@@ -79,10 +75,6 @@ def read_nnunet_names(path: Path, *, channel: int | None) -> LabelMap | None:
 
     ``{"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "kidney": [2, 3]}}``; a region is a target
     of several values. Only channels called as a modality say one; that of "zscore" is given by ``--modality``.
-
-    Args:
-        path: the file.
-        channel: which channel is taken; None for the only one.
 
     Returns:
         The names; None for a ``dataset.json`` of another kind.
