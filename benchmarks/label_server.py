@@ -160,8 +160,7 @@ def _wait(client: Client, server: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.3)
         else:
             return
-    msg = "the server did not start:\n" + log.read_text(errors="replace")[-2000:]
-    raise RuntimeError(msg)
+    raise RuntimeError("the server did not start:\n" + log.read_text(errors="replace")[-2000:])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -143,11 +143,9 @@ def read_json_description(path: str | os.PathLike[str], *, missing: str = "no su
     try:
         return read_json(path, **options)
     except FileNotFoundError:
-        msg = f"{os.fspath(path)}: {missing}"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{os.fspath(path)}: {missing}") from None
     except (OSError, ValueError) as error:
-        msg = f"{os.fspath(path)}: cannot be read as JSON ({why(error)})"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{os.fspath(path)}: cannot be read as JSON ({why(error)})") from None
 
 
 def parse_json(text: str, **options: Any) -> Any:
@@ -159,8 +157,7 @@ def parse_json(text: str, **options: Any) -> Any:
     try:
         return json.loads(text, **options)
     except RecursionError:
-        msg = "it is nested too deeply"
-        raise ValueError(msg) from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def inflated_size(file: BinaryIO, limit: int, *, wbits: int = 47) -> int:
@@ -201,8 +198,7 @@ def _positive(text: str, option: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        msg = f"{option} takes a number of gigabytes above 0, got {text!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{option} takes a number of gigabytes above 0, got {text!r}")
     return number
 
 

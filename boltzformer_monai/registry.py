@@ -84,8 +84,7 @@ def require_one(part: str, distributions: Iterable[str]) -> None:
     """
     names = list(distributions)
     if len(names) > 1:
-        msg = f"{part} is provided by {' and by '.join(names)}; uninstall all but one"
-        raise ConfigError(msg)
+        raise ConfigError(f"{part} is provided by {' and by '.join(names)}; uninstall all but one")
 
 
 def _not_imported(name: str, error: BaseException) -> ConfigError:
@@ -120,8 +119,7 @@ def use_plugins(names: str | Sequence[str] = ()) -> None:
     listed = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
     for name in (*listed, *given):
         if not isinstance(name, str):
-            msg = f"a plugin is the name of a module or the path of a .py file, not {name!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"a plugin is the name of a module or the path of a .py file, not {name!r}")
         load_plugin(name)
     absolute = [str(Path(name).resolve()) if name.endswith(".py") else name for name in given]
     if new := [name for name in absolute if name not in listed]:
@@ -152,8 +150,7 @@ class Registry(Generic[_Part]):
         def add(factory: _Factory) -> _Factory:
             taken = self._factories.get(name)
             if taken is not None and _origin(taken) != _origin(factory):
-                msg = f"the {self.kind} {name!r} is registered already; choose another name"
-                raise ConfigError(msg)
+                raise ConfigError(f"the {self.kind} {name!r} is registered already; choose another name")
             self._factories[name] = factory
             return factory
 
@@ -194,8 +191,7 @@ class Registry(Generic[_Part]):
         if factory is None:
             names = self.names()
             hint = did_you_mean(name, names, otherwise=f"known: {', '.join(names)}.")
-            msg = f"unknown {self.kind} {name!r}; {hint} {OF_YOUR_OWN}"
-            raise ConfigError(msg)
+            raise ConfigError(f"unknown {self.kind} {name!r}; {hint} {OF_YOUR_OWN}")
         signature = inspect.signature(factory)
         takes = list(signature.parameters.values())
         if not any(each.kind is each.VAR_KEYWORD for each in takes):
@@ -210,8 +206,7 @@ class Registry(Generic[_Part]):
         try:
             signature.bind(*arguments, **settings)
         except TypeError as error:
-            msg = f"the {self.kind} {name!r}: {error}"
-            raise ConfigError(msg) from error
+            raise ConfigError(f"the {self.kind} {name!r}: {error}") from error
         return factory(*arguments, **settings)
 
 

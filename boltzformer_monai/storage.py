@@ -191,8 +191,7 @@ def require_writable(folder: Path, *, make: bool = True) -> None:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"\0" * _PROBE)
     except OSError as error:
-        msg = f"cannot write into {folder} ({why(error)}); choose another place, or allow it"
-        raise StorageError(msg) from error
+        raise StorageError(f"cannot write into {folder} ({why(error)}); choose another place, or allow it") from error
 
 
 @contextmanager

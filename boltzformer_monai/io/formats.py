@@ -60,8 +60,7 @@ def read_scan_file(path: Path, *, channel: int | None = None) -> tuple[np.ndarra
         array, affine = read_nifti(path, layers=True)
         if array.ndim != 4 or not 0 <= channel < array.shape[3]:
             there = f"only 0 to {array.shape[3] - 1}" if array.ndim == 4 else f"its shape is {array.shape}"
-            msg = f"{path}: has no channel {channel}, {there}"
-            raise VolumeError(msg, reason="dimensions")
+            raise VolumeError(f"{path}: has no channel {channel}, {there}", reason="dimensions")
         with np.errstate(over="ignore"):  # what is not finite is refused later
             return array[..., channel].astype(np.float32), affine
     if path.name.lower().endswith(_NRRD):

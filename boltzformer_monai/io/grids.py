@@ -60,8 +60,7 @@ def check_grid_tolerance(tolerance: float) -> float:
     From half a voxel on it would be open which voxel is meant.
     """
     if not 0 <= tolerance <= _OWN_VOXEL:
-        msg = f"the grid tolerance is a share of a voxel from 0 to {_OWN_VOXEL}, got {tolerance}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the grid tolerance is a share of a voxel from 0 to {_OWN_VOXEL}, got {tolerance}")
     return tolerance
 
 
@@ -158,8 +157,7 @@ def find_place(
         what += ": its axes are not those of the image"
     else:
         what += f": lies {place.off} off the image's voxels"
-    msg = f"{what}; pass the scan that it was drawn on, or resample it to the image first"
-    raise VolumeError(msg, reason="grid")
+    raise VolumeError(f"{what}; pass the scan that it was drawn on, or resample it to the image first", reason="grid")
 
 
 def _place(affine: np.ndarray, shape: Triple, grid: np.ndarray) -> Place | None:

@@ -89,8 +89,7 @@ def three_dimensions(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]
         VolumeError: it has fewer axes, or several frames.
     """
     if len(shape) < 3:
-        msg = f"{path}: is a {len(shape)}-D image; a scan has three dimensions"
-        raise VolumeError(msg, reason="dimensions")
+        raise VolumeError(f"{path}: is a {len(shape)}-D image; a scan has three dimensions", reason="dimensions")
     frames = int(np.prod(shape[3:], dtype=object))
     if frames != 1:
         msg = f"{path}: is a {len(shape)}-D image with {frames} frames; export the one frame you need as a 3-D image"
@@ -205,8 +204,7 @@ def _qforms(path: Path, header: Any, *, beside: bool = False) -> Iterator[np.nda
     usable = left >= -(_LONG if beside else _ROUNDING) and (sizes[1:] >= 0).all() and abs(sizes[0]) == 1
     if not usable:  # false for NaN as well
         what = f"its quaternion {parts} is no rotation or its pixdim {sizes.tolist()} no voxel size"
-        msg = f"{path}: {what}; correct the header"
-        raise VolumeError(msg, reason="damaged")
+        raise VolumeError(f"{path}: {what}; correct the header", reason="damaged")
     unknown = max(_ROUNDING, -left)
     lowest, highest = np.sqrt(np.maximum((left - unknown, left + unknown), 0))
     taken = np.sqrt(left) if left > _ROUNDING else 0.0

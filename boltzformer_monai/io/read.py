@@ -77,8 +77,7 @@ def read_label_map(path: str | os.PathLike[str]) -> Volume:
     """
     place = existing(path)
     if place.is_dir():
-        msg = f"{place}: a label map is a NIfTI, NRRD or MetaImage file, not a folder"
-        raise VolumeError(msg)
+        raise VolumeError(f"{place}: a label map is a NIfTI, NRRD or MetaImage file, not a folder")
     array, affine = formats.read_image_file(place)
     return Volume(as_label_values(array, str(place)), affine, source=str(path))
 
@@ -98,8 +97,7 @@ def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str
         msg = f"{path}: a mask of shape {array.shape} does not fit the scan's shape {like.shape}"
         raise VolumeError(msg, reason="grid")
     if array.dtype.kind not in "biu":
-        msg = f"{path}: label values must be integers, not {array.dtype}"
-        raise VolumeError(msg, reason="labels")
+        raise VolumeError(f"{path}: label values must be integers, not {array.dtype}", reason="labels")
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest > np.iinfo(np.uint16).max:
         msg = f"{path}: label values from {lowest} to {highest} do not fit into 0 to 65535"
@@ -120,8 +118,7 @@ def existing(path: str | os.PathLike[str]) -> Path:
     """
     place = Path(path)
     if not os.path.exists(place):  # unlike Path.exists, never raises where permission is missing
-        msg = f"{place}: no such file or folder, or no permission to see it"
-        raise VolumeError(msg, reason="missing")
+        raise VolumeError(f"{place}: no such file or folder, or no permission to see it", reason="missing")
     return place
 
 

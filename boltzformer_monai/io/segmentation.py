@@ -139,6 +139,5 @@ def _kind(path: Path) -> str:
 def _numbers(text: str) -> list[str]:
     parts = [part.strip() for part in str(text).split("+")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        msg = f'"{text}" is no segment number; write "2", or "2+3" for one target of several segments'
-        raise DatasetError(msg)
+        raise DatasetError(f'"{text}" is no segment number; write "2", or "2+3" for one target of several segments')
     return [str(int(part)) for part in parts]

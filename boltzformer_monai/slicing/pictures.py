@@ -47,13 +47,11 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
         with open_picture(path) as image:
             yield image
     except FileNotFoundError:
-        msg = f"{path}: no such file"
-        raise VolumeError(msg, reason="missing") from None
+        raise VolumeError(f"{path}: no such file", reason="missing") from None
     except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
         if (closed := cannot_open(path, error)) is not None:
             raise closed from None
-        msg = f"{path}: cannot be read as a PNG image ({why(error)})"
-        raise VolumeError(msg, reason="damaged") from None
+        raise VolumeError(f"{path}: cannot be read as a PNG image ({why(error)})", reason="damaged") from None
 
 
 def picture_volume(pixels: np.ndarray, *, modality: str = "unknown", source: str = "") -> Volume:
@@ -78,6 +76,5 @@ def _grey_pixels(path: Path) -> np.ndarray:
     if pixels.ndim == 2:
         return pixels
     if int((pixels.max(axis=2) - pixels.min(axis=2)).max(initial=0)) > _GREY_TOLERANCE:
-        msg = f"{path}: is a colour image; only grey slices of CT and MR can be used"
-        raise VolumeError(msg, reason="colour")
+        raise VolumeError(f"{path}: is a colour image; only grey slices of CT and MR can be used", reason="colour")
     return np.ascontiguousarray(pixels[:, :, 1])

@@ -133,8 +133,7 @@ def check_mapping(path: Path) -> dict[str, Sequence[str]]:
         msg = f"{path}: cannot be read ({why(error)}); name a new file, or a table that --mapping wrote"
         raise ConfigError(msg) from None
     if tuple(head) != _MAPPING or any(len(row) != len(_MAPPING) for row in rows):
-        msg = f"{path}: exists and is not a table that --mapping wrote; name another file"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path}: exists and is not a table that --mapping wrote; name another file")
     plain = ([from_cell(text) for text in row] for row in rows)
     return {row[0]: row for row in plain}
 

@@ -69,8 +69,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     # An annotation was drawn on the scan as it is stored, so a tilt is resampled only after both are read.
     image = case.read_image(tilt="refuse" if settings.tilt == "refuse" else "keep")
     if image.modality == "unknown" and case.window is None:
-        msg = f"{case.image}: does not say its modality; add --modality CT or --modality MR"
-        raise ConfigError(msg)
+        raise ConfigError(f"{case.image}: does not say its modality; add --modality CT or --modality MR")
     annotation = None if case.annotation is None else case.annotation.draw_on(image, tolerance=settings.grid_tolerance)
     labels, notes = ({}, []) if annotation is None else _named(annotation, case, settings)
     label = None if annotation is None else annotation.volume
@@ -121,8 +120,7 @@ def _named(annotation: Segmentation, case: Case, settings: JobSettings) -> tuple
     """Return value text → target of an annotation, and what there is to say about it."""
     files = ", ".join(map(str, case.annotation.files())) if case.annotation else ""
     if not annotation.names:
-        msg = f"{files}: its label values have no names; say what they mean with --labels-json"
-        raise DatasetError(msg)
+        raise DatasetError(f"{files}: its label values have no names; say what they mean with --labels-json")
     _check_renamed(annotation, files, settings)
     occurs = bool(np.any(annotation.volume.array))
     # A file that carries its own names may list segments that nobody drew.
@@ -135,8 +133,7 @@ def _named(annotation: Segmentation, case: Case, settings: JobSettings) -> tuple
                 annotation.volume.array, annotation.names, where="label map", allow_missing=allow_missing
             )
         except DatasetError as error:
-            msg = f"{files}: {error}"
-            raise DatasetError(msg) from None
+            raise DatasetError(f"{files}: {error}") from None
     targets = canonical_labels(annotation.names)
     unknown = [target for target in targets if find_target(target) is None]
     notes += [f'the vocabulary does not know "{target}"; its prompts are made of its name' for target in unknown]

@@ -204,8 +204,7 @@ def _files(folder: Path) -> list[Path]:
     """Return all files below a folder except hidden ones (which macOS adds to every copied folder), sorted."""
     tree = read_tree(folder, follow=False)
     for place, reason in tree.closed:
-        msg = f"{place}: cannot be listed ({reason}); slices may lie in it"
-        raise VolumeError(msg, reason="missing")
+        raise VolumeError(f"{place}: cannot be listed ({reason}); slices may lie in it", reason="missing")
     return sorted(path for path in tree.files if path.is_file())
 
 

@@ -21,8 +21,7 @@ _WHOLE = 6  # decimals: a shift this close to whole voxels moves them without in
 def check_tilt(choice: str) -> None:
     """Raise a :class:`ConfigError` for a ``choice`` that is not one of :data:`TILTS`."""
     if choice not in TILTS:
-        msg = f"unknown treatment of gantry tilt {choice!r}; use one of {', '.join(TILTS)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown treatment of gantry tilt {choice!r}; use one of {', '.join(TILTS)}")
 
 
 def tilt_degrees(volume: Volume) -> float:

@@ -61,8 +61,7 @@ def decode_slices(slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray
             if is_padding is not None and padding is not None:
                 padding[index] = is_padding[frame]
     if stack is None:
-        msg = "there are no slices to decode"
-        raise ValueError(msg)
+        raise ValueError("there are no slices to decode")
     return stack, padding
 
 

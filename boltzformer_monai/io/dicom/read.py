@@ -83,8 +83,7 @@ def _check_display(slices: Sequence[SliceHeader]) -> None:
     for header in slices:
         if header.photometric != first.photometric:
             both = f"{first.name} is {first.photometric}, {header.name} is {header.photometric}"
-            msg = f"{first.path.parent}: {both}; they are not one scan, separate them"
-            raise VolumeError(msg, reason="display")
+            raise VolumeError(f"{first.path.parent}: {both}; they are not one scan, separate them", reason="display")
         # Other shapes (LIN OD, of printers) do not say which end is bright.
         if header.lut_shape in _SHAPES.values() and header.lut_shape != _SHAPES.get(header.photometric):
             msg = (

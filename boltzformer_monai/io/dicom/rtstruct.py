@@ -65,8 +65,7 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
     with damage_as_volume_error(path, "cannot be read as RTSTRUCT"):
         rois = _parse(path, read_dicom(path))
     if not rois:
-        msg = f"{path}: lists no regions of interest; is the file complete?"
-        raise VolumeError(msg, reason="damaged")
+        raise VolumeError(f"{path}: lists no regions of interest; is the file complete?", reason="damaged")
     drawn = [roi for roi in rois if roi.contours]
     for roi in drawn:
         check_frame_of_reference(path, roi.frame_of_reference, image)

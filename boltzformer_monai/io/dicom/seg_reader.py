@@ -136,8 +136,7 @@ def _place(header: _Header, index: int, image: Volume, *, tolerance: float) -> P
     affine[:3, 2] = image.affine[:3, axes[2]]
     place = find_place(affine, (header.columns, header.rows, 1), image, what=what, tolerance=tolerance)
     if not inside(place, image):
-        msg = f"{what} lies outside the image; pass the scan that it was drawn on, in full"
-        raise VolumeError(msg, reason="grid")
+        raise VolumeError(f"{what} lies outside the image; pass the scan that it was drawn on, in full", reason="grid")
     return place
 
 
@@ -169,8 +168,7 @@ def _stored_frames(header: _Header, dataset: Dataset) -> Iterator[np.ndarray]:
     with damage_as_volume_error(header.path, "its frames cannot be decoded", reason="truncated"):
         bits = PixelBits.of(dataset, header.path)
         if int(dataset.get("SamplesPerPixel", 1)) != 1 or bits.allocated > 16:
-            msg = f"it has {bits.allocated} bits per value or several samples per pixel, which no SEG has"
-            raise ValueError(msg)
+            raise ValueError(f"it has {bits.allocated} bits per value or several samples per pixel, which no SEG has")
         if _is_compressed_or_big_endian(dataset):
             check_compressed_claim(dataset, header.path)
             require_room(size * len(header.frames), COPIES * max(1, bits.allocated // 8), header.path)

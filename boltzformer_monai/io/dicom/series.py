@@ -29,8 +29,7 @@ def choose_series(place: Path, series: str | None, files: Sequence[Path] = ()) -
             or frames of reference, or one of the ``files`` is no slice of the series.
     """
     if not place.exists():
-        msg = f"{place}: no such folder"
-        raise VolumeError(msg, reason="missing")
+        raise VolumeError(f"{place}: no such folder", reason="missing")
     found = find_slices(place, files)
     groups: dict[str, list[SliceHeader]] = {}
     for header in found.slices:
@@ -42,8 +41,7 @@ def choose_series(place: Path, series: str | None, files: Sequence[Path] = ()) -
     if not groups:
         raise _nothing(place, found)
     if series is not None and series not in groups:
-        msg = f"{place}: has no series {series}; it has {_listing(groups)}"
-        raise VolumeError(msg, reason="missing")
+        raise VolumeError(f"{place}: has no series {series}; it has {_listing(groups)}", reason="missing")
     if series is None and len(groups) > 1:
         msg = f"{place}: holds {len(groups)} series; choose one by its UID with --series UID: {_listing(groups)}"
         raise VolumeError(msg, reason="several series")

@@ -53,8 +53,7 @@ class Option:
         """
         text = str(value).strip()
         if self.choices and text not in self.choices:
-            msg = f"{self.name} {text!r} is none of {', '.join(self.choices)} ({self.help})"
-            raise ConfigError(msg)
+            raise ConfigError(f"{self.name} {text!r} is none of {', '.join(self.choices)} ({self.help})")
         return text
 
 
@@ -100,8 +99,7 @@ class Recipe:
         for name in options:
             if name not in known:
                 hint = did_you_mean(name, known, otherwise=f"it takes {', '.join(known) or 'none'}")
-                msg = f"the recipe {self.name} has no option {name!r}; {hint}"
-                raise ConfigError(msg)
+                raise ConfigError(f"the recipe {self.name} has no option {name!r}; {hint}")
         checked = {name: option.check(options.get(name, option.default)) for name, option in known.items()}
         try:
             cases = list(self.list_cases(Path(folder), modality=modality, site=site, channel=channel, **checked))
@@ -131,8 +129,7 @@ def load_recipe(name: str) -> Recipe:
     guests = providers(GROUP, name).get(name, {})
     require_one(f"the recipe {name}", [*(["boltzformer-monai"] if name in RECIPES else []), *guests])
     if name not in RECIPES and not guests:
-        msg = f"unknown recipe {name!r}; {did_you_mean(name, recipe_names())}"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown recipe {name!r}; {did_you_mean(name, recipe_names())}")
     if name in RECIPES:
         module = importlib.import_module(RECIPES[name])
         return Recipe(name, module.cases, tuple(getattr(module, "OPTIONS", ())))

@@ -46,8 +46,7 @@ def cases(
         ConfigError: a setting does not fit.
     """
     if channel is not None:
-        msg = "AMOS22 has no channels to choose from; leave --channel out"
-        raise ConfigError(msg)
+        raise ConfigError("AMOS22 has no channels to choose from; leave --channel out")
     wanted = None if modality is None else parse_modality(modality)
     path = folder / DESCRIPTION_FILE
     content = read_description(path, what="AMOS22")
@@ -93,6 +92,5 @@ def _with_labels(folder: Path, content: Mapping[str, Any], key: str) -> dict[str
 def _modality(path: Path, stem: str) -> str:
     number = re.fullmatch(r"(?i)amos_(\d{4})", stem)
     if number is None:
-        msg = f"{path}: names a scan {stem!r}; those of AMOS22 are called amos_0001 and so on"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: names a scan {stem!r}; those of AMOS22 are called amos_0001 and so on")
     return "CT" if int(number[1]) <= _LAST_CT else "MR"

@@ -87,8 +87,7 @@ class PictureMasks:
             mask = picture_volume(_read_mask(path)).array
             if mask.shape != image.shape:
                 size, expected = (f"{shape[0]}x{shape[1]}" for shape in (mask.shape, image.shape))
-                msg = f"{path}: has {size} pixels, its image {expected}"
-                raise VolumeError(msg, reason="grid")
+                raise VolumeError(f"{path}: has {size} pixels, its image {expected}", reason="grid")
             yield Layer(number, mask)
 
 
@@ -107,8 +106,7 @@ def cases(
         ConfigError: a setting does not fit.
     """
     if channel is not None:
-        msg = "these images have no channels to choose from; leave --channel out"
-        raise ConfigError(msg)
+        raise ConfigError("these images have no channels to choose from; leave --channel out")
     wanted = None if modality is None else parse_modality(modality)
     patient_of = _Patients(_read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True))
     listed, skipped = [], 0
@@ -176,8 +174,7 @@ def _read_marker(folder: Path) -> dict[str, str]:
     content = read_json_description(path)
     patients = content.get("patients") if isinstance(content, dict) and content.get("format") == MARKER_FORMAT else None
     if not isinstance(patients, dict) or not all(isinstance(patient, str) and patient for patient in patients.values()):
-        msg = f"{path}: does not say which patient is whose; export the data set again"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: does not say which patient is whose; export the data set again")
     return patients
 
 

@@ -23,15 +23,12 @@ def read_description(path: Path, *, what: str) -> dict[str, Any]:
     """
     content = read_json_description(path, missing=f"no such file; give the folder of {what}")
     if isinstance(content, dict) and "channel_names" in content:
-        msg = f"{path}: is written for nnU-Net; use --recipe folder, which reads it"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: is written for nnU-Net; use --recipe folder, which reads it")
     kinds = {"modality": dict, "labels": dict, "training": list}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
-        msg = f"{path}: lacks modality, labels or training; it is not the dataset.json of {what}"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: lacks modality, labels or training; it is not the dataset.json of {what}")
     if not all(isinstance(value, str) for key in ("modality", "labels") for value in content[key].values()):
-        msg = f"{path}: modality and labels must give a name for every number"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: modality and labels must give a name for every number")
     return content
 
 
@@ -51,16 +48,14 @@ def entries(path: Path, content: Mapping[str, Any], key: str) -> Iterator[tuple[
         isinstance(entry, dict) and all(isinstance(entry.get(part), str) for part in ("image", "label"))
         for entry in listed
     ):
-        msg = f"{path}: an entry of {key} has no image or no label"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: an entry of {key} has no image or no label")
     for entry in listed:
         image, label = (_place(path.parent, entry[part]) for part in ("image", "label"))
         if image.name.startswith("._"):  # macOS leaves these behind in archives; they are no scans
             continue
         for file in (image, label):
             if not file.is_file():
-                msg = f"{path}: names {file}, which does not exist; unpack the data set completely"
-                raise DatasetError(msg)
+                raise DatasetError(f"{path}: names {file}, which does not exist; unpack the data set completely")
         yield re.sub(r"\.nii(\.gz)?$", "", image.name), image, label
 
 
@@ -88,28 +83,24 @@ def read_nnunet_names(path: Path, *, channel: int | None) -> LabelMap | None:
         return None
     channels, labels = content["channel_names"], content.get("labels")
     if not isinstance(channels, dict) or not isinstance(labels, dict):
-        msg = f"{path}: its channel_names and labels must be objects, as nnU-Net writes them"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: its channel_names and labels must be objects, as nnU-Net writes them")
     if any(name.strip().lower() == "ignore" for name in labels):
         msg = f'{path}: has a label "ignore", whose voxels are neither a target nor its absence; remove these scans'
         raise DatasetError(msg)
     values = {name: _value(path, name, value) for name, value in labels.items() if name.strip().lower() != "background"}
     named = {value: name for name, value in values.items()}
     if len(named) < len(values):
-        msg = f"{path}: two of its labels have the same values"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: two of its labels have the same values")
     try:
         canonical_labels(named)
         spoken = modality_of_channel(str(channels.get(str(channel or 0), "")))
     except BoltzFormerError as error:
-        msg = f"{path}: {error}"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: {error}") from None
     return LabelMap(named, spoken or "unknown")
 
 
 def _value(path: Path, name: str, value: Any) -> str:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in values):
-        msg = f'{path}: the values of "{name}" must be whole numbers above 0, not {value!r}'
-        raise DatasetError(msg)
+        raise DatasetError(f'{path}: the values of "{name}" must be whole numbers above 0, not {value!r}')
     return "+".join(map(str, sorted(values)))

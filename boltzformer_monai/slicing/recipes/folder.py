@@ -105,8 +105,7 @@ def cases(
         ConfigError: scans have several channels and none was chosen, or a pattern does not fit.
     """
     if not folder.is_dir():
-        msg = f"{folder}: no such folder"
-        raise DatasetError(msg)
+        raise DatasetError(f"{folder}: no such folder")
     patients = PatientGuesses(compile_pattern("patient_pattern", patient_pattern, group=True))
     chosen = compile_pattern("annotation", annotation, group=False)
     modality = None if modality is None else stated_modality(modality)
@@ -133,8 +132,7 @@ def cases(
     listing.add_strays(tree)
     if not listing.cases and tree.closed:
         place, why = tree.closed[0]
-        msg = f"{folder}: no scan can be seen; {place} cannot be opened ({why})"
-        raise DatasetError(msg)
+        raise DatasetError(f"{folder}: no scan can be seen; {place} cannot be opened ({why})")
     if not listing.cases:
         msg = (
             f"{folder}: holds no scans; looked for images/ with labels/, folders with image.nii.gz (or .nrrd, .mha) "
@@ -186,8 +184,7 @@ class _Listing:
             if None in files:
                 image, channel = files[None], self.channel
             elif self.channel is None and len(files) > 1:
-                msg = f"{image}: is one of {len(files)} channels of a scan; choose one with --channel"
-                raise ConfigError(msg)
+                raise ConfigError(f"{image}: is one of {len(files)} channels of a scan; choose one with --channel")
             else:  # a channel that is not there fails when it is read
                 wanted = self.channel or 0
                 if wanted not in files:

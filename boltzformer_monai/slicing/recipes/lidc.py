@@ -68,8 +68,7 @@ class LidcConsensus:
         """
         readings = read_readings(self.path)
         if readings.series and self.series and readings.series != self.series:
-            msg = f"{self.path}: is about another series than {self.folder}"
-            raise DatasetError(msg)
+            raise DatasetError(f"{self.path}: is about another series than {self.folder}")
         if len(readings.readers) < self.agreement:
             msg = f"{self.path}: has {len(readings.readers)} readers, an agreement of {self.agreement} is impossible"
             raise DatasetError(msg)
@@ -134,11 +133,9 @@ def cases(
         ConfigError: a setting does not fit.
     """
     if channel is not None or modality not in (None, "CT"):
-        msg = "LIDC-IDRI is CT without channels; leave --modality and --channel out"
-        raise ConfigError(msg)
+        raise ConfigError("LIDC-IDRI is CT without channels; leave --modality and --channel out")
     if str(agreement) not in OPTIONS[0].choices:
-        msg = f"agreement {agreement!r} is none of 1, 2, 3, 4, the number of readers who must agree"
-        raise ConfigError(msg)
+        raise ConfigError(f"agreement {agreement!r} is none of 1, 2, 3, 4, the number of readers who must agree")
     folders = _folders(folder)
     elsewhere = {read_series_uid(xml): xml for _, scans, xmls in folders if not scans for xml in xmls}  # "": of no CT
     found = []
@@ -153,8 +150,7 @@ def cases(
             annotation = LidcConsensus(xml, place, series, int(agreement))
             found.append((named or place.name, place, annotation))
     if not found:
-        msg = f"{folder}: holds no CT series (folders of .dcm files) with an XML of reading sessions"
-        raise DatasetError(msg)
+        raise DatasetError(f"{folder}: holds no CT series (folders of .dcm files) with an XML of reading sessions")
     counts, numbers = Counter(patient for patient, *_ in found), Counter[str]()
     listed = []
     for patient, place, annotation in found:
@@ -168,8 +164,7 @@ def cases(
 def _folders(folder: Path) -> list[tuple[Path, list[Path], list[Path]]]:
     """Return every folder with its DICOM and its XML files, sorted."""
     if not folder.is_dir():
-        msg = f"{folder}: no such folder; give the one with LIDC-IDRI-0001 and so on"
-        raise DatasetError(msg)
+        raise DatasetError(f"{folder}: no such folder; give the one with LIDC-IDRI-0001 and so on")
     found = []
     for place, names in read_tree(folder).folders:
         files = [place / name for name in names]

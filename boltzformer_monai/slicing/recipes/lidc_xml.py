@@ -64,16 +64,14 @@ def read_readings(path: Path) -> Readings:
     """
     root = _parse(path)
     if _local(root) != _ROOT:
-        msg = f"{path}: is a {_local(root)[:80]}, not the {_ROOT} of a CT of LIDC-IDRI"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: is a {_local(root)[:80]}, not the {_ROOT} of a CT of LIDC-IDRI")
     try:
         readers = tuple(
             tuple(tuple(map(_outline, _children(nodule, "roi"))) for nodule in _nodules(session))
             for session in _children(root, "readingSession")
         )
     except (ValueError, OverflowError) as error:
-        msg = f"{path}: an outline cannot be understood ({error}); get the file again"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: an outline cannot be understood ({error}); get the file again") from None
     return Readings(_series(root), readers)
 
 
@@ -117,8 +115,7 @@ def _parse(path: Path) -> ElementTree.Element:
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:  # LookupError: unknown encoding
         if (closed := cannot_open(path, error)) is not None:
             raise DatasetError(str(closed)) from None
-        msg = f"{path}: cannot be read as XML ({why(error)}); get the file again"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: cannot be read as XML ({why(error)}); get the file again") from None
 
 
 def _local(element: ElementTree.Element) -> str:

@@ -84,8 +84,7 @@ def cases(
         for stem, image, label in entries(path, content, "training")
     ]
     if not listed:
-        msg = f"{path}: lists no training volumes"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: lists no training volumes")
     return listed
 
 
@@ -103,12 +102,10 @@ def _channel(path: Path, channels: Mapping[str, str], channel: int | None) -> tu
     """Return what the channel is called and the channel to take from a 4-D file (None for an ordinary one)."""
     listed = ", ".join(f"{number} {name}" for number, name in channels.items())
     if len(channels) > 1 and channel is None:
-        msg = f"{path}: every scan has {len(channels)} channels ({listed}); choose one with --channel"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path}: every scan has {len(channels)} channels ({listed}); choose one with --channel")
     name = channels.get(str(channel or 0))
     if name is None:
-        msg = f"{path}: has no channel {channel}; it has {listed or 'none'}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path}: has no channel {channel}; it has {listed or 'none'}")
     return name, channel if len(channels) > 1 else None
 
 
@@ -117,11 +114,9 @@ def _modality(path: Path, name: str, given: str | None) -> str:
     try:
         stated = modality_of_channel(name)
     except ConfigError as error:
-        msg = f"{path}: {error}"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"{path}: {error}") from None
     wanted = None if given is None else stated_modality(given)
     settled = settled_modality(stated, wanted, source=f"{path}: its channel {name!r} says")
     if settled == "unknown":
-        msg = f"{path}: its channel {name!r} does not say its modality; add --modality CT or --modality MR"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path}: its channel {name!r} does not say its modality; add --modality CT or --modality MR")
     return settled

@@ -20,11 +20,9 @@ def compile_pattern(name: str, text: str, *, group: bool) -> re.Pattern[str] | N
     try:
         compiled = re.compile(text)
     except re.error as error:
-        msg = f"{name} {text!r} is not a regular expression ({error})"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"{name} {text!r} is not a regular expression ({error})") from None
     if text and group and not compiled.groups:
-        msg = f"{name} {text!r} has no group; put the patient's part into parentheses"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name} {text!r} has no group; put the patient's part into parentheses")
     return compiled if text else None
 
 
@@ -36,8 +34,7 @@ def patient_in(pattern: re.Pattern[str], text: str) -> str:
     """
     found = pattern.search(text)
     if found is None or not found[1]:
-        msg = f"patient_pattern {pattern.pattern!r} finds no patient in {text!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"patient_pattern {pattern.pattern!r} finds no patient in {text!r}")
     return found[1]
 
 
