@@ -27,11 +27,7 @@ _SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
 
 
 def read_dicom_series(
-    place: str | os.PathLike[str],
-    *,
-    series: str | None = None,
-    files: Sequence[Path] = (),
-    modality: str | None = None,
+    place: str | os.PathLike[str], *, series: str | None = None, files: Sequence[Path] = (), modality: str | None = None
 ) -> Volume:
     """Read one series of a DICOM folder (subfolders included), or one multi-frame file, as a volume.
 

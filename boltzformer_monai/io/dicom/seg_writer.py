@@ -239,9 +239,7 @@ def _described(number: int, name: str, code: SegmentCode, algorithm: str, versio
         segmented_property_type=concept(code.value, code.meaning),
         algorithm_type=SegmentAlgorithmTypeValues(made),
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name=algorithm[:_LO],
-            family=CodedConcept("123109", "DCM", "Artificial Intelligence"),
-            version=version[:_LO],
+            name=algorithm[:_LO], family=CodedConcept("123109", "DCM", "Artificial Intelligence"), version=version[:_LO]
         ),
         tracking_uid=highdicom.UID(),
         tracking_id=text[:_LO],
