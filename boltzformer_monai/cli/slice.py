@@ -29,12 +29,9 @@ from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError
 from boltzformer_monai.io.scan_list import tell_left_out
 from boltzformer_monai.parallel import run_jobs
-from boltzformer_monai.slicing.accounts import Account
 from boltzformer_monai.slicing.cases import Case
-from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome, source_digest
-from boltzformer_monai.slicing.slice_report import write_mapping, write_report
-from boltzformer_monai.slicing.slicing import slice_case, worker_problem
-from boltzformer_monai.slicing.tally import Tally
+from boltzformer_monai.slicing.slice_report import Account, Tally, write_mapping, write_report
+from boltzformer_monai.slicing.slicing import Job, JobSettings, Outcome, slice_case, source_digest, worker_problem
 from boltzformer_monai.storage import require_writable
 
 

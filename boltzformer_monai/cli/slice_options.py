@@ -17,11 +17,10 @@ from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance
 from boltzformer_monai.limits import read_text, set_memory_gb
 from boltzformer_monai.modality import stated_modality
-from boltzformer_monai.slicing.accounts import Account, take_account
 from boltzformer_monai.slicing.cases import Case
 from boltzformer_monai.slicing.recipes import load_recipe, recipe_names
 from boltzformer_monai.slicing.single import single_case
-from boltzformer_monai.slicing.slice_report import check_mapping
+from boltzformer_monai.slicing.slice_report import Account, check_mapping, take_account
 from boltzformer_monai.slicing.slicing import JobSettings
 
 __all__ = ["add_options", "check_options", "job_settings", "listed_cases", "volume_id_of"]

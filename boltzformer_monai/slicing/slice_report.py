@@ -1,13 +1,18 @@
-"""What became of every scan: ``report.json`` for everybody, and a table with paths for the house alone."""
+"""What became of every scan and file: ``report.json`` for everybody, a table with paths for the house alone.
+
+Every file under the input is sliced, refused with its reason, or left out.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +22,85 @@ from boltzformer_monai.data.slices.record import VolumeRecord
 from boltzformer_monai.data.slices.volume import reported
 from boltzformer_monai.data.split import pseudonym
 from boltzformer_monai.errors import ConfigError, why
-from boltzformer_monai.io.scan_list import HIDDEN
+from boltzformer_monai.io.folder_tree import Tree, read_tree
+from boltzformer_monai.io.scan_list import HIDDEN, find_left_out
 from boltzformer_monai.limits import open_text
-from boltzformer_monai.slicing.accounts import Account
-from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome
+from boltzformer_monai.slicing.biomedparse_names import MARKER_FILE
+from boltzformer_monai.slicing.cases import Case, used_files
+from boltzformer_monai.slicing.slicing import Job, JobSettings, Outcome
 from boltzformer_monai.storage import atomic_path
 
+# They give the files beside and below them their meaning.
+_DESCRIPTIONS = ("labels.json", "dataset.json", MARKER_FILE)
+_NUMBER = re.compile(r'"[^"]*"|\d+(?:\.\d+)?')  # a number in a name is part of the name
 _LEFT_OUT = "left out"
 _MAPPING = ("volume", "patient", "identity", "image", "status", "message")
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of a folder of scans.
+
+    Attributes:
+        cases: the scans, and the folders that cannot be opened as scans that are refused.
+        top: the folder; None where the input is a file.
+        left_out: kind, in words that name no file → files that belong to no scan.
+    """
+
+    cases: list[Case]
+    top: Path | None = None
+    left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Return kind → number of files."""
+        return {kind: len(paths) for kind, paths in self.left_out.items()}
+
+    def summary(self) -> str:
+        """Return the numbers as words: ``"3 files left out (image files: 2, other files: 1)"``; "" for none."""
+        counts = self.counts()
+        number = sum(counts.values())
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
+        return f"{number} file{'s' * (number != 1)} left out ({kinds})" if number else ""
+
+
+def take_account(top: Path, cases: Sequence[Case], *, described: Iterable[Path] = ()) -> Account:
+    """Compare what lies in a folder with the cases that a recipe lists of it, and further files that were read.
+
+    Raises:
+        VolumeError: the folder cannot be opened.
+    """
+    tree = read_tree(top)
+    cases = [*cases, *(_closed(top, place, why) for place, why in tree.closed)]
+    used = [*described, *(path for case in cases for path in used_files(case))]
+    return Account(cases, top, find_left_out(tree, [*used, *_descriptions(tree, used)]))
+
+
+class Tally:
+    """Counts warnings of many scans, ``PATH: what``, by their text; numbers in it may differ."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[tuple[str, str]]] = {}
+
+    def add(self, line: str, paths: Iterable[object]) -> None:
+        """Take up a line that begins with one of the paths, or with none."""
+        places = (f"{path}: " for path in paths)
+        place = max((place for place in places if line.startswith(place)), key=len, default="")
+        what = line.removeprefix(place)
+        kind = _NUMBER.sub(lambda match: match[0] if match[0].startswith('"') else "#", what)
+        self._found.setdefault(kind, []).append((place, what))
+
+    def lines(self) -> list[str]:
+        """One line for each kind, in order of first appearance; a single one has its path."""
+        lines = []
+        for found in self._found.values():
+            place, what = found[0]
+            if len(found) == 1:
+                lines.append(f"{place}{what}")
+            elif len({each for _, each in found}) == 1:
+                lines.append(f"{what} ({len(found)} times)")
+            else:
+                lines.append(f"{place}{what} (and {len(found) - 1} more like it)")
+        return lines
 
 
 def write_report(
@@ -58,11 +134,10 @@ def write_report(
         "settings": {
             "plane": settings.slices.plane,
             "window": "by modality and site" if window is None else window.to_dict(),
-            "every": settings.slices.every,
-            "neighbours": settings.slices.neighbours,
-            "min_area": settings.slices.min_area,
-            "negatives": settings.slices.negatives,
-            "seed": settings.slices.seed,
+            **{
+                name: getattr(settings.slices, name)
+                for name in ("every", "neighbours", "min_area", "negatives", "seed")
+            },
             "tilt": settings.tilt,
             "composites": settings.composites,
         },
@@ -147,3 +222,15 @@ def _done(record: VolumeRecord, split: str) -> dict[str, Any]:
         "targets": {target: sum(counts[i] > 0 for i in record.taken()) for target, counts in areas.items()},
         "notes": list(record.notes),
     }
+
+
+def _closed(top: Path, place: Path, why: str) -> Case:
+    name = str(place.relative_to(top))
+    problem = f"{place}: cannot be opened ({why}); allow it, or move it elsewhere: scans may lie in it"
+    return Case(name, name, place, None, "", problem=problem, reason="missing")
+
+
+def _descriptions(tree: Tree, used: Iterable[Path]) -> list[Path]:
+    """Return the descriptions in or above whose folder something was used."""
+    above = {parent for place in {path.parent for path in used} for parent in (place, *place.parents)}
+    return [place / name for place, names in tree.folders for name in names if name in _DESCRIPTIONS and place in above]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 import sys
@@ -9,28 +11,93 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from logging.handlers import BufferingHandler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from boltzformer_monai import __version__
 from boltzformer_monai.data.label_names import canonical_labels, check_values
 from boltzformer_monai.data.prompts import composite_targets, find_target, normalise_target
+from boltzformer_monai.data.slices.format import VERSION
 from boltzformer_monai.data.slices.record import VolumeRecord
-from boltzformer_monai.data.slices.volume import RUN_FILE, write_volume
+from boltzformer_monai.data.slices.volume import RUN_FILE, SliceSettings, write_volume
 from boltzformer_monai.data.windows import Window
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, DatasetError, StorageError
 from boltzformer_monai.io.dicom.gantry_tilt import resample_tilt, tilt_degrees
+from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.limits import read_text
-from boltzformer_monai.slicing.cases import Case
-from boltzformer_monai.slicing.jobs import Job, JobSettings, Outcome
+from boltzformer_monai.registry import place_of
+from boltzformer_monai.slicing.cases import Case, used_files
 from boltzformer_monai.slicing.recipes import load_recipe
 
 logger = logging.getLogger(__name__)
 
 _NO_TITLE = re.compile(r"(segment|label|roi|region)?[ _-]*\d*")  # what programs call a segment that nobody named
+
+_NOT_FACTS = {"root", "run", "key", "recipe"}  # of the settings: not part of what decides about the slices
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What all cases of a run have in common. Picklable.
+
+    Attributes:
+        root: folder of the data set, absolute: another process may have another current folder.
+        run: token of the run, see :class:`~boltzformer_monai.data.slices.writer.SliceWriter`.
+        slices: how volumes become slices.
+        key: secret of the pseudonyms.
+        recipe: the recipe that lists the cases, which every worker must have; ``""`` for none.
+        tilt: what to do with a gantry tilt, ``"refuse"`` or ``"resample"``.
+        composites: add targets that the vocabulary knows as the sum of annotated ones (kidney = left + right).
+        allow_missing: a named label value that does not occur is a target that is absent; else it is a mistake.
+        grid_tolerance: how far, as a share of a voxel, an annotation may lie from the scan's grid.
+    """
+
+    root: Path
+    slices: SliceSettings
+    run: str = ""
+    key: str = ""
+    recipe: str = ""
+    tilt: str = "refuse"
+    composites: bool = False
+    allow_missing: bool = True
+    grid_tolerance: float = GRID_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case with its id in the data set, the digest of all that decides what becomes of it, and its patient's split.
+
+    The split is drawn where it is None.
+    """
+
+    case: Case
+    volume_id: str
+    source: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    Attributes:
+        volume_id: id in the data set.
+        record: its record; None when the scan was refused.
+        reason: why it was refused, without any name or path; "" otherwise.
+        message: the whole line, with paths.
+        warnings: warnings of the readers, with paths.
+    """
+
+    volume_id: str
+    record: VolumeRecord | None
+    reason: str = ""
+    message: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def slice_case(job: Job, settings: JobSettings) -> Outcome:
@@ -57,9 +124,8 @@ def _outcome(job: Job, settings: JobSettings) -> Outcome:
         return Outcome(job.volume_id, None, "memory", f"{job.case.image}: does not fit into memory; use fewer workers")
     except Exception as error:  # noqa: BLE001  a fault of ours in one scan of a thousand must not stop the other 999
         logger.debug("%s", traceback.format_exc())
-        line = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(line.filename).name}:{line.lineno}"
-        message = f"{job.case.image}: unexpected {type(error).__name__} in {where} ({error}); please report this"
+        kind, where = type(error).__name__, place_of(error)
+        message = f"{job.case.image}: unexpected {kind} in {where} ({error}); please report this"
         return Outcome(job.volume_id, None, "unexpected error", " ".join(message.split()))
     return Outcome(job.volume_id, record)
 
@@ -98,6 +164,23 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
         source=job.source,
         run=settings.run,
     )
+
+
+def source_digest(case: Case, settings: JobSettings) -> str:
+    """Hash everything that decides how the slices look: settings, and names, sizes and times of the files.
+
+    No folder goes into it, so an archive may move. A file that cannot be seen counts as empty; reading it will say
+    what is wrong.
+    """
+    facts = {
+        "version": (VERSION, __version__),
+        "case": _facts(case),
+        "files": sorted(_stamp(path) for path in used_files(case)),
+        "settings": _facts(settings),
+    }
+    secret = settings.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
+    text = json.dumps(facts, sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode(), key=secret, digest_size=16).hexdigest()
 
 
 def worker_problem(settings: JobSettings) -> str:
@@ -179,3 +262,23 @@ def _collected_warnings() -> Iterator[list[logging.LogRecord]]:
     finally:
         log.removeHandler(handler)
         log.propagate = propagate
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return path.name, 0, 0
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def _facts(value: Any) -> Any:
+    """Plain values of settings, dataclass by dataclass; of paths the names only."""
+    if is_dataclass(value) and not isinstance(value, type):
+        known = {each.name: _facts(getattr(value, each.name)) for each in fields(value) if each.name not in _NOT_FACTS}
+        return {"type": type(value).__name__, **known}
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, dict):
+        return {str(name): _facts(each) for name, each in value.items()}
+    return [_facts(each) for each in value] if isinstance(value, list | tuple) else value

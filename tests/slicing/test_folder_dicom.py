@@ -13,7 +13,7 @@ from boltzformer_monai.cli.slice import main
 from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
 from boltzformer_monai.slicing.cases import Case, LabelFile
-from boltzformer_monai.slicing.jobs import JobSettings, source_digest
+from boltzformer_monai.slicing.slicing import JobSettings, source_digest
 from tests.io.conftest import SeriesWriter
 from tests.io.dicom_objects import write_rtstruct, write_seg
 from tests.slicing.folder_cases import CT_NAMES, STACK, listed, write_names

@@ -16,9 +16,9 @@ from boltzformer_monai.cli.slice import main
 from boltzformer_monai.errors import BoltzFormerError, DatasetError, VolumeError
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.slicing.accounts import take_account
 from boltzformer_monai.slicing.cases import LabelFile, used_files
 from boltzformer_monai.slicing.recipes import load_recipe
+from boltzformer_monai.slicing.slice_report import take_account
 from tests.io.conftest import SeriesWriter
 from tests.io.dicom_objects import write_rtstruct
 from tests.slicing.folder_cases import STACK, listed, write_names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boltzformer_monai.slicing.tally import Tally
+from boltzformer_monai.slicing.slice_report import Tally
 
 
 def test_what_is_said_of_many_scans_is_one_line() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -116,6 +115,8 @@ def _slice_axis(affine: np.ndarray) -> tuple[int | None, float]:
 
 def _unsheared(stack: np.ndarray, affine: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Shift the slices of (I, J, slices) within their planes; return the enlarged stack and its affine."""
+    from scipy import ndimage
+
     label = stack.dtype.kind != "f"
     plane, step = affine[:3, :2], affine[:3, 2]
     normal = np.cross(plane[:, 0], plane[:, 1])
@@ -134,24 +135,10 @@ def _unsheared(stack: np.ndarray, affine: np.ndarray, where: str) -> tuple[np.nd
     result = np.full(size, padding, dtype=stack.dtype if label else np.float32)
     for index, shift in enumerate(shifts - low):
         if label:
-            corner = np.floor(shift + 0.5).astype(int)
-            _window(result[:, :, index], corner, stack.shape)[:] = stack[:, :, index]
+            row, column = np.floor(shift + 0.5).astype(int)
+            result[row : row + stack.shape[0], column : column + stack.shape[1], index] = stack[:, :, index]
         else:
-            result[:, :, index] += _spread(stack[:, :, index].astype(np.float64) - padding, shift, size)
+            canvas = np.zeros(size[:2])
+            canvas[: stack.shape[0], : stack.shape[1]] = stack[:, :, index].astype(np.float64) - padding
+            result[:, :, index] += ndimage.shift(canvas, shift, order=1, mode="grid-constant")
     return result, moved
-
-
-def _spread(plane: np.ndarray, shift: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Return a slice moved by a fraction of voxels, zeros outside: linear interpolation as four weighted copies."""
-    result = np.zeros(size[:2])
-    corner = np.floor(shift).astype(int)
-    part = shift - corner
-    for sides in itertools.product((0, 1), repeat=2):
-        weight = float(np.prod(np.where(sides, part, 1 - part)))
-        if weight:
-            _window(result, corner + sides, plane.shape)[:] += weight * plane
-    return result
-
-
-def _window(canvas: np.ndarray, corner: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return canvas[corner[0] : corner[0] + shape[0], corner[1] : corner[1] + shape[1]]

@@ -67,8 +67,8 @@ def read_readings(path: Path) -> Readings:
         raise DatasetError(f"{path}: is a {_local(root)[:80]}, not the {_ROOT} of a CT of LIDC-IDRI")
     try:
         readers = tuple(
-            tuple(tuple(map(_outline, _children(nodule, "roi"))) for nodule in _nodules(session))
-            for session in _children(root, "readingSession")
+            tuple(tuple(map(_outline, nodule.iterfind("{*}roi"))) for nodule in _nodules(session))
+            for session in root.iterfind("{*}readingSession")
         )
     except (ValueError, OverflowError) as error:
         raise DatasetError(f"{path}: an outline cannot be understood ({error}); get the file again") from None
@@ -123,31 +123,22 @@ def _local(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2]
 
 
-def _children(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
-    return (child for child in element if _local(child) == name)
-
-
-def _text(element: ElementTree.Element, name: str) -> str:
-    child = next(_children(element, name), None)
-    return "" if child is None else (child.text or "").strip()
-
-
 def _series(root: ElementTree.Element) -> str:
-    header = next(_children(root, "ResponseHeader"), None)
-    return "" if header is None else _text(header, "SeriesInstanceUid")
+    return root.findtext("{*}ResponseHeader/{*}SeriesInstanceUid", "").strip()
 
 
 def _nodules(session: ElementTree.Element) -> Iterator[ElementTree.Element]:
     """Yield a reader's nodules of 3 mm or more."""
-    for nodule in _children(session, "unblindedReadNodule"):
-        if any(len(rating) for rating in _children(nodule, "characteristics")):
+    for nodule in session.iterfind("{*}unblindedReadNodule"):
+        if any(len(rating) for rating in nodule.iterfind("{*}characteristics")):
             yield nodule
 
 
 def _outline(roi: ElementTree.Element) -> Outline:
-    points = tuple((int(_text(edge, "xCoord")), int(_text(edge, "yCoord"))) for edge in _children(roi, "edgeMap"))
+    edges = roi.iterfind("{*}edgeMap")
+    points = tuple((int(edge.findtext("{*}xCoord", "")), int(edge.findtext("{*}yCoord", ""))) for edge in edges)
     if not points:
         raise ValueError("it has no edgeMap")
-    z = _text(roi, "imageZposition")
-    included = _text(roi, "inclusion").upper() != "FALSE"
-    return Outline(_text(roi, "imageSOP_UID"), float(z) if z else float("nan"), points, included)
+    z = roi.findtext("{*}imageZposition", "").strip()
+    included = roi.findtext("{*}inclusion", "").strip().upper() != "FALSE"
+    return Outline(roi.findtext("{*}imageSOP_UID", "").strip(), float(z) if z else float("nan"), points, included)
