@@ -74,11 +74,10 @@ def peak_mib(arguments: argparse.Namespace, preset: str, count: int, slices: int
 
 
 def segment_once(arguments: argparse.Namespace) -> float:
-    """What the measured process does: segment, label map and all; its peak memory in MiB."""
-    net = network(arguments.preset)
+    """Segment, label map and all, in the process that is measured; returns its peak memory in MiB."""
     volume = middle(read_volume(arguments.image), arguments.slices)
     size = arguments.size or network_config(arguments.preset).image_size
-    inferer(arguments.preset, arguments.rss, size).label_map(volume, net)
+    inferer(arguments.preset, arguments.rss, size).label_map(volume, network(arguments.preset))
     status = Path("/proc/self/status")
     if status.is_file():  # Linux; there ru_maxrss begins with what the parent process had at its peak
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

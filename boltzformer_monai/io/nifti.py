@@ -221,7 +221,7 @@ def _check_agreement(path: Path, header: Any, sform: np.ndarray, *, same_space: 
 
     Two spaces (say scanner and template) may differ by what a registration does, never by which way an axis points.
     """
-    shape, more = _shape3(header), _qforms(path, header, beside=True)
+    shape, more = (*header.get_data_shape(), 1, 1, 1)[:3], _qforms(path, header, beside=True)
     first = next(more)
     lengths = np.linalg.norm(sform[:3, :3], axis=0) * np.linalg.norm(first[:3, :3], axis=0)
     if ((sform[:3, :3] * first[:3, :3]).sum(axis=0) < 0.5 * lengths).any():  # more than 60 degrees apart
@@ -242,10 +242,6 @@ def _check_agreement(path: Path, header: Any, sform: np.ndarray, *, same_space: 
         msg = f"{path}: its qform and sform claim the same space but lie {apart} apart; correct the header"
         raise VolumeError(msg, reason="conflicting orientation")
     logger.warning("%s: qform and sform differ by %s (two spaces); the sform is used", path, apart)
-
-
-def _shape3(header: Any) -> tuple[int, ...]:
-    return (*(int(length) for length in header.get_data_shape()), 1, 1, 1)[:3]
 
 
 def _shape(path: Path, header: Any, *, layers: bool) -> tuple[int, ...]:

@@ -25,13 +25,7 @@ _SPOKEN = {"CT": "CT", "MR": "MRI"}
 
 @dataclass(frozen=True)
 class PictureName:
-    """What the name of an image says.
-
-    Attributes:
-        name: what is unique about it.
-        modality: ``"CT"`` or ``"MR"``.
-        site: body site, ``""`` when unknown.
-    """
+    """The parts of an image's name: its own, ``"CT"`` or ``"MR"``, and the body site, ``""`` when unknown."""
 
     name: str
     modality: str

@@ -38,9 +38,7 @@ class Annotation(Protocol):
 class LabelFile:
     """An annotation that is one file: a label map, overlapping layers, DICOM SEG or RTSTRUCT.
 
-    Attributes:
-        path: the file.
-        names: value → name; None takes the names that the file carries.
+    ``names`` are value → name; None takes the names that the file carries.
     """
 
     path: Path

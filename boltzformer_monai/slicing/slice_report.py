@@ -39,12 +39,9 @@ _MAPPING = ("volume", "patient", "identity", "image", "status", "message")
 
 @dataclass(frozen=True)
 class Account:
-    """What became of a folder of scans.
+    """The scans of a folder, those of closed folders as refused ones, and kind → files that belong to no scan.
 
-    Attributes:
-        cases: the scans, and the folders that cannot be opened as scans that are refused.
-        top: the folder; None where the input is a file.
-        left_out: kind, in words that name no file → files that belong to no scan.
+    ``top`` is None where the input is a file; the kinds name no file.
     """
 
     cases: list[Case]

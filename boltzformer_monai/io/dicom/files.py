@@ -109,11 +109,7 @@ class Found:
 
 def is_dicom_file(path: Path) -> bool:
     """Tell by content whether a file is DICOM, with or without the 128-byte preamble."""
-    try:
-        with open_file(path) as file:
-            return _looks_like_dicom(file.read(132))
-    except OSError as error:
-        raise not_opened(path, error) from error
+    return _looks_like_dicom(_start(path))
 
 
 def find_slices(place: Path, files: Sequence[Path] = ()) -> Found:
@@ -189,6 +185,14 @@ def one_line(error: BaseException) -> str:
     return text[:160] or "it contradicts its own header"
 
 
+def _start(path: Path) -> bytes:
+    try:
+        with open_file(path) as file:
+            return file.read(132)
+    except OSError as error:
+        raise not_opened(path, error) from error
+
+
 def _looks_like_dicom(start: bytes) -> bool:
     """Tell by the first 132 bytes; without a preamble a file begins with the first element of its first group."""
     if start[128:] == b"DICM" or start[:4] in _USUAL_STARTS:
@@ -214,11 +218,7 @@ def read_header(path: Path, tags: Sequence[str]) -> Dataset | None:
     Raises:
         VolumeError: it cannot be opened or is damaged.
     """
-    try:
-        with open_file(path) as file:
-            start = file.read(132)
-    except OSError as error:
-        raise not_opened(path, error) from error
+    start = _start(path)
     if _looks_like_dicom(start):
         with damage_as_volume_error(path):
             return read_dicom(path, tags=tags, pixels=False)

@@ -37,7 +37,13 @@ def ordered(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
     # Path and frame decide between equal positions, so that the message about them is always the same.
     slices = sorted(slices, key=lambda s: (float(np.array(s.geometry.position) @ normal), str(s.path), s.frame or 0))
     positions = np.array([header.geometry.position for header in slices], dtype=np.float64)
-    step = _even_step(slices, positions, normal) if len(slices) > 1 else normal * _stated_spacing(slices[0])
+    if len(slices) > 1:
+        step = _even_step(slices, positions, normal)
+    elif (thickness := slices[0].geometry.stated_spacing) is not None:
+        step = normal * thickness
+    else:
+        msg = f"{slices[0].path}: is the only slice of its series and states no SpacingBetweenSlices or SliceThickness"
+        raise VolumeError(msg, reason="no geometry")
     spacing = np.array(slices[0].geometry.pixel_spacing)  # (between rows, between columns)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * spacing[1], column * spacing[0]
@@ -67,13 +73,6 @@ def _check_alike(slices: list[SliceHeader]) -> None:
     if first.modality == "CT" and "LOCALIZER" in first.image_type:
         msg = f"{first.path}: is a CT localizer, a projection through the whole patient and no slice; leave it out"
         raise VolumeError(msg, reason="localizer")
-
-
-def _stated_spacing(header: SliceHeader) -> float:
-    if header.geometry.stated_spacing is None:
-        msg = f"{header.path}: is the only slice of its series and states no SpacingBetweenSlices or SliceThickness"
-        raise VolumeError(msg, reason="no geometry")
-    return header.geometry.stated_spacing
 
 
 def _even_step(slices: list[SliceHeader], positions: np.ndarray, normal: np.ndarray) -> np.ndarray:

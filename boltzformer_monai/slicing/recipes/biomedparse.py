@@ -59,11 +59,7 @@ _MAX_ID = 100
 
 @dataclass(frozen=True)
 class PictureMasks:
-    """The masks of one image; they may overlap.
-
-    Attributes:
-        masks: (target, file), at least one.
-    """
+    """The masks of one image, (target, file), at least one; they may overlap."""
 
     masks: tuple[tuple[str, Path], ...]
 

@@ -69,12 +69,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for an annotation that cannot be chosen or understood; raises the reason when it is needed.
-
-    Attributes:
-        message: one line: what, where, what to do.
-        paths: the files in question.
-    """
+    """Stands for an annotation that cannot be chosen or understood; raises the reason when it is needed."""
 
     message: str
     paths: tuple[Path, ...]
@@ -211,12 +206,10 @@ class _Listing:
         patient = self.patients(relative, first, "first folder" if len(relative.parts) > 1 else "file name")
         self._add(str(relative.with_name(stem_of(scan))), patient, scan, [drawn], scan.parent, self.channel)
         last = self.cases[-1]
-        if drawn.name.lower().endswith(".seg.nrrd") and last.annotation == LabelFile(drawn, self._common_names()):
+        common = None if self._common is None else dict(self._common.labels)
+        if drawn.name.lower().endswith(".seg.nrrd") and last.annotation == LabelFile(drawn, common):
             # It brings its names; those at the top were written for other scans.
             self.cases[-1] = replace(last, annotation=LabelFile(drawn))
-
-    def _common_names(self) -> dict[str, str] | None:
-        return None if self._common is None else dict(self._common.labels)
 
     def add_strays(self, tree: Tree) -> None:
         """Add, as a scan that is refused, every image file that nothing uses and that is no annotation by its name.

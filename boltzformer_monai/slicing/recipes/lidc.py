@@ -45,13 +45,9 @@ _SAME_PLACE = (0.5, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class LidcConsensus:
-    """What at least ``agreement`` readers drew.
+    """What at least ``agreement`` (1 to 4) readers drew, by the XML file ``path``.
 
-    Attributes:
-        path: the XML file.
-        folder: the folder of the CT series, whose headers say where each slice lies.
-        series: SeriesInstanceUID of the CT.
-        agreement: number of readers, 1 to 4.
+    The headers in the ``folder`` of the CT series give the place of each slice; ``series`` is its SeriesInstanceUID.
     """
 
     path: Path
