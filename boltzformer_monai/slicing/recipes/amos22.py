@@ -31,14 +31,7 @@ _LAST_CT = 500
 _MISSPELT = {"arota": "aorta"}
 
 
-def cases(
-    folder: Path,
-    *,
-    modality: str | None = None,
-    site: str | None = None,
-    channel: int | None = None,
-    validation: str = "test",
-) -> list[Case]:
+def cases(folder: Path, *, modality: str | None, site: str | None, channel: int | None, validation: str) -> list[Case]:
     """List the labelled scans of a folder with ``dataset.json``; ``modality`` takes only those of one.
 
     Raises:
@@ -62,9 +55,7 @@ def cases(
                 # The name was checked: it is a published one.
                 listed.append(Case(stem, stem, image, annotation, place, modality=spoken, split=split, public=True))
     if not listed:
-        msg = (
-            f"{path}: lists no labelled {wanted or 'CT or MR'} scans whose folders are there; unpack imagesTr, labelsTr"
-        )
+        msg = f"{path}: lists no labelled {wanted or 'CT or MR'} scans whose folders exist; unpack imagesTr, labelsTr"
         raise DatasetError(msg)
     return listed
 

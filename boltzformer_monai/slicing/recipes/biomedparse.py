@@ -88,12 +88,7 @@ class PictureMasks:
 
 
 def cases(
-    folder: Path,
-    *,
-    modality: str | None = None,
-    site: str | None = None,
-    channel: int | None = None,
-    patient_pattern: str = "",
+    folder: Path, *, modality: str | None, site: str | None, channel: int | None, patient_pattern: str
 ) -> list[Case]:
     """List the CT and MR images of a folder with ``train`` or ``test``; ``modality`` takes only those of one.
 

@@ -84,13 +84,7 @@ class Unusable:
 
 
 def cases(
-    folder: Path,
-    *,
-    modality: str | None = None,
-    site: str | None = None,
-    channel: int | None = None,
-    patient_pattern: str = "",
-    annotation: str = "",
+    folder: Path, *, modality: str | None, site: str | None, channel: int | None, patient_pattern: str, annotation: str
 ) -> list[Case]:
     """List the scans of a folder tree; ``channel``: which ``_0000`` file, or channel of four-dimensional NIfTI files.
 
@@ -227,9 +221,7 @@ class _Listing:
                     "same name into labels/"
                 )
             elif only_image([path]) is not None:
-                message = (
-                    f"{path}: {other.name} is taken for the scan of this folder; give this one a folder of its own"
-                )
+                message = f"{path}: {other.name} is taken for the scan of this folder; give this one its own folder"
             else:
                 continue
             name = str(path.relative_to(self.top))

@@ -114,14 +114,7 @@ class LidcConsensus:
         return index
 
 
-def cases(
-    folder: Path,
-    *,
-    modality: str | None = None,
-    site: str | None = None,
-    channel: int | None = None,
-    agreement: int | str = 2,
-) -> list[Case]:
+def cases(folder: Path, *, modality: str | None, site: str | None, channel: int | None, agreement: str) -> list[Case]:
     """List the CT series that have readings, of a folder with patients or of one patient.
 
     Raises:
@@ -130,8 +123,6 @@ def cases(
     """
     if channel is not None or modality not in (None, "CT"):
         raise ConfigError("LIDC-IDRI is CT without channels; leave --modality and --channel out")
-    if str(agreement) not in OPTIONS[0].choices:
-        raise ConfigError(f"agreement {agreement!r} is none of 1, 2, 3, 4, the number of readers who must agree")
     folders = _folders(folder)
     elsewhere = {read_series_uid(xml): xml for _, scans, xmls in folders if not scans for xml in xmls}  # "": of no CT
     found = []

@@ -46,9 +46,7 @@ _TASKS = (
 )
 
 
-def cases(
-    folder: Path, *, modality: str | None = None, site: str | None = None, channel: int | None = None
-) -> list[Case]:
+def cases(folder: Path, *, modality: str | None, site: str | None, channel: int | None) -> list[Case]:
     """List the training volumes of a task (its test volumes have no labels); a task of none of the ten needs a site.
 
     Raises:
@@ -61,9 +59,7 @@ def cases(
     labels = target_labels(content)
     task = _find_task(folder, content, labels)
     if task is None and site is None:
-        msg = (
-            f"{path}: {content.get('name')!r} is none of the ten tasks of the Decathlon; say its body site with --site"
-        )
+        msg = f"{path}: {content.get('name')!r} is none of the ten Decathlon tasks; give its body site by --site"
         raise ConfigError(msg)
     name, picked = _channel(path, content["modality"], channel)
     spoken = _modality(path, name, modality)
