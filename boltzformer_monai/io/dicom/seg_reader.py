@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io import grids
 from boltzformer_monai.io.dicom.bits import PixelBits
 from boltzformer_monai.io.dicom.claims import COPIES, check_compressed_claim
 from boltzformer_monai.io.dicom.files import damage_as_volume_error
 from boltzformer_monai.io.dicom.frames import FrameGeometry, frame_geometries
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.pixels import stored_values
-from boltzformer_monai.io.grids import (
-    GRID_TOLERANCE,
-    Misfit,
-    Place,
-    check_frame_of_reference,
-    find_place,
-    in_plane_axes,
-    inside,
-)
 from boltzformer_monai.io.label_layers import FlatSegments, Layer, flatten_layers
 from boltzformer_monai.io.orientation import LPS_TO_RAS
 from boltzformer_monai.io.volume import Volume
@@ -52,7 +44,7 @@ class _Header:
     threshold: float
 
 
-def read_dicom_seg(path: Path, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> FlatSegments:
+def read_dicom_seg(path: Path, image: Volume, *, tolerance: float = grids.GRID_TOLERANCE) -> FlatSegments:
     """Read a DICOM SEG on the grid of an image.
 
     Frames are found by their position; a slice without a frame is empty. A voxel of a fractional segment belongs to it
@@ -72,11 +64,11 @@ def read_dicom_seg(path: Path, image: Volume, *, tolerance: float = GRID_TOLERAN
         dataset = read_dicom(path)
         header = _parse(path, dataset)
         frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "")
-    check_frame_of_reference(path, frame_of_reference, image)
+    grids.check_frame_of_reference(path, frame_of_reference, image)
     # All places before any pixel: a grid that fits the image bounds what is decoded.
     places = [_place(header, index, image, tolerance=tolerance) for index in range(len(header.frames))]
     flat = flatten_layers(image.shape, header.titles, _layers(header, dataset, places))
-    worst = max((place.off for place in places), key=lambda off: off.voxels, default=Misfit())
+    worst = max((place.off for place in places), key=lambda off: off.voxels, default=grids.Misfit())
     return replace(flat, caveats=worst.caveat())
 
 
@@ -117,7 +109,7 @@ def _title(segment: Dataset) -> str:
     return f"{side} {title}" if side and title and not any(word in title.lower() for word in _SIDES) else title
 
 
-def _place(header: _Header, index: int, image: Volume, *, tolerance: float) -> Place:
+def _place(header: _Header, index: int, image: Volume, *, tolerance: float) -> grids.Place:
     """Return the slice of the image that a frame shows."""
     frame = header.frames[index]
     what = f"{header.path}: frame {index + 1}"
@@ -129,18 +121,18 @@ def _place(header: _Header, index: int, image: Volume, *, tolerance: float) -> P
     affine[:3, 0] = LPS_TO_RAS * row * frame.pixel_spacing[1]
     affine[:3, 1] = LPS_TO_RAS * column * frame.pixel_spacing[0]
     affine[:3, 3] = LPS_TO_RAS * frame.position
-    axes = in_plane_axes(affine[:3, :2], image)
+    axes = grids.in_plane_axes(affine[:3, :2], image)
     if axes is None:
         msg = f"{what} does not lie along the slices of the image; resample it to the image first"
         raise VolumeError(msg, reason="grid")
     affine[:3, 2] = image.affine[:3, axes[2]]
-    place = find_place(affine, (header.columns, header.rows, 1), image, what=what, tolerance=tolerance)
-    if not inside(place, image):
+    place = grids.find_place(affine, (header.columns, header.rows, 1), image, what=what, tolerance=tolerance)
+    if not grids.inside(place, image):
         raise VolumeError(f"{what} lies outside the image; pass the scan that it was drawn on, in full", reason="grid")
     return place
 
 
-def _layers(header: _Header, dataset: Dataset, places: list[Place]) -> Iterator[Layer]:
+def _layers(header: _Header, dataset: Dataset, places: list[grids.Place]) -> Iterator[Layer]:
     unlisted: set[int] = set()
     for index, stored in enumerate(_stored_frames(header, dataset)):
         place = places[index]

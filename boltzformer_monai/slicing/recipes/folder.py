@@ -32,23 +32,10 @@ from pathlib import Path
 
 from boltzformer_monai.data.label_names import LabelMap, read_label_names
 from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
+from boltzformer_monai.io import scan_list
 from boltzformer_monai.io.dicom.archive import Archive, Series, find_series
 from boltzformer_monai.io.folder_tree import Tree, read_tree
 from boltzformer_monai.io.grids import GRID_TOLERANCE
-from boltzformer_monai.io.scan_list import (
-    by_channel,
-    find_left_out,
-    is_annotation,
-    is_images_folder,
-    is_pair_data,
-    is_scan,
-    label_folder,
-    labels_in,
-    named_as_annotation,
-    named_pairs,
-    only_image,
-    stem_of,
-)
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.modality import stated_modality
@@ -103,19 +90,19 @@ def cases(
     taken: set[Path] = set()
     found = [(place, [place / name for name in names]) for place, names in tree.folders]
     for place, files in found:
-        if is_images_folder(place):
-            labels = None if place == folder else label_folder(place)
-            if labels is not None or only_image(files) is None:
+        if scan_list.is_images_folder(place):
+            labels = None if place == folder else scan_list.label_folder(place)
+            if labels is not None or scan_list.only_image(files) is None:
                 listing.add_pairs(place, files, labels)
                 taken.update((place, *([labels] if labels else [])))
     for place, files in found:
-        image = only_image(files)
+        image = scan_list.only_image(files)
         if place in taken:
             continue
         if image is not None:
-            listing.add_folder(place, image, labels_in(files, dicom=True))
-        for scan, drawn in [] if image is not None else named_pairs(files):
-            if not named_as_annotation(scan, folder):  # by a folder that it lies in
+            listing.add_folder(place, image, scan_list.labels_in(files, dicom=True))
+        for scan, drawn in [] if image is not None else scan_list.named_pairs(files):
+            if not scan_list.named_as_annotation(scan, folder):  # by a folder that it lies in
                 listing.add_named(scan, drawn)
     listing.add_dicom(tree.files, chosen)
     listing.add_strays(tree)
@@ -163,11 +150,11 @@ class _Listing:
     def add_pairs(self, place: Path, images: Sequence[Path], labels: Path | None) -> None:
         """Add the files of an images folder with those of equal name in the labels folder."""
         drawn: dict[str, list[Path]] = {}
-        for file in [] if labels is None else sorted(filter(is_annotation, labels.iterdir())):
-            if not is_pair_data(file):
-                drawn.setdefault(stem_of(file), []).append(file)
+        for file in [] if labels is None else sorted(filter(scan_list.is_annotation, labels.iterdir())):
+            if not scan_list.is_pair_data(file):
+                drawn.setdefault(scan_list.stem_of(file), []).append(file)
         base = self.top if place == self.top else place.parent
-        groups = by_channel([file for file in images if is_scan(file)], drawn.keys())
+        groups = scan_list.by_channel([file for file in images if scan_list.is_scan(file)], drawn.keys())
         for name, files in groups.items():
             image, channel = min(files.values()), None
             if None in files:
@@ -196,9 +183,9 @@ class _Listing:
     def add_named(self, scan: Path, drawn: Path) -> None:
         """Add a scan and the annotation that is named after it."""
         relative = scan.relative_to(self.top)
-        first = relative.parts[0] if len(relative.parts) > 1 else stem_of(scan)
+        first = relative.parts[0] if len(relative.parts) > 1 else scan_list.stem_of(scan)
         patient = self.patients(relative, first, "first folder" if len(relative.parts) > 1 else "file name")
-        self._add(str(relative.with_name(stem_of(scan))), patient, scan, [drawn], scan.parent, self.channel)
+        self._add(str(relative.with_name(scan_list.stem_of(scan))), patient, scan, [drawn], scan.parent, self.channel)
         last = self.cases[-1]
         common = None if self._common is None else dict(self._common.labels)
         if drawn.name.lower().endswith(".seg.nrrd") and last.annotation == LabelFile(drawn, common):
@@ -212,15 +199,15 @@ class _Listing:
         """
         used = [path for case in self.cases for path in used_files(case)]
         scans = {path.parent: case.image for case in self.cases for path in case.files or (case.image,)}
-        for path in filter(is_scan, find_left_out(tree, used).get("image files", [])):
+        for path in filter(scan_list.is_scan, scan_list.find_left_out(tree, used).get("image files", [])):
             other = scans.get(path.parent)
             if other is None:
                 message = (
                     f"{path}: is an image file in no known layout; call it image.* and its label label.*, in a folder "
-                    f"of their own, or its label {stem_of(path)}_label.*, or put it into images/ and its label of the "
-                    "same name into labels/"
+                    f"of their own, or its label {scan_list.stem_of(path)}_label.*, or put it into images/ and its label "
+                    "of the same name into labels/"
                 )
-            elif only_image([path]) is not None:
+            elif scan_list.only_image([path]) is not None:
                 message = f"{path}: {other.name} is taken for the scan of this folder; give this one its own folder"
             else:
                 continue
@@ -288,7 +275,7 @@ class _Listing:
         inside = [series for series in archive.series if place in (series.folder, *series.folder.parents)]
         if len(inside) != 1 or self.top not in (place, *place.parents):
             return []
-        return labels_in(sorted(place.iterdir()))
+        return scan_list.labels_in(sorted(place.iterdir()))
 
     def _drawn(self, labels: Sequence[Path], place: Path) -> tuple[Annotation | None, LabelMap]:
         """Return the annotation of a scan, named by the labels.json of its folder or the common one, and that."""
