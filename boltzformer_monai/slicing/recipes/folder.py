@@ -204,8 +204,8 @@ class _Listing:
             if other is None:
                 message = (
                     f"{path}: is an image file in no known layout; call it image.* and its label label.*, in a folder "
-                    f"of their own, or its label {scan_list.stem_of(path)}_label.*, or put it into images/ and its label "
-                    "of the same name into labels/"
+                    f"of their own, or its label {scan_list.stem_of(path)}_label.*, or put it into images/ and its "
+                    "label of the same name into labels/"
                 )
             elif scan_list.only_image([path]) is not None:
                 message = f"{path}: {other.name} is taken for the scan of this folder; give this one its own folder"
