@@ -156,7 +156,7 @@ def _wait(client: Client, server: subprocess.Popen[bytes], log: Path) -> None:
     while time.monotonic() < end and server.poll() is None:
         try:
             client.send("/info/")
-        except requests.ConnectionError:
+        except requests.RequestException:
             time.sleep(0.3)
         else:
             return
