@@ -52,7 +52,7 @@ def read_volume(
     wanted = None if modality is None else parse_modality(modality)
     wanted = None if wanted == "unknown" else wanted
     place = existing(path)
-    if files or is_dicom(place):
+    if channel is None and (files or is_dicom(place)):
         volume = read_dicom_series(place, series=series, files=files, modality=wanted)
     else:
         if series is not None:
