@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.files import broken_dicom, read_header
 from boltzformer_monai.io.dicom.sop_classes import annotation_kind, other_kind
-from boltzformer_monai.io.dicom.suspects import find_suspects
+from boltzformer_monai.io.dicom.suspects import lost_slices
 from boltzformer_monai.io.formats import is_image_file
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-logger = logging.getLogger(__name__)
 
 _TAGS = (
     "SOPClassUID", "Modality", "PatientID", "SeriesInstanceUID", "Rows", "Columns", "ReferencedSeriesSequence",
@@ -91,10 +88,7 @@ def find_series(files: Iterable[Path]) -> Archive:
         elif kind is None:
             found.setdefault(uid, Series(uid, patient)).files.append(path)
     slices = [path for series in found.values() for path in series.files]
-    suspects = find_suspects((path for path in others if not is_image_file(path)), slices)
-    damaged += suspects.lost
-    for path in suspects.unknown:
-        logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
+    damaged += lost_slices((path for path in others if not is_image_file(path)), slices)
     unmatched = []
     for path, references in drawn:
         for uid in sorted(references & found.keys()):

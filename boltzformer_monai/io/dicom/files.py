@@ -18,7 +18,7 @@ from boltzformer_monai.errors import VolumeError, cannot_open, not_opened
 from boltzformer_monai.io.dicom.frames import FrameGeometry, classic_geometry, frame_geometries
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.sop_classes import DICOM_SUFFIXES, other_kind
-from boltzformer_monai.io.dicom.suspects import find_suspects, lost_slice
+from boltzformer_monai.io.dicom.suspects import lost_slice, lost_slices
 from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import open_file
@@ -128,11 +128,8 @@ def find_slices(place: Path, files: Sequence[Path] = ()) -> Found:
             found.images["NRRD or MetaImage" if path.suffix.lower() in _ITK_SUFFIXES else "NIfTI"] += 1
         else:
             others.append(path)
-    suspects = find_suspects(others, (header.path for header in found.slices))
-    for path in suspects.lost:
+    for path in lost_slices(others, (header.path for header in found.slices)):
         raise lost_slice(path)
-    for path in suspects.unknown:
-        logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
     if found.objects:
         logger.info("%s: skipped %d DICOM objects that are no slices", place, sum(found.objects.values()))
     return found

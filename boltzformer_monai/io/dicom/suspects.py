@@ -6,48 +6,41 @@ skipped, the scan would silently become shorter.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.sop_classes import DICOM_SUFFIXES
 
+logger = logging.getLogger(__name__)
+
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,5}")
 
 
-@dataclass(frozen=True)
-class Suspects:
-    """Files that lie among slices without suffix.
+def lost_slices(others: Iterable[Path], slices: Iterable[Path]) -> list[Path]:
+    """Return those of files that are neither DICOM nor another image, at which a slice may be lost; warn of the rest.
 
-    Attributes:
-        lost: empty ones, and those named like a slice: a slice may be lost.
-        unknown: others without a suffix, which may be anything.
+    These are, among slices without suffix, empty files and those named like a slice. Others without a suffix may be
+    anything. A folder of slices with DICOM suffix has no suspects.
     """
-
-    lost: list[Path] = field(default_factory=list)
-    unknown: list[Path] = field(default_factory=list)
-
-
-def find_suspects(others: Iterable[Path], slices: Iterable[Path]) -> Suspects:
-    """Sort out files that are neither DICOM nor another image; a folder of slices with DICOM suffix has no suspects."""
     patterns: defaultdict[Path, set[str]] = defaultdict(set)
     for path in slices:
         if path.suffix.lower() not in DICOM_SUFFIXES:
             patterns[path.parent].add(_pattern(path.name))
-    found = Suspects()
+    lost = []
     for path in others:
         if path.parent not in patterns:
             continue
         plain = not _SUFFIX.fullmatch(path.suffix)
         alike = _pattern(path.name) in patterns[path.parent] or (plain and _is_number(path.name))
         if alike or not path.stat().st_size:
-            found.lost.append(path)
+            lost.append(path)
         elif plain:
-            found.unknown.append(path)
-    return found
+            logger.warning("%s: is not DICOM and left out, though it lies among slices without suffix", path)
+    return lost
 
 
 def lost_slice(path: Path) -> VolumeError:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def cases(
     if channel is not None:
         raise ConfigError("these images have no channels to choose from; leave --channel out")
     wanted = None if modality is None else parse_modality(modality)
-    patient_of = _Patients(_read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True))
+    exported, pattern = _read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True)
     listed, skipped = [], 0
     images = {part: _pngs(folder / part) for part, _ in _SPLITS}
     repeated = set.intersection(*({path.stem for path in paths} for paths in images.values()))
@@ -114,17 +114,17 @@ def cases(
             if name is None:
                 skipped += 1
             elif wanted in (None, name.modality):
-                own = masks.get(path.stem, [])
+                own, volume = masks.get(path.stem, []), _volume_of(name)
                 listed.append(
                     Case(
                         _volume_id(path.stem, part, repeated=path.stem in repeated),
-                        patient_of(name),
+                        exported.get(volume, volume) if pattern is None else patient_in(pattern, name.name),
                         path,
                         PictureMasks(tuple(own)) if own else None,
                         site or name.site,
                         modality=name.modality,
                         split=split,
-                        public=patient_of.exported(name),
+                        public=volume in exported,  # whose names are those of a slice data set
                         window=StoredGrey(),
                     )
                 )
@@ -135,22 +135,6 @@ def cases(
         raise DatasetError(msg)
     _warn_about_patients(folder, listed)
     return listed
-
-
-@dataclass(frozen=True)
-class _Patients:
-    known: Mapping[str, str]
-    pattern: re.Pattern[str] | None
-
-    def __call__(self, name: PictureName) -> str:
-        if self.pattern is not None:
-            return patient_in(self.pattern, name.name)
-        volume = _volume_of(name)
-        return self.known.get(volume, volume)
-
-    def exported(self, name: PictureName) -> bool:
-        """Tell whether the image is one of our export, whose names are those of a slice data set."""
-        return _volume_of(name) in self.known
 
 
 def _volume_of(name: PictureName) -> str:
