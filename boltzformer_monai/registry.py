@@ -64,7 +64,7 @@ def load_entry(entry: EntryPoint, part: str) -> Any:
     try:
         return entry.load()
     except (Exception, SystemExit) as error:  # whatever the code of others raises
-        msg = f"{part} cannot be imported from {entry.value} ({_reason(error)}); mend that package"
+        msg = f"{part} cannot be imported from {entry.value} ({reason_of(error)}); mend that package"
         raise ConfigError(msg) from error
 
 
@@ -89,12 +89,12 @@ def require_one(part: str, distributions: Iterable[str]) -> None:
 
 def _not_imported(name: str, error: BaseException) -> ConfigError:
     return ConfigError(
-        f"the plugin {name} cannot be imported ({_reason(error)}); give an installed module, or a .py file"
+        f"the plugin {name} cannot be imported ({reason_of(error)}); give an installed module, or a .py file"
     )
 
 
-def _reason(error: BaseException) -> str:
-    """Why an import failed, in one line."""
+def reason_of(error: BaseException) -> str:
+    """Why the code of others failed, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())

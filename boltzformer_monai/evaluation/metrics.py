@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.registry import load_entry, place_of, providers, require_one, use_plugins
+from boltzformer_monai.registry import load_entry, place_of, providers, reason_of, require_one, use_plugins
 
 __all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
@@ -70,8 +70,7 @@ class Metric:
         except Exception as error:
             if self.compute.__module__ == __name__:
                 raise
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            msg = f"metric {self.name!r} fails in {place_of(error)} ({text}); mend its compute"
+            msg = f"metric {self.name!r} fails in {place_of(error)} ({reason_of(error)}); mend its compute"
             raise ConfigError(msg) from error
         try:
             if isinstance(result, tuple):

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, did_you_mean
-from boltzformer_monai.registry import place_of, providers, require_one
+from boltzformer_monai.registry import place_of, providers, reason_of, require_one
 from boltzformer_monai.slicing.cases import Case
 
 GROUP = "boltzformer_monai.recipes"
@@ -147,5 +147,4 @@ def load_recipe(name: str) -> Recipe:
 
 
 def _broken(name: str, distribution: str, error: Exception, what: str) -> ConfigError:
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return ConfigError(f"the recipe {name} of {distribution} {what} ({text}); ask its authors")
+    return ConfigError(f"the recipe {name} of {distribution} {what} ({reason_of(error)[:200]}); ask its authors")
