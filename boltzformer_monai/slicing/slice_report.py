@@ -1,4 +1,4 @@
-"""What became of every scan and file: ``report.json`` for everybody, a table with paths for the house alone.
+"""What became of every scan and file: ``report.json`` for everybody, and a table with paths for internal use.
 
 Every file under the input is sliced, refused with its reason, or left out.
 """

@@ -37,7 +37,6 @@ from boltzformer_monai.slicing.recipes import load_recipe
 logger = logging.getLogger(__name__)
 
 _NO_TITLE = re.compile(r"(segment|label|roi|region)?[ _-]*\d*")  # what programs call a segment that nobody named
-
 _NOT_FACTS = {"root", "run", "key", "recipe"}  # of the settings: not part of what decides about the slices
 
 
