@@ -24,6 +24,7 @@ WARNINGS: Mapping[str, str] = {
     "acquisition plane": "slices across the acquired ones have few, elongated pixels, unlike the training's",
     "unknown prompt": "the network was never shown this name; what it paints for it may be anything",
     "words not understood": "no training teaches negations, sizes or counts: they change the mask by chance",
+    "no vocabulary": "the model does not state what it was taught, so whether it understands a prompt is not known",
     "another modality": "the network was trained on other modalities, and its masks mean little on this one",
     "another plane": "the network was trained on slices of another plane; these are new to it",
     "assumed modality": "the file does not state it, so it is taken for the only one that the network was trained on",
@@ -42,7 +43,7 @@ REPAIRS: Mapping[str, str] = {
 }
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
 
-MILD = frozenset({"another plane", "assumed modality", "no thresholds", "gantry tilt"})
+MILD = frozenset({"no vocabulary", "another plane", "assumed modality", "no thresholds", "gantry tilt"})
 """Warnings that say how a result was made and do not by themselves put it in doubt: no exit code of their own."""
 
 

@@ -207,6 +207,51 @@ def replacing(path: str | os.PathLike[str], advice: str = "") -> Iterator[Path]:
             yield temporary
 
 
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder to fill with files; when the block ends well, it becomes ``path``, whole.
+
+    An older folder of this name is moved aside before and removed after, and comes back where the new one fails.
+
+    Raises:
+        StorageError: it cannot be written; an older one stays as it was.
+    """
+    target = Path(path)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent)
+        temporary = temporary_beside(target)
+        # No name that sweep() knows: killed between the two moves, this is all that is left of the older one.
+        aside = target.with_name(f".{target.name}.{secrets.token_hex(3)}.previous")
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.iterdir():
+                sync(file)
+            sync(temporary)
+            if os.path.lexists(target):
+                os.replace(target, aside)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                if os.path.lexists(aside):
+                    os.replace(aside, target)
+                raise
+            confirm(target)
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    made = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            made.update(block)
+    return made.hexdigest()
+
+
 def disk_refusal(error: BaseException | None) -> OSError | None:
     """The disk's refusal in a chain of causes: no room, no permission, a defect; ``None`` if there is none."""
     while error is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.cli.bundle_command import add_options, run_bundle
-from boltzformer_monai.errors import CheckpointError
+from boltzformer_monai.models.place import locate
 
 _DESCRIPTION = """Score a checkpoint on a split of a slice dataset; writes metrics.json and scores.csv.
 
@@ -21,7 +21,10 @@ The same evaluation as `python -m monai.bundle run evaluating`; docs/training.md
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("evaluate", help="score a checkpoint on a slice dataset", description=_DESCRIPTION)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="model.pt of a training")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="MODEL",
+        help="model.pt of a training, a model folder, or the id of a fetched model",
+    )  # fmt: skip
     parser.add_argument("--split", metavar="NAME", help="train, val or test (val)")
     add_options(parser)
     parser.set_defaults(run=run)
@@ -29,9 +32,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print where the metrics are."""
-    if not options.checkpoint.is_file():
-        msg = f"no checkpoint at {options.checkpoint}; boltzformer train writes one as model.pt"
-        raise CheckpointError(msg)
-    run_bundle("evaluate", options, {"checkpoint": str(options.checkpoint), "split": options.split})
+    checkpoint = locate(options.checkpoint).path.absolute()
+    run_bundle("evaluate", options, {"checkpoint": str(checkpoint), "split": options.split})
     sys.stdout.write(f"{options.output / 'metrics.json'}\n")
     return 0

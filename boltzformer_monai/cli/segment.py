@@ -33,7 +33,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--prompts", nargs="+", default=[], metavar="TEXT", help='e.g. "left kidney" "lung nodule"')
     parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt a line, # for comments, UTF-8")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="model.pt of a training")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="MODEL",
+        help="model.pt of a training, a model folder, or the id of a fetched model",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, required=True, metavar="OUT",
         help=".nii.gz, .nii, .nrrd, or .dcm for DICOM SEG of a DICOM scan; a folder for --masks and for many scans",

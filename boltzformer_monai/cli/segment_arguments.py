@@ -11,8 +11,9 @@ from boltzformer_monai.errors import ConfigError, PromptError, VolumeError, why
 from boltzformer_monai.inferers.run_settings import ENDINGS, RunSettings
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import read_text
+from boltzformer_monai.models.place import locate
 
-__all__ = ["check_inputs", "check_output", "prompts_in", "run_settings"]
+__all__ = ["check_inputs", "check_output", "model_files", "prompts_in", "run_settings"]
 
 # A folder of such a name is a mistyped ending more often than a folder.
 _A_FILE = re.compile(r"(?i)\.(nii(\.\w*)?|n?rrd|nhdr|mh[ad]|hdr|img|dcm\w*|dicom|json|png|jpe?g|tiff?|gz|zip|txt|pt)$")
@@ -75,13 +76,17 @@ def prompts_in(path: Path | None) -> list[str]:
     return prompts
 
 
+def model_files(arguments: argparse.Namespace) -> list[Path]:
+    """The model's folder and files, which are not to be written."""
+    place = locate(arguments.checkpoint)
+    return list(dict.fromkeys((place.path, *place.files)))
+
+
 def check_inputs(arguments: argparse.Namespace) -> None:
     if not arguments.image.exists():
         msg = f"{arguments.image}: no such file or folder; give a NIfTI or NRRD file, a DICOM folder or one of scans"
         raise VolumeError(msg, reason="missing")
-    if not arguments.checkpoint.is_file():
-        msg = f"no checkpoint at {arguments.checkpoint}; give the model.pt of a training"
-        raise ConfigError(msg)
+    locate(arguments.checkpoint)
     if arguments.series is not None and not arguments.image.is_dir():
         msg = f"--series chooses in a DICOM folder, and {arguments.image} is a file; leave it out"
         raise ConfigError(msg)
@@ -97,7 +102,7 @@ def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
     output: Path = arguments.output
     ending = _ending(output)
     many = ending is None and arguments.image.is_dir() and arguments.series is None
-    inputs = [arguments.image, arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
+    inputs = [arguments.image, *model_files(arguments), *([arguments.prompts_file] if arguments.prompts_file else [])]
     _refuse_inputs(output, inputs)
     if arguments.preview is not None:
         _refuse_inputs(arguments.preview, [*inputs, output])

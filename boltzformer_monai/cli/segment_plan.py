@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from boltzformer_monai.cli.segment_arguments import check_inputs, check_output, run_settings
+from boltzformer_monai.cli.segment_arguments import check_inputs, check_output, model_files, run_settings
 from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.run_settings import RunSettings
@@ -43,7 +43,7 @@ def plan_work(arguments: argparse.Namespace) -> Plan:
     check_inputs(arguments)
     check_output(arguments, settings)
     jobs, many = _jobs(arguments, settings.ending)
-    more = [arguments.checkpoint, *([arguments.prompts_file] if arguments.prompts_file else [])]
+    more = [*model_files(arguments), *([arguments.prompts_file] if arguments.prompts_file else [])]
     check_targets(jobs, settings, image=arguments.image, inputs=more)
     if not many:
         check_seg(jobs[0].scan, settings)

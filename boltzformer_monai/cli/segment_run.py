@@ -14,7 +14,7 @@ from typing import Any
 from boltzformer_monai.cli.segment_plan import Plan, check_seg
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
-from boltzformer_monai.inferers.result_manifest import file_sha256, in_doubt, is_complete, source_digest
+from boltzformer_monai.inferers.result_manifest import in_doubt, is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, result_path
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
@@ -58,7 +58,7 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
     settings = plan.settings
     run = _Run(
         settings=settings,
-        model=segmenter.record(settings, file_sha256(arguments.checkpoint)),
+        model=segmenter.record(settings),
         network=segmenter.network,
         inferer=segmenter.inferer(settings, progress=sys.stderr.isatty()),
     )

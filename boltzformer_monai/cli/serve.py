@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from boltzformer_monai.cli.command_line import add_plugin
-from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, StorageError, why
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, why
+from boltzformer_monai.models.place import locate
 from boltzformer_monai.registry import use_plugins
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "studies", metavar="FOLDER", help="folder of NIfTI or NRRD scans, or address of a DICOMweb server"
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="model.pt of a training")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help="model.pt of a training, a model folder, or the id of a fetched model",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
     parser.add_argument(
@@ -93,15 +100,14 @@ def _serve(arguments: argparse.Namespace) -> None:
     remote = arguments.studies.startswith(("http://", "https://"))
     if not remote:
         _check_folder(Path(arguments.studies))
-    if not arguments.checkpoint.is_file():
-        raise CheckpointError(f"no checkpoint at {arguments.checkpoint}; give the model.pt of a training")
+    checkpoint = locate(arguments.checkpoint).path.absolute()
     _check_port(arguments.host, arguments.port)
     studies = arguments.studies if remote else str(Path(arguments.studies).resolve())
-    settings = _conf(arguments, studies)
+    settings = _conf(arguments, studies) | {"checkpoint": str(checkpoint)}
     workspace = Path(settings["workspace"])
     app = _app_folder(workspace)
     use_plugins(arguments.plugins)
-    _check_checkpoint(arguments.checkpoint)  # last, since it loads the file
+    _check_checkpoint(checkpoint)  # last, since it loads the file
     if not remote:
         _warn_of_unserved_files(Path(studies))
     with temporary_folder(workspace):
@@ -159,10 +165,10 @@ def _warn_of_unserved_files(studies: Path) -> None:
 
 
 def _check_checkpoint(path: Path) -> None:
-    from boltzformer_monai.networks.weights import load_checkpoint
+    from boltzformer_monai.models.folder import load_model
 
     with ThreadPoolExecutor(1) as thread:  # whose OpenMP threads end with it, see SegmentService
-        thread.submit(load_checkpoint, path).result()
+        thread.submit(load_model, path).result()
 
 
 def _check_port(host: str, port: int) -> None:

@@ -22,6 +22,7 @@ from boltzformer_monai.engines.data import (
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
 from boltzformer_monai.engines.loss import BoltzFormerLoss
+from boltzformer_monai.engines.publish import publish_model
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.trainer import (
     DecodingInferer,
@@ -56,6 +57,7 @@ __all__ = [
     "open_dataset",
     "presence_rule",
     "prompt_length",
+    "publish_model",
     "run_evaluation",
     "run_training",
     "store_presence",

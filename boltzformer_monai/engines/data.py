@@ -13,6 +13,7 @@ from monai.transforms import Compose, Transform
 from torch.utils.data import WeightedRandomSampler
 
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
+from boltzformer_monai.data.slices.summary import training_data
 from boltzformer_monai.demo.demo import ensure_demo_dataset
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings
 from boltzformer_monai.errors import DatasetError, reject_unknown
@@ -182,9 +183,10 @@ def collate_slices(items: Sequence[Item]) -> Item:
 
 
 def describe_data(reader: SliceReader) -> dict[str, Any]:
-    """What inference must know of the slices: plane, modality, and every combination of target, site and window.
+    """What goes with a model trained on these slices: plane, targets and what the dataset holds.
 
-    Combinations in which the target was never seen come last: they decide nothing where another one can.
+    Targets are every combination of target, modality, site and window. Those in which the target was
+    never seen come last: they decide nothing where another one can.
     """
     targets: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     seen = {(row.volume, row.target) for row in reader.rows if row.present}
@@ -199,4 +201,5 @@ def describe_data(reader: SliceReader) -> dict[str, Any]:
     return {
         "plane": planes[0][0],
         "targets": targets[True] + [entry for entry in targets[False] if entry not in targets[True]],
+        "training_data": training_data(reader),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,20 +144,26 @@ def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, siz
 
 
 def run_evaluation(
-    evaluator: SupervisedEvaluator, *, scorer: ScoreSlices, output_dir: str | Path, bootstrap: Bootstrap | None = None
+    evaluator: SupervisedEvaluator,
+    *,
+    scorer: ScoreSlices,
+    output_dir: str | Path,
+    bootstrap: Bootstrap | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate once; writes ``metrics.json``, ``scores.csv`` and ``report.html`` into ``output_dir``.
 
     Returns:
         The metrics: under ``"slices"`` those of :func:`~boltzformer_monai.evaluation.summary.summarise_slices`, under
         ``"volumes"`` those of :class:`~boltzformer_monai.engines.evaluate_volumes.ScoreVolumes` where the scorer has
-        one.
+        one; under ``"model"`` which model was evaluated, where that is given.
     """
     folder = Path(output_dir)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     evaluator.run()
-    metrics = {"slices": summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap)}
+    metrics: dict[str, Any] = {} if model is None else {"model": dict(model)}
+    metrics["slices"] = summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap)
     if scorer.volumes is not None:
         metrics["volumes"] = scorer.volumes.summary()
     write_metrics_json(metrics, folder / "metrics.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -246,6 +247,8 @@ def _attach_outputs(
     if best == math.inf and (folder / "model.pt").exists():
         (folder / "model.pt").replace(folder / "model.previous.pt")
         _log.info("the checkpoint of an earlier run is kept as %s", folder / "model.previous.pt")
+        if (folder / "model" / "config.json").is_file():  # made of that checkpoint, not of the one to come
+            shutil.rmtree(folder / "model")
     network = trainer.network
     module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
     checkpoints = Checkpoints(folder, module, description, best=best)

@@ -17,7 +17,10 @@ from boltzformer_monai.evaluation.summary import SliceScore
 from boltzformer_monai.limits import open_text
 from boltzformer_monai.storage import replacing
 
-__all__ = ["format_estimate", "markdown_table", "read_scores_csv", "table_of", "write_metrics_json", "write_scores_csv"]
+__all__ = [
+    "format_estimate", "markdown_line", "markdown_table", "read_scores_csv", "table_of", "write_metrics_json",
+    "write_scores_csv",
+]  # fmt: skip
 
 _COLUMNS = tuple(field.name for field in fields(SliceScore) if field.name != "values")
 _COUNTS = ("truth", "predicted", "intersection")
@@ -139,12 +142,18 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for part in ("slices", "volumes"):
         summary = metrics.get(part)
-        if summary and (part == "slices" or summary["cases"]):
+        if summary and summary.get("cases") != []:
             headings, rows = table_of(summary)
             headings[0] = f"target ({part})"
-            lines += ["", _line(headings), _line(["---", *["---:"] * (len(headings) - 1)]), *map(_line, rows)]
+            lines += [
+                "",
+                markdown_line(headings),
+                markdown_line(["---", *["---:"] * (len(headings) - 1)]),
+                *map(markdown_line, rows),
+            ]
     return "\n".join(lines[1:]) + "\n"
 
 
-def _line(cells: Iterable[str]) -> str:
+def markdown_line(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

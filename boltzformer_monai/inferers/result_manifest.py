@@ -13,6 +13,7 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.run_settings import ENDINGS, ModelRecord, RunSettings, beside
 from boltzformer_monai.io.scan_list import Scan, scan_files
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.storage import file_sha256
 
 __all__ = [
     "FORMAT", "VERSION", "digest", "file_sha256", "in_doubt", "is_complete", "leftovers", "outdated", "preview_entry",
@@ -139,15 +140,6 @@ def source_digest(scan: Scan) -> str:
     """Sizes and times of a scan's files as one hash: no name goes in, and another scan in its place is noticed."""
     stats = [path.stat() for path in sorted(scan.files or scan_files(scan.place))]
     return digest([[stat.st_size, stat.st_mtime_ns] for stat in stats])
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    made = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            made.update(block)
-    return made.hexdigest()
 
 
 def digest(content: Any) -> str:

@@ -96,6 +96,7 @@ def write_results(
         "in_doubt": in_doubt(result.caveats),
         "caveats": [each.as_dict() for each in result.caveats],
         **{key: value for key, value in record.items() if key != "prompts"},
+        **({} if model.licence is None else {"licence": dict(model.licence)}),
         "files": [{"name": name, "bytes": beside(stem, name).stat().st_size} for name in files],
         "settings": digest(record),
         "source": source,

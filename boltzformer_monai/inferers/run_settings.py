@@ -35,11 +35,12 @@ class ModelRecord:
     """What a result depends on beside the scan and the settings.
 
     Attributes:
-        sha256: of the checkpoint file.
+        sha256: of the model: of the checkpoint file, or of a model folder's weights and description.
         plane: of the training slices.
         presence: thresholds of the presence head, ``None`` where there are none or they are not used.
         precision: of the arithmetic, ``"fp32"`` or ``"bf16"``.
         device: its kind, e.g. ``"cpu"``; devices round differently.
+        licence: of the weights, ``None`` where none is stated; no part of the record of a result.
     """
 
     sha256: str
@@ -47,6 +48,7 @@ class ModelRecord:
     presence: PresenceRule | None = None
     precision: str = "fp32"
     device: str = "cpu"
+    licence: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

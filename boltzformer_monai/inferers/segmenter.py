@@ -23,9 +23,12 @@ from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
 from boltzformer_monai.io.read import read_volume, write_label_map
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.models.folder import load_model, show_licence
+from boltzformer_monai.models.licence import Licence
+from boltzformer_monai.models.place import hub_id
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import create_boltzformer, network_config
-from boltzformer_monai.networks.weights import Description, load_checkpoint
+from boltzformer_monai.networks.weights import Description
 from boltzformer_monai.transforms import PromptTokenizer
 
 _log = logging.getLogger(__name__)
@@ -114,32 +117,46 @@ class VolumeSegmenter:
         network: in evaluation mode.
         description: its checkpoint's.
         trained: ``False`` for a network without a checkpoint, which :meth:`segment` refuses to use.
+        sha256: of the model.
+        licence: of its weights, where one is stated.
     """
 
-    def __init__(self, network: BoltzFormer, description: Description, *, trained: bool = True) -> None:
+    def __init__(
+        self,
+        network: BoltzFormer,
+        description: Description,
+        *,
+        trained: bool = True,
+        sha256: str = "",
+        licence: Licence | None = None,
+    ) -> None:
         self.network = network
         self.description = description
         self.trained = trained
+        self.sha256 = sha256
+        self.licence = licence
         self.tokenizer = PromptTokenizer(path=description.network.text_model)
 
     @classmethod
     def from_checkpoint(
         cls, path: str | Path, *, device: torch.device | str = "cpu", precision: str = "auto"
     ) -> VolumeSegmenter:
-        """Load a checkpoint that this package's training wrote.
+        """Load a model: a checkpoint, a model folder, or the id of a fetched one; a restricted licence is shown.
 
         Raises:
-            CheckpointError: it is missing, damaged or of another network.
+            CheckpointError: it is missing, damaged, was changed, or is of another network.
         """
-        network, description = load_checkpoint(path, device=device)
-        return cls(network.to(memory_format=torch.channels_last).set_precision(precision), description)
+        model = load_model(path, device=device)
+        show_licence(model)
+        network = model.network.to(memory_format=torch.channels_last).set_precision(precision)
+        return cls(network, model.description, sha256=model.sha256, licence=model.licence)
 
     @classmethod
     def from_checkpoint_or_untrained(
         cls, path: str | Path, *, device: torch.device | str = "cpu", precision: str = "auto"
     ) -> VolumeSegmenter:
         """As above, but an untrained ``tiny`` where there is no file yet, so that a bundle can be inspected."""
-        if Path(path).exists():
+        if Path(path).exists() or hub_id(path) is not None:
             return cls.from_checkpoint(path, device=device, precision=precision)
         config = network_config("tiny")
         network = create_boltzformer(config).to(device).eval()
@@ -161,19 +178,24 @@ class VolumeSegmenter:
             settings, description=self.description, tokenizer=self.tokenizer, trained=self.trained, **execution
         )
 
-    def record(self, settings: RunSettings, sha256: str) -> ModelRecord:
+    def summary(self) -> dict[str, Any]:
+        """Which model it is, for files of results: its hash, and its licence where one is stated."""
+        licence = {} if self.licence is None else {"licence": self.licence.as_dict()}
+        return {"sha256": self.sha256, **licence}
+
+    def record(self, settings: RunSettings) -> ModelRecord:
         """What of this model decides the results of these settings, for their manifests.
 
         Args:
             settings: of the run.
-            sha256: of the checkpoint file.
 
         Raises:
             CheckpointError: the checkpoint's presence thresholds cannot be used.
         """
         data = self.description.data
         return ModelRecord(
-            sha256=sha256,
+            sha256=self.sha256,
+            licence=None if self.licence is None else self.licence.as_dict(),
             plane=str(data.get("plane", "axial")),
             presence=presence_rule(data, use=settings.presence),
             precision=self.network.precision,

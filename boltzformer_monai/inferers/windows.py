@@ -68,6 +68,12 @@ class PromptWindows:
 
     def prompt_caveats(self, readings: Sequence[Reading]) -> list[Caveat]:
         """What to know of the masks of these prompts."""
+        if not self.targets:
+            text = "the model states no vocabulary: whether it understands a prompt is not known; look at the masks"
+            return [Caveat("no vocabulary", text), *self._prompt_caveats(readings)]
+        return self._prompt_caveats(readings)
+
+    def _prompt_caveats(self, readings: Sequence[Reading]) -> list[Caveat]:
         said = [(reading.prompt, self.reader.caveat_text(reading)) for reading in readings]
         return [Caveat(found[0], found[1], prompt) for prompt, found in said if found is not None]
 
@@ -108,8 +114,8 @@ class PromptWindows:
         trained = [entry for entry in self.targets if entry["modality"] == modality]
         if reading.target is not None:
             trained = [entry for entry in trained if entry["target"] == reading.target]
-        if not trained:
-            return default_window(modality, "")
+        if not trained:  # of a model that states no targets, the site that the prompt names is all there is to go by
+            return default_window(modality, "" if self.targets else reading.site)
         text = normalise_prompt(reading.prompt)
 
         def fit(entry: Mapping[str, Any]) -> tuple[int, bool]:

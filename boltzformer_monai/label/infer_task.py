@@ -42,6 +42,7 @@ class BoltzFormerInferTask(InferTask):
             "dimension": self.dimension,
             "description": self.description,
             "config": self.config(),
+            "weights": self.service.model().segmenter.summary(),
         }
 
     def config(self) -> dict[str, Any]:

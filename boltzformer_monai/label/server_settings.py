@@ -16,6 +16,7 @@ from boltzformer_monai.inferers.prompt_groups import checked_prompts
 from boltzformer_monai.label.validation import Integer, Number, validated
 from boltzformer_monai.limits import machine_memory
 from boltzformer_monai.modality import stated_modality
+from boltzformer_monai.models.place import hub_id, locate
 
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 _ORIGIN = re.compile(rf"https?://{_NAME.pattern}(:\d+)?/?")
@@ -48,7 +49,7 @@ class ServerSettings(BaseModel):
     """Settings of the server; the fields are the keys of ``--conf``.
 
     Attributes:
-        checkpoint: ``model.pt`` of a training; never written.
+        checkpoint: ``model.pt`` of a training, a model folder, or the id of a fetched model; never written.
         workspace: folder for checkpoints, scores and names; default: ``.boltzformer`` in the studies folder.
         prompts: default prompts, ``;`` between them; default: the targets that the checkpoint knows.
         device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, …
@@ -106,13 +107,17 @@ class ServerSettings(BaseModel):
 
         Raises:
             ConfigError: a key is unknown, a value cannot be used, or no checkpoint is given.
+            CheckpointError: the model of this id was not fetched.
             PromptError: a default prompt is empty or given twice.
         """
         values = {key: value for key, value in conf.items() if key != "server_mode"}  # MONAI Label's own
         reject_unknown(values, cls.model_fields, what="--conf")
         values = {key: value for key, value in values.items() if value not in ("", None)}
         if "checkpoint" not in values:
-            raise ConfigError("no checkpoint given; add --conf checkpoint PATH (the model.pt of a training)")
+            msg = "no checkpoint given; add --conf checkpoint PATH (the model.pt of a training, or a model folder)"
+            raise ConfigError(msg)
+        if hub_id(str(values["checkpoint"])) is not None:
+            values["checkpoint"] = locate(values["checkpoint"]).path
         return validated(cls, {"workspace": default_workspace(studies), **values})
 
     @property

@@ -20,7 +20,7 @@ from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
 from boltzformer_monai.errors import BoltzFormerError, CancelledError
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.result_caveats import in_doubt
-from boltzformer_monai.inferers.result_manifest import file_sha256, source_digest
+from boltzformer_monai.inferers.result_manifest import source_digest
 from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
@@ -33,6 +33,7 @@ from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
 from boltzformer_monai.label.disconnect import client_disconnected
 from boltzformer_monai.label.infer_request import SegmentRequest
 from boltzformer_monai.label.server_settings import ServerSettings
+from boltzformer_monai.models.place import CONFIG
 from boltzformer_monai.precision import device_by_name
 
 _log = logging.getLogger(__name__)
@@ -46,9 +47,13 @@ class Model:
     """A checkpoint in memory."""
 
     segmenter: VolumeSegmenter
-    sha256: str
     stamp: tuple[str, int, int]
     """Path, time and size of its file."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the model."""
+        return self.segmenter.sha256
 
 
 @dataclass(frozen=True)
@@ -242,7 +247,7 @@ class SegmentService:
         return Segmented(
             result=result,
             settings=settings if assumed is None else replace(settings, modality=assumed),
-            model=model.segmenter.record(settings, model.sha256),
+            model=model.segmenter.record(settings),
             scan=scan,
             seconds=round(time.monotonic() - started, 3),
             cached=cached,
@@ -283,7 +288,7 @@ class SegmentService:
         device = device_by_name(self.settings.device)
         segmenter = VolumeSegmenter.from_checkpoint(path, device=device, precision=self.settings.precision)
         segmenter.require_trained()
-        return Model(segmenter, file_sha256(path), stamp)
+        return Model(segmenter, stamp)
 
 
 def _on_device(limit: int, name: str) -> int:
@@ -308,7 +313,7 @@ def _as_written(name: str) -> str:
 
 def _stamp(path: Path) -> tuple[str, int, int]:
     try:
-        stat = path.stat()
+        stat = (path / CONFIG if path.is_dir() else path).stat()
     except OSError:
         return str(path), 0, 0
     return str(path), stat.st_mtime_ns, stat.st_size

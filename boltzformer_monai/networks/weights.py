@@ -193,7 +193,20 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     Raises:
         CheckpointError: the file is missing, damaged or of another package, or weights and description disagree.
     """
-    content = read_weights(path)
+    network, description = described_network(read_weights(path), path)
+    return network.to(device).eval(), description
+
+
+def described_network(content: Mapping[str, Any], path: str | Path) -> tuple[BoltzFormer, Description]:
+    """The network of a checkpoint's content, on the CPU, and its description.
+
+    Args:
+        content: ``{"model": state dict, "description": plain values}``.
+        path: of the file that the weights are from.
+
+    Raises:
+        CheckpointError: it is not of this package, or its weights do not fit its description.
+    """
     if not all(isinstance(content.get(part), Mapping) for part in ("model", "description")):
         msg = f"{path} has no description of its network: it is not a checkpoint that this package's training wrote"
         raise CheckpointError(msg)
@@ -209,7 +222,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         msg = f"{path}: its description cannot be used ({why(error)}); copy it again, or train it anew"
         raise CheckpointError(msg) from error
     load_strictly(network, weights, source=str(path))
-    return network.to(device).eval(), description
+    return network, description
 
 
 def _new_name(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from monai.bundle import create_workflow
 
 from boltzformer_monai.demo.demo import ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.errors import CheckpointError, ConfigError, DatasetError, VolumeError
+from boltzformer_monai.models.card import add_metrics
+from boltzformer_monai.models.config import read_config
+from boltzformer_monai.models.convert import convert
+from boltzformer_monai.models.folder import load_model
 from boltzformer_monai.networks.weights import load_checkpoint
+from boltzformer_monai.storage import file_sha256
 from tests.warm_python import run_copy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,22 +69,39 @@ def test_training_leaves_checkpoints_and_curves(trained: Path) -> None:
     assert list((trained / "tensorboard").glob("events*"))
 
 
+def test_training_leaves_a_model_folder_with_its_card(trained: Path) -> None:
+    expected, description = load_checkpoint(trained / "model.pt")
+    found = load_model(trained / "model")
+    assert found.description.data == description.data
+    assert all(torch.equal(found.network.state_dict()[name], each) for name, each in expected.state_dict().items())
+    assert found.description.data["training_data"]["splits"]["train"]["patients"] == 1
+    card = (trained / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| liver lesion | CT | abdomen |" in card
+    assert "- train: 1 volume, 1 patient, 6 slices" in card
+
+
 def test_an_earlier_checkpoint_is_kept(trained: Path, demo: Path, tmp_path: Path) -> None:
     earlier = (trained / "last.pt").read_bytes()
     (tmp_path / "model.pt").write_bytes(earlier)
+    convert(tmp_path / "model.pt", tmp_path / "model")
     settings = {"image_size": 64, "epochs": 1, "batch_size": 4, "device": "cpu", "preset": "tiny"}
     _workflow("train", dataset_dir=str(demo / "slices"), output_dir=str(tmp_path), **settings).run()
     assert (tmp_path / "model.previous.pt").read_bytes() == earlier
+    assert read_config(tmp_path / "model").checkpoint_sha256 == file_sha256(tmp_path / "model.pt")
     assert load_checkpoint(tmp_path / "model.pt")
 
 
-def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["model.pt", "model"])
+def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_path: Path, model: str) -> None:
     workflow = _workflow(
-        "evaluate", dataset_dir=str(demo / "slices"), checkpoint=str(trained / "model.pt"), output_dir=str(tmp_path)
+        "evaluate", dataset_dir=str(demo / "slices"), checkpoint=str(trained / model), output_dir=str(tmp_path)
     )
     assert workflow.check_properties() == []
     workflow.run()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["model"] == {"sha256": load_model(trained / model).sha256}
+    kept = add_metrics(Path(shutil.copytree(trained / "model", tmp_path / "copy")), tmp_path / "metrics.json")
+    assert kept["slices"] == metrics["slices"]
     slices = metrics["slices"]
     dice = {name: of["dice"]["mean"] for name, of in slices["by_target"].items() if of["present"]}
     assert set(dice) == {"liver", "spleen", "right kidney", "left kidney", "aorta", "liver lesion"}

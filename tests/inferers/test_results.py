@@ -17,13 +17,14 @@ from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.result_manifest import file_sha256, is_complete, source_digest
+from boltzformer_monai.inferers.result_manifest import is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, written_paths
 from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.storage import file_sha256
 from tests.inferers.volume_stub import StubResult
 from tests.needs import need_module
 from tests.sizes import count

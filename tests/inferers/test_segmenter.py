@@ -49,7 +49,7 @@ def test_what_the_user_should_know_of_a_checkpoint_is_known_before_any_scan(segm
 
 def test_presence_thresholds_that_cannot_be_used_matter_only_where_they_are_used(segmenter: VolumeSegmenter) -> None:
     broken, off = _with(segmenter, presence={"high": 2}), replace(LIVER, presence=False)
-    for use in (broken.inferer, lambda settings: broken.record(settings, "ab")):
+    for use in (broken.inferer, lambda settings: broken.record(settings)):
         with pytest.raises(CheckpointError, match="presence thresholds"):
             use(LIVER)
         assert use(off)
@@ -58,8 +58,8 @@ def test_presence_thresholds_that_cannot_be_used_matter_only_where_they_are_used
 def test_the_record_says_what_of_the_model_decides(segmenter: VolumeSegmenter) -> None:
     rule = PresenceRule(high=0.6, low=0.2)
     model = _with(segmenter, plane="coronal", presence=rule.as_dict())
-    assert model.record(LIVER, "ab") == ModelRecord(sha256="ab", plane="coronal", presence=rule)
-    assert model.record(replace(LIVER, presence=False), "ab").presence is None
+    assert model.record(LIVER) == ModelRecord(sha256="", plane="coronal", presence=rule)
+    assert model.record(replace(LIVER, presence=False)).presence is None
 
 
 def test_the_label_map_s_log_names_what_was_not_found(

@@ -98,3 +98,15 @@ def test_an_unstated_modality_is_that_of_the_training_or_an_error() -> None:
     assert PromptWindows(DATA).modality("MR") == "MR"
     with pytest.raises(ConfigError, match="--modality"):
         PromptWindows({}).modality("unknown")
+
+
+def test_a_model_without_a_vocabulary_calls_no_prompt_unknown() -> None:
+    windows = PromptWindows({"plane": "axial", "targets": []})
+    readings = windows.read(["Liver", "flux capacitor"])
+    (caveat,) = windows.prompt_caveats(readings)
+    assert (caveat.kind, caveat.prompt, caveat.doubtful) == ("no vocabulary", None, False)
+    assert not any(windows.is_unknown(reading) for reading in readings)
+    assert [reading.shown for reading in readings] == ["Liver", "flux capacitor"]
+    sentences = windows.read(["CT imaging of the spleen within the abdomen", "Nodule in chest CT", "Liver"])
+    abdomen, chest = (NAMED_WINDOWS[name] for name in ("abdomen", "chest"))
+    assert windows.group(sentences, "CT") == [(abdomen, [0, 2]), (chest, [1])]

@@ -38,6 +38,7 @@ def test_info_declares_prompts_and_labels(client: Any) -> None:
     assert model["config"]["prompts"].startswith("liver; left kidney")
     assert model["labels"]["liver"] == 1
     assert model["labels"]["left kidney"] == 2
+    assert len(model["weights"]["sha256"]) == 64
 
 
 def test_names_are_the_prompts_and_values_those_of_info(client: Any) -> None:

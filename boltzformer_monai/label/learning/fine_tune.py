@@ -21,12 +21,12 @@ from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.trainer import VAL_LOSS
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.label.files import write_object
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.models.folder import load_model
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import PRESETS
-from boltzformer_monai.networks.weights import Description, load_checkpoint, load_strictly, read_weights
+from boltzformer_monai.networks.weights import Description, load_strictly, read_weights
 from boltzformer_monai.storage import replacing
 from boltzformer_monai.transforms import PromptTokenizer
 
@@ -96,10 +96,11 @@ def fine_tune(
         DatasetError: there is nothing to train on.
         ConfigError: a setting is out of range, or the loss became infinite.
     """
-    start = file_sha256(checkpoint)  # a run that started from other weights cannot resume
-    job = hashlib.sha256(json.dumps([start, dict(learned), epochs, learning_rate, seed]).encode()).hexdigest()
+    model = load_model(checkpoint, device=device)
+    network, description = model.network, model.description
+    # A run that started from other weights cannot resume.
+    job = hashlib.sha256(json.dumps([model.sha256, dict(learned), epochs, learning_rate, seed]).encode()).hexdigest()
     progress = Progress.read(folder, job)
-    network, description = load_checkpoint(checkpoint, device=device)
     reader = SliceReader(dataset)
     description.data = described(description.data, engines.describe_data(reader), learned)
     if progress.epochs:

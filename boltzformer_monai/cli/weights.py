@@ -1,0 +1,109 @@
+"""``boltzformer weights``: public weights that are known, fetching them, and models as folders."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.errors import ConfigError
+
+_LIST = """List the public weights that are known: what they are, their licence and size, and where they are from."""
+_FETCH = """Fetch weights from the Hugging Face hub into its cache, and print where they are.
+
+    boltzformer weights fetch sam2_hiera_small
+
+NAME is one of `boltzformer weights list`, or the id of any
+model of the hub; a model folder there is used by its id afterwards. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE or
+TRANSFORMERS_OFFLINE forbids any connection, HF_HOME says where the cache is, HF_TOKEN or `hf auth login` logs in.
+"""
+_CONVERT = """Make a model folder of a checkpoint, or a checkpoint of a model folder.
+
+    boltzformer weights convert RUN/model.pt --output my_model
+    boltzformer weights convert my_model --output model.pt
+"""
+_CARD = """Write the numbers of an evaluation into a model's card, and into the metadata of a bundle.
+
+    boltzformer evaluate --data SLICES --checkpoint RUN/model --output RUN/eval --split test
+    boltzformer weights card RUN/model --metrics RUN/eval/metrics.json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand with its own."""
+    parser = commands.add_parser("weights", help="list, fetch and convert weights", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listed = actions.add_parser("list", help="public weights that are known", description=_LIST)
+    listed.add_argument("--json", action="store_true", help="the same as JSON")
+    listed.set_defaults(run=run_list)
+
+    fetched = actions.add_parser("fetch", help="fetch weights from the hub", description=_FETCH)
+    fetched.add_argument("name", metavar="NAME", help="of the list, or OWNER/NAME of the hub")
+    fetched.add_argument(
+        "--accept-licence", "--accept-license", action="store_true", help="you have read the licence and keep to it"
+    )
+    fetched.add_argument("--file", metavar="FILE", help="of a hub model that is no model folder")
+    fetched.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
+    fetched.set_defaults(run=run_fetch, kept="what was fetched whole stays in the cache")
+
+    converted = actions.add_parser("convert", help="a checkpoint → a model folder, and back", description=_CONVERT)
+    converted.add_argument("file", type=Path, metavar="FILE", help="model.pt or model folder")
+    converted.add_argument(
+        "--output", type=Path, required=True, metavar="MODEL", help="the model folder to write; a checkpoint if NAME.pt"
+    )
+    converted.set_defaults(run=run_convert)
+
+    card = actions.add_parser("card", help="the numbers of an evaluation into a model's card", description=_CARD)
+    card.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    card.add_argument("--metrics", type=Path, required=True, metavar="FILE", help="metrics.json of its evaluation")
+    card.add_argument("--bundle", type=Path, metavar="DIR", help="bundle whose metadata.json gets them too")
+    card.set_defaults(run=run_card)
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the catalogue."""
+    from boltzformer_monai.models.catalogue import CATALOGUE, catalogue_text
+
+    if options.json:
+        content = [entry.as_dict() for entry in CATALOGUE.values()]
+        sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(catalogue_text())
+    return 0
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    """Fetch, and print the place."""
+    from boltzformer_monai.models.fetch import fetch
+
+    found = fetch(options.name, accept_licence=options.accept_licence, file=options.file, revision=options.revision)
+    sys.stdout.write(f"{found.path}\n")
+    return 0
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Convert, and print the place."""
+    from boltzformer_monai.models.convert import convert
+
+    convert(options.file, options.output)
+    sys.stdout.write(f"{options.output}\n")
+    return 0
+
+
+def run_card(options: argparse.Namespace) -> int:
+    """Write the card, and print the place."""
+    from boltzformer_monai.models.card import add_metrics, write_bundle_metrics
+    from boltzformer_monai.models.place import CARD, locate
+
+    place = locate(options.model)
+    if not place.is_folder:
+        msg = f"{options.model} is a checkpoint; make a model folder of it first: boltzformer weights convert"
+        raise ConfigError(msg)
+    metrics = add_metrics(place.path, options.metrics)
+    sys.stdout.write(f"{place.path / CARD}\n")
+    if options.bundle is not None:
+        sys.stdout.write(f"{write_bundle_metrics(metrics, options.bundle)}\n")
+    return 0

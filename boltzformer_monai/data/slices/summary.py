@@ -1,0 +1,55 @@
+"""What a slice dataset holds, in a few numbers that go with a model trained on it: no names, no places."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+from boltzformer_monai.data.slices.reader import SPLITS, SliceReader
+
+__all__ = ["training_data"]
+
+
+def training_data(reader: SliceReader) -> dict[str, Any]:
+    """Counts by split, modality, site and plane, spacings in mm, and a hash of the records.
+
+    Returns:
+        ``splits`` (volumes, patients, slices each), ``modalities``, ``sites``, ``planes`` (name → volumes),
+        ``pixel_spacing_mm`` and ``slice_spacing_mm`` (least, median, largest), ``sha256`` of what the dataset's tables
+        say of its volumes.
+    """
+    splits: dict[str, dict[str, int]] = {}
+    spacings: dict[str, tuple[float, float, float]] = {}
+    for split in SPLITS:
+        rows = reader.select(split=split)
+        spacings |= {row.volume: row.spacing for row in rows}
+        if rows:
+            splits[split] = {
+                "volumes": len({row.volume for row in rows}),
+                "patients": len({row.patient for row in rows}),
+                "slices": len({row.image for row in rows}),
+            }
+    volumes = list(reader.volumes.values())
+    return {
+        "splits": splits,
+        **{f"{plural}": _counted(volume[key] for volume in volumes) for key, plural in _KINDS.items()},
+        "pixel_spacing_mm": _range(max(spacing[:2]) for spacing in spacings.values()),
+        "slice_spacing_mm": _range(spacing[2] for spacing in spacings.values()),
+        "sha256": hashlib.sha256(json.dumps(reader.volumes, sort_keys=True, default=str).encode()).hexdigest(),
+    }
+
+
+_KINDS = {"modality": "modalities", "site": "sites", "plane": "planes"}
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(map(str, names)).most_common())
+
+
+def _range(values: Iterable[float]) -> list[float]:
+    found = [float(value) for value in values]
+    return [round(each, 3) for each in (min(found), median(found), max(found))] if found else []
