@@ -29,6 +29,8 @@ WARNINGS: Mapping[str, str] = {
     "another plane": "the network was trained on slices of another plane; these are new to it",
     "assumed modality": "the file does not state it, so it is taken for the only one that the network was trained on",
     "no thresholds": "the presence head was never calibrated, so masks are kept on slices without the object too",
+    "not instances": "objects that should be told apart share one label value",
+    "laterality": "the training mirrored slices without renaming left and right: the painted side may be wrong",
     "gantry tilt": "slices stacked at an angle keep their place; some software opens no NIfTI file of a sheared grid",
 }
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""

@@ -14,10 +14,10 @@ __all__ = ["add_parser", "run"]
 
 _PLANES = ("axial", "coronal", "sagittal")
 _EPILOG = """\
-The label map holds 1 for the first prompt, 2 for the second, …; OUT.json says what was found of each, and what was
-not. IMAGE may be a folder of many scans; OUT is then a folder, what is complete in it is skipped, and a scan that
-fails does not stop the others. Exit codes: 0 all well, 2 a mistake, 3 some scans of a folder failed, 4 all done, but a
-caveat puts a result in doubt: OUT.json, the preview and a DICOM SEG say which."""
+The label map holds 1 for the first prompt, 2 for the second, … (for the prompts in an .npz their keys); OUT.json says
+what was found of each, and what was not. IMAGE may be a folder of many scans; OUT is then a folder, what is complete in
+it is skipped, and a scan that fails does not stop the others. Exit codes: 0 all well, 2 a mistake, 3 some scans of a
+folder failed, 4 all done, but a caveat puts a result in doubt: OUT.json, the preview and a DICOM SEG say which."""
 
 
 def add_parser(commands: Any) -> None:
@@ -29,9 +29,16 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
     )
     parser.add_argument(
-        "image", type=Path, metavar="IMAGE", help="NIfTI, NRRD or MetaImage file, DICOM folder, or folder of scans"
+        "image", type=Path, metavar="IMAGE",
+        help="NIfTI, NRRD or MetaImage file, DICOM folder, folder of scans, or .npz case of the CVPR challenge",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help='e.g. "left kidney" "lung nodule"; default: those in an .npz',
     )
-    parser.add_argument("--prompts", nargs="+", default=[], metavar="TEXT", help='e.g. "left kidney" "lung nodule"')
     parser.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt a line, # for comments, UTF-8")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="MODEL",
@@ -39,7 +46,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, required=True, metavar="OUT",
-        help=".nii.gz, .nii, .nrrd, or .dcm for DICOM SEG of a DICOM scan; a folder for --masks and for many scans",
+        help=".nii.gz, .nii, .nrrd, .dcm for DICOM SEG of a DICOM scan, .npz; a folder for --masks and for many scans",
     )  # fmt: skip
     parser.add_argument("--masks", action="store_true", help="OUT is a folder with one mask for each prompt")
     parser.add_argument("--format", choices=("nii.gz", "nii", "nrrd", "dcm"), help="of the files in a folder (nii.gz)")
@@ -64,6 +71,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--in-plane", choices=("fit", "tiles"), default="fit",
         help="large slices are shrunk to the network's square (fit), or covered by overlapping squares (tiles)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocol", metavar="NAME",
+        help="how slices are shown and answers merged: boltzformer, biomedparse or your own; default: the checkpoint's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocol-settings", nargs="+", default=[], metavar="NAME=VALUE",
+        help="of the protocol, e.g. suppress=false orientation=display",
     )  # fmt: skip
     parser.add_argument("--series", metavar="UID", help="SeriesInstanceUID, where a folder holds several")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a voxel counts (0.5)")

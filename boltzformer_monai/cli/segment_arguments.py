@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from boltzformer_monai.data.windows import StoredGrey
 from boltzformer_monai.errors import ConfigError, PromptError, VolumeError, why
 from boltzformer_monai.inferers.run_settings import ENDINGS, RunSettings
+from boltzformer_monai.io.challenge_npz import ENDING, ChallengeCase, is_challenge_file, read_case
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import read_text
 from boltzformer_monai.models.place import locate
@@ -16,7 +20,9 @@ from boltzformer_monai.models.place import locate
 __all__ = ["check_inputs", "check_output", "model_files", "prompts_in", "run_settings"]
 
 # A folder of such a name is a mistyped ending more often than a folder.
-_A_FILE = re.compile(r"(?i)\.(nii(\.\w*)?|n?rrd|nhdr|mh[ad]|hdr|img|dcm\w*|dicom|json|png|jpe?g|tiff?|gz|zip|txt|pt)$")
+_A_FILE = re.compile(
+    r"(?i)\.(nii(\.\w*)?|n?rrd|nhdr|mh[ad]|hdr|img|dcm\w*|dicom|json|png|jpe?g|tiff?|gz|zip|txt|pt|np[yz])$"
+)
 
 
 def run_settings(arguments: argparse.Namespace) -> RunSettings:
@@ -26,7 +32,10 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
         PromptError: the prompts cannot be used, or there are none.
         ConfigError: a value is unknown or out of range.
     """
+    case = _case(arguments)
     prompts = [*arguments.prompts, *prompts_in(arguments.prompts_file)]
+    of_case = {} if case is None or prompts else case.prompts
+    prompts = prompts or list(of_case.values())
     if not prompts:
         msg = 'no prompt given; say what to look for, e.g. --prompts "left kidney", or give --prompts-file FILE'
         raise PromptError(msg)
@@ -45,11 +54,39 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
         masks=arguments.masks,
         ending=_ending(arguments.output) or f".{arguments.format or 'nii.gz'}",
         preview=arguments.preview is not None,
-        window=arguments.window,
+        window=arguments.window if case is None else StoredGrey(),
         modality=arguments.modality,
-        literal=arguments.literal,
+        literal=arguments.literal or bool(of_case),  # what a case asks is meant as it is written
+        protocol=arguments.protocol,
+        protocol_settings=_protocol_settings(arguments.protocol_settings),
+        label_values=tuple(of_case) or None,
         batch_size=arguments.batch_size,
     )
+
+
+def _case(arguments: argparse.Namespace) -> ChallengeCase | None:
+    """The case of the challenge that the image is, if it is one."""
+    if not is_challenge_file(arguments.image) or not arguments.image.exists():
+        return None
+    if arguments.window is not None:
+        msg = f"{arguments.image}: its grey values are windowed already; leave --window out"
+        raise ConfigError(msg)
+    return read_case(arguments.image)
+
+
+def _protocol_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` → names and values: true, false, numbers, or else texts."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            msg = f"--protocol-settings takes NAME=VALUE, e.g. suppress=false, not {pair[:60]!r}"
+            raise ConfigError(msg)
+        try:
+            found[name] = json.loads(value.lower())
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def prompts_in(path: Path | None) -> list[str]:
@@ -128,6 +165,8 @@ def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
         problem = "it is a folder"
     elif ending is None and output.is_file():
         problem = "it is a file, and a folder is needed"
+    elif ending != ENDING and is_challenge_file(arguments.image):
+        problem = f"an .npz does not say where the patient's left is, so its masks can be written as {ENDING} alone"
     elif ending is None and arguments.image.is_dir() and _inside(output, arguments.image):
         problem = "it lies in the folder of the scans; choose another place"
     if problem:

@@ -14,15 +14,18 @@ from typing import Any
 from boltzformer_monai.cli.segment_plan import Plan, check_seg
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
+from boltzformer_monai.inferers.protocols import volume_protocol
 from boltzformer_monai.inferers.result_manifest import in_doubt, is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, result_path
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
+from boltzformer_monai.io.challenge_npz import is_challenge_file, read_case_volume
 from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.read import read_volume
-from boltzformer_monai.io.scan_list import files_of, find_left_out, tell_left_out
+from boltzformer_monai.io.scan_list import Scan, files_of, find_left_out, tell_left_out
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import BoltzFormer
 from boltzformer_monai.precision import device_by_name
 
@@ -52,6 +55,8 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
         BoltzFormerError: the checkpoint, the prompts or the only scan cannot be used, or a result cannot be written.
     """
     jobs = plan.jobs
+    if plan.settings.protocol is not None:
+        volume_protocol(plan.settings, {})  # before the checkpoint is loaded
     segmenter = VolumeSegmenter.from_checkpoint(
         arguments.checkpoint, device=device_by_name(arguments.device), precision=arguments.precision
     )
@@ -64,6 +69,12 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
     )
     if settings.modality is None and all(job.scan.place.is_file() and is_image_file(job.scan.place) for job in jobs):
         run.inferer.windows.modality("unknown")  # no image file states it; this says so before the first is read
+    if run.inferer.protocol.needs_orientation and is_challenge_file(jobs[0].scan.place):
+        msg = (
+            f"{jobs[0].scan.place}: does not say where the patient's left is, by which the protocol "
+            f"{run.model.protocol} turns slices; use --protocol biomedparse, and no orientation=display"
+        )
+        raise ConfigError(msg)
     if plan.many:
         return _segment_many(jobs, run, left_out=_left_out(jobs, arguments.image))
     manifest = _segment_one(jobs[0], run)
@@ -90,7 +101,7 @@ def _segment_one(job: Job, run: _Run) -> dict[str, Any]:
     try:
         source = source_digest(scan)  # before it is read: what changes meanwhile is another scan
         # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
-        volume = read_volume(scan.place, series=scan.series, files=scan.files, modality=settings.modality, tilt="keep")
+        volume = _read(scan, settings)
         with run.inferer.segment(volume, run.network) as result:
             return write_results(
                 result, job.stem, settings, model=run.model, scan=scan, preview=job.preview, source=source
@@ -98,6 +109,12 @@ def _segment_one(job: Job, run: _Run) -> dict[str, Any]:
     except MemoryError as error:
         msg = f"{scan.place}: does not fit into memory ({error or 'no more is left'}); crop it, or close other programs"
         raise ConfigError(msg) from error
+
+
+def _read(scan: Scan, settings: RunSettings) -> Volume:
+    if is_challenge_file(scan.place):
+        return read_case_volume(scan.place, modality=settings.modality)
+    return read_volume(scan.place, series=scan.series, files=scan.files, modality=settings.modality, tilt="keep")
 
 
 def _segment_many(jobs: Sequence[Job], run: _Run, *, left_out: str) -> int:

@@ -16,6 +16,7 @@ The patient's right is on the left of an axial or coronal slice.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -26,6 +27,53 @@ from boltzformer_monai.io.volume import Volume
 
 PLANE_AXES: Mapping[str, str] = MappingProxyType({"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"})
 """For each plane the side of the patient that (slice index, row, column) increase towards."""
+_ACROSS = {"axial": "SI", "coronal": "PA", "sagittal": "LR"}
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """Parallel slices of a volume: along which plane, and which way they are turned.
+
+    Attributes:
+        plane: the nearest anatomical plane.
+        axes: from the volume's axes to (slice, row, column).
+    """
+
+    plane: str
+    axes: AxisMap
+
+    def shape(self, volume: Volume) -> tuple[int, int, int]:
+        """(N, H, W) of the slices."""
+        across, row, column = (volume.shape[axis] for axis in self.axes.order)
+        return across, row, column
+
+    def spacing(self, volume: Volume) -> tuple[float, float, float]:
+        """Millimetres (from row to row, from column to column, from slice to slice)."""
+        across, row, column = (volume.spacing[axis] for axis in self.axes.order)
+        return row, column, across
+
+    def extract(self, array: np.ndarray) -> np.ndarray:
+        """The slices (N, H, W) of an array (I, J, K), contiguous."""
+        return np.ascontiguousarray(self.axes.apply(array))
+
+    def restore(self, slices: np.ndarray) -> np.ndarray:
+        """Undo :meth:`extract`, as a view of the slices."""
+        return self.axes.inverse().apply(slices)
+
+
+def radiological(volume: Volume, plane: str) -> Slicing:
+    """The slices of a plane in radiological display, as :func:`extract_slices` has them.
+
+    Raises:
+        ConfigError: the plane is not axial, coronal or sagittal.
+    """
+    return Slicing(plane, _to_plane(volume, plane))
+
+
+def plane_of_axis(volume: Volume, axis: int) -> str:
+    """The plane of the slices along an axis of the array."""
+    code = volume.axis_codes[axis]
+    return next(plane for plane, side in _ACROSS.items() if code in side)
 
 
 def extract_slices(volume: Volume, plane: str) -> np.ndarray:

@@ -33,7 +33,7 @@ def scan_caveats(volume: Volume, *, modality: str, planes: Sequence[str]) -> lis
 
     Args:
         volume: the scan, (I, J, K) in the scanner's units.
-        modality: what it is taken for, ``"CT"`` or ``"MR"``.
+        modality: what it is taken for, ``"CT"`` or ``"MR"``; ``""`` where its values were turned into grey already.
         planes: the planes that it is sliced along.
     """
     found = []

@@ -31,7 +31,7 @@ from boltzformer_monai.storage import require_writable
 _log = logging.getLogger(__name__)
 
 # Below these ids the user's own keys are right; what they name is checked where it is used.
-FREE_FORM = ("network_overrides", "settings_overrides", "_meta_")
+FREE_FORM = ("network_overrides", "settings_overrides", "protocol_settings", "_meta_")
 # What a configuration may be overlaid with.
 OVERLAYS = {"train": ("multi_gpu_train",)}
 # Which setting says where a configuration writes.

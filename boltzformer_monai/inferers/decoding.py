@@ -34,6 +34,17 @@ class PromptSlices(NamedTuple):
     """Probability that the object is in the slice ``(B,)`` float32; ``None`` without presence head."""
 
 
+class PromptTotals(NamedTuple):
+    """What is known of one prompt in some slices, before it is rounded to 8 bits."""
+
+    prompt: int
+    """Index of the prompt."""
+    total: Tensor
+    """Sum of the probabilities over the draws, ``(B, H, W)`` float32."""
+    presence: np.ndarray | None
+    """As in :class:`PromptSlices`."""
+
+
 class SliceDecoder:
     """All prompts that share a window, on any slices.
 
@@ -63,6 +74,12 @@ class SliceDecoder:
 
     def decode(self, pictures: Pictures, view: SliceView, *, batch: int) -> Iterator[PromptSlices]:
         """Decode slices, prompt after prompt."""
+        for prompt, total, presence in self.totals(pictures, view, batch=batch):
+            levels = total.mul_(256 / len(self.noises)).clamp_(max=255)  # the cast rounds down
+            yield PromptSlices(prompt, levels.to(torch.uint8).cpu().numpy(), presence)
+
+    def totals(self, pictures: Pictures, view: SliceView, *, batch: int) -> Iterator[PromptTotals]:
+        """Decode slices, prompt after prompt, without rounding; who asks may change the tensors."""
         encoded = view.encode(pictures, self.encoder, batch=batch)
         for group, text in zip(self.groups, self.texts, strict=True):
             sums: list[Tensor] = []
@@ -77,8 +94,7 @@ class SliceDecoder:
                     presence.append(torch.sigmoid(decoded.presence))
             mean = torch.stack(presence).mean(0).float().cpu().numpy() if presence else None
             for row, member in enumerate(group.members):
-                levels = sums[row].mul_(256 / len(self.noises)).clamp_(max=255)  # the cast rounds down
-                yield PromptSlices(member, levels.to(torch.uint8).cpu().numpy(), None if mean is None else mean[:, row])
+                yield PromptTotals(member, sums[row], None if mean is None else mean[:, row])
 
     def _decode(self, features: ImageFeatures, *, text: TextFeatures, noise: CounterNoise) -> Decoded:
         count = len(features)

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from boltzformer_monai.data.prompts import checked_prompts
 
-__all__ = ["TOGETHER", "PromptGroup", "checked_prompts", "prompt_groups"]
+__all__ = ["PADDING", "TOGETHER", "PromptGroup", "checked_prompts", "prompt_groups"]
 
 TOGETHER = 8
 """Prompts decoded together: memory must not grow with their number."""
 TOKEN_STEP = 16
-_PADDING = -1
+PADDING = -1
 
 
 class PromptGroup(NamedTuple):
@@ -44,11 +44,11 @@ def prompt_groups(
     """
     by_length: dict[int, list[int]] = {}
     for member in members:
-        length = int((tokens[member] != _PADDING).sum())
+        length = int((tokens[member] != PADDING).sum())
         by_length.setdefault(min(context, -(-length // TOKEN_STEP) * TOKEN_STEP), []).append(member)
     groups = []
     for length, alike in by_length.items():
-        padded = F.pad(tokens, (0, max(0, length - tokens.shape[1])), value=_PADDING)[:, :length]
+        padded = F.pad(tokens, (0, max(0, length - tokens.shape[1])), value=PADDING)[:, :length]
         for start in range(0, len(alike), together):
             chosen = alike[start : start + together]
             rows = torch.tensor(chosen + chosen[-1:] * (together - len(chosen)))

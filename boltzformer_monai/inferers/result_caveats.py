@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from boltzformer_monai.caveats import MILD, Caveat
 from boltzformer_monai.data.plausibility import acquisition_plane, scan_caveats
 from boltzformer_monai.data.prompt_check import Reading
+from boltzformer_monai.data.windows import StoredGrey
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
 
@@ -49,7 +50,11 @@ def collect_caveats(
         *windows.modality_caveats(stated, modality, readings),
         *volume.caveats,
         # Averaged with the acquired plane, others are what was asked for.
-        *scan_caveats(volume, modality=modality, planes=() if acquisition_plane(volume) in planes else planes),
+        *scan_caveats(
+            volume,
+            modality="" if isinstance(windows.fixed, StoredGrey) else modality,  # grey values are no HU
+            planes=() if acquisition_plane(volume) in planes else planes,
+        ),
     ]
     return tuple(sorted(dict.fromkeys(found), key=lambda each: (each.repaired, not each.doubtful)))
 

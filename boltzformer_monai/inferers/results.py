@@ -123,14 +123,15 @@ def _remove(stem: Path, earlier: Sequence[Path], replaced: Sequence[Path]) -> No
 def _write_labels(
     result: VolumeResult, stem: Path, settings: RunSettings, findings: Sequence[dict[str, Any]]
 ) -> tuple[list[str], list[int]]:
-    labels = result.label_map(settings.arbitration)
+    values = list(settings.label_values or range(1, len(findings) + 1))
+    labels = result.label_map(settings.arbitration, values=values)
     _write_image(labels, result.grid, beside(stem, settings.ending))
-    counts = np.zeros(len(findings) + 1, np.int64)
+    counts = np.zeros(max(values) + 1, np.int64)
     for plane in np.moveaxis(labels, 2, 0):  # plane by plane: bincount makes eight bytes of every label
         counts += np.bincount(plane.ravel(), minlength=len(counts))
-    for finding, count in zip(findings, counts[1:], strict=True):
-        finding["label_voxels"] = int(count)  # fewer than its voxels where another prompt got some
-    return [settings.ending], list(range(1, len(findings) + 1))
+    for finding, value in zip(findings, values, strict=True):
+        finding["label_voxels"] = int(counts[value])  # fewer than its voxels where another prompt got some
+    return [settings.ending], values
 
 
 def _write_masks(result: VolumeResult, stem: Path, settings: RunSettings) -> tuple[list[str], list[int]]:

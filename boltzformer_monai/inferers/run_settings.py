@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ __all__ = [
     "written_paths",
 ]  # fmt: skip
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm", ".npz")
 IN_PLANE = ("fit", "tiles")
 _UNCERTAINTY = "-uncertainty"
 
@@ -36,18 +36,22 @@ class ModelRecord:
 
     Attributes:
         sha256: of the model: of the checkpoint file, or of a model folder's weights and description.
-        plane: of the training slices.
+        plane: of the slices, ``None`` where the scan decides.
         presence: thresholds of the presence head, ``None`` where there are none or they are not used.
         precision: of the arithmetic, ``"fp32"`` or ``"bf16"``.
         device: its kind, e.g. ``"cpu"``; devices round differently.
+        protocol: how slices are shown and merged.
+        protocol_settings: all of its own.
         licence: of the weights, ``None`` where none is stated; no part of the record of a result.
     """
 
     sha256: str
-    plane: str = "axial"
+    plane: str | None = "axial"
     presence: PresenceRule | None = None
     precision: str = "fp32"
     device: str = "cpu"
+    protocol: str = "boltzformer"
+    protocol_settings: Mapping[str, Any] = field(default_factory=dict)
     licence: Mapping[str, Any] | None = None
 
 
@@ -74,6 +78,10 @@ class RunSettings:
             window each target was trained with.
         modality: ``"CT"`` or ``"MR"`` of scans that do not state theirs; ``None``: the only one of the training.
         literal: pass prompts to the network unchanged, including negations, sizes and counts, which it does not know.
+        protocol: how slices are shown to the network and its answers merged; ``None``: as the checkpoint says, else as
+            this package's training does. See :mod:`boltzformer_monai.inferers.protocols`.
+        protocol_settings: the protocol's own, by name: plain values.
+        label_values: of the prompts in the label map, from 1 to 65535; ``None``: 1, 2, …
         batch_size: slices (or tiles) per pass on a GPU; halved, with a warning, where its memory is too small. No part
             of the record of a result.
 
@@ -96,6 +104,9 @@ class RunSettings:
     window: str | Sequence[Any] | Mapping[str, Any] | GreyScale | None = None
     modality: str | None = None
     literal: bool = False
+    protocol: str | None = None
+    protocol_settings: Mapping[str, Any] = field(default_factory=dict)
+    label_values: Sequence[int] | None = None
     batch_size: int = 4
 
     def __post_init__(self) -> None:
@@ -114,6 +125,15 @@ class RunSettings:
         if self.masks and self.ending == ".dcm":
             msg = "a DICOM SEG holds a mask for each prompt anyway; leave --masks out, or use .nii.gz, .nii or .nrrd"
             raise ConfigError(msg)
+        if self.ending == ".npz" and (self.masks or self.repeats > 1):
+            msg = "an .npz holds a label map alone; leave --masks and --uncertainty out, or write another format"
+            raise ConfigError(msg)
+        if self.protocol is not None and not (isinstance(self.protocol, str) and self.protocol):
+            msg = f"the protocol must be a name, got {_short(self.protocol)}"
+            raise ConfigError(msg)
+        self._set("protocol_settings", _plain_settings(self.protocol_settings))
+        if self.label_values is not None:
+            self._set("label_values", _label_values(self.label_values, len(self.prompts)))
         if self.planes is not None:
             self._set("planes", _planes(self.planes))
         if self.modality is not None:
@@ -144,10 +164,6 @@ class RunSettings:
         """Of files that are images even where the segmentation is a DICOM SEG."""
         return ".nii.gz" if self.ending == ".dcm" else self.ending
 
-    def sliced_planes(self, trained: str) -> tuple[str, ...]:
-        """The planes to slice along, given the one of the training."""
-        return tuple(self.planes or (trained,))
-
     def record(self, model: ModelRecord) -> dict[str, Any]:
         """Plain values that decide a result; equal records of equal scans make equal files."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -156,7 +172,9 @@ class RunSettings:
             "prompts": values.pop("prompts"),
             "model": model.sha256,
             **values,
-            "planes": self.sliced_planes(model.plane),
+            "planes": self.planes or (None if model.plane is None else (model.plane,)),
+            "protocol": model.protocol,
+            "protocol_settings": dict(model.protocol_settings),
             "presence": None if model.presence is None else model.presence.as_dict(),
             "window": self.window.to_dict() if isinstance(self.window, GreyScale) else self.window,
             "precision": model.precision,
@@ -223,6 +241,23 @@ def _integer(name: str, value: Any, least: int) -> int:
         msg = f"{name} must be a whole number of at least {least}, got {_short(value)}"
         raise ConfigError(msg)
     return int(value)
+
+
+def _plain_settings(settings: Any) -> dict[str, Any]:
+    named = isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings)
+    if not named or not all(value is None or isinstance(value, str | int | float) for value in settings.values()):
+        msg = f"protocol_settings must map names to texts, numbers, true or false, got {_short(settings)}"
+        raise ConfigError(msg)
+    return dict(settings)
+
+
+def _label_values(values: Any, count: int) -> tuple[int, ...]:
+    chosen = tuple(values) if isinstance(values, list | tuple) else ()
+    whole = all(isinstance(each, Integral) and not isinstance(each, bool) and 0 < int(each) < 2**16 for each in chosen)
+    if len(chosen) != count or not whole or len(set(chosen)) < count:
+        msg = f"label_values must be {count} different whole numbers from 1 to 65535, got {_short(values)}"
+        raise ConfigError(msg)
+    return tuple(int(each) for each in chosen)
 
 
 def _planes(planes: str | Sequence[str]) -> tuple[str, ...]:

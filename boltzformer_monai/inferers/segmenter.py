@@ -18,7 +18,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import SaveImaged, Transform
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
-from boltzformer_monai.evaluation.presence_rule import presence_rule
+from boltzformer_monai.inferers.protocols import protocol_name, volume_protocol
 from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.inferers.sliding_volume import UNTRAINED, SlidingVolumeInferer
 from boltzformer_monai.io.read import read_volume, write_label_map
@@ -190,16 +190,20 @@ class VolumeSegmenter:
             settings: of the run.
 
         Raises:
-            CheckpointError: the checkpoint's presence thresholds cannot be used.
+            CheckpointError: the checkpoint's presence thresholds or protocol cannot be used.
+            ConfigError: there is no such protocol.
         """
         data = self.description.data
+        protocol = volume_protocol(settings, data)
         return ModelRecord(
             sha256=self.sha256,
             licence=None if self.licence is None else self.licence.as_dict(),
-            plane=str(data.get("plane", "axial")),
-            presence=presence_rule(data, use=settings.presence),
+            plane=protocol.plane,
+            presence=protocol.rule,
             precision=self.network.precision,
             device=self.network.mean.device.type,
+            protocol=protocol_name(settings, data),
+            protocol_settings=protocol.settings,
         )
 
     def segment(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 import weakref
@@ -11,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from boltzformer_monai.data.planes import extract_slices
+from boltzformer_monai.data.planes import Slicing
 from boltzformer_monai.data.windows import GreyScale
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.volume import Volume
@@ -32,7 +31,7 @@ class SliceStacks:
             msg = f"the bytes of the slices kept must be 0 or more, got {limit}"
             raise ConfigError(msg)
         self.limit = limit
-        self._held: OrderedDict[tuple[int, GreyScale, str], tuple[weakref.ref[Volume], np.ndarray]] = OrderedDict()
+        self._held: OrderedDict[tuple[int, GreyScale, Slicing], tuple[weakref.ref[Volume], np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -45,24 +44,24 @@ class SliceStacks:
         with self._lock:
             self._held.clear()
 
-    def windowed(self, volume: Volume, window: GreyScale) -> Callable[[str], np.ndarray]:
-        """Plane → its slices ``(N, H, W)`` uint8, to be read only; the window is applied once, when first needed."""
+    def windowed(self, volume: Volume, window: GreyScale) -> Callable[[Slicing], np.ndarray]:
+        """Slicing → its slices ``(N, H, W)`` uint8, to be read only; the window is applied once, when first needed."""
 
         @functools.cache
-        def grey() -> Volume:
-            return dataclasses.replace(volume, array=window.apply(volume.array))
+        def grey() -> np.ndarray:
+            return window.apply(volume.array)
 
-        def slices(plane: str) -> np.ndarray:
-            key = (id(volume), window, plane)
+        def slices(slicing: Slicing) -> np.ndarray:
+            key = (id(volume), window, slicing)
             if (known := self._known(key, volume)) is not None:
                 return known
-            stack = extract_slices(grey(), plane)
+            stack = slicing.extract(grey())
             self._keep(key, volume, stack)
             return stack
 
         return slices
 
-    def _known(self, key: tuple[int, GreyScale, str], volume: Volume) -> np.ndarray | None:
+    def _known(self, key: tuple[int, GreyScale, Slicing], volume: Volume) -> np.ndarray | None:
         with self._lock:
             found = self._held.get(key)
             if found is None or found[0]() is not volume:  # a place in memory may be taken by another volume
@@ -70,7 +69,7 @@ class SliceStacks:
             self._held.move_to_end(key)
             return found[1]
 
-    def _keep(self, key: tuple[int, GreyScale, str], volume: Volume, stack: np.ndarray) -> None:
+    def _keep(self, key: tuple[int, GreyScale, Slicing], volume: Volume, stack: np.ndarray) -> None:
         with self._lock:
             for stale in [each for each, (owner, _) in self._held.items() if owner() is None or each == key]:
                 del self._held[stale]

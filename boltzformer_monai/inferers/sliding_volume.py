@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from boltzformer_monai.caveats import Caveat
-from boltzformer_monai.data.planes import slice_spacing, stack_shape
-from boltzformer_monai.errors import CancelledError, CheckpointError, ConfigError
-from boltzformer_monai.evaluation.presence_rule import presence_rule
-from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder, one_by_one
-from boltzformer_monai.inferers.encoder import Encoder, Pictures
+from boltzformer_monai.errors import CheckpointError, ConfigError
+from boltzformer_monai.inferers.decoding import BatchSize, one_by_one
+from boltzformer_monai.inferers.encoder import Encoder
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
-from boltzformer_monai.inferers.prompt_groups import TOGETHER, prompt_groups
+from boltzformer_monai.inferers.prompt_groups import TOGETHER
+from boltzformer_monai.inferers.protocols import VolumeRun, volume_protocol
 from boltzformer_monai.inferers.result_caveats import collect_caveats, log_caveats
 from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
-from boltzformer_monai.inferers.slice_view import SliceView, slice_view
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
@@ -43,6 +40,9 @@ UNTRAINED = "there is no checkpoint, and untrained weights are not used; train o
 
 class SlidingVolumeInferer(Inferer):
     """Volume + prompts → for each prompt a probability and a mask on the volume's grid.
+
+    How slices are shown and answers merged is the protocol's, see :mod:`boltzformer_monai.inferers.protocols`; what
+    follows is said of ours.
 
     On a CPU the same volume and prompt always give the same bytes, whatever the batch size and the other prompts: a
     slice is encoded alone there, which costs no time, and prompts are decoded in groups of one shape. On a GPU slices
@@ -69,7 +69,7 @@ class SlidingVolumeInferer(Inferer):
     Raises:
         PromptError: a prompt is too long, or has a negation, size or count that is not meant literally.
         ConfigError: a number is out of range.
-        CheckpointError: the checkpoint's presence thresholds cannot be used.
+        CheckpointError: the checkpoint's presence thresholds or protocol cannot be used.
     """
 
     def __init__(
@@ -92,18 +92,15 @@ class SlidingVolumeInferer(Inferer):
                 msg = f"the number of {name} must be at least 1, got {value}"
                 raise ConfigError(msg)
         data = description.data
-        trained_plane = str(data.get("plane", "axial"))
         self.settings = settings
+        self.protocol = volume_protocol(settings, data)
         self.network_config = description.network
         self.tokenizer = tokenizer
         self.windows = PromptWindows(data, window=settings.grey_scale)
         self.readings = self.windows.read(settings.prompts, literal=settings.literal)
         self.tokens = tokenizer([reading.shown for reading in self.readings])
-        self.planes = settings.sliced_planes(trained_plane)
-        self.rule = presence_rule(data, use=settings.presence)
-        self.rule_planes = tuple(each for each in self.planes if each == trained_plane) or self.planes
         self.trained = trained
-        self.caveats = tuple(self._known_caveats(trained_plane))
+        self.caveats = tuple(self._known_caveats())
         self.together = together
         self.slices_together = slices_together
         self.features = features
@@ -117,12 +114,10 @@ class SlidingVolumeInferer(Inferer):
         """As given."""
         return tuple(self.settings.prompts)
 
-    def _known_caveats(self, trained_plane: str) -> Iterator[Caveat]:
+    def _known_caveats(self) -> Iterator[Caveat]:
         """What is known of all results before any scan is read."""
-        if others := [plane for plane in self.planes if plane != trained_plane]:
-            text = f"the network was trained on {trained_plane} slices; {' and '.join(others)} ones are new to it"
-            yield Caveat("another plane", text)
-        if self.settings.presence and self.rule is None and self.network_config.presence and self.trained:
+        yield from self.protocol.caveats()
+        if self.settings.presence and self.protocol.rule is None and self.network_config.presence and self.trained:
             text = "the checkpoint has a presence head but no thresholds for it, so every mask is kept"
             yield Caveat("no thresholds", text)
 
@@ -178,18 +173,19 @@ class SlidingVolumeInferer(Inferer):
         settings = self.settings
         stated = settings.modality if volume.modality == "unknown" and settings.modality else volume.modality
         modality = self.windows.modality(stated)
+        slicings = self.protocol.slicings(volume)
         caveats = collect_caveats(
             volume,
             stated=stated,
             modality=modality,
-            planes=self.planes,
+            planes=[slicing.plane for slicing in slicings],
             windows=self.windows,
             readings=self.readings,
             known=self.caveats,
         )
         log_caveats(caveats, volume, self._logged)
         groups = self.windows.group(self.readings, modality)
-        shapes = [stack_shape(volume, plane) for plane in self.planes]
+        shapes = [slicing.shape(volume) for slicing in slicings]
         on_cpu = network.mean.device.type == "cpu"
         encode = one_by_one(network.encode_image) if on_cpu and self.slices_together > 1 else network.encode_image
         encoder = Encoder(encode) if self.features is None else self.features.encoder(network, encode)
@@ -204,81 +200,38 @@ class SlidingVolumeInferer(Inferer):
             unfinished = stack.enter_context(contextlib.ExitStack())
             store = ProbabilityStore(len(self.prompts), shapes)
             unfinished.callback(store.close)
-            for window, members in groups:
-                plane_slices = self.stacks.windowed(volume, window)
-                alike = prompt_groups(self.tokens, members, context=self.tokenizer.context, together=self.together)
-                decoder = SliceDecoder(network, alike, seed=settings.seed, repeats=settings.repeats, encoder=encoder)
-                for plane in range(len(self.planes)):
-                    self._run_plane(volume, plane_slices(self.planes[plane]), plane, decoder, store, batch, bar)
+            self.protocol.run(
+                VolumeRun(
+                    volume=volume,
+                    slicings=slicings,
+                    windows=groups,
+                    tokens=self.tokens,
+                    context=self.tokenizer.context,
+                    together=self.together,
+                    network=network,
+                    config=self.network_config,
+                    settings=settings,
+                    store=store,
+                    encoder=encoder,
+                    batch=batch,
+                    stacks=self.stacks,
+                    advance=bar.update,
+                    should_stop=self.should_stop,
+                )
+            )
             unfinished.pop_all()
         return VolumeResult(
             prompts=self.prompts,
             grid=volume if volume.modality == modality else dataclasses.replace(volume, modality=modality),
             caveats=caveats,
             inputs=[reading.shown for reading in self.readings],
-            planes=self.planes,
+            slicings=slicings,
             store=store,
             threshold=settings.threshold,
-            rule=self.rule,
-            rule_planes=self.rule_planes,
+            rule=self.protocol.rule,
+            rule_planes=self.protocol.rule_planes(),
             repeats=settings.repeats,
         )
-
-    def _run_plane(
-        self,
-        volume: Volume,
-        slices: np.ndarray,
-        plane: int,
-        decoder: SliceDecoder,
-        store: ProbabilityStore,
-        batch: BatchSize,
-        bar: Any,
-    ) -> None:
-        """All slices of a plane in one window, pass after pass."""
-        row, column, _ = slice_spacing(volume, self.planes[plane])
-        tiles = self.settings.in_plane == "tiles"
-        size = self.network_config.image_size
-        view = slice_view((slices.shape[1], slices.shape[2]), (row, column), size, tiles=tiles)
-        start = 0
-        while start < len(slices):
-            if self.should_stop is not None and self.should_stop():
-                msg = f"stopped as asked after {start} of {len(slices)} {self.planes[plane]} slices; nothing was kept"
-                raise CancelledError(msg)
-            stop = batch.attempt(partial(self._run_pass, slices, start, view, decoder, store, plane))
-            bar.update(stop - start)
-            start = stop
-
-    def _run_pass(
-        self,
-        slices: np.ndarray,
-        start: int,
-        view: SliceView,
-        decoder: SliceDecoder,
-        store: ProbabilityStore,
-        plane: int,
-        batch: int,
-    ) -> int:
-        """As many slices as a pass takes, into the store; returns the number of the next one."""
-        stop = min(start + view.slices(batch), len(slices))
-        pictures = Pictures(self._with_neighbours(slices, start, stop), decoder.device)
-        for prompt, probability, presence in decoder.decode(pictures, view, batch=batch):
-            for offset, values in enumerate(probability):
-                present = None if presence is None else float(presence[offset])
-                store.put(prompt, plane, start + offset, values, present)
-        return stop
-
-    def _with_neighbours(self, slices: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Slices ``(N, H, W)`` uint8 → some of them with their neighbours ``(B, 2K + 1, H, W)``.
-
-        Beyond the ends of the volume its outermost slice stands in, as in
-        :class:`~boltzformer_monai.transforms.load.LoadSliced`.
-        """
-        neighbours = self.network_config.neighbours
-        if not neighbours:
-            return slices[start:stop, None]
-        indices = np.arange(start, stop)
-        steps = range(-neighbours, neighbours + 1)
-        return np.stack([slices[np.clip(indices + step, 0, len(slices) - 1)] for step in steps], axis=1)
 
 
 def _first(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from boltzformer_monai.caveats import Caveat
-from boltzformer_monai.data.planes import extract_slices, slices_to_volume
+from boltzformer_monai.data.planes import Slicing
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
@@ -57,7 +57,7 @@ class VolumeResult:
     Args:
         prompts: as given.
         grid: the scan, with the modality that it was taken for.
-        planes: that were sliced; their probabilities are averaged.
+        slicings: the ways in which it was sliced; their probabilities are averaged.
         store: probabilities and presence of every slice; taken over.
         threshold: probability from which a voxel belongs to an object.
         rule: drops slices by their presence; ``None`` drops none.
@@ -72,7 +72,7 @@ class VolumeResult:
         *,
         prompts: Sequence[str],
         grid: Volume,
-        planes: Sequence[str],
+        slicings: Sequence[Slicing],
         store: ProbabilityStore,
         threshold: float,
         rule: PresenceRule | None = None,
@@ -83,18 +83,19 @@ class VolumeResult:
     ) -> None:
         self.prompts = tuple(prompts)
         self.grid = grid
-        self.planes = tuple(planes)
+        self.slicings = tuple(slicings)
+        self.planes = tuple(slicing.plane for slicing in slicings)
         self.rule = rule
         self.rule_planes = self.planes if rule_planes is None else tuple(rule_planes)
         self.repeats = repeats
         self.caveats = tuple(caveats)
         self.inputs = self.prompts if inputs is None else tuple(inputs)
-        self.level = min(255, math.ceil(256 * threshold))
+        self.level = threshold_level(threshold)
         self._store = store
 
     def probability(self, index: int) -> np.ndarray:
         """``(I, J, K)`` uint8, 0–255 for 0–1, mean of the planes; what the presence rule dropped counts as 0."""
-        return self._mean(index, self.rule)
+        return self._mean(index, dropping=True)
 
     def mask(self, index: int) -> np.ndarray:
         """``(I, J, K)`` boolean: where the probability reaches the threshold."""
@@ -103,14 +104,14 @@ class VolumeResult:
     def entropy(self, index: int) -> np.ndarray | None:
         """Binary entropy of the mean probability, ``(I, J, K)`` uint8, 0–255 for 0–1 bit; ``None`` without repeats.
 
-        The presence rule has no part in it: what it dropped is not certain for that.
+        Nothing is dropped for it: what the presence rule or another prompt removed is not certain for that.
         """
         if self.repeats == 1:
             return None
         p = np.arange(1, 255) / 255
         bits = np.zeros(256)  # certain is certain: 0 bit at both ends
         bits[1:255] = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-        return np.rint(255 * bits).astype(np.uint8)[self._mean(index, None)]
+        return np.rint(255 * bits).astype(np.uint8)[self._mean(index, dropping=False)]
 
     def label_map(self, arbitration: str = "probability", *, values: Sequence[int] | None = None) -> np.ndarray:
         """``(I, J, K)``, the value of the prompt that was found there, 0 for none; uint8, or uint16 above 255.
@@ -133,12 +134,27 @@ class VolumeResult:
         shape = self._store.shapes[0]
         labels = np.zeros(shape, np.uint8 if max(values) <= 255 else np.uint16)
         highest = np.full(shape, self.level - 1, np.uint8)  # what is below the threshold has lost already
+        decided = self._write_winners(labels, values) if arbitration == "probability" else frozenset()
         for index in range(len(self.prompts)):
             for number, found in self._slices(index):
+                if number in decided:
+                    continue
                 wins = found > highest[number]
                 labels[number][wins] = values[index]
                 highest[number][wins] = found[wins] if arbitration == "probability" else 255
-        return slices_to_volume(labels, self.grid, self.planes[0], view=True)
+        return self.slicings[0].restore(labels)
+
+    def _write_winners(self, labels: np.ndarray, values: Sequence[int]) -> frozenset[int]:
+        """Fill in the slices ``(N, H, W)`` whose pixels the protocol has given to prompts; return their numbers."""
+        if len(self.slicings) > 1:
+            return frozenset()
+        of_winner = np.array([0, *values], labels.dtype)
+        decided: set[int] = set()
+        for number in range(len(labels)):
+            if (winner := self._store.winner(0, number)) is not None:
+                labels[number] = of_winner[winner]
+                decided.add(number)
+        return frozenset(decided)
 
     @functools.cached_property
     def findings(self) -> list[PromptFinding]:
@@ -179,40 +195,46 @@ class VolumeResult:
             volume_ml=voxels * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000,
         )
 
-    def _mean(self, index: int, rule: PresenceRule | None) -> np.ndarray:
+    def _mean(self, index: int, *, dropping: bool) -> np.ndarray:
         """Mean probability of the planes ``(I, J, K)`` uint8."""
         if len(self.planes) == 1:
-            return self._of_plane(index, 0, rule)
+            return self._of_plane(index, 0, dropping=dropping)
         total = np.zeros(self.grid.shape, np.uint16)
         for plane in range(len(self.planes)):
-            total += self._of_plane(index, plane, rule)
+            total += self._of_plane(index, plane, dropping=dropping)
         total //= len(self.planes)
         return total.astype(np.uint8)
 
-    def _kept(self, index: int, plane: int, rule: PresenceRule | None) -> np.ndarray:
-        """Numbers of the slices that hold anything and that the presence rule did not drop."""
+    def _kept(self, index: int, plane: int, *, dropping: bool) -> np.ndarray:
+        """Numbers of the slices that hold anything, and that neither protocol nor presence rule dropped."""
         kept = self._store.filled(index, plane)
         presence = self._store.presence(index, plane)
-        if rule is not None and presence is not None and self.planes[plane] in self.rule_planes:
-            kept = kept & rule.kept(presence)
+        if dropping:
+            kept = kept & ~self._store.dropped(index, plane)
+        if dropping and self.rule is not None and presence is not None and self.planes[plane] in self.rule_planes:
+            kept = kept & self.rule.kept(presence)
         return np.flatnonzero(kept)
 
-    def _of_plane(self, index: int, plane: int, rule: PresenceRule | None) -> np.ndarray:
+    def _of_plane(self, index: int, plane: int, *, dropping: bool) -> np.ndarray:
         stack = np.zeros(self._store.shapes[plane], np.uint8)
-        for number in self._kept(index, plane, rule):
+        for number in self._kept(index, plane, dropping=dropping):
             stack[number] = self._store.get(index, plane, number)
-        return slices_to_volume(stack, self.grid, self.planes[plane], view=True)
+        return self.slicings[plane].restore(stack)
 
     def _slices(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """Slices of the first plane and their numbers, leaving out empty ones."""
         if len(self.planes) == 1:
-            for number in self._kept(index, 0, self.rule):
+            for number in self._kept(index, 0, dropping=True):
                 yield int(number), self._store.get(index, 0, number)
             return
-        mean = dataclasses.replace(self.grid, array=self.probability(index))
-        for number, values in enumerate(extract_slices(mean, self.planes[0])):
+        for number, values in enumerate(self.slicings[0].extract(self.probability(index))):
             if values.any():
                 yield number, values
+
+
+def threshold_level(threshold: float) -> int:
+    """The least 8-bit probability that reaches a threshold from 0 to 1."""
+    return min(255, math.ceil(256 * threshold))
 
 
 def in_memory_order(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:

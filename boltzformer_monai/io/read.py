@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io import formats
+from boltzformer_monai.io import challenge_npz, formats
 from boltzformer_monai.io.dicom.files import is_dicom_file
 from boltzformer_monai.io.dicom.gantry_tilt import check_tilt, settle_tilt
 from boltzformer_monai.io.dicom.read import read_dicom_series
@@ -88,7 +88,8 @@ def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str
     Args:
         array: (I, J, K) booleans or integers from 0 to 65535, in the axes of ``like``.
         like: the volume whose shape and affine the file gets.
-        path: ends in .nii, .nii.gz or .nrrd; an existing file is replaced, its folder must exist.
+        path: ends in .nii, .nii.gz, .nrrd or .npz (:mod:`~boltzformer_monai.io.challenge_npz`); an existing file is
+            replaced, its folder must exist.
 
     Raises:
         VolumeError: the array does not fit ``like`` or the range, or the file cannot be written.
@@ -102,7 +103,11 @@ def write_label_map(array: np.ndarray, like: Volume, path: str | os.PathLike[str
     if lowest < 0 or highest > np.iinfo(np.uint16).max:
         msg = f"{path}: label values from {lowest} to {highest} do not fit into 0 to 65535"
         raise VolumeError(msg, reason="labels")
-    formats.write_image_file(array.astype(np.uint8 if highest <= 255 else np.uint16), like.affine, Path(path))
+    labels = array.astype(np.uint8 if highest <= 255 else np.uint16)
+    if challenge_npz.is_challenge_file(path):
+        challenge_npz.write_segmentation(labels, like, Path(path))
+    else:
+        formats.write_image_file(labels, like.affine, Path(path))
 
 
 def is_dicom(place: Path) -> bool:

@@ -154,6 +154,8 @@ def _cause(error: BaseException) -> BaseException:
         ("evaluate", {"batch_size": 0}, ConfigError, "--batch_size must be"),
         ("evaluate", {"epochs": 3}, ConfigError, "unknown override --epochs"),
         ("inference", {"threshold": "abc"}, ConfigError, "--threshold must be a number"),
+        ("inference", {"protocol": "biomedpars"}, ConfigError, "did you mean 'biomedparse'"),
+        ("inference", {"protocol_settings::supress": False}, ConfigError, "unknown setting 'supress'"),
         ("evaluate", {"checkpoint": "nowhere.pt"}, CheckpointError, "checkpoint"),
         ("inference", {"checkpoint": "nowhere.pt", "image": "scan.nii.gz"}, CheckpointError, "nowhere.pt"),
         ("inference", {"checkpoint": "nowhere.pt"}, VolumeError, "--image"),

@@ -2,9 +2,10 @@
 
     python tests/golden/check.py FILE.npz [FILE …]
 
-The kind of a file is recognised by its keys: decoder, pigma, pixel decoder, language or loss; a ``.json`` file
-``{state-dict key: shape}`` of a complete published model is checked for a place of every key in our preset. Sizes,
-heads, layers and batch come from the file. Exit code 1 if any error exceeds 1e-4, 2 if a file cannot be checked.
+The kind of a file is recognised by its keys: decoder, pigma, pixel decoder, language, loss or BiomedParse v2; a
+``.json`` file ``{state-dict key: shape}`` of a complete published model is checked for a place of every key in our
+preset. Sizes, heads, layers and batch come from the file. Exit code 1 if any error exceeds 1e-4, 2 if a file cannot be
+checked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from boltzformer_monai.errors import BoltzFormerError
-from tests.golden import modules, whole_model
+from tests.golden import biomedparse_volume, modules, whole_model
 from tests.golden.decoder import check_decoder
 
 LIMIT = 1e-4
@@ -33,6 +34,8 @@ KINDS: dict[str, tuple[str, Check]] = {
     "in/res5": ("pixel decoder", modules.check_pixel_decoder),
     "in/input_ids": ("language", modules.check_language),
     "loss_same": ("loss", modules.check_loss),
+    "axis/shapes": ("BiomedParse v2, volume", biomedparse_volume.check_volume),
+    "in/square": ("BiomedParse v2, volume and network", biomedparse_volume.check_cases),
 }
 
 

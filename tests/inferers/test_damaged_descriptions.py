@@ -89,6 +89,9 @@ def test_any_value_in_place_of_another_is_used_or_refused(content: dict[str, Any
         (("data", "targets", 1, "window"), [40, 400], r"window of targets\[1\] must be a mapping"),
         (("data", "plane"), "oblique", "plane must be one of axial, coronal, sagittal, got 'oblique'"),
         (("data", "learned"), ["liver"], "learned must be a mapping"),
+        (("data", "protocol"), ["biomedparse"], "protocol must be a text or nothing"),
+        (("data", "protocol_settings"), ["suppress"], "protocol_settings must be a mapping"),
+        (("data", "protocol_settings"), {"suppress": [1]}, "protocol_settings must be a mapping"),
     ],
 )
 def test_the_line_names_file_and_field(

@@ -32,12 +32,12 @@ def _with(segmenter: VolumeSegmenter, **data: object) -> VolumeSegmenter:
 def test_plane_and_presence_rule_are_the_training_s(segmenter: VolumeSegmenter) -> None:
     rule = PresenceRule(high=0.6, low=0.2)
     trained = _with(segmenter, plane="coronal", presence=rule.as_dict())
-    assert trained.inferer(LIVER).planes == ("coronal",)
-    assert trained.inferer(LIVER).rule == rule
-    assert trained.inferer(replace(LIVER, presence=False)).rule is None
-    assert segmenter.inferer(LIVER).rule is None
-    assert trained.inferer(replace(LIVER, planes="axial")).planes == ("axial",)
-    assert trained.inferer(replace(LIVER, planes=["axial", "sagittal"])).planes == ("axial", "sagittal")
+    assert trained.inferer(LIVER).protocol.planes == ("coronal",)
+    assert trained.inferer(LIVER).protocol.rule == rule
+    assert trained.inferer(replace(LIVER, presence=False)).protocol.rule is None
+    assert segmenter.inferer(LIVER).protocol.rule is None
+    assert trained.inferer(replace(LIVER, planes="axial")).protocol.planes == ("axial",)
+    assert trained.inferer(replace(LIVER, planes=["axial", "sagittal"])).protocol.planes == ("axial", "sagittal")
 
 
 def test_what_the_user_should_know_of_a_checkpoint_is_known_before_any_scan(segmenter: VolumeSegmenter) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from boltzformer_monai.data.planes import radiological
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers import PresenceRule, VolumeResult
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
@@ -24,7 +25,8 @@ def _result(pictures: list[list[int]], **settings: object) -> VolumeResult:
             store.put(prompt, 0, number, picture)
     grid = Volume(np.zeros((2, 1, depth), np.float32), np.diag([-1, -1, 4, 1.0]), "CT")
     names = [f"prompt {n}" for n in range(len(pictures))]
-    return VolumeResult(prompts=names, grid=grid, planes=("axial",), store=store, **{"threshold": 0.5, **settings})
+    cut = [radiological(grid, "axial")]
+    return VolumeResult(prompts=names, grid=grid, slicings=cut, store=store, **{"threshold": 0.5, **settings})
 
 
 def test_who_gets_a_voxel() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
@@ -28,9 +29,9 @@ class StubResult:
     def entropy(self, index: int) -> np.ndarray | None:
         return None if self.repeats == 1 else (self._masks[index] * (40 * (index + 1))).astype(np.uint8)
 
-    def label_map(self, arbitration: str = "probability") -> np.ndarray:
+    def label_map(self, arbitration: str = "probability", *, values: Sequence[int] | None = None) -> np.ndarray:
         labels = np.zeros(self.grid.shape, np.uint8)
-        order = list(enumerate(self._masks, 1))
+        order = list(zip(values or range(1, len(self._masks) + 1), self._masks, strict=True))
         for value, mask in order if arbitration == "probability" else reversed(order):
             labels[mask] = value
         return labels

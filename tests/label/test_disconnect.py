@@ -18,7 +18,7 @@ from tests.needs import need_module
 need_module("monailabel")
 
 from boltzformer_monai.errors import CancelledError  # noqa: E402
-from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer  # noqa: E402
+from boltzformer_monai.inferers.protocols import VolumeRun  # noqa: E402
 from boltzformer_monai.label import disconnect, service  # noqa: E402
 from boltzformer_monai.label.disconnect import client_disconnected  # noqa: E402
 from boltzformer_monai.label.infer_request import parse_request  # noqa: E402
@@ -61,14 +61,14 @@ def _until(condition: Callable[[], bool]) -> None:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], bool]]:
     """The question "is it still wanted?" of every pass of the network."""
     noted: list[Callable[[], bool]] = []
-    stock = SlidingVolumeInferer._run_pass
+    stock = VolumeRun._one_pass
 
-    def run(self: SlidingVolumeInferer, *arguments: Any) -> int:
+    def run(self: VolumeRun, *arguments: Any) -> int:
         assert self.should_stop is not None
         noted.append(self.should_stop)
         return stock(self, *arguments)
 
-    monkeypatch.setattr(SlidingVolumeInferer, "_run_pass", run)
+    monkeypatch.setattr(VolumeRun, "_one_pass", run)
     return noted
 
 
@@ -80,14 +80,14 @@ def test_a_client_that_leaves_stops_its_request(
     needed = len(passes)
     assert needed >= 3
     passes.clear()
-    held, noting = threading.Event(), SlidingVolumeInferer._run_pass
+    held, noting = threading.Event(), VolumeRun._one_pass
 
-    def hold(self: SlidingVolumeInferer, *arguments: Any) -> int:
+    def hold(self: VolumeRun, *arguments: Any) -> int:
         reached = noting(self, *arguments)
         assert held.wait(_PATIENCE_S)
         return reached
 
-    monkeypatch.setattr(SlidingVolumeInferer, "_run_pass", hold)
+    monkeypatch.setattr(VolumeRun, "_one_pass", hold)
     with listening(client.app) as port:
         with ask(port):
             _until(lambda: bool(passes))

@@ -1,0 +1,177 @@
+"""The protocol of BiomedParse v2: its slices, its resizing, its suppression, on the scan's own grid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.data.planes import Slicing, plane_of_axis, radiological
+from boltzformer_monai.errors import ConfigError, did_you_mean
+from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.decoding import PromptTotals
+from boltzformer_monai.inferers.encoder import Encoder, Pictures
+from boltzformer_monai.inferers.prompt_groups import PADDING, PromptGroup, prompt_groups
+from boltzformer_monai.inferers.protocols.biomedparse_steps import (
+    EXISTENCE,
+    PixelSquare,
+    channel_indices,
+    enlarged,
+    kept_prompts,
+    merged,
+    quantised,
+    slicing_axis,
+)
+from boltzformer_monai.inferers.protocols.protocol import VolumeRun, register_protocol
+from boltzformer_monai.inferers.run_settings import RunSettings
+from boltzformer_monai.inferers.slice_view import Decode, EncodedSlices
+from boltzformer_monai.inferers.volume_result import threshold_level
+from boltzformer_monai.io.orientation import AxisMap
+from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.networks import Decoded, ImageFeatures
+
+__all__ = ["ORIENTATIONS", "BiomedParseProtocol"]
+
+_FLIPS = {"stored": (False, False), "flipped": (True, False), "mirrored": (False, True), "turned": (True, True)}
+ORIENTATIONS = (*_FLIPS, "display")
+_ROOM = 1 << 28  # bytes of probabilities of one pass
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+@register_protocol("biomedparse")
+class BiomedParseProtocol:
+    """Slices as they are stored, squared in pixels; in each slice all prompts compete.
+
+    Args:
+        settings: of the run. At most one plane; by default the shape of the scan chooses the axis.
+        data: what the checkpoint says of its data; its presence thresholds are not used.
+        suppress: in each slice drop prompts that overlap a more certain one. Nested targets (a lesion in its organ)
+            erase each other by it.
+        orientation: ``"stored"`` (rows and columns in the file's own directions, as in the training), ``"flipped"``
+            (its rows reversed), ``"mirrored"`` (its columns), ``"turned"`` (both), or ``"display"``: as radiologists
+            look at it.
+
+    Raises:
+        ConfigError: there is no such orientation, or the run asks for several planes or for tiles.
+    """
+
+    def __init__(
+        self, settings: RunSettings, data: Mapping[str, Any], *, suppress: bool = True, orientation: str = "stored"
+    ) -> None:
+        if orientation not in ORIENTATIONS:
+            msg = f"unknown orientation {orientation[:30]!r} of the protocol biomedparse; "
+            raise ConfigError(msg + did_you_mean(orientation, ORIENTATIONS))
+        if settings.planes is not None and len(settings.planes) > 1:
+            msg = f"the protocol biomedparse slices a scan along one axis, not along {len(settings.planes)} planes"
+            raise ConfigError(msg)
+        if settings.in_plane != "fit":
+            msg = f"the protocol biomedparse shows whole slices; leave in_plane {settings.in_plane!r} out"
+            raise ConfigError(msg)
+        self.settings: Mapping[str, Any] = {"suppress": suppress, "orientation": orientation}
+        self.suppress = suppress
+        self.orientation = orientation
+        self.needs_orientation = orientation == "display"
+        self.plane: str | None = None if settings.planes is None else settings.planes[0]
+        self.rule = PresenceRule(high=EXISTENCE, low=EXISTENCE) if settings.presence else None
+        self._sided = [prompt for prompt in settings.prompts if _SIDE.search(prompt)]
+
+    def caveats(self) -> Sequence[Caveat]:
+        """Prompts that name a side."""
+        text = "its training mirrored slices without renaming left and right; check the side of {}"
+        return [Caveat("laterality", text.format(ascii(prompt)), prompt) for prompt in self._sided]
+
+    def slicings(self, volume: Volume) -> Sequence[Slicing]:
+        """One, along the axis that the shape of the array in SimpleITK's order (z, y, x) chooses."""
+        names = [plane_of_axis(volume, axis) for axis in (2, 1, 0)]
+        axis = slicing_axis(volume.shape[::-1]) if self.plane is None else names.index(self.plane)
+        if self.orientation == "display":
+            return [radiological(volume, names[axis])]
+        order = (2 - axis, *(2 - other for other in range(3) if other != axis))
+        return [Slicing(names[axis], AxisMap(order, (False, *_FLIPS[self.orientation])))]
+
+    def rule_planes(self) -> Sequence[str] | None:
+        """All."""
+        return None
+
+    def run(self, run: VolumeRun) -> None:
+        """Slice after slice: all prompts, in all windows, before any of them is kept."""
+        (slicing,) = run.slicings
+        shown = [(run.slices(window)(slicing), run.decoder(_groups(run, members))) for window, members in run.windows]
+        count, rows, columns = slicing.shape(run.volume)
+        square = PixelSquare((rows, columns), run.config.image_size)
+        view = _SquareView(square.size)
+
+        most = max(1, _ROOM // (4 * len(run.tokens) * square.size**2))
+
+        def work(start: int, batch: int) -> int:
+            stop = min(start + min(batch, most), count)
+            channels = channel_indices(count, start, stop, run.config.neighbours)
+            found: dict[int, PromptTotals] = {}
+            for stack, decoder in shown:
+                pixels = square.image(torch.from_numpy(stack[channels])).numpy()
+                totals = decoder.totals(Pictures(pixels, decoder.device), view, batch=batch)
+                found.update((each.prompt, each) for each in totals)
+            of_prompt = [found[prompt] for prompt in range(len(found))]
+            for offset in range(stop - start):
+                self._keep(run, square, start + offset, offset, of_prompt)
+            return stop
+
+        run.passes(slicing, work, windows=len(shown))
+
+    def _keep(
+        self, run: VolumeRun, square: PixelSquare, index: int, offset: int, found: Sequence[PromptTotals]
+    ) -> None:
+        """One slice: which prompts keep their mask, whose each pixel is, and all probabilities."""
+        probability = torch.stack([each.total[offset] for each in found]) / run.settings.repeats
+        limit = threshold_level(run.settings.threshold) / 256
+        existence = [float(each.presence[offset]) for each in found if each.presence is not None] or None
+        kept = kept_prompts(probability > limit, existence, presence=run.settings.presence, suppress=self.suppress)
+        winner = square.restore(merged(probability, kept, limit)).cpu().numpy()
+        run.store.put_winner(0, index, winner.astype(np.uint16))
+        values = square.restore(quantised(probability)).cpu().numpy()
+        for prompt, each in enumerate(values):
+            present = None if existence is None else existence[prompt]
+            run.store.put(prompt, 0, index, each, present, kept=kept[prompt])
+
+
+def _groups(run: VolumeRun, members: Sequence[int]) -> list[PromptGroup]:
+    """All prompts in one, padded to the longest, where the decoder attends to padding; else as everywhere."""
+    if not getattr(getattr(run.network, "decoder", None), "attend_padding", False):
+        return prompt_groups(run.tokens, members, context=run.context, together=run.together)
+    tokens = run.tokens[torch.tensor(members)]
+    longest = int((tokens != PADDING).sum(dim=1).max())
+    return [PromptGroup(tuple(members), tokens[:, :longest])]
+
+
+class _SquareView:
+    """Slices that are the network's square already; logits are enlarged to it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def slices(self, batch: int) -> int:
+        """All of the batch."""
+        return batch
+
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
+        """Encode them in one pass."""
+        return _EncodedSquare(self.size, encoder.fitted(pictures, _as_it_is, "as it is"))
+
+
+class _EncodedSquare:
+    def __init__(self, size: int, features: ImageFeatures) -> None:
+        self.size = size
+        self.features = features
+
+    def decode(self, decode: Decode) -> Decoded:
+        decoded = decode(self.features)
+        return Decoded(enlarged(decoded.logits, self.size), decoded.presence)
+
+
+def _as_it_is(images: Tensor) -> Tensor:
+    return images

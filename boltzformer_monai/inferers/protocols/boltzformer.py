@@ -1,0 +1,109 @@
+"""The protocol of this package: what its training shows the network, prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.data.planes import Slicing, radiological
+from boltzformer_monai.evaluation.presence_rule import presence_rule
+from boltzformer_monai.inferers.decoding import SliceDecoder
+from boltzformer_monai.inferers.encoder import Pictures
+from boltzformer_monai.inferers.probability_store import ProbabilityStore
+from boltzformer_monai.inferers.prompt_groups import prompt_groups
+from boltzformer_monai.inferers.protocols.protocol import DEFAULT, VolumeRun, register_protocol
+from boltzformer_monai.inferers.run_settings import RunSettings
+from boltzformer_monai.inferers.slice_view import SliceView, slice_view
+from boltzformer_monai.io.volume import Volume
+
+__all__ = ["BoltzFormerProtocol"]
+
+
+@register_protocol(DEFAULT)
+class BoltzFormerProtocol:
+    """Radiological slices of the training's plane, fitted by millimetres; every prompt is found on its own.
+
+    Args:
+        settings: planes, tiles, and whether the presence head drops slices.
+        data: what the checkpoint says of its data: plane and presence thresholds.
+
+    Raises:
+        CheckpointError: the checkpoint's presence thresholds cannot be used.
+    """
+
+    needs_orientation = True
+
+    def __init__(self, settings: RunSettings, data: Mapping[str, Any]) -> None:
+        self.settings: Mapping[str, Any] = {}
+        self.trained_plane = str(data.get("plane", "axial"))
+        self.plane: str | None = self.trained_plane
+        self.planes = tuple(settings.planes or (self.trained_plane,))
+        self.rule = presence_rule(data, use=settings.presence)
+
+    def caveats(self) -> Sequence[Caveat]:
+        """Planes that the training never saw."""
+        others = [plane for plane in self.planes if plane != self.trained_plane]
+        text = f"the network was trained on {self.trained_plane} slices; {' and '.join(others)} ones are new to it"
+        return [Caveat("another plane", text)] if others else []
+
+    def slicings(self, volume: Volume) -> Sequence[Slicing]:
+        """The planes asked for, in radiological display."""
+        return [radiological(volume, plane) for plane in self.planes]
+
+    def rule_planes(self) -> Sequence[str] | None:
+        """The training's plane, for which the thresholds were chosen, where it is among the planes."""
+        return [plane for plane in self.planes if plane == self.trained_plane] or None
+
+    def run(self, run: VolumeRun) -> None:
+        """Window after window, plane after plane."""
+        for window, members in run.windows:
+            slices = run.slices(window)
+            groups = prompt_groups(run.tokens, members, context=run.context, together=run.together)
+            decoder = run.decoder(groups)
+            for plane, slicing in enumerate(run.slicings):
+                stack = slices(slicing)
+                row, column, _ = slicing.spacing(run.volume)
+                tiles = run.settings.in_plane == "tiles"
+                shape = (stack.shape[1], stack.shape[2])
+                view = slice_view(shape, (row, column), run.config.image_size, tiles=tiles)
+                run.passes(
+                    slicing, partial(_pass, stack, view, decoder, run.store, plane, neighbours=run.config.neighbours)
+                )
+
+
+def _pass(
+    stack: np.ndarray,
+    view: SliceView,
+    decoder: SliceDecoder,
+    store: ProbabilityStore,
+    plane: int,
+    start: int,
+    batch: int,
+    *,
+    neighbours: int,
+) -> int:
+    """As many slices as a pass takes, into the store; returns the number of the next one."""
+    stop = min(start + view.slices(batch), len(stack))
+    pictures = Pictures(_with_neighbours(stack, start, stop, neighbours), decoder.device)
+    for prompt, probability, presence in decoder.decode(pictures, view, batch=batch):
+        for offset, values in enumerate(probability):
+            present = None if presence is None else float(presence[offset])
+            store.put(prompt, plane, start + offset, values, present)
+    return stop
+
+
+def _with_neighbours(stack: np.ndarray, start: int, stop: int, neighbours: int) -> np.ndarray:
+    """Slices ``(N, H, W)`` uint8 → some of them with their neighbours ``(B, 2K + 1, H, W)``.
+
+    Beyond the ends of the volume its outermost slice stands in, as in
+    :class:`~boltzformer_monai.transforms.load.LoadSliced`.
+    """
+    if not neighbours:
+        return stack[start:stop, None]
+    indices = np.arange(start, stop)
+    steps = range(-neighbours, neighbours + 1)
+    return np.stack([stack[np.clip(indices + step, 0, len(stack) - 1)] for step in steps], axis=1)

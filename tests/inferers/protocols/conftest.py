@@ -1,0 +1,3 @@
+from tests.inferers.conftest import tokenizer
+
+__all__ = ["tokenizer"]
