@@ -45,7 +45,7 @@ def _use(path: Path) -> None:
     segmenter = VolumeSegmenter.from_checkpoint(path)
     data = segmenter.description.data
     inferer = segmenter.inferer(RunSettings(prompts=["left kidney", "stone in chest CT"]))
-    segmenter.record(inferer.settings, "ab")
+    segmenter.record(inferer.settings)
     for modality in ("CT", "MR"):
         inferer.windows.modality_caveats("unknown", modality, inferer.readings)
         inferer.windows.group(inferer.readings, modality)
