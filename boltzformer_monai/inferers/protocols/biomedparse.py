@@ -22,6 +22,7 @@ from boltzformer_monai.inferers.protocols.biomedparse_steps import (
     PixelSquare,
     channel_indices,
     enlarged,
+    in_our_order,
     kept_prompts,
     merged,
     quantised,
@@ -110,7 +111,7 @@ class BiomedParseProtocol:
 
         def work(start: int, batch: int) -> int:
             stop = min(start + min(batch, most), count)
-            channels = channel_indices(count, start, stop, run.config.neighbours)
+            channels = in_our_order(channel_indices(count, start, stop, run.config.neighbours))
             found: dict[int, PromptTotals] = {}
             for stack, decoder in shown:
                 pixels = square.image(torch.from_numpy(stack[channels])).numpy()

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
-    "EXISTENCE", "OVERLAP", "PixelSquare", "channel_indices", "enlarged", "kept_prompts", "merged", "quantised",
-    "slicing_axis",
+    "EXISTENCE", "OVERLAP", "PixelSquare", "channel_indices", "enlarged", "in_our_order", "kept_prompts", "merged",
+    "quantised", "slicing_axis",
 ]  # fmt: skip
 
 EXISTENCE = 0.5
@@ -46,6 +46,15 @@ def channel_indices(count: int, start: int, stop: int, neighbours: int) -> np.nd
     wanted = np.abs(np.arange(start, stop)[:, None] + np.array(steps))
     mirrored = np.where(wanted >= count, 2 * (count - 1) - wanted, wanted)
     return np.clip(mirrored, 0, count - 1)
+
+
+def in_our_order(channels: np.ndarray) -> np.ndarray:
+    """Channels (B, C) of :func:`channel_indices` from the lowest slice to the highest.
+
+    The networks of this package have them so, and the importer of published weights turns the stem's likewise.
+    """
+    count = channels.shape[1]
+    return channels[:, [*range(count - 2, 0, -2), 0, *range(2, count, 2)]]
 
 
 @dataclass(frozen=True)

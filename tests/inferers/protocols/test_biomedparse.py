@@ -101,7 +101,7 @@ def reference(
     for i in range(len(stack)):
         before = i - 1 if i else min(1, len(stack) - 1)
         after = i + 1 if i + 1 < len(stack) else max(len(stack) - 2, 0)
-        image = (torch.stack([square[i], square[before], square[after]])[None].float()) / 255
+        image = (torch.stack([square[before], square[i], square[after]])[None].float()) / 255
         text = network.encode_text(tokens[None])
         found = network.decode(network.encode_image(image), text)
         p = F.interpolate(found.logits, size=SIZE, mode="bicubic", antialias=True)[0].sigmoid().numpy()
@@ -184,7 +184,7 @@ def test_a_plane_that_is_asked_for_is_sliced(tokenizer: PromptTokenizer) -> None
     rows = np.moveaxis(stored(volume.array), 1, 0)[5].astype(np.uint8)  # z down, x across
     padded = torch.from_numpy(np.pad(rows, ((1, 1), (0, 0))))[None, None]
     wanted = F.interpolate(padded, size=SIZE, mode="bicubic")[0, 0]
-    assert torch.equal((network.shown[5][0] * 255).round().to(torch.uint8), wanted)
+    assert torch.equal((network.shown[5][1] * 255).round().to(torch.uint8), wanted)
 
 
 @pytest.mark.parametrize("attend", [True, False])

@@ -10,6 +10,7 @@ from boltzformer_monai.inferers.protocols.biomedparse_steps import (
     PixelSquare,
     channel_indices,
     enlarged,
+    in_our_order,
     kept_prompts,
     merged,
     quantised,
@@ -40,6 +41,9 @@ def test_slice_before_after_and_mirrored_ends() -> None:
     assert channel_indices(2, 0, 2, 1).tolist() == [[0, 1, 1], [1, 0, 0]]
     assert channel_indices(1, 0, 1, 1).tolist() == [[0, 0, 0]]
     assert channel_indices(3, 0, 3, 0).tolist() == [[0], [1], [2]]
+    assert in_our_order(channel_indices(5, 0, 5, 1)).tolist() == [[1, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 3]]
+    assert in_our_order(channel_indices(9, 4, 5, 2)).tolist() == [[2, 3, 4, 5, 6]]
+    assert in_our_order(channel_indices(3, 0, 3, 0)).tolist() == [[0], [1], [2]]
     assert channel_indices(3, 0, 1, 2).tolist() == [[0, 1, 1, 2, 2]]
 
 
