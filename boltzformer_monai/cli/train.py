@@ -20,7 +20,8 @@ The same training as `python -m monai.bundle run training`; docs/training.md exp
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("train", help="train on a slice dataset", description=_DESCRIPTION)
-    parser.add_argument("--preset", help="hiera_s, hiera_bp, focal_l or tiny (hiera_s with a GPU, tiny without)")
+    presets = "hiera_s, hiera_bp, focal_l, biomedparse_v2 or tiny (hiera_s with a GPU, tiny without)"
+    parser.add_argument("--preset", help=presets)
     parser.add_argument("--epochs", type=whole_number(1), metavar="N", help="most epochs (the preset's)")
     add_options(parser)
     parser.set_defaults(run=run)

@@ -72,6 +72,19 @@ SETTINGS: dict[str, TrainingSettings] = {
     "hiera_s": TrainingSettings(preset="hiera_s", image_size=1024, mask_size=512),
     "hiera_bp": TrainingSettings(preset="hiera_bp", image_size=1024, mask_size=512),
     "focal_l": TrainingSettings(preset="focal_l", image_size=1024, mask_size=512, batch_size=8),
+    "biomedparse_v2": TrainingSettings(  # its authors' fine-tuning; they name no batch size
+        preset="biomedparse_v2",
+        image_size=512,
+        mask_size=512,
+        epochs=10,
+        batch_size=8,
+        prompts_per_image=4,
+        negatives=0.3,
+        learning_rate=1e-5,
+        clip=5.0,
+        empty_weight=0.0,  # only present targets have a mask loss
+        presence_weight=1.0,
+    ),
     "tiny": TrainingSettings(
         preset="tiny",
         image_size=192,

@@ -152,7 +152,8 @@ class BoltzFormer(nn.Module):
         with autocast(self.precision, text.tokens.device):
             decoded = self.decoder(image, text, generator=self._noise(generator))
         presence = None if decoded.presence is None else decoded.presence.float()
-        return Decoded(decoded.logits.float(), presence)
+        edges = None if decoded.edges is None else decoded.edges.float()
+        return Decoded(decoded.logits.float(), presence, edges)
 
     def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
         """The patches that each query attends to, for figures.

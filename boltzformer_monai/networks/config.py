@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.field_types import check_types
@@ -47,6 +47,10 @@ class NetworkConfig:
     text_width: int = 512
     text_layers: int = 12
     text_heads: int = 8
+    text_norm_eps: float = 1e-12
+    """Of its LayerNorms: UniCL's; CLIP has 1e-5."""
+    text_activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """UniCL's and OpenAI's CLIP; most of open_clip's towers have ``"gelu"``."""
     text_model: str | None = None
     """Local folder of another transformers text model."""
     decoder: str = "boltzmann"
@@ -82,6 +86,9 @@ class NetworkConfig:
             if getattr(self, name) < low:
                 msg = f"{name} must be a whole number of at least {low}, got {getattr(self, name)}"
                 raise ConfigError(msg)
+        if not 0 < self.text_norm_eps < 1:
+            msg = f"text_norm_eps must be between 0 and 1, got {self.text_norm_eps}"
+            raise ConfigError(msg)
         if self.neck_channels is not None and self.neck_channels < 1:
             msg = f"neck_channels must be a whole number of at least 1, or None for no neck; got {self.neck_channels}"
             raise ConfigError(msg)

@@ -62,10 +62,16 @@ class BoltzFormerLayer(nn.Module):
         Returns:
             The new queries and text.
         """
+        queries, text = self.attend(queries, text, position, valid, patches, attend)
+        return self.ffn(queries), text
+
+    def attend(
+        self, queries: Tensor, text: Tensor, position: Tensor, valid: Tensor, patches: Any, attend: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both attentions; arguments and results as in :meth:`forward`."""
         of_queries = position[:, :, : queries.shape[2]]
         attended = self.cross(queries.flatten(1, 2), of_queries.flatten(1, 2), patches, attend)
-        queries, text = exchange(self.inter, attended.view_as(queries), text, position, valid)
-        return self.ffn(queries), text
+        return exchange(self.inter, attended.view_as(queries), text, position, valid)
 
 
 class BoltzFormerDecoder(nn.Module):
@@ -91,6 +97,7 @@ class BoltzFormerDecoder(nn.Module):
     """
 
     cross_attention: ClassVar[Callable[..., nn.Module]] = CrossAttentionBlock
+    layer_type: ClassVar[type[BoltzFormerLayer]] = BoltzFormerLayer
 
     def __init__(
         self,
@@ -121,7 +128,7 @@ class BoltzFormerDecoder(nn.Module):
             self.prior_inter = SelfAttentionBlock(dim=dim, heads=heads)
             self.prior_ffn = FeedForwardBlock(dim=dim, hidden=hidden)
         self.layers = nn.ModuleList(
-            BoltzFormerLayer(dim=dim, heads=heads, hidden=hidden, cross=type(self).cross_attention)
+            self.layer_type(dim=dim, heads=heads, hidden=hidden, cross=type(self).cross_attention)
             for _ in range(layers)
         )
         self.mask_head = MaskHead(dim)

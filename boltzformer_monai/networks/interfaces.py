@@ -74,9 +74,12 @@ class Decoded(NamedTuple):
     """Output of a decoder."""
 
     logits: Tensor
-    """Mask logits ``(B, P, H/2, W/2)``; sigmoid gives the probability of the prompted object."""
+    """Mask logits ``(B, P, H/2, W/2)``, of BiomedParse's decoder ``(B, P, H/4, W/4)``; sigmoid gives the probability of
+    the prompted object."""
     presence: Tensor | None = None
     """Logits ``(B, P)`` that the object is in the slice at all; ``None`` for a decoder without presence head."""
+    edges: Tensor | None = None
+    """Logits of the object's outline, of the size of ``logits``; ``None`` for a decoder without edge queries."""
 
 
 class Decoder(Protocol):

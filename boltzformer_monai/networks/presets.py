@@ -10,6 +10,7 @@ from torch import nn
 
 from boltzformer_monai.errors import reject_unknown
 from boltzformer_monai.networks.backbone import make_backbone
+from boltzformer_monai.networks.biomedparse import BIOMEDPARSE
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.fast.semantic_map import SemanticConvolution
@@ -30,6 +31,21 @@ PRESETS: dict[str, NetworkConfig] = {
         image_size=1024,
         normalise_features=True,
         backbone_settings={"normalize_modulator": True},
+    ),
+    "biomedparse_v2": NetworkConfig(
+        backbone="focalnet_large_fl4",
+        image_size=512,
+        neighbours=1,
+        # 114.495 and 57.63 of 255: the means of ImageNet's three channels, for slices of one scan.
+        mean=(0.449,) * 3,
+        std=(0.226,) * 3,
+        normalise_features=True,
+        backbone_settings={"normalize_modulator": True},
+        queries=16,
+        decoder="biomedparse",
+        decoder_settings={"edge_queries": 4, "attend_padding": True},
+        per_head=True,
+        presence=True,
     ),
     "tiny": NetworkConfig(
         backbone="tiny",
@@ -93,9 +109,14 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
         text_encoder = pretrained_text_encoder(config.text_model, dim=config.dim)
     else:
         text_encoder = clip_text_encoder(
-            dim=config.dim, width=config.text_width, layers=config.text_layers, heads=config.text_heads
+            dim=config.dim,
+            width=config.text_width,
+            layers=config.text_layers,
+            heads=config.text_heads,
+            activation=config.text_activation,
+            norm_eps=config.text_norm_eps,
         )
-    lazy_map = config.decoder == BOLTZMANN and config.fast  # custom decoders get S as a tensor
+    lazy_map = config.decoder in (BOLTZMANN, BIOMEDPARSE) and config.fast  # custom decoders get S as a tensor
     return BoltzFormer(
         backbone=backbone,
         pixel_decoder=PixelDecoder(

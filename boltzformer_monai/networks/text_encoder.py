@@ -67,6 +67,7 @@ def clip_text_encoder(
     context: int = 77,
     vocabulary: int = 49408,
     activation: str = "quick_gelu",
+    norm_eps: float = 1e-12,
 ) -> TextEncoder:
     """UniCL's text encoder: causal pre-norm transformer over CLIP's BPE vocabulary (Appendix A.2)."""
     if width % heads:
@@ -80,7 +81,7 @@ def clip_text_encoder(
         num_attention_heads=heads,
         max_position_embeddings=context,
         hidden_act=activation,
-        layer_norm_eps=1e-12,
+        layer_norm_eps=norm_eps,
         attention_dropout=0.0,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+import re
 import struct
 import threading
 import zipfile
@@ -26,7 +27,6 @@ from boltzformer_monai.field_types import check_value
 from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
-from boltzformer_monai.networks.convert_published import convert_published
 from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.storage import disk_refusal, replacing
 
@@ -39,6 +39,9 @@ _DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
     MemoryError, struct.error, pickle.UnpicklingError,
 )  # fmt: skip
+
+# What an altered description raises.
+_CLAIMS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError)
 
 _ZIP = b"PK\x03\x04"  # magic number of PyTorch's archives
 # Fields of a trained target; the window's values are checked where it is applied.
@@ -126,7 +129,7 @@ def _check_data(data: Mapping[str, Any]) -> None:
         parse_modality(entry["modality"])
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
+def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a ``.pt`` or ``.safetensors`` file without running any code from it.
 
     Raises:
@@ -145,7 +148,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(file))
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(file))
     except _DAMAGE as error:
         # PyTorch's message advises loading the file unsafely, so it is not passed on.
         raise _unreadable(file, error) from error
@@ -163,6 +166,12 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 def _unreadable(file: Path, error: BaseException) -> CheckpointError:
     if (closed := cannot_open(file, error)) is not None:
         return CheckpointError(str(closed))
+    if found := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+        msg = (
+            f"{file} cannot be read as a checkpoint: loading its {found[1]} could run code; save its weights alone, "
+            "as .safetensors"
+        )
+        return CheckpointError(msg)
     msg = f"{file} cannot be read as a checkpoint: it is damaged, or not a model.pt of this package; copy it again"
     return CheckpointError(msg)
 
@@ -212,22 +221,45 @@ def described_network(content: Mapping[str, Any], path: str | Path) -> tuple[Bol
     if not all(isinstance(content.get(part), Mapping) for part in ("model", "description")):
         msg = f"{path} has no description of its network: it is not a checkpoint that this package's training wrote"
         raise CheckpointError(msg)
-    description = Description(NetworkConfig(backbone="tiny", image_size=32), {})
-    weights = content["model"]
+    description = read_description(content["description"], path)
+    weights = current_names(content["model"], content["description"])
     try:
-        description.load_state_dict(content["description"])
-        if content["description"]["version"] == 1:
-            weights = {_new_name(name): weight for name, weight in weights.items()}
-        _check_described(description.network, weights, path)
+        check_bytes(weights, path)
+        check_described(description.network, weights, source=str(path))
         network = create_boltzformer(description.network)
-    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
-        msg = f"{path}: its description cannot be used ({why(error)}); copy it again, or train it anew"
-        raise CheckpointError(msg) from error
+    except _CLAIMS as error:
+        raise _unusable(path, error) from error
     load_strictly(network, weights, source=str(path))
     return network, description
 
 
-def _new_name(name: str) -> str:
+def read_description(state: Mapping[str, Any], path: str | Path) -> Description:
+    """Restore the description of a checkpoint.
+
+    Raises:
+        CheckpointError: it is of another format or version, or cannot be used.
+    """
+    description = Description(NetworkConfig(backbone="tiny", image_size=32), {})
+    try:
+        description.load_state_dict(state)
+    except _CLAIMS as error:
+        raise _unusable(path, error) from error
+    return description
+
+
+def _unusable(path: str | Path, error: BaseException) -> CheckpointError:
+    msg = f"{path}: its description cannot be used ({why(error)}); copy it again, or train it anew"
+    return CheckpointError(msg)
+
+
+def current_names(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Weights under the names of the current version."""
+    if description.get("version") != 1:
+        return weights
+    return {_current_name(name): weight for name, weight in weights.items()}
+
+
+def _current_name(name: str) -> str:
     """Current name of a weight of version 1."""
     if name.startswith("decoder."):
         return f"decoder.query_decoder.{name.removeprefix('decoder.')}"
@@ -255,16 +287,24 @@ def _at_most(parameters: int, source: str) -> Iterator[None]:
         handle.remove()
 
 
-def _check_described(config: NetworkConfig, weights: Mapping[str, Tensor], path: str | Path) -> None:
+def check_bytes(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Compare the size of weights with that of their file.
+
+    Raises:
+        CheckpointError: they share storage that is smaller than they claim.
+    """
+    tensors = [weight for weight in weights.values() if isinstance(weight, Tensor)]
+    if sum(weight.numel() * weight.element_size() for weight in tensors) > 2 * Path(path).stat().st_size:
+        msg = f"{path} holds fewer bytes than its weights claim; it is no checkpoint that a training wrote"
+        raise CheckpointError(msg)
+
+
+def check_described(config: NetworkConfig, weights: Mapping[str, Tensor], *, source: str) -> None:
     """Compare description and weights on the meta device: an untrusted description may claim any size.
 
     Raises:
-        CheckpointError: they do not fit, or weights share storage that is smaller than they claim.
+        CheckpointError: they do not fit.
     """
-    source, tensors = str(path), [weight for weight in weights.values() if isinstance(weight, Tensor)]
-    if sum(weight.numel() * weight.element_size() for weight in tensors) > 2 * Path(path).stat().st_size:
-        msg = f"{source} holds fewer bytes than its weights claim; it is no checkpoint that a training wrote"
-        raise CheckpointError(msg)
     if config.text_model is None:  # transformers models load their own weights
         # timm registers more parameters than it keeps: those of the head, and some twice.
         with torch.device("meta"), _at_most(3 * len(weights) + 100, source):
@@ -288,11 +328,19 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, source: str)
     Raises:
         CheckpointError: weights are missing, unknown or of another shape; the message names them.
     """
+    compare(network.state_dict(), weights, source=source)
+
+
+def compare(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Compare names and shapes of weights with those of a network, or of a part of one.
+
+    Raises:
+        CheckpointError: weights are missing, unknown or of another shape; the message names them.
+    """
     others = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
     if others:
         msg = f"{source} is not a checkpoint: its entry {others[0]!r} is no tensor"
         raise CheckpointError(msg)
-    own = network.state_dict()
     problems = {
         "missing": sorted(set(own) - set(weights)),
         "unknown": sorted(set(weights) - set(own)),
@@ -306,19 +354,3 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, source: str)
     if found:
         msg = f"{source} does not fit this network: weights {'; '.join(found)}"
         raise CheckpointError(msg)
-
-
-def load_published(network: BoltzFormer, path: str | Path) -> None:
-    """Load a published checkpoint into a network of the same preset (published configuration: 101 queries).
-
-    Raises:
-        CheckpointError: the file cannot be read or does not fit.
-    """
-    content = read_weights(path)
-    weights = content.get("model", content)
-    if not isinstance(weights, Mapping):
-        msg = f"{path}: its 'model' is a {type(weights).__name__}, not named weights"
-        raise CheckpointError(msg)
-    converted = convert_published(weights)
-    buffers = {name: buffer for name, buffer in network.named_buffers() if name in ("mean", "std")}
-    load_strictly(network, {**converted, **buffers}, source=str(path))

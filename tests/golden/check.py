@@ -21,11 +21,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from boltzformer_monai.errors import BoltzFormerError
-from tests.golden import biomedparse_volume, modules, whole_model
+from tests.golden import biomedparse_network, biomedparse_volume, modules, whole_model
 from tests.golden.decoder import check_decoder
 
 LIMIT = 1e-4
 Check = Callable[[Mapping[str, np.ndarray]], Iterator[tuple[str, float]]]
+
+
+def check_biomedparse(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
+    """Rows of what the file holds: a volume and its label maps, a network."""
+    if "in/volume" in arrays:
+        yield from biomedparse_volume.check_cases(arrays)
+    if "cfg" in arrays:
+        yield from biomedparse_network.check_network(arrays)
+
 
 # A key that only files of this kind have → the check.
 KINDS: dict[str, tuple[str, Check]] = {
@@ -35,7 +44,7 @@ KINDS: dict[str, tuple[str, Check]] = {
     "in/input_ids": ("language", modules.check_language),
     "loss_same": ("loss", modules.check_loss),
     "axis/shapes": ("BiomedParse v2, volume", biomedparse_volume.check_volume),
-    "in/square": ("BiomedParse v2, volume and network", biomedparse_volume.check_cases),
+    "in/square": ("BiomedParse v2, volume and network", check_biomedparse),
 }
 
 

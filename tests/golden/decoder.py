@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boltzformer_monai.networks.convert_published import convert_decoder
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
+from boltzformer_monai.networks.published.rename import NOT_OF_THE_MASKS, convert_decoder, without
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, Randomness, ThresholdMask
 from tests.golden.modules import state_dict, tensor, worst
 
@@ -43,7 +43,8 @@ def check_decoder(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float
                 yield f"{case}/{name} ({form})", error
 
 
-def _recorded_sets(arrays: Mapping[str, np.ndarray], case: str, layers: int) -> list[Tensor]:
+def recorded_sets(arrays: Mapping[str, np.ndarray], case: str, layers: int) -> list[Tensor]:
+    """The set of each layer as it was recorded, ``True`` = attended."""
     sets = []
     for i in range(layers):
         shape = tuple(int(n) for n in arrays[f"{case}/mask{i}_shape"])
@@ -55,14 +56,14 @@ def _recorded_sets(arrays: Mapping[str, np.ndarray], case: str, layers: int) -> 
 def _check_case(
     arrays: Mapping[str, np.ndarray], case: str, form: type[BoltzFormerDecoder]
 ) -> Iterator[tuple[str, float]]:
-    weights = convert_decoder(state_dict(arrays))
+    weights = convert_decoder(without(state_dict(arrays), NOT_OF_THE_MASKS)[0])
     levels, dim = weights["level_embed.weight"].shape
     layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
     inputs = {f"x{i}": tensor(arrays, f"in/x{i}").requires_grad_() for i in range(levels)}
     inputs["mask_features"] = tensor(arrays, "in/mask_features").requires_grad_()
     inputs["text"] = tensor(arrays, "in/text").requires_grad_()
     batch = len(inputs["x0"])
-    sets = _recorded_sets(arrays, case, layers)
+    sets = recorded_sets(arrays, case, layers)
     policy = ReplayedSets(sets)
     decoder = form(
         dim=dim,
@@ -130,16 +131,25 @@ def _check_policy(
         recorded = recorded.view(logits.shape)
         undecided = (torch.sigmoid(logits) - threshold).abs() < _ROUNDING
         if do_boltzmann:
-            inclusion = boltzmann.inclusion(boltzmann.distribution(logits, i), boltzmann.draws(logits.shape[-1]))
-            # The published code leaves a patch out where the number falls below (1 − p)^N: the mirror image of ours.
-            noise = 1 - tensor(arrays, f"{case}/noise{i}").view(logits.shape)
-            attend = boltzmann(logits, i, _Recorded(noise))
-            undecided = undecided | ((noise - inclusion).abs() < _ROUNDING)
+            attend, close = drawn(boltzmann, logits, i, tensor(arrays, f"{case}/noise{i}"))
+            undecided = undecided | close
         else:
             attend = ThresholdMask(threshold)(logits, i)
-        attend = attend | ~attend.any(-1, keepdim=True)
-        differs = (attend != recorded) & ~undecided
-        yield f"set{i} (fraction differing)", float(differs.float().mean())
+        yield f"set{i} (fraction differing)", differing(attend, recorded, undecided)
+
+
+def drawn(policy: BoltzmannSampling, logits: Tensor, layer: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Our sets for recorded uniform numbers, and where rounding may decide otherwise."""
+    # The published code leaves a patch out where the number falls below (1 − p)^N: the mirror image of ours.
+    mirrored = 1 - noise.view(logits.shape)
+    inclusion = policy.inclusion(policy.distribution(logits, layer), policy.draws(logits.shape[-1]))
+    return policy(logits, layer, _Recorded(mirrored)), (mirrored - inclusion).abs() < _ROUNDING
+
+
+def differing(attend: Tensor, recorded: Tensor, undecided: Tensor) -> float:
+    """Fraction of patches that are in one of two sets only, rounding apart."""
+    attend = attend | ~attend.any(-1, keepdim=True)
+    return float(((attend != recorded) & ~undecided).float().mean())
 
 
 class _Recorded(CounterNoise):

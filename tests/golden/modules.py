@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from boltzformer_monai.engines.loss import BoltzFormerLoss
-from boltzformer_monai.networks.convert_published import convert_pigma, convert_pixel_decoder, convert_text_encoder
 from boltzformer_monai.networks.fast.pigma import FastPiGMA
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.pixel_decoder import PixelDecoder
+from boltzformer_monai.networks.published.rename import (
+    NOT_OF_THE_MASKS,
+    below,
+    convert_pigma,
+    convert_pixel_decoder,
+    convert_text_encoder,
+    without,
+)
 from boltzformer_monai.networks.text_encoder import PADDING, clip_text_encoder
 
 Rows = list[tuple[str, float]]
@@ -87,7 +94,8 @@ def check_pixel_decoder(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str,
 
 @torch.no_grad()
 def check_language(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    weights = convert_text_encoder(state_dict(arrays))
+    named, _ = without(state_dict(arrays), NOT_OF_THE_MASKS)
+    weights = convert_text_encoder({"lang_proj": named["lang_proj"], **below(named, "encoder_transformer.")})
     ids, valid = tensor(arrays, "in/input_ids"), tensor(arrays, "in/attention_mask").bool()
     tokens = torch.where(valid, ids, PADDING)[:, None]
     vocabulary, width = weights["model.embeddings.token_embedding.weight"].shape

@@ -62,7 +62,7 @@ def test_unknown_names_suggest_known_ones(name: str, words: str):
         ({"layers": "two"}, "timm cannot make the backbone 'test_resnet': "),
         ({"out_indices": (0, 99)}, "timm cannot make the backbone 'test_resnet': "),
         *(
-            ({name: value}, f"{name} is no backbone setting; the network's settings in_channels and pretrained say")
+            ({name: value}, f"{name} is no backbone setting; use the network settings in_channels and pretrained")
             for name, value in {
                 "pretrained": True, "pretrained_cfg": {"url": "http://localhost/x"}, "checkpoint_path": "/x.pt",
                 "pretrained_cfg_overlay": {"file": "/x"}, "cache_dir": "/x", "in_chans": 4, "features_only": False,

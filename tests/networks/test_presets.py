@@ -24,7 +24,7 @@ def test_every_preset_builds(preset: str):
     with torch.device("meta"):
         network = create_boltzformer(preset)
     assert network.mean.shape == (1, network_config(preset).in_channels, 1, 1)
-    millions = {"tiny": 5, "hiera_s": 171, "hiera_bp": 206, "focal_l": 343}
+    millions = {"tiny": 5, "hiera_s": 171, "hiera_bp": 206, "focal_l": 343, "biomedparse_v2": 372}
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions[preset]
 
 
@@ -78,7 +78,7 @@ def test_a_complete_configuration_can_be_built_and_changed():
     [
         ("hiera-s", {}, "unknown preset 'hiera-s'; did you mean 'hiera_s'"),
         ("tinny", {}, "did you mean 'tiny'"),
-        ("zzz", {}, "known: focal_l, hiera_bp, hiera_s, tiny"),
+        ("zzz", {}, "known: biomedparse_v2, focal_l, hiera_bp, hiera_s, tiny"),
         ("tiny", {"sample_ration": 0.1}, "unknown network setting 'sample_ration'; did you mean 'sample_ratio'"),
         ("tiny", {"querys": 3}, "did you mean 'queries'"),
         ("tiny", {"image_size": 100}, "image_size must be a positive multiple of 32, got 100"),
@@ -86,6 +86,8 @@ def test_a_complete_configuration_can_be_built_and_changed():
         ("tiny", {"image_size": 192.0}, "image_size"),
         ("tiny", {"queries": 0}, "queries must be a whole number of at least 1, got 0"),
         ("tiny", {"heads": "4"}, "heads must be a whole number"),
+        ("tiny", {"text_norm_eps": 0}, "text_norm_eps must be between 0 and 1, got 0"),
+        ("tiny", {"text_activation": "relu"}, "text_activation must be one of quick_gelu, gelu"),
         ("tiny", {"decoder": None}, "decoder must be a text, got None"),
         ("tiny", {"policy_settings": [1]}, "policy_settings must be a mapping, got"),
         ("tiny", {"decoder_settings": {"layer": torch.nn.ReLU}}, "decoder_settings must map names to plain values"),

@@ -15,25 +15,14 @@ from safetensors.torch import save_file
 from boltzformer_monai.engines.trainer import Checkpoints
 from boltzformer_monai.errors import CheckpointError, StorageError
 from boltzformer_monai.networks import BoltzFormer, NetworkConfig, create_boltzformer, network_config
-from boltzformer_monai.networks.backbone import FeaturePyramidNeck, TimmBackbone
-from boltzformer_monai.networks.convert_published import convert_focal, convert_hiera, convert_published
-from boltzformer_monai.networks.decoder import BoltzFormerDecoder
-from boltzformer_monai.networks.mask_decoder import MaskDecoder
-from boltzformer_monai.networks.pigma import PiGMA
-from boltzformer_monai.networks.pixel_decoder import PixelDecoder
-from boltzformer_monai.networks.sampling import BoltzmannSampling
-from boltzformer_monai.networks.text_encoder import clip_text_encoder
 from boltzformer_monai.networks.weights import (
     Description,
     load_checkpoint,
-    load_published,
     load_strictly,
     read_weights,
     save_checkpoint,
 )
-from tests.networks.cases import SMALL, images, prompts, randomise, small_network
-from tests.networks.published import published_state
-from tests.networks.test_backbone import SMALL_HIERA
+from tests.networks.cases import SMALL, images, prompts, small_network
 
 LIVER = {"target": "liver", "modality": "CT", "site": "abdomen", "window": {"kind": "stored"}}
 DATA = {"plane": "axial", "targets": [LIVER]}
@@ -217,84 +206,6 @@ def test_safetensors_are_read(tmp_path: Path):
     assert all(torch.equal(read[name], weights[name]) for name in weights)
     with pytest.raises(CheckpointError, match="no description of its network"):
         load_checkpoint(tmp_path / "weights.safetensors")
-
-
-def hiera_network(seed: int) -> BoltzFormer:
-    """The published architecture with everything small."""
-    torch.manual_seed(seed)
-    backbone = FeaturePyramidNeck(TimmBackbone("sam2_hiera_tiny", settings=SMALL_HIERA), channels=8)
-    network = BoltzFormer(
-        backbone=backbone,
-        pixel_decoder=PixelDecoder(in_channels=backbone.channels, dim=16, heads=2, hidden=20, layers=2),
-        text_encoder=clip_text_encoder(dim=16, width=12, layers=2, heads=2, vocabulary=60, context=9),
-        decoder=MaskDecoder(
-            query_decoder=BoltzFormerDecoder(
-                dim=16, policy=BoltzmannSampling(), queries=3, heads=2, hidden=20, layers=3
-            ),
-            aggregation=PiGMA(queries=3),
-        ),
-        mean=(0.1, 0.2, 0.3),
-        std=(1, 2, 3),
-        default_tokens=(1, 2),
-    )
-    randomise(network, seed)
-    return network.eval()
-
-
-@pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_published_weights_find_their_places(tmp_path: Path, nested: bool, suffix: str):
-    source, target = hiera_network(1), hiera_network(2)
-    state = {name: weight.contiguous() for name, weight in published_state(source).items()}
-    path = tmp_path / f"published{suffix}"
-    if suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save({"model": state} if nested else state, path)
-    image = images(1, 64, 3)
-    assert not torch.equal(source(image), target(image))
-    load_published(target, path)
-    assert torch.equal(source(image), target(image))
-
-
-def test_published_weights_that_do_not_fit(tmp_path: Path):
-    state = published_state(hiera_network(1))
-    path = tmp_path / "published.pt"
-    torch.save({**state, "sem_seg_head.predictor.strange.weight": torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match="published decoder weight 'strange.weight' has no place"):
-        load_published(hiera_network(2), path)
-    torch.save({name: weight for name, weight in state.items() if name != "output_conv.bias"}, path)
-    with pytest.raises(CheckpointError, match=r"1 missing \(decoder.aggregation.conv.bias\)"):
-        load_published(hiera_network(2), path)
-    torch.save({"model": 5}, path)
-    with pytest.raises(CheckpointError, match="'model' is a int"):
-        load_published(hiera_network(2), path)
-
-
-@pytest.mark.parametrize("name", ["head.weight", "backbone.stem.weight", "sem_seg_head.pixel_decoder.extra.weight"])
-def test_strange_published_names(name: str):
-    with pytest.raises(CheckpointError, match="has no place in this network"):
-        convert_published({"backbone.trunk.pos_embed": torch.ones(1), name: torch.ones(1)})
-
-
-def test_published_focal_weights():
-    names = {
-        "patch_embed.proj.weight": "model.stem.proj.weight",
-        "layers.0.blocks.1.gamma_2": "model.layers_0.blocks.1.ls2.gamma",
-        "layers.2.blocks.0.norm1.bias": "model.layers_2.blocks.0.norm1_post.bias",
-        "layers.1.downsample.proj.weight": "model.layers_2.downsample.proj.weight",
-        "norm3.weight": "norms.3.weight",
-    }
-    weights = {name: torch.rand(2, 2) for name in names}
-    converted = convert_focal(weights)
-    assert {name: weights[name] is converted[place] for name, place in names.items()} == dict.fromkeys(names, True)
-    linear = convert_focal({"layers.0.blocks.0.mlp.fc1.weight": torch.rand(4, 2)})
-    assert linear["model.layers_0.blocks.0.mlp.fc1.weight"].shape == (4, 2, 1, 1)
-
-
-def test_published_backbones_are_told_apart():
-    with pytest.raises(CheckpointError, match="published backbone weight 'stem.weight'"):
-        convert_hiera({"stem.weight": torch.ones(1)})
 
 
 def test_a_description_of_another_network_is_refused(tmp_path: Path, saved: tuple[BoltzFormer, Path]):

@@ -166,7 +166,8 @@ def _train(
 ) -> None:
     """The bundle's training, with the settings of this one."""
     config = description.network
-    preset = next((name for name, each in PRESETS.items() if each.backbone == config.backbone), "tiny")
+    alike = [name for name, each in PRESETS.items() if each.backbone == config.backbone] or ["tiny"]
+    preset = next((name for name in alike if PRESETS[name].decoder == config.decoder), alike[0])
     defaults = engines.training_settings(preset, device, overrides={"epochs": epochs, "learning_rate": learning_rate})
     settings = dataclasses.replace(
         defaults,
