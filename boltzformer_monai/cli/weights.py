@@ -8,21 +8,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.cli.command_line import add_plugin
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.registry import use_plugins
 
 _LIST = """List the public weights that are known: what they are, their licence and size, and where they are from."""
 _FETCH = """Fetch weights from the Hugging Face hub into its cache, and print where they are.
 
-    boltzformer weights fetch sam2_hiera_small
+    boltzformer weights fetch biomedparse_v2 --accept-licence
+    boltzformer segment scan.nii.gz --prompts "liver" --modality CT --checkpoint biomedparse_v2 --output out.nii.gz
 
-NAME is one of `boltzformer weights list`, or the id of any
+Weights to segment with become a model folder (--output). NAME is one of `boltzformer weights list`, or the id of any
 model of the hub; a model folder there is used by its id afterwards. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE or
 TRANSFORMERS_OFFLINE forbids any connection, HF_HOME says where the cache is, HF_TOKEN or `hf auth login` logs in.
 """
-_CONVERT = """Make a model folder of a checkpoint, or a checkpoint of a model folder.
+_CONVERT = """Make a model folder of weights in another form, or a checkpoint of a model folder.
 
+    boltzformer weights convert biomedparse_v2.ckpt --output biomedparse_v2
     boltzformer weights convert RUN/model.pt --output my_model
     boltzformer weights convert my_model --output model.pt
+
+Every weight finds its place, or the file is refused by the name of the one that does not.
 """
 _CARD = """Write the numbers of an evaluation into a model's card, and into the metadata of a bundle.
 
@@ -45,15 +51,18 @@ def add_parser(commands: Any) -> None:
     fetched.add_argument(
         "--accept-licence", "--accept-license", action="store_true", help="you have read the licence and keep to it"
     )
+    fetched.add_argument("--output", type=Path, metavar="MODEL", help="the model folder to write (NAME)")
     fetched.add_argument("--file", metavar="FILE", help="of a hub model that is no model folder")
     fetched.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
     fetched.set_defaults(run=run_fetch, kept="what was fetched whole stays in the cache")
 
-    converted = actions.add_parser("convert", help="a checkpoint → a model folder, and back", description=_CONVERT)
-    converted.add_argument("file", type=Path, metavar="FILE", help="model.pt or model folder")
+    converted = actions.add_parser("convert", help="weights in another form → a model folder", description=_CONVERT)
+    converted.add_argument("file", type=Path, metavar="FILE", help="weights, model.pt or model folder")
     converted.add_argument(
         "--output", type=Path, required=True, metavar="MODEL", help="the model folder to write; a checkpoint if NAME.pt"
     )
+    converted.add_argument("--source", metavar="NAME", help="what the weights are, where the names do not tell")
+    add_plugin(converted)
     converted.set_defaults(run=run_convert)
 
     card = actions.add_parser("card", help="the numbers of an evaluation into a model's card", description=_CARD)
@@ -76,19 +85,35 @@ def run_list(options: argparse.Namespace) -> int:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
-    """Fetch, and print the place."""
+    """Fetch, convert what is to be segmented with, and print the place."""
+    from boltzformer_monai.models.catalogue import CATALOGUE
     from boltzformer_monai.models.fetch import fetch
 
+    entry = CATALOGUE.get(options.name)
+    becomes_model = entry is not None and entry.use == "segment"
+    if options.output is not None and not becomes_model:
+        msg = f"--output is for weights that become a model folder; {options.name} stays in the hub's cache"
+        raise ConfigError(msg)
+    output = options.output or Path(options.name)
+    if becomes_model:
+        from boltzformer_monai.models.place import require_replaceable
+
+        require_replaceable(output)
     found = fetch(options.name, accept_licence=options.accept_licence, file=options.file, revision=options.revision)
-    sys.stdout.write(f"{found.path}\n")
+    if becomes_model:
+        from boltzformer_monai.models.convert import convert
+
+        convert(found.path, output, entry=entry)
+    sys.stdout.write(f"{output if becomes_model else found.path}\n")
     return 0
 
 
 def run_convert(options: argparse.Namespace) -> int:
     """Convert, and print the place."""
+    use_plugins(options.plugins)
     from boltzformer_monai.models.convert import convert
 
-    convert(options.file, options.output)
+    convert(options.file, options.output, source=options.source)
     sys.stdout.write(f"{options.output}\n")
     return 0
 

@@ -14,7 +14,7 @@ from boltzformer_monai.errors import CheckpointError, cannot_open, why
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.models.place import CONFIG
 
-__all__ = ["FORMAT", "VERSION", "ModelConfig", "read_config"]
+__all__ = ["FORMAT", "VERSION", "ModelConfig", "is_model_folder", "read_config"]
 
 FORMAT = "boltzformer-model"
 VERSION = 1
@@ -90,6 +90,15 @@ def read_config(folder: Path) -> ModelConfig:
         )
         raise CheckpointError(msg)
     return config
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder says that it is a model of this package; others have a ``config.json``, too."""
+    try:
+        content = read_json(path / CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, Mapping) and content.get("format") == FORMAT
 
 
 def _digest(content: Any) -> str:

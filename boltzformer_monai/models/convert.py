@@ -1,36 +1,86 @@
-"""A model of this package in another form: checkpoint → model folder, and back."""
+"""Weights in another form → a model folder; and a model → a checkpoint."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from boltzformer_monai.errors import CheckpointError
-from boltzformer_monai.models.folder import read_model, save_model, write_checkpoint
-from boltzformer_monai.models.place import locate, require_replaceable
+from boltzformer_monai.models.catalogue import CATALOGUE, Entry
+from boltzformer_monai.models.config import is_model_folder
+from boltzformer_monai.models.folder import read_model, save_model
+from boltzformer_monai.models.licence import KEY
+from boltzformer_monai.models.place import CONFIG, WEIGHTS, locate, require_replaceable
+from boltzformer_monai.networks import weights as checkpoints
+from boltzformer_monai.networks.published import import_weights
+from boltzformer_monai.networks.published.reading import read_published
+from boltzformer_monai.storage import file_sha256
 
 __all__ = ["convert"]
 
+_log = logging.getLogger(__name__)
 
-def convert(place: str | Path, output: str | Path) -> None:
-    """Write a model as a folder, or as a checkpoint.
+# What inference must know of networks that others trained. No targets: their files hold no vocabulary.
+_DATA: Mapping[str, Mapping[str, Any]] = {
+    "biomedparse_v2": {"protocol": "biomedparse", "modalities": ["CT", "MR", "US", "PET"]},
+}
+
+
+def convert(place: str | Path, output: str | Path, *, source: str | None = None, entry: Entry | None = None) -> None:
+    """Write a model folder of known weights or of a model of this package, or its checkpoint.
 
     Args:
-        place: ``model.pt``, a model folder, or the id of a fetched model.
+        place: weights of a known source, ``model.pt``, a model folder, or the id of a fetched model.
         output: the folder; a name that ends in ``.pt`` becomes a checkpoint.
+        source: of :mod:`boltzformer_monai.networks.published`, where the names of the weights do not tell.
+        entry: of the catalogue, where the weights are known to be its.
 
     Raises:
-        CheckpointError: the model cannot be read, or something else is at ``output``.
+        CheckpointError: the weights cannot be used or are no whole model, or something else is at ``output``.
+        ConfigError: there is no such source.
         StorageError: the output cannot be written.
     """
-    target, found = Path(output), locate(place)
-    if target.resolve() in (found.path.resolve(), *(file.resolve() for file in found.files)):
+    path, target = Path(place).expanduser(), Path(output)
+    path = path if path.exists() else locate(place).path
+    if target.resolve() in (path.resolve(), (path / WEIGHTS).resolve(), (path / CONFIG).resolve()):
         msg = f"cannot write {target}: it is the input; give another --output"
         raise CheckpointError(msg)
-    if target.suffix == ".pt":
-        if target.is_dir():
-            msg = f"cannot write {target}: it is a folder; give another --output"
-            raise CheckpointError(msg)
-        write_checkpoint(found.path, target)
+    if target.suffix != ".pt":
+        require_replaceable(target)
+        content, checkpoint = _content(path, source, entry)
+        save_model(content, target, checkpoint=checkpoint)
         return
-    require_replaceable(target)
-    save_model(read_model(found.path), target, checkpoint=None if found.is_folder else found.path)
+    if target.is_dir():
+        msg = f"cannot write {target}: it is a folder; give another --output"
+        raise CheckpointError(msg)
+    checkpoints.save_checkpoint(_content(path, source, entry)[0], target)
+
+
+def _content(path: Path, source: str | None, entry: Entry | None) -> tuple[Mapping[str, Any], Path | None]:
+    """``{"model", "description"}``, and the checkpoint that it was read from."""
+    if source is None and entry is None:
+        if is_model_folder(path):
+            return read_model(path), None
+        file = read_published(path)
+        if file.about.get("format") == checkpoints.FORMAT:
+            return {"model": file.weights, "description": file.about}, file.path
+    imported = import_weights(path, source=source)
+    for line in imported.report.lines():
+        _log.info("%s", line)
+    network = imported.whole()
+    file_name, known = Path(imported.report.path), entry or _entry_of(imported.source)
+    first = {"part": "model", "source": imported.source, "file": file_name.name, "sha256": file_sha256(file_name)}
+    data: dict[str, Any] = {"plane": "axial", "targets": [], **_DATA.get(imported.source, {})}
+    if known is not None:
+        first |= {"source": known.repo, "licence": known.licence.name}
+        data[KEY] = known.licence.as_dict()
+    data["initial_weights"] = [first]
+    description = checkpoints.Description(network, data)
+    return {"model": imported.state_dict(), "description": description.state_dict()}, None
+
+
+def _entry_of(source: str) -> Entry | None:
+    """The catalogue's whole model of this source: weights of its form are it, or were made from it."""
+    return next((entry for entry in CATALOGUE.values() if entry.source == source and entry.use == "segment"), None)

@@ -27,11 +27,10 @@ from boltzformer_monai.networks.weights import (
     described_network,
     load_checkpoint,
     read_weights,
-    save_checkpoint,
 )
 from boltzformer_monai.storage import file_sha256, replacing_folder
 
-__all__ = ["LoadedModel", "load_model", "read_model", "save_model", "show_licence", "write_checkpoint"]
+__all__ = ["LoadedModel", "load_model", "read_model", "save_model", "show_licence"]
 
 _log = logging.getLogger(__name__)
 
@@ -128,16 +127,6 @@ def save_model(
         (temporary / CONFIG).write_text(config.as_json(), encoding="utf-8")
         write_card(temporary, config, name=name or target.resolve().name)
     return config
-
-
-def write_checkpoint(place: str | Path, path: Path) -> None:
-    """Write any model as a ``.pt`` checkpoint, in one step.
-
-    Raises:
-        CheckpointError: the model cannot be read.
-        StorageError: the file cannot be written; an older one stays as it was.
-    """
-    save_checkpoint(read_model(place), path)
 
 
 def show_licence(model: LoadedModel) -> None:

@@ -87,8 +87,11 @@ def test_a_model_is_converted_described_evaluated_and_used(
     [
         ("weights fetch nothing", "unknown weights 'nothing'"),
         ("weights fetch biomedparse_v2", "--accept-licence"),
+        ("weights fetch sam2_hiera_small --output x", "--output is for weights that become a model folder"),
+        ("weights fetch biomedparse_v2 --accept-licence --output full", "full: it holds other files (notes.txt)"),
+        ("weights convert model.pt --output x --source melt", "unknown source of weights 'melt'"),
         ("weights convert nowhere.pt --output x", "no checkpoint at nowhere.pt"),
-        ("weights convert full --output x", "full is no model: it lacks config.json"),
+        ("weights convert full --output x", "no weights in the folder full"),
         ("weights convert model.pt --output full", "full: it holds other files (notes.txt)"),
         ("weights convert model.pt --output model.pt", "it is the input"),
         ("weights card model.pt --metrics full/notes.txt", "is a checkpoint; make a model folder"),

@@ -9,6 +9,7 @@ import pytest
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.models.catalogue import CATALOGUE, catalogue_text, entry_named
 from boltzformer_monai.models.licence import Licence
+from boltzformer_monai.networks.published import SOURCES
 
 
 def test_every_entry_says_what_a_user_must_know() -> None:
@@ -18,6 +19,7 @@ def test_every_entry_says_what_a_user_must_know() -> None:
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repo)
         assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert {*entry.use.split(", ")} <= {"segment", "backbone", "text_encoder"}
+        assert entry.source in SOURCES.names()
         assert entry.licence.url.startswith("https://")
         assert entry.licence.restricted == Licence.named(entry.licence.name).restricted
         for words in (name, entry.what, entry.repo, entry.file, entry.licence.name):
