@@ -56,6 +56,9 @@ with it. ``docs/data.md`` shows this table."""
 _LONGEST = 160  # letters of a foreign message
 # A data loader's worker process hands over the text of its error only.
 _IN_WORKER = re.compile(r"boltzformer_monai\.errors\.\w+: (.+)")
+# PyTorch's words where an allocation fails, and the size in them and in NumPy's.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory")
+_ALLOCATED = re.compile(r"allocate ([\d.]+ \w+)")
 # MONAI's own words for a wrong run id, and for a section that an override replaced by something else.
 _OF_MONAI = ("run ID ", "the referring item ")
 
@@ -170,6 +173,11 @@ def user_line(error: BaseException) -> str | None:
     # What libraries raise as OSError about the content of a file has no number.
     if isinstance(root, OSError) and root.errno is not None:
         return f"{root.filename}: {why(root)}" if root.filename else why(root)
+    for each in chain:
+        if isinstance(each, MemoryError) or (isinstance(each, RuntimeError) and _NO_MEMORY.search(str(each))):
+            size = _ALLOCATED.search(str(each))
+            tried = f" (tried to allocate {size[1]})" if size else ""
+            return f"not enough memory{tried}; choose smaller sizes, a smaller batch or fewer workers"
     of_monai = (each for each in chain if isinstance(each, ValueError) and str(each).startswith(_OF_MONAI))
     return next((str(each).splitlines()[0] for each in of_monai), None)
 

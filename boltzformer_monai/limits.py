@@ -22,6 +22,8 @@ MEMORY_VARIABLE = "BOLTZFORMER_MEMORY_GB"
 """Environment variable with the memory that reading one file may take, in GB (1e9 bytes). The commands set it by
 ``--memory-gb``; a variable, because worker processes inherit it."""
 _SHARE = 0.5  # of the memory that the process may have: network and results need some too
+LARGEST_SEED = 2**32 - 1
+"""MONAI and NumPy take larger seeds modulo this, so two of them would be one."""
 TEXT_LIMIT = 1 << 24
 """Bytes of a text that a person wrote, or that describes one scan."""
 _JSON_GROWTH = 32  # bytes of objects that a byte of JSON can become: "[]," is a list of 56 bytes

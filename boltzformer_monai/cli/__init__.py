@@ -1,4 +1,4 @@
-"""The ``boltzformer`` command: a thin layer over the inferrer, slicing and the bundle."""
+"""The ``boltzformer`` command."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def build_parser() -> CommandParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on standard error and exit code 2."""
+    """Run a command; user errors are one line on standard error and exit code 2."""
     return run_command(build_parser(), argv)

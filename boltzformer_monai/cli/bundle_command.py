@@ -1,4 +1,4 @@
-"""What ``train``, ``evaluate`` and ``demo`` share: options, and checks before PyTorch is imported."""
+"""Options of ``train``, ``evaluate`` and ``demo``, and checks before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import ast
 import contextlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.bundle_files import bundle_root
-from boltzformer_monai.cli.command_line import add_plugin
+from boltzformer_monai.cli.command_line import add_plugin, whole_number
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import ConfigError, why
+from boltzformer_monai.limits import LARGEST_SEED, parse_json, read_text
 from boltzformer_monai.storage import require_writable
 
-# What makes a run one of this command.
+_DEEPEST = 32  # levels of a configuration
+# Keys that the commands rely on.
 _FIXED = ("bundle_root", "imports", "initialize", "run", "finalize", "training", "evaluating")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``train`` and ``evaluate`` that are the same."""
+    """Add the options that ``train`` and ``evaluate`` share."""
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="slice dataset, made by boltzformer slice")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     add("--device", metavar="NAME", help="cpu, cuda:1, … (the first GPU if there is one)")
-    add("--seed", type=whole_number(0), metavar="N", help="of everything random (0)")
+    add("--seed", type=whole_number(0, LARGEST_SEED), metavar="N", help="of everything random (0)")
     add(
         "--set",
         dest="settings",
@@ -43,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="configuration (JSON or YAML) that is laid over the bundle's",
+        help="configuration (JSON or YAML) that overrides the bundle's",
     )
     add_plugin(parser)
     add_bundle_root(parser)
@@ -56,32 +58,19 @@ def add_bundle_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return an argparse type: an integer of at least ``least``."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
-
-    number.__name__ = "whole number"
-    return number
-
-
 def _setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE`` → key and value: a Python literal, JSON, or else the text."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     for parse in (ast.literal_eval, json.loads):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # too deep for the parser
             return key, parse(value)
     return key, value
 
 
 def require_training_packages() -> None:
-    """Raise a ``ConfigError`` where the extra ``train`` is not installed."""
+    """Raise a ``ConfigError`` if the extra ``train`` is not installed."""
     missing = [name for name in ("ignite", "tensorboard") if importlib.util.find_spec(name) is None]
     if missing:
         msg = f"training and evaluation need {' and '.join(missing)}; pip install 'boltzformer-monai[train]'"
@@ -89,12 +78,12 @@ def require_training_packages() -> None:
 
 
 def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
-    """Check what is read and written, then run a configuration of the bundle.
+    """Check input and output, then run a configuration of the bundle.
 
     Args:
         name: ``"train"`` or ``"evaluate"``.
         options: of :func:`add_options`.
-        settings: keys of the configuration that the command has options of its own for; None leaves the default.
+        settings: configuration keys from the command's own options; None keeps the default.
 
     Raises:
         BoltzFormerError: a setting is unknown or out of range, data are missing, or the output cannot be written.
@@ -104,7 +93,7 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
     read_description(options.data)
     require_writable(options.output, make=False)
     named = {
-        "dataset_dir": str(options.data.absolute()),  # a folder may begin with $, MONAI's sign of expressions
+        "dataset_dir": str(options.data.absolute()),  # a name may begin with $, MONAI's prefix of expressions
         "output_dir": str(options.output.absolute()),
         "device": options.device,
         "seed": options.seed,
@@ -113,14 +102,14 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
     }
     for key, value in named.items():
         if isinstance(value, str) and (not value or value.startswith(("$", "@"))):
-            msg = f"{key} must not be empty or begin with $ or @, MONAI's signs of expressions; got {value!r}"
+            msg = f"{key} must not be empty or begin with $ or @, MONAI's prefixes of expressions; got {value!r}"
             raise ConfigError(msg)
     for key, _ in options.settings:
         if key in named:
             msg = f"--set {key}: this command has an option for it (see boltzformer {options.command} --help)"
             raise ConfigError(msg)
         if key in _FIXED:
-            msg = f"--set {key}: this command relies on it; use python -m monai.bundle for a run of your own"
+            msg = f"--set {key}: this command relies on it; use python -m monai.bundle for custom runs"
             raise ConfigError(msg)
     for file in options.config:
         _check_config(file)
@@ -131,18 +120,34 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
 
 
 def _check_config(file: Path) -> None:
-    """Read a configuration as MONAI will: what is wrong with it is then no traceback."""
+    """Check a configuration before MONAI reads it."""
     import yaml
 
     if file.suffix not in (".json", ".yaml", ".yml"):
         msg = f"--config {file}: a configuration is a .json, .yaml or .yml file"
         raise ConfigError(msg)
     try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        text = read_text(file)
+        content = parse_json(text) if file.suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError("it must be a mapping of keys to settings")
+        _check_nodes(content)
+    except RecursionError:
+        msg = f"--config {file}: cannot be read (it is nested too deeply)"
+        raise ConfigError(msg) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         msg = f"--config {file}: cannot be read ({why(error)})"
         raise ConfigError(msg) from None
-    if not isinstance(content, dict):
-        msg = f"--config {file}: a configuration is a mapping of keys to settings"
-        raise ConfigError(msg)
+
+
+def _check_nodes(node: Any, depth: int = 0) -> None:
+    """Raise a ``ValueError`` for what MONAI cannot take: keys that are no texts, and deep nesting."""
+    if depth > _DEEPEST:
+        raise ValueError("it is nested too deeply")
+    if isinstance(node, list):
+        node = {str(index): each for index, each in enumerate(node)}
+    if isinstance(node, dict):
+        for key, each in node.items():
+            if not isinstance(key, str):
+                raise ValueError(f"its key {key!r} is no text; put it in quotes")
+            _check_nodes(each, depth + 1)

@@ -1,4 +1,4 @@
-"""Check slice data sets before training, and measure what they hold.
+"""Check slice datasets before training, and measure their fingerprint.
 
 Integrity (files, sizes, labels, splits, leakage of patients) and fingerprint (geometry, grey values, object sizes as in
 Table 9 of the paper)::
@@ -6,7 +6,7 @@ Table 9 of the paper)::
     boltzformer check --input SLICES --json fingerprint.json --page fingerprint.html
     boltzformer check --input CT MR --strict
 
-Exit code: 0 without errors, 1 with errors (with --strict also with warnings), 2 for a mistake in the call.
+Exit code: 0 without errors, 1 with errors (with --strict also with warnings), 2 for a wrong call.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from boltzformer_monai.cli.command_line import CommandParser, run_command
 from boltzformer_monai.data.check.fingerprint import FORMAT, Checked, check_data_sets
-from boltzformer_monai.errors import ConfigError, why
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.slicing.dataset_page import TABLE9_HEADINGS, count_line, is_page, table9_rows, write_page
 from boltzformer_monai.storage import replacing, require_writable
@@ -31,16 +30,16 @@ from boltzformer_monai.storage import replacing, require_writable
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    _set_up(commands.add_parser("check", help="check and measure slice data sets", description=__doc__))
+    _set_up(commands.add_parser("check", help="check and measure slice datasets", description=__doc__))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run as a program of its own; return the exit code."""
+    """Run as a script; return the exit code."""
     return run_command(_set_up(CommandParser(description=__doc__)), argv)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, write what was asked for, print the findings; return 1 for data that are not sound."""
+    """Check, write the outputs and print the findings; return 1 for unsound data."""
     _check_options(options)
     checked = _check(options.input)
     _write(checked, options)
@@ -50,9 +49,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _set_up(parser: CommandParser) -> CommandParser:
     add = parser.add_argument
-    add("--input", type=Path, nargs="+", required=True, metavar="DIR", help="slice data sets, checked together")
+    add("--input", type=Path, nargs="+", required=True, metavar="DIR", help="slice datasets, checked together")
     add("--json", type=Path, metavar="FILE", help="write the fingerprint with all findings")
-    add("--page", type=Path, metavar="FILE", help="write them as one HTML page")
+    add("--page", type=Path, metavar="FILE", help="write the same as an HTML page")
     add("--strict", action="store_true", help="warnings count as errors")
     parser.set_defaults(run=run, kept="nothing is written")
     return parser
@@ -60,14 +59,14 @@ def _set_up(parser: CommandParser) -> CommandParser:
 
 def _check_options(options: argparse.Namespace) -> None:
     for option, path in (("--json", options.json), ("--page", options.page)):
-        if path is not None:  # before the slices are read, which can take long
+        if path is not None:  # before the slices are read
             _check_target(option, path, options.input)
     if options.json is not None and options.page is not None and options.json.resolve() == options.page.resolve():
         raise ConfigError("--json and --page name the same file; give them different ones")
 
 
 def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
-    """Refuse to write over anything but an older output of this command, or into a data set.
+    """Refuse to overwrite anything but an older output of this command, or to write into a dataset.
 
     Raises:
         ConfigError: the reason.
@@ -78,7 +77,7 @@ def _check_target(option: str, path: Path, roots: Sequence[Path]) -> None:
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent}: no such folder for {option}; make it first")
     if any(path.resolve().is_relative_to(root.resolve()) for root in roots):
-        raise ConfigError(f"{path}: lies in a data set that is checked; choose another place for {option}")
+        raise ConfigError(f"{path}: lies in a checked dataset; choose another place for {option}")
     if os.path.lexists(path) and not (_is_fingerprint(path) if option == "--json" else is_page(path)):
         raise ConfigError(f"{path}: exists and was not made by {option} of this command; remove it or name another")
     require_writable(path.parent)
@@ -105,21 +104,10 @@ def _check(roots: Sequence[Path]) -> Checked:
 def _write(checked: Checked, options: argparse.Namespace) -> None:
     if options.json is not None:
         text = json.dumps(checked.content, indent=1, ensure_ascii=False, allow_nan=False)
-        with _writing(options.json), replacing(options.json) as temporary:
+        with replacing(options.json) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if options.page is not None:
-        with _writing(options.page):
-            write_page(checked, options.page)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Report a failure under the name that the user gave, not that of a temporary file."""
-    try:
-        yield
-    except OSError as error:
-        msg = f"{path}: cannot be written ({why(error)})"
-        raise ConfigError(msg) from None
+        write_page(checked, options.page)
 
 
 def _print(checked: Checked) -> None:

@@ -1,4 +1,4 @@
-"""What all commands share: the parser, messages on standard error, exit codes."""
+"""Parser, messages on standard error and exit codes of all commands."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from boltzformer_monai.errors import ConfigError, user_line
 
-__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "run_command"]
+__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "run_command", "whole_number"]
 
 USER_ERROR = 2
 INTERRUPTED = 130
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are :class:`~boltzformer_monai.errors.ConfigError`: one line, no usage.
+    """An argument parser that raises :class:`~boltzformer_monai.errors.ConfigError` instead of printing its usage.
 
-    Its defaults hold ``run(options) -> exit code`` and may hold ``kept``, which says what is left after Ctrl-C.
+    Its defaults contain ``run(options) -> exit code`` and optionally ``kept``, the state after Ctrl-C, for the message.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -35,15 +35,28 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Add ``--plugin``, for :func:`~boltzformer_monai.registry.use_plugins`."""
     parser.add_argument(
         "--plugin", dest="plugins", action="append", default=[], metavar="MODULE",
-        help="module or .py file with decoders, backbones, … of your own, see docs/extending.md; may be repeated",
+        help="module or .py file with custom decoders, backbones, … (docs/extending.md); may be repeated",
     )  # fmt: skip
+
+
+def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """Return an argparse type: an integer from ``least`` to ``most``."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least} to {most}, not {value}")
+        return value
+
+    number.__name__ = "whole number"
+    return number
 
 
 def run_command(parser: CommandParser, argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run the command; return its exit code.
 
-    A mistake of the user is one line on standard error and exit code 2, Ctrl-C is exit code 130, and any other
-    exception is a bug and keeps its traceback.
+    User errors print one line on standard error and return 2; Ctrl-C returns 130. Other exceptions are bugs and keep
+    their traceback.
     """
     kept = ""
     with _messages():
@@ -70,7 +83,7 @@ class _Lines(logging.Formatter):
 
 @contextmanager
 def _messages() -> Iterator[None]:
-    """Show the package's messages and all warnings as lines on standard error, above a progress bar."""
+    """Write the package's messages and all warnings to standard error, above progress bars."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     handler = logging.StreamHandler(sys.stderr)
@@ -78,7 +91,7 @@ def _messages() -> Iterator[None]:
     root, package = logging.getLogger(), logging.getLogger("boltzformer_monai")
     before = package.level
     root.addHandler(handler)
-    package.setLevel(logging.INFO)  # its messages are for the user; those of libraries are for their developers
+    package.setLevel(logging.INFO)  # messages of libraries are not for users
     try:
         with logging_redirect_tqdm(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

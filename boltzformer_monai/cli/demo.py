@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.bundle_files import bundle_root
-from boltzformer_monai.cli.bundle_command import add_bundle_root, require_training_packages, whole_number
+from boltzformer_monai.cli.bundle_command import add_bundle_root, require_training_packages
+from boltzformer_monai.cli.command_line import whole_number
+from boltzformer_monai.limits import LARGEST_SEED
 from boltzformer_monai.storage import require_writable
 
 
@@ -24,7 +26,7 @@ def add_parser(commands: Any) -> None:
         "--fast", action="store_true", help="few small scans and 2 epochs: every step in minutes, with poor masks"
     )
     parser.add_argument("--epochs", type=whole_number(1), help="default: the preset's, or 2 with --fast")
-    parser.add_argument("--seed", type=whole_number(0), default=0)
+    parser.add_argument("--seed", type=whole_number(0, LARGEST_SEED), default=0)
     add_bundle_root(parser)
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""The steps of the demo; each is what a user would run on real scans."""
+"""The steps of the demo, the same as on real scans."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FAST_EPOCHS = 2
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """Where the demo's results are, and how good."""
+    """Result files and Dice of the demo."""
 
     files: Mapping[str, Path]
     mean_dice: float
@@ -45,9 +45,9 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int, 
     """Phantoms → slices → bundle training → evaluation → ``segment`` on a held-out DICOM phantom → report.
 
     Args:
-        output: folder of the results; made if needed.
-        bundle_root: the bundle.
-        epochs: of training; None takes the preset's, or 2 with ``fast``.
+        output: folder of the results; created if needed.
+        bundle_root: the bundle's folder.
+        epochs: of training; by default the preset's, or 2 with ``fast``.
         seed: of phantoms, split and training.
         fast: a tenth of the phantoms, with an eighth of the voxels.
     """
@@ -79,7 +79,7 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int, 
 
 
 def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], output: Path) -> dict[str, Any]:
-    """``segment`` on the held-out DICOM series; 3-D Dice of the label map per prompt."""
+    """Segment the held-out DICOM series; 3-D Dice per prompt."""
     volume = next(v for v in volumes if v.split == "test" and v.image.is_dir())
     targets = dict(volume.labels)
     inferer = segmenter.inferer(RunSettings(prompts=[f"{name} in CT" for name in targets.values()]))
@@ -96,19 +96,19 @@ def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], ou
 
 def _write_report(segmenter: VolumeSegmenter, reader: SliceReader, metrics: dict[str, Any], output: Path) -> None:
     rows = _examples(reader.select(split="test", present=True))
-    answers = [_answer(segmenter, row) for row in rows]
+    predictions = [_predict(segmenter, row) for row in rows]
     panels = [
-        OverlayPanel(image=read_png(row.image), prediction=answer.mask, truth=read_mask(row), title=row.prompts[0])
-        for row, answer in zip(rows, answers, strict=True)
+        OverlayPanel(image=read_png(row.image), prediction=each.mask, truth=read_mask(row), title=row.prompts[0])
+        for row, each in zip(rows, predictions, strict=True)
     ]
     examples = overlay_grid(panels)
     (output / "examples.png").write_bytes(examples)
     samplings = [
         (
             f"Patches that the first query attends to, layer by layer: {row.prompts[0]}",
-            sampled_patches(answer.square, answer.sets, answer.truth, row.prompts[0]),
+            sampled_patches(each.square, each.sets, each.truth, row.prompts[0]),
         )
-        for row, answer in zip(rows, answers, strict=True)
+        for row, each in zip(rows, predictions, strict=True)
         if "lesion" in row.target or "nodule" in row.target or "kidney" in row.target
     ]
     history = json.loads((output / "history.json").read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _write_report(segmenter: VolumeSegmenter, reader: SliceReader, metrics: dict
 
 
 def _examples(rows: Sequence[SliceRow]) -> list[SliceRow]:
-    """Per target the held-out slice in which it has its median size."""
+    """The slice of median size of each target."""
     chosen = []
     for target in sorted({row.target for row in rows}):
         ordered = sorted((row for row in rows if row.target == target), key=lambda row: row.area_fraction)
@@ -138,21 +138,21 @@ def _examples(rows: Sequence[SliceRow]) -> list[SliceRow]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Answer:
-    """What the network did with one prompt on one slice."""
+class _Prediction:
+    """The network's prediction for one prompt on one slice."""
 
     mask: np.ndarray
     """``(H, W)`` on the slice."""
     square: np.ndarray
-    """The slice as the network saw it, ``(S, S)`` uint8."""
+    """The network's input, ``(S, S)`` uint8."""
     truth: np.ndarray
     """The target in that square, ``(S, S)`` bool."""
     sets: list[np.ndarray]
-    """Per layer, the patches that the first query attended to, ``(h, w)`` bool on the level's grid."""
+    """The first query's attention set per layer, ``(h, w)`` bool on the level's grid."""
 
 
 @torch.inference_mode()
-def _answer(segmenter: VolumeSegmenter, row: SliceRow) -> _Answer:
+def _predict(segmenter: VolumeSegmenter, row: SliceRow) -> _Prediction:
     network = segmenter.network
     pixels = read_png(row.image)
     fit = slice_fit(pixels.shape, row, segmenter.description.network.image_size)
@@ -160,7 +160,7 @@ def _answer(segmenter: VolumeSegmenter, row: SliceRow) -> _Answer:
     features = network.encode_image(square)
     text = network.encode_text(segmenter.tokenizer([row.prompts[0]])[None])
     logits = network.decode(features, text).logits
-    return _Answer(
+    return _Prediction(
         mask=(fit.restore(logits)[0, 0] > 0).numpy(),
         square=(square[0, 0] * 255).round().to(torch.uint8).numpy(),
         truth=fit.label(torch.from_numpy(read_mask(row)).float()[None, None])[0, 0].bool().numpy(),

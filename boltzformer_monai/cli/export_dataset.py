@@ -1,10 +1,10 @@
-"""Write a slice data set in BiomedParse's layout, so that others can train on it.
+"""Export a slice dataset in BiomedParse's layout.
 
     boltzformer export-dataset --input SLICES --output DIR [--size 1024] [--split-as val=test]
 
-DIR gets ``train``, ``train_mask``, ``test``, ``test_mask`` with RGB pictures NAME_MODALITY_SITE.png and masks
-NAME_MODALITY_SITE_TARGET.png (0 and 255), a slice in the middle of a square with black around it, and ``train.json``
-and ``test.json`` with pictures, masks and prompts. Only slices that show a target, and only the targets they show.
+DIR gets ``train``, ``train_mask``, ``test``, ``test_mask`` with RGB images NAME_MODALITY_SITE.png and masks
+NAME_MODALITY_SITE_TARGET.png (0 and 255), each slice centred in a black square, and ``train.json`` and ``test.json``
+with images, masks and prompts. Slices without a target, and absent targets, are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from boltzformer_monai.cli.command_line import CommandParser, run_command
+from boltzformer_monai.cli.command_line import CommandParser, run_command, whole_number
 from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
 from boltzformer_monai.limits import read_json
@@ -38,7 +38,7 @@ from boltzformer_monai.slicing.biomedparse_names import (
 if TYPE_CHECKING:
     from boltzformer_monai.data.slices.reader import SliceRow
 
-# torch and what needs it are imported by the functions: it takes seconds, in which Ctrl-C is to end quietly.
+# torch is imported late: it takes seconds, and Ctrl-C must end quietly meanwhile.
 
 __all__ = ["add_parser", "export", "main", "run"]
 
@@ -50,20 +50,20 @@ _SPLIT_AS = {"train": "train", "val": "train", "test": "test"}
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    _set_up(commands.add_parser("export-dataset", help="write a slice data set in BiomedParse's layout",
+    _set_up(commands.add_parser("export-dataset", help="export a slice dataset in BiomedParse's layout",
                                 description=__doc__))  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run as a program of its own; return the exit code."""
+    """Run as a script; return the exit code."""
     return run_command(_set_up(CommandParser(description=__doc__)), argv)
 
 
 def _set_up(parser: CommandParser) -> CommandParser:
     add = parser.add_argument
-    add("--input", type=Path, required=True, metavar="SLICES", help="folder of the slice data set")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to make; an older export is replaced")
-    add("--size", type=int, default=1024, metavar="N", help="edge of the pictures in pixels (1024)")
+    add("--input", type=Path, required=True, metavar="SLICES", help="folder of the slice dataset")
+    add("--output", type=Path, required=True, metavar="DIR", help="new folder; an older export is replaced")
+    add("--size", type=whole_number(1, 2**14), default=1024, metavar="N", help="edge of the images in pixels (1024)")
     add(
         "--split-as",
         nargs="+",
@@ -76,39 +76,39 @@ def _set_up(parser: CommandParser) -> CommandParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export, and print how much was written."""
+    """Export, and print the number of files."""
     pairs = [text.partition("=") for text in options.split_as]
     if not all(split in SPLITS and part in (*_PARTS, "none") for split, _, part in pairs):
         msg = f"--split-as takes pairs such as val=test or val=none, not {' '.join(options.split_as)}"
         raise ConfigError(msg)
-    pictures, masks = export(
+    images, masks = export(
         options.input,
         options.output,
         size=options.size,
         split_as={split: part for split, _, part in pairs},
         progress=True,
     )
-    print(f"{pictures} pictures, {masks} masks -> {options.output}")
+    print(f"{images} images, {masks} masks -> {options.output}")
     return 0
 
 
 def export(
     slices: Path, output: Path, *, size: int = 1024, split_as: Mapping[str, str] | None = None, progress: bool = False
 ) -> tuple[int, int]:
-    """Export a slice data set; the output appears whole, or stays as it was.
+    """Export a slice dataset atomically.
 
     Args:
-        slices: folder of the slice data set.
-        output: folder to make; an older export is replaced, anything else in it is an error.
-        size: edge of the pictures in pixels.
-        split_as: split → ``"train"``, ``"test"`` or ``"none"``, where that is not train, train (val) and test.
-        progress: show a bar on stderr.
+        slices: folder of the slice dataset.
+        output: new folder; an older export is replaced, other content is an error.
+        size: edge of the images in pixels.
+        split_as: split → ``"train"``, ``"test"`` or ``"none"``; by default val → train.
+        progress: show a progress bar on stderr.
 
     Returns:
-        The number of pictures and of masks written.
+        Number of images and of masks.
 
     Raises:
-        DatasetError: the data set cannot be read, shows no target, or the output holds something else.
+        DatasetError: the dataset cannot be read or has no target, or the output is no export.
         StorageError: the output cannot be written.
         ConfigError: a setting is out of range.
     """
@@ -122,7 +122,7 @@ def export(
     reader = SliceReader(slices)
     rows = [row for row in reader.rows if row.target and row.present and parts[row.split] != "none"]
     if not rows:
-        msg = f"{slices}: no slice of these splits shows a target; there is nothing to export"
+        msg = f"{slices}: no slice of these splits has a target; there is nothing to export"
         raise DatasetError(msg)
     rows.sort(key=lambda row: (_PARTS.index(parts[row.split]), row.image.name))  # stable: targets keep their order
     tables = {part: _Table(part, size, rows) for part in _PARTS}
@@ -138,7 +138,7 @@ def export(
             volume = safe_name(f"{row.volume}_{row.plane}")
             patients[volume] = row.patient
             stem = PictureName(f"{volume}_{row.slice_index:04d}", row.modality, row.site).stem
-            masks = _write_pictures(folder, parts[row.split], stem, group, size)
+            masks = _write_slice(folder, parts[row.split], stem, group, size)
             lost.update(row.target for row in group if row not in masks)
             tables[parts[row.split]].add(stem, masks)
         for target, count in lost.items():
@@ -148,7 +148,7 @@ def export(
         marker = {"format": MARKER_FORMAT, "version": 1, "name": reader.name, "patients": patients}
         _write_json(folder / MARKER_FILE, marker)
     counts = [(len(table.content["images"]), len(table.content["annotations"])) for table in tables.values()]
-    return sum(pictures for pictures, _ in counts), sum(masks for _, masks in counts)
+    return sum(images for images, _ in counts), sum(masks for _, masks in counts)
 
 
 class _Table:
@@ -172,8 +172,8 @@ class _Table:
         if not rows:
             return
         images, annotations = self.content["images"], self.content["annotations"]
-        picture = {"file_name": f"{stem}.png", "height": self.size, "width": self.size, "id": len(images)}
-        images.append(picture)
+        image = {"file_name": f"{stem}.png", "height": self.size, "width": self.size, "id": len(images)}
+        images.append(image)
         for row in rows:
             sentences = [
                 {"raw": prompt, "sent": prompt, "sent_id": number}
@@ -184,10 +184,10 @@ class _Table:
                 {
                     "mask_file": mask_name(stem, row.target),
                     "iscrowd": 0,
-                    "image_id": picture["id"],
+                    "image_id": image["id"],
                     "category_id": self.categories[row.target],
                     "id": len(annotations),
-                    "file_name": picture["file_name"],
+                    "file_name": image["file_name"],
                     "split": self.part,
                     "sentences": sentences,
                     "sent_ids": [sentence["sent_id"] for sentence in sentences],
@@ -197,8 +197,8 @@ class _Table:
             )
 
 
-def _write_pictures(folder: Path, part: str, stem: str, rows: Sequence[SliceRow], size: int) -> list[SliceRow]:
-    """Write a slice and its masks; return the rows whose target is still there at this size."""
+def _write_slice(folder: Path, part: str, stem: str, rows: Sequence[SliceRow], size: int) -> list[SliceRow]:
+    """Write a slice and its masks; return the rows whose target is not lost at this size."""
     import numpy as np
     import torch
     from PIL import Image
@@ -210,7 +210,7 @@ def _write_pictures(folder: Path, part: str, stem: str, rows: Sequence[SliceRow]
     grey = read_png(first.image)
     fit = SquareFit((grey.shape[0], grey.shape[1]), first.spacing[:2], size)
     labels = np.zeros_like(grey) if first.label is None else read_png(first.label)
-    # Nearest neighbour moves whole label values, so one pass serves all targets.
+    # Nearest neighbour keeps label values, so one pass serves all targets.
     square = fit.label(torch.from_numpy(labels.astype(np.float32))[None, None])[0, 0].numpy()
     kept = []
     for row in rows:
@@ -229,7 +229,7 @@ def _write_pictures(folder: Path, part: str, stem: str, rows: Sequence[SliceRow]
 def _check_output(output: Path, slices: Path) -> None:
     target, source = output.resolve(), slices.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
-        msg = f"{output}: lies in the slice data set, or holds it; choose another output folder"
+        msg = f"{output}: lies in the slice dataset, or contains it; choose another output folder"
         raise DatasetError(msg)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not _is_export(output):
         msg = f"{output}: exists and is not an export of this command; choose another output folder or empty it"
@@ -246,7 +246,7 @@ def _is_export(folder: Path) -> bool:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """Give a folder to fill; when the block ends well it becomes ``output``, otherwise nothing is left of it."""
+    """Yield a temporary folder that becomes ``output`` if the block succeeds, and is removed otherwise."""
     target = output.resolve()
     fresh, old = (target.with_name(f".{target.name}.{what}") for what in ("exporting", "replaced"))
 

@@ -1,4 +1,4 @@
-"""From the arguments of ``boltzformer segment`` to settings; what names alone can tell is refused here."""
+"""Arguments of ``boltzformer segment`` → settings, and checks of file names."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from boltzformer_monai.models.place import locate
 
 __all__ = ["check_inputs", "check_output", "model_files", "prompts_in", "run_settings"]
 
-# A folder of such a name is a mistyped ending more often than a folder.
+# Likely a mistyped file ending, not a folder.
 _A_FILE = re.compile(
     r"(?i)\.(nii(\.\w*)?|n?rrd|nhdr|mh[ad]|hdr|img|dcm\w*|dicom|json|png|jpe?g|tiff?|gz|zip|txt|pt|np[yz])$"
 )
 
 
 def run_settings(arguments: argparse.Namespace) -> RunSettings:
-    """The settings that the arguments give.
+    """Build the settings.
 
     Raises:
         PromptError: the prompts cannot be used, or there are none.
@@ -37,10 +37,10 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
     of_case = {} if case is None or prompts else case.prompts
     prompts = prompts or list(of_case.values())
     if not prompts:
-        msg = 'no prompt given; say what to look for, e.g. --prompts "left kidney", or give --prompts-file FILE'
+        msg = 'no prompt given; name a target, e.g. --prompts "left kidney", or give --prompts-file FILE'
         raise PromptError(msg)
     if arguments.uncertainty is not None and not 2 <= arguments.uncertainty <= 100:
-        msg = f"--uncertainty takes the number of decodings, from 2 to 100, not {arguments.uncertainty}"
+        msg = f"--uncertainty must be a number of decodings from 2 to 100, not {arguments.uncertainty}"
         raise ConfigError(msg)
     return RunSettings(
         prompts=prompts,
@@ -90,10 +90,10 @@ def _protocol_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def prompts_in(path: Path | None) -> list[str]:
-    """Read the prompts of a file; none without a file.
+    """Read the prompts of a file; an empty list without a file.
 
     Raises:
-        PromptError: it cannot be read, is no text in UTF-8, or holds no prompt.
+        PromptError: it cannot be read, is not UTF-8, or has no prompt.
     """
     if path is None:
         return []
@@ -130,12 +130,12 @@ def check_inputs(arguments: argparse.Namespace) -> None:
 
 
 def _ending(output: Path) -> str | None:
-    """The known ending of a file's name, ``None`` for a folder."""
+    """The ending of an output file, ``None`` for a folder."""
     return next((each for each in ENDINGS if output.name.lower().endswith(each) and output.name[: -len(each)]), None)
 
 
 def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
-    """Refuse an output that cannot be written or would overwrite an input; tell files from folders."""
+    """Refuse outputs that would overwrite an input, or whose name does not fit a file or folder."""
     output: Path = arguments.output
     ending = _ending(output)
     many = ending is None and arguments.image.is_dir() and arguments.series is None

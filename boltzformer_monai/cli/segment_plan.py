@@ -1,4 +1,4 @@
-"""What ``boltzformer segment`` is going to do, judged by names and headers: before PyTorch, checkpoint and pixels."""
+"""Plan ``boltzformer segment`` from names and headers, before PyTorch, checkpoint and pixels are loaded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Plan", "check_seg", "plan_work"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """The scans to segment.
 
     Attributes:
-        jobs: the scans.
-        many: whether these are the scans of a folder, each with a result of its own.
-        settings: of all of them.
+        jobs: scans with their outputs.
+        many: whether they come from a folder, with one result each.
+        settings: of all scans.
     """
 
     jobs: Sequence[Job]
@@ -33,11 +33,11 @@ class Plan:
 
 
 def plan_work(arguments: argparse.Namespace) -> Plan:
-    """Build the settings, list the scans, check what is written where, and make the folders.
+    """Build the settings, list the scans, check the outputs, and create their folders.
 
     Raises:
-        BoltzFormerError: an argument cannot be used, there is no scan, a file would be lost, a folder cannot be
-            written, or a DICOM SEG of the only scan cannot be made.
+        BoltzFormerError: an argument is invalid, there is no scan, a file would be overwritten, a folder cannot be
+            written, or the only scan does not allow a DICOM SEG.
     """
     settings = run_settings(arguments)
     check_inputs(arguments)
@@ -52,7 +52,7 @@ def plan_work(arguments: argparse.Namespace) -> Plan:
 
 
 def check_seg(scan: Scan, settings: RunSettings) -> None:
-    """Check that the scan's headers allow the DICOM SEG that is wanted, if one is.
+    """For DICOM SEG output, check that the scan's headers allow it.
 
     Raises:
         VolumeError: they do not.
@@ -62,7 +62,7 @@ def check_seg(scan: Scan, settings: RunSettings) -> None:
 
 
 def _jobs(arguments: argparse.Namespace, ending: str) -> tuple[list[Job], bool]:
-    """Return what is to be done, and whether these are the scans of a folder."""
+    """The jobs, and whether they are the scans of a folder."""
     image, output, preview = arguments.image, arguments.output, arguments.preview
     named_file = output.name.lower().endswith(ending) and not arguments.masks
     stem = Path(str(output)[: -len(ending)]) if named_file else output
@@ -73,11 +73,11 @@ def _jobs(arguments: argparse.Namespace, ending: str) -> tuple[list[Job], bool]:
     if named_file or image.is_file() or arguments.series is not None:
         return single, False
     scans = list_scans(image)
-    a_picture = preview is not None and preview.suffix.lower() == ".png"
+    preview_is_png = preview is not None and preview.suffix.lower() == ".png"
     if arguments.masks and len(scans) == 1 and scans[0].series is not None:
         # The folder is one series, and its masks go straight into OUT.
-        return [replace(single[0], preview=preview if a_picture else _preview_of(preview, single[0].scan))], False
-    if a_picture:
+        return [replace(single[0], preview=preview if preview_is_png else _preview_of(preview, single[0].scan))], False
+    if preview_is_png:
         msg = f"{image} is a folder of scans, each with a preview of its own; give a folder instead of {preview}"
         raise ConfigError(msg)
     return [Job(scan, output / scan.name, _preview_of(preview, scan)) for scan in scans], True

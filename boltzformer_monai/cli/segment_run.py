@@ -1,4 +1,4 @@
-"""What ``boltzformer segment`` does once its arguments are sound: one scan, or one after the other."""
+"""Run a plan of ``boltzformer segment``, scan by scan."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _log = logging.getLogger(__name__)
 
 SOME_FAILED = 3
 IN_DOUBT = 4
-"""Exit code where all is done, and a caveat puts a result in doubt."""
+"""Exit code for success with a caveat that puts a result in doubt."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What all scans share."""
+    """Shared by all scans."""
 
     settings: RunSettings
     model: ModelRecord
@@ -49,7 +49,7 @@ class _Run:
 
 
 def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
-    """Segment what was planned; returns the exit code.
+    """Segment the planned scans; returns the exit code.
 
     Raises:
         BoltzFormerError: the checkpoint, the prompts or the only scan cannot be used, or a result cannot be written.
@@ -68,7 +68,7 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
         inferer=segmenter.inferer(settings, progress=sys.stderr.isatty()),
     )
     if settings.modality is None and all(job.scan.place.is_file() and is_image_file(job.scan.place) for job in jobs):
-        run.inferer.windows.modality("unknown")  # no image file states it; this says so before the first is read
+        run.inferer.windows.modality("unknown")  # image files state none: fail before reading the first
     if run.inferer.protocol.needs_orientation and is_challenge_file(jobs[0].scan.place):
         msg = (
             f"{jobs[0].scan.place}: does not say where the patient's left is, by which the protocol "
@@ -85,7 +85,7 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
 
 
 def _left_out(jobs: Sequence[Job], folder: Path) -> str:
-    """Name the files that are no scans, and return how many of which kind they are, "" for none."""
+    """Log the files that are no scans, and return their counts by kind, "" for none."""
     used = [path for job in jobs for path in (job.scan.files or files_of(job.scan.place))]
     found = find_left_out(read_tree(folder, follow=False), used)
     for line in tell_left_out(found, folder):
@@ -99,8 +99,8 @@ def _segment_one(job: Job, run: _Run) -> dict[str, Any]:
     if scan.problem:
         raise VolumeError(scan.problem, reason="missing")
     try:
-        source = source_digest(scan)  # before it is read: what changes meanwhile is another scan
-        # A tilted stack is segmented slice by slice as it was scanned, and the mask must lie on its own grid.
+        source = source_digest(scan)  # before reading: a scan that changes meanwhile is another one
+        # A tilted stack keeps its grid: it is segmented slice by slice, and the mask must match it.
         volume = _read(scan, settings)
         with run.inferer.segment(volume, run.network) as result:
             return write_results(
@@ -137,7 +137,7 @@ def _segment_many(jobs: Sequence[Job], run: _Run, *, left_out: str) -> int:
                 manifest = _segment_one(job, run)
             except (BoltzFormerError, OSError) as error:
                 if getattr(error, "reason", "") == "write":
-                    raise  # a full disk is no scan's fault, and the next would meet it too
+                    raise  # a full disk affects the next scans too
                 failed.append(f"{job.scan.name}: {error}")
                 _log.warning("%s: failed: %s", where, error)
                 continue

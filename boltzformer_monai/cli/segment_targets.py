@@ -1,4 +1,4 @@
-"""What ``boltzformer segment`` is going to write, judged before the work: nothing of the user's may be lost by it."""
+"""Check the outputs of ``boltzformer segment`` before the work: no file of the user may be lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Job", "check_targets", "prepare_folders"]
 
 @dataclass(frozen=True)
 class Job:
-    """A scan and where its files go: ``stem`` is their path without ending."""
+    """A scan and its outputs; ``stem`` is their path without ending."""
 
     scan: Scan
     stem: Path
@@ -25,13 +25,13 @@ class Job:
 
 
 def check_targets(jobs: Sequence[Job], settings: RunSettings, *, image: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over a scan, another input, a file among the scans that is none of ours, or a file twice.
+    """Refuse to overwrite inputs and other files among the scans, or to write a file twice.
 
     Args:
         jobs: all scans.
-        settings: of all of them.
-        image: file or folder that was given.
-        inputs: other files that are read.
+        settings: of all scans.
+        image: the input file or folder.
+        inputs: other input files.
 
     Raises:
         ConfigError: one line that names the file.
@@ -54,7 +54,7 @@ def check_targets(jobs: Sequence[Job], settings: RunSettings, *, image: Path, in
         earlier = leftovers(job.stem)
         for path in earlier:
             _refuse_input(path, protected)
-        ours = {path.resolve() for path in (*earlier, paths[-1])}  # the manifest is one of ours, or leftovers() raises
+        ours = {path.resolve() for path in (*earlier, paths[-1])}  # leftovers() raises if the manifest is not ours
         for path in paths:
             inside = folder is not None and path.resolve().is_relative_to(folder)
             if inside and path.exists() and path.resolve() not in ours:
@@ -66,10 +66,10 @@ def check_targets(jobs: Sequence[Job], settings: RunSettings, *, image: Path, in
 
 
 def prepare_folders(jobs: Sequence[Job], settings: RunSettings) -> None:
-    """Make the folders of the outputs, and try each with a file that is gone at once: before the work, not after it.
+    """Create the output folders, and check that they are writable.
 
     Raises:
-        StorageError: a folder cannot be made, or takes no file.
+        StorageError: a folder cannot be created or written.
     """
     places = [job.preview.parent for job in jobs if job.preview is not None]
     for job in jobs:
@@ -80,17 +80,17 @@ def prepare_folders(jobs: Sequence[Job], settings: RunSettings) -> None:
 
 def _files(scan: Scan) -> Sequence[Path]:
     if scan.files or scan.place.is_dir():
-        return scan.files  # a folder may hold results of ours as well; what lies in it is judged one by one
+        return scan.files  # a folder may hold our results too: its files are checked one by one
     try:
         return scan_files(scan.place)
     except OSError:
-        return (scan.place,)  # reading it says why
+        return (scan.place,)  # reading it will raise the error
 
 
 def _refuse_input(path: Path, protected: Mapping[str, Sequence[Path]]) -> None:
     place = path.resolve()
     for other in protected.get(place.name.casefold(), ()):
-        # Where capitals make no difference, two spellings are one file.
+        # On case-insensitive file systems two spellings are one file.
         if other == place or (place.exists() and other.exists() and other.samefile(place)):
             raise _refused(path, "it is an input, which would be lost; give another name")
 

@@ -1,14 +1,14 @@
-"""Slice volumes into a data set for training and evaluation, or a scan without a label.
+"""Slice scans into a dataset for training and evaluation.
 
-One volume, a public data set, or all scans of a folder::
+One scan, a public dataset, or all scans of a folder::
 
     boltzformer slice --image CT --label L.nii.gz --labels-json labels.json --output DIR
     boltzformer slice --recipe msd --input Task04_Hippocampus --output DIR --workers 4
     boltzformer slice --recipe folder --input ARCHIVE --output DIR --mapping private.csv
 
-What is in DIR already and has not changed is left as it is, so a run that was stopped goes on where it was. Exit codes:
-0 all scans are in, 2 a mistake or (--strict, one volume) a refused scan, 3 some scans were refused (see report.json).
-Files that belong to no scan are counted in the last line and in report.json, and named in warnings and by --mapping.
+Unchanged scans in DIR are skipped, so a stopped run resumes. Exit codes: 0 all scans are in, 2 a wrong call or
+(--strict, one scan) a refused scan, 3 some scans were refused (see report.json). Files that belong to no scan are
+counted in the last line and in report.json, and named in warnings and by --mapping.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from boltzformer_monai.storage import require_writable
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    _set_up(commands.add_parser("slice", help="slice scans into a data set for training", description=__doc__))
+    _set_up(commands.add_parser("slice", help="slice scans into a dataset for training", description=__doc__))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run as a program of its own; return the exit code."""
+    """Run as a script; return the exit code."""
     return run_command(_set_up(CommandParser(description=__doc__)), argv)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Slice, print what the data set holds, and return the exit code."""
+    """Slice, print the contents of the dataset, and return the exit code."""
     check_options(options)
     return _Run(options)()
 
 
 def _set_up(parser: CommandParser) -> CommandParser:
     add_options(parser)
-    parser.set_defaults(run=run, kept="what was finished so far is kept; the same command goes on with the rest")
+    parser.set_defaults(run=run, kept="finished scans are kept; the same command resumes")
     return parser
 
 
 class RefusedError(BoltzFormerError):
-    """A scan was refused, and the run stops for it; the message is the scan's."""
+    """A refused scan that stops the run."""
 
 
 class _Run:
@@ -69,7 +69,7 @@ class _Run:
         self.outcomes: list[Outcome] = []
         self.account = Account([])
         self.warnings = Tally()
-        # A single scan that is refused is an error like any other; of many, the rest goes on.
+        # A refused scan stops the run if it is the only one.
         self.strict = options.strict or not options.recipe
 
     def __call__(self) -> int:
@@ -79,7 +79,7 @@ class _Run:
         )
         if options.remove:
             return self._remove(writer)
-        job_settings(options, seed=writer.seed)  # refuses bad settings before anything is read
+        job_settings(options, seed=writer.seed)  # check the settings before reading anything
         for place in (options.output, *([options.mapping.parent] if options.mapping is not None else [])):
             require_writable(place, make=False)
         self.account = account = listed_cases(options)
@@ -185,7 +185,7 @@ def _jobs(
     for case in cases:
         volume_id = volume_id_of(case, options)
         before = records.get(volume_id)
-        # A pin stays until another one is asked for: who was held out once must not slip into training.
+        # A pinned split stays, so that held-out patients do not move into training.
         split = options.split or case.split or (None if before is None else before.split)
         jobs.append(Job(case, volume_id, source_digest(case, settings), split))
     seen: dict[str, Job] = {}
@@ -198,11 +198,11 @@ def _jobs(
 
 
 def _paths(case: Case) -> list[str]:
-    """How the files of a case may be called in warnings."""
-    drawn = [] if case.annotation is None else list(map(str, case.annotation.files()))
-    return [str(case.image), *drawn, ", ".join(drawn)]
+    """Names of a case's files in warnings."""
+    labels = [] if case.annotation is None else list(map(str, case.annotation.files()))
+    return [str(case.image), *labels, ", ".join(labels)]
 
 
 def _crashed(job: Job) -> Outcome:
-    message = f"{job.case.image}: reading it ended the process (no memory left, or a fault in a codec)"
+    message = f"{job.case.image}: reading it crashed the process (out of memory, or a fault in a codec)"
     return Outcome(job.volume_id, None, "crash", message)

@@ -1,4 +1,4 @@
-"""The options of ``boltzformer slice``, and what they ask for: cases, and how to slice them."""
+"""Options of ``boltzformer slice`` → cases and settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from boltzformer_monai.cli.command_line import whole_number
 from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.data.slices.volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.split import pseudonym
@@ -34,75 +35,59 @@ _ONLY_RECIPE = ("input", "channel", "option")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of the slice data set; added to if it exists")
-    one = parser.add_argument_group("one volume")
-    one.add_argument("--image", type=Path, metavar="PATH", help="NIfTI, NRRD or MetaImage file, or a DICOM folder")
-    one.add_argument(
-        "--label", type=Path, metavar="PATH", help="label map, layers, DICOM SEG or RTSTRUCT; none: no targets"
-    )
-    one.add_argument("--labels-json", type=Path, metavar="PATH", help='{"modality", "site", "labels": {value: name}}')
-    one.add_argument("--series", metavar="UID", help="SeriesInstanceUID, when a DICOM folder holds several")
-    one.add_argument("--patient", metavar="ID", help="identity behind the pseudonym (default: PatientID or file name)")
-    one.add_argument("--volume-id", metavar="ID", help="name of the volume in the data set (default: a hash)")
-    one.add_argument("--allow-missing", action="store_true", help="named label values need not occur: target is absent")
-    whole = parser.add_argument_group("many volumes")
-    whole.add_argument("--recipe", choices=recipe_names(), help="which data set, or 'folder' for scans of your own")
-    whole.add_argument("--input", type=Path, metavar="DIR", help="its folder")
-    whole.add_argument("--channel", type=int, metavar="N", help="which channel of scans with several, from 0")
-    whole.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="setting of the recipe")
-    whole.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one volume each (default: 1)")
-    whole.add_argument(
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the slice dataset; extended if it exists")
+    add = parser.add_argument_group("one volume").add_argument
+    add("--image", type=Path, metavar="PATH", help="NIfTI, NRRD or MetaImage file, or a DICOM folder")
+    add("--label", type=Path, metavar="PATH", help="label map, layers, DICOM SEG or RTSTRUCT; none: no targets")
+    add("--labels-json", type=Path, metavar="PATH", help='{"modality", "site", "labels": {value: name}}')
+    add("--series", metavar="UID", help="SeriesInstanceUID, when a DICOM folder holds several")
+    add("--patient", metavar="ID", help="identity behind the pseudonym (default: PatientID or file name)")
+    add("--volume-id", metavar="ID", help="name of the volume in the data set (default: a hash)")
+    add("--allow-missing", action="store_true", help="named label values need not occur: target is absent")
+    add = parser.add_argument_group("many volumes").add_argument
+    add("--recipe", choices=recipe_names(), help="which data set, or 'folder' for scans of your own")
+    add("--input", type=Path, metavar="DIR", help="its folder")
+    add("--channel", type=int, metavar="N", help="which channel of scans with several, from 0")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="setting of the recipe")
+    add("--workers", type=whole_number(1, 1024), default=1, metavar="N", help="processes, one volume each (default: 1)")
+    add(
         "--memory-gb", metavar="GB", help="memory that a process may take to read a scan (default: half, shared by all)"
     )
-    whole.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the work")
-    whole.add_argument("--strict", action="store_true", help="stop at the first scan that is refused")
-    what = parser.add_argument_group("slices")
-    what.add_argument("--modality", metavar="CT|MR", help="where neither labels-json, header nor recipe says it")
-    what.add_argument("--site", help="body site of prompts and window, e.g. abdomen (default: as above)")
-    what.add_argument("--plane", default="axial", metavar="PLANE", help="axial (default), coronal or sagittal")
-    what.add_argument(
-        "--window", nargs="+", metavar=("NAME", "WIDTH"), help="name, or LEVEL WIDTH in HU (default: by site)"
-    )
-    what.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th slice (default: 1)")
-    what.add_argument(
-        "--neighbours", type=int, default=0, metavar="N", help="keep N slices on either side, for 2.5-D input"
-    )
-    what.add_argument("--min-area", type=int, default=0, metavar="PIXELS", help="no row for a target smaller than this")
-    what.add_argument(
-        "--negatives", type=float, default=1.0, metavar="RATIO", help="share of absent targets' rows (default: 1)"
-    )
-    what.add_argument(
-        "--composites", action="store_true", help="add sums that the vocabulary knows: kidney = left + right"
-    )
-    what.add_argument(
-        "--resample-tilt", action="store_true", help="bring scans with a gantry tilt to a right-angled grid"
-    )
-    what.add_argument(
+    add("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the work")
+    add("--strict", action="store_true", help="stop at the first scan that is refused")
+    add = parser.add_argument_group("slices").add_argument
+    add("--modality", metavar="CT|MR", help="if neither labels-json, header nor recipe states it")
+    add("--site", help="body site of prompts and window, e.g. abdomen (default: as above)")
+    add("--plane", default="axial", metavar="PLANE", help="axial (default), coronal or sagittal")
+    add("--window", nargs="+", metavar=("NAME", "WIDTH"), help="name, or LEVEL WIDTH in HU (default: by site)")
+    add("--every", type=int, default=1, metavar="N", help="take every N-th slice (default: 1)")
+    add("--neighbours", type=int, default=0, metavar="N", help="keep N slices on either side, for 2.5-D input")
+    add("--min-area", type=int, default=0, metavar="PIXELS", help="no row for a target smaller than this")
+    add("--negatives", type=float, default=1.0, metavar="RATIO", help="share of absent targets' rows (default: 1)")
+    add("--composites", action="store_true", help="add sums that the vocabulary knows: kidney = left + right")
+    add("--resample-tilt", action="store_true", help="bring scans with a gantry tilt to a right-angled grid")
+    add(
         "--grid-tolerance",
         type=float,
         default=GRID_TOLERANCE,
         metavar="SHARE",
         help=f"how far, as a share of a voxel, a label may lie from its scan's grid (default: {GRID_TOLERANCE})",
     )
-    about = parser.add_argument_group("the data set")
-    about.add_argument("--name", help="its name (default: the folder's)")
-    about.add_argument("--split", choices=SPLITS, help="pin the patients to a split (default: drawn by patient)")
-    about.add_argument(
-        "--val-fraction", type=float, metavar="F", help="share of patients for validation (default: 0.2)"
-    )
-    about.add_argument("--seed", type=int, metavar="N", help="draws split and negatives (default: 0)")
-    about.add_argument("--key-file", type=Path, metavar="FILE", help="its text is the secret key of the pseudonyms")
-    about.add_argument("--key", default="", help="the key itself; other users of the machine can see it")
-    about.add_argument("--keep-names", action="store_true", help="name volumes by their files, not by a hash")
-    about.add_argument("--mapping", type=Path, metavar="FILE", help="write a private table: pseudonyms and paths")
-    about.add_argument(
-        "--remove", nargs="+", metavar="ID", help="remove these volumes or patients (pseudonyms) from it"
-    )
-    about.add_argument("--redo", action="store_true", help="slice again what is there already")
+    add = parser.add_argument_group("the data set").add_argument
+    add("--name", help="its name (default: the folder's)")
+    add("--split", choices=SPLITS, help="pin the patients to a split (default: drawn by patient)")
+    add("--val-fraction", type=float, metavar="F", help="share of patients for validation (default: 0.2)")
+    add("--seed", type=int, metavar="N", help="draws split and negatives (default: 0)")
+    add("--key-file", type=Path, metavar="FILE", help="its text is the secret key of the pseudonyms")
+    add("--key", default="", help="the key itself; other users of the machine can see it")
+    add("--keep-names", action="store_true", help="name volumes by their files, not by a hash")
+    add("--mapping", type=Path, metavar="FILE", help="write a private table: pseudonyms and paths")
+    add("--remove", nargs="+", metavar="ID", help="remove these volumes or patients (pseudonyms) from it")
+    add("--redo", action="store_true", help="slice again what is there already")
 
 
 def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
-    """Return how to slice.
+    """Build the settings.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -129,7 +114,7 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
 
 
 def listed_cases(options: argparse.Namespace) -> Account:
-    """Return the cases that the options name, and what else lies in their folder.
+    """List the cases, and other files in their folder.
 
     Raises:
         BoltzFormerError: the data set, the labels.json or the DICOM folder cannot be read.
@@ -151,7 +136,7 @@ def listed_cases(options: argparse.Namespace) -> Account:
 
 
 def volume_id_of(case: Case, options: argparse.Namespace) -> str:
-    """Return the id of a case in the data set: the published one, one that was asked for, or a hash."""
+    """Id of a case in the dataset: the published one, ``--volume-id``, or a hash."""
     if case.public or options.volume_id:
         return case.volume_id
     hashed = pseudonym(case.volume_id, key=options.key)
@@ -159,7 +144,7 @@ def volume_id_of(case: Case, options: argparse.Namespace) -> str:
 
 
 def _readable(case: Case) -> str:
-    """The last parts of a scan's path in letters that a file name may have; the hash behind it keeps it unique."""
+    """The end of a scan's path in ASCII; the hash behind it keeps it unique."""
     path = Path(case.volume_id)
     name = re.sub(r"(?i)(\.(nii|nrrd|nhdr|mha|mhd|hdr|img))?(\.gz)?$", "", path.name)
     plain = unicodedata.normalize("NFKD", "-".join((path.parent.name, name))).encode("ascii", "ignore").decode()
@@ -190,8 +175,6 @@ def check_options(options: argparse.Namespace) -> None:
         check_volume_id(options.volume_id)
     if options.memory_gb is not None:
         set_memory_gb(options.memory_gb)
-    if options.workers < 1:
-        raise ConfigError(f"--workers must be 1 or more, got {options.workers}")
     if options.key_file is not None:
         options.key = _read_key(options)
     pseudonym("x", key=options.key)  # refuses a key that is too long

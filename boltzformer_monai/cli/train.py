@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from boltzformer_monai.cli.bundle_command import add_options, run_bundle, whole_number
+from boltzformer_monai.cli.bundle_command import add_options, run_bundle
+from boltzformer_monai.cli.command_line import whole_number
 
 _DESCRIPTION = """Train on a slice dataset and write model.pt (best validation loss), last.pt and the curves.
 

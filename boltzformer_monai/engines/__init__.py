@@ -8,8 +8,9 @@ from boltzformer_monai.engines.bundle import (
     training_network,
     training_network_config,
 )
-from boltzformer_monai.engines.calibrate_presence import calibrate_checkpoint, calibrate_presence, store_presence
+from boltzformer_monai.engines.calibrate_presence import calibrate_checkpoint, calibrate_presence
 from boltzformer_monai.engines.data import (
+    collate_examples,
     collate_slices,
     describe_data,
     open_dataset,
@@ -21,6 +22,7 @@ from boltzformer_monai.engines.data import (
 )
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
+from boltzformer_monai.engines.key_metric import validation_metrics
 from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.engines.publish import publish_model
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
@@ -29,8 +31,6 @@ from boltzformer_monai.engines.trainer import (
     make_optimizer,
     make_scheduler,
     run_training,
-    val_dice,
-    val_metrics,
 )
 from boltzformer_monai.evaluation.presence_rule import presence_rule
 from boltzformer_monai.precision import default_device, distributed_device
@@ -44,6 +44,7 @@ __all__ = [
     "TrainingSettings",
     "calibrate_checkpoint",
     "calibrate_presence",
+    "collate_examples",
     "collate_slices",
     "default_device",
     "describe_data",
@@ -60,7 +61,6 @@ __all__ = [
     "publish_model",
     "run_evaluation",
     "run_training",
-    "store_presence",
     "slice_sampler",
     "start",
     "start_distributed",
@@ -69,7 +69,6 @@ __all__ = [
     "training_network_config",
     "training_settings",
     "training_transform",
-    "val_dice",
-    "val_metrics",
     "validation_items",
+    "validation_metrics",
 ]

@@ -1,10 +1,11 @@
-"""What the bundle's configurations call that is more than a constructor: checks, defaults and one-line errors."""
+"""Functions behind the bundle's configurations: checks, defaults and one-line errors."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import logging
+import math
 import os
 import pydoc
 import sys
@@ -19,10 +20,14 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from boltzformer_monai.data.slices.tables import read_description
+from boltzformer_monai.engines.key_metric import find_key_metric
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line, why
+from boltzformer_monai.limits import LARGEST_SEED, gigabytes, machine_memory
+from boltzformer_monai.networks.backbone import of_timm
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
+from boltzformer_monai.networks.mask_decoder import BOLTZMANN
 from boltzformer_monai.networks.presets import create_boltzformer, network_config
 from boltzformer_monai.precision import device_by_name, distributed_device
 from boltzformer_monai.registry import use_plugins
@@ -30,33 +35,34 @@ from boltzformer_monai.storage import require_writable
 
 _log = logging.getLogger(__name__)
 
-# Below these ids the user's own keys are right; what they name is checked where it is used.
+# Keys below these ids are free; they are checked where they are used.
 FREE_FORM = ("network_overrides", "settings_overrides", "protocol_settings", "_meta_")
-# What a configuration may be overlaid with.
+# Overlays of a configuration.
 OVERLAYS = {"train": ("multi_gpu_train",)}
-# Which setting says where a configuration writes.
+# The output setting of each configuration.
 _WRITES = {"train": "output_dir", "evaluate": "output_dir", "inference": "output"}
-# Plain values that an override may give: the type, and the least value.
-_NUMBERS: dict[str, tuple[type, float]] = {
-    "seed": (int, 0),
-    "image_size": (int, 32),
-    "batch_size": (int, 1),
-    "workers": (int, 0),
-    "threshold": (float, 0),
-    "tolerance_mm": (float, 0),
-    "resamples": (int, 1),
-    "repeats": (int, 1),
+# Numbers that an override may give: type, least and largest value.
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "seed": (int, 0, LARGEST_SEED),
+    "image_size": (int, 32, 2**20),
+    "batch_size": (int, 1, 2**20),
+    "workers": (int, 0, 2**10),
+    "threshold": (float, 0, 1),
+    "tolerance_mm": (float, 0, math.inf),
+    "resamples": (int, 1, 2**20),
+    "repeats": (int, 1, 100),
 }
-# MONAI's command line hands JSON's words on as texts, and the text "false" is true to Python.
+_PATHS = ("dataset_dir", "demo_dir", "output_dir", "checkpoint", "image", "output")
+# MONAI's command line passes JSON literals as strings, and the string "false" is truthy.
 _JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
-# Settings that read these texts themselves.
+# Settings that parse these strings.
 _READ_WORDS = ("presence", "literal")
 
 
 def start(bundle_root: str | Path, name: str, *, plugins: str | Sequence[str] = ()) -> None:
-    """First expression of every configuration: one-line errors; check keys, values and folders; import plugins.
+    """Check keys, values and folders, and import plugins: the first expression of every configuration.
 
-    MONAI accepts any ``--key value``; a misspelt one would silently train with the default.
+    MONAI accepts any ``--key value``, so a misspelt key would silently train with the default.
 
     Args:
         bundle_root: the bundle's folder.
@@ -64,29 +70,29 @@ def start(bundle_root: str | Path, name: str, *, plugins: str | Sequence[str] = 
         plugins: modules or ``.py`` files that register parts.
 
     Raises:
-        ConfigError: an override key is not in the configuration and no argument of the component it is given to, a
-            value is none that the key takes, the device is not there, ``bundle_root`` is not the bundle, or a plugin
-            cannot be imported.
+        ConfigError: an override key is neither in the configuration nor an argument of its component, a value, device
+            or key metric is invalid, ``bundle_root`` is not the bundle, or a plugin cannot be imported.
         DatasetError: there is no slice dataset at ``dataset_dir``.
         StorageError: the output folder cannot be written.
     """
     one_line_errors()
-    configs = Path(bundle_root) / "configs"
+    configs = Path(str(bundle_root)) / "configs"
     if not (configs / f"{name}.json").is_file():
         msg = f"no bundle at {bundle_root}; run from the repository's root or give --bundle_root PATH/TO/boltzformer"
         raise ConfigError(msg)
     parser = _parser_in_use()
     _check_keys(parser, configs, name)
-    _check_values(parser)
+    _check_values(parser, _shipped(configs, name))
     _check_places(parser, name)
     use_plugins(plugins)
+    if name == "train" and not is_expression(metric := parser.get("key_metric")):
+        find_key_metric(metric)
 
 
 def _check_keys(parser: ConfigParser, configs: Path, name: str) -> None:
     known = {key for key, _ in _entries(DEFAULT_MLFLOW_SETTINGS["configs"])}  # `--tracking mlflow` adds them
     for file in (name, *OVERLAYS.get(name, ())):
-        content = json.loads((configs / f"{file}.json").read_text(encoding="utf-8"))
-        known.update(key.replace("#", "::") for key, _ in _entries(content))
+        known.update(key.replace("#", "::") for key, _ in _entries(_shipped(configs, file)))
     for key, _ in _entries(parser.get()):
         free = key.startswith("_") or any(key == part or key.startswith(f"{part}::") for part in FREE_FORM)
         if key not in known and not free and not _is_argument(parser, key):
@@ -95,20 +101,36 @@ def _check_keys(parser: ConfigParser, configs: Path, name: str) -> None:
             raise ConfigError(msg)
 
 
-def _check_values(parser: ConfigParser) -> None:
+def _shipped(configs: Path, name: str) -> dict[str, Any]:
+    """A configuration without overrides."""
+    return json.loads((configs / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _check_values(parser: ConfigParser, shipped: Mapping[str, Any]) -> None:
     for key, value in _entries(parser.get()):
         if isinstance(value, str) and value in _JSON_WORDS and key not in _READ_WORDS:
             msg = f"{_option(key)} is the text {value!r}; write {_JSON_WORDS[value]}"
             raise ConfigError(msg)
-    for key, (kind, least) in _NUMBERS.items():
-        value = parser.get(key)
-        if value is None or (isinstance(value, str) and value.startswith(("$", "@"))):
-            continue
-        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        if not number or not value >= least:
-            what = "a whole number" if kind is int else "a number"
-            msg = f"--{key} must be {what} of at least {least:g}, got {value!r}"
+    plain = {key: value for key, value in parser.get().items() if not is_expression(value)}
+    for key, value in plain.items():
+        if value is None and shipped.get(key) is not None:
+            msg = f"--{key} must not be None; leave it out for the default"
             raise ConfigError(msg)
+    for key, (kind, least, most) in _NUMBERS.items():
+        value = plain.get(key, least)
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if not number or not least <= value <= most:
+            what = "a whole number" if kind is int else "a number"
+            limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:.10g}"
+            msg = f"--{key} must be {what} {limits}, got {value!r}"
+            raise ConfigError(msg)
+    for key in _PATHS:
+        if not isinstance(plain.get(key, ""), str | Path | None):
+            msg = f"--{key} must be a text, got {plain[key]!r}"
+            raise ConfigError(msg)
+    if not isinstance(plain.get("device", ""), str | torch.device):
+        msg = f"--device must be a name such as 'cpu' or 'cuda:1', got {plain['device']!r}"
+        raise ConfigError(msg)
     if (device := _literal(parser, "device")) == "auto":
         msg = "--device auto is what happens without --device; leave it out"
         raise ConfigError(msg)
@@ -117,7 +139,7 @@ def _check_values(parser: ConfigParser) -> None:
 
 
 def _check_places(parser: ConfigParser, name: str) -> None:
-    """Look at what is read and written before the network is made and the data are loaded."""
+    """Check input and output folders before the network is built and data are loaded."""
     dataset = _literal(parser, "dataset_dir")
     if dataset and name in ("train", "evaluate"):
         read_description(Path(dataset))
@@ -132,13 +154,13 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         name: of the configuration, ``"train"`` or ``"evaluate"``.
         overrides: key → value, as ``--key value`` gives them.
         root: the bundle's folder.
-        overlays: configuration files that are laid over it, in this order.
+        overlays: configuration files that override it, in this order.
 
     Raises:
-        ConfigError: an override names a part of the configuration that is not there.
+        ConfigError: an override refers to a missing part of the configuration.
         RuntimeError: MONAI's, around a user error; :func:`~boltzformer_monai.errors.user_line` finds it.
     """
-    # It warns on standard output that logging stays as it is, which is what is wanted here.
+    # Silence its warning about the missing logging file.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     try:
         workflow = ConfigWorkflow(
@@ -146,9 +168,9 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
             workflow_type="train" if name == "train" else "infer",
             logging_file=False,
         )
-        # Not as arguments of the constructor: a key of that name would be taken for one of its own.
+        # As constructor arguments, keys could collide with its own parameters.
         workflow.parser.update({**overrides, "bundle_root": str(root)})
-    except (KeyError, TypeError, IndexError) as error:  # a part of a key that leads nowhere
+    except (KeyError, TypeError, IndexError) as error:  # a key below a missing part
         msg = f"an override leads nowhere ({why(error)}); see configs/{name}.json for the keys"
         raise ConfigError(msg) from error
     workflow.initialize()
@@ -174,18 +196,23 @@ def make_training(
     parser.update(dict(overrides))
     try:
         return tuple(map(parser.get_parsed_content, ("train#trainer", "validate#evaluator", "scheduler")))  # type: ignore[return-value]
-    except RuntimeError as error:  # MONAI wraps what its expressions raise
+    except RuntimeError as error:  # MONAI wraps exceptions of expressions
         raise user_error(error) or error from error
 
 
 def _literal(parser: ConfigParser, key: str) -> str:
-    """A setting that is plain text; "" where it is none, or an expression."""
+    """A string setting; "" for other types and expressions."""
     value = parser.get(key) if key else None
-    return value if isinstance(value, str) and not value.startswith(("$", "@")) else ""
+    return value if isinstance(value, str) and not is_expression(value) else ""
+
+
+def is_expression(value: object) -> bool:
+    """Whether MONAI evaluates a setting instead of taking it as it is."""
+    return isinstance(value, str) and value.startswith(("$", "@"))
 
 
 def _is_argument(parser: ConfigParser, key: str) -> bool:
-    """Whether the id is an argument that its component takes, although the configuration does not give it."""
+    """Whether the id is a valid argument of its component that the configuration omits."""
     parent, _, argument = key.rpartition("::")
     component = parser.get(parent) if parent else None
     if not isinstance(component, Mapping) or "_target_" not in component:
@@ -198,12 +225,12 @@ def _is_argument(parser: ConfigParser, key: str) -> bool:
         if argument in parameters:
             return True
         if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-            break  # what it does not name it does not hand on either, e.g. to PyTorch's DataLoader
+            break  # without **kwargs nothing is passed on to the base class, e.g. PyTorch's DataLoader
     return False
 
 
 def _entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Id and value of all entries of nested mappings; ids are joined as MONAI does."""
+    """All entries of nested mappings, with MONAI's ids."""
     if isinstance(config, Mapping):
         for key, value in config.items():
             yield f"{prefix}{key}", value
@@ -211,12 +238,12 @@ def _entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _option(key: str) -> str:
-    """An id as it is given on the command line."""
+    """An id as a command-line option."""
     return f"--{key.replace('::', '#')}"
 
 
 def _parser_in_use() -> ConfigParser:
-    """The parser that is evaluating the expression we were called from; MONAI hands it to no expression."""
+    """The calling ConfigParser, found on the stack: MONAI does not pass it to expressions."""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
@@ -228,7 +255,7 @@ def _parser_in_use() -> ConfigParser:
 
 
 def one_line_errors() -> None:
-    """Print an uncaught user error (anywhere in the chain of causes) as one line instead of a traceback."""
+    """Print uncaught user errors (anywhere in the chain of causes) as one line instead of a traceback."""
     previous = sys.excepthook
     if getattr(previous, "prints_one_line", False):
         return
@@ -246,7 +273,7 @@ def one_line_errors() -> None:
 
 
 def start_distributed() -> None:
-    """Join the process group that torchrun describes in the environment: NCCL on GPUs, Gloo on CPUs.
+    """Join torchrun's process group: NCCL on GPUs, Gloo on CPUs.
 
     Raises:
         ConfigError: the process was not started by torchrun.
@@ -262,17 +289,18 @@ def start_distributed() -> None:
 
 
 def mask_size_for(defaults: TrainingSettings, image_size: int) -> int:
-    """Mask size in the preset's proportion to another image size."""
+    """Scale the preset's mask size to another image size."""
     return max(1, defaults.mask_size * image_size // defaults.image_size)
 
 
 def training_network_config(
     preset: str, *, image_size: int, overrides: Mapping[str, Any] | None = None
 ) -> NetworkConfig:
-    """The network's settings for a preset, at an image size, with overrides.
+    """Network settings of a preset at an image size, with overrides.
 
     Raises:
-        ConfigError: unknown preset or setting, or the image size among the overrides: the data must know it too.
+        ConfigError: unknown preset or setting, the image size among the overrides (the data must know it too), or a
+            network that the machine's memory cannot hold.
     """
     if not isinstance(overrides or {}, Mapping) or not all(isinstance(key, str) for key in overrides or {}):
         msg = f"network_overrides must be a mapping like {{'queries': 32}}, got {overrides!r}"
@@ -280,12 +308,31 @@ def training_network_config(
     if overrides and "image_size" in overrides:
         msg = "give the image size as --image_size, not among network_overrides: the slices must be fitted to it too"
         raise ConfigError(msg)
-    return network_config(preset, **{**(overrides or {}), "image_size": image_size})
+    config = network_config(preset, **{**(overrides or {}), "image_size": image_size})
+    if (needed := _least_bytes(config)) > (memory := machine_memory()):
+        msg = (
+            f"this network needs more than {gigabytes(needed)} for its weights and one image, and the machine has "
+            f"{gigabytes(memory)}; choose a smaller image_size, dim, hidden or number of layers"
+        )
+        raise ConfigError(msg)
+    return config
+
+
+def _least_bytes(config: NetworkConfig) -> int:
+    """What weights, one image and its finest feature map take in float32, without backbone and guests."""
+    dim, width = config.dim, config.text_width
+    feed_forward = 2 * dim * config.hidden
+    weights = 36 * dim**2 + config.pixel_layers * (4 * dim**2 + feed_forward)
+    if config.text_model is None:
+        weights += config.text_layers * 12 * width**2
+    if config.decoder == BOLTZMANN:
+        weights += config.layers * (8 * dim**2 + feed_forward) + 2 * config.queries * dim
+    return 4 * (weights + dim * (config.image_size // 4) ** 2 + config.in_channels * config.image_size**2)
 
 
 def training_network(config: NetworkConfig, *, device: torch.device, precision: str) -> BoltzFormer:
-    """A network ready to train: on its device, channels last, computing in the given precision."""
-    if config.backbone != "tiny" and not config.pretrained:
+    """Build a network for training: on its device, channels last, in the given precision."""
+    if of_timm(config) and not config.pretrained:
         _log.info(
             "the backbone starts from random weights; the paper's starts pre-trained: "
             "--network_overrides \"{'pretrained': True}\" downloads timm's weights"

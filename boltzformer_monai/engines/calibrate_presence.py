@@ -34,20 +34,20 @@ def calibrate_presence(
     device: torch.device | str = "cpu",
     batch_size: int = 8,
 ) -> PresenceRule | None:
-    """Ask every labelled slice of a split for all its targets, and choose the thresholds by what the head says.
+    """Prompt every labelled slice of a split for all its targets, and calibrate thresholds on the presence logits.
 
     Args:
-        network: on ``device``; its mode (training or evaluation) is the same afterwards.
-        reader: the data set.
+        network: on ``device``; its mode (training or evaluation) is restored.
+        reader: the dataset.
         tokenizer: of the network's text model.
-        size: edge of the network's square in pixels.
-        neighbours: slices on either side that the network sees too.
-        split: the volumes to choose on.
-        device: where the network is.
-        batch_size: slices at once.
+        size: edge of the network's input in pixels.
+        neighbours: adjacent slices on each side that are input too.
+        split: volumes to calibrate on.
+        device: of the network.
+        batch_size: slices per pass.
 
     Returns:
-        The rule; None, with a warning, where there is nothing to calibrate on, and for a network without presence head.
+        The rule; None for a network without presence head, and, with a warning, if the volumes do not suffice.
 
     Raises:
         DatasetError: the split has no labelled slices.
@@ -79,7 +79,7 @@ def calibrate_presence(
         network.train(training)
     try:
         rule = calibrate(_in_order(each) for each in slices.values())
-    except ConfigError as error:  # a short training on a small data set: its weights are worth keeping all the same
+    except ConfigError as error:  # after a short training on few data; keep the weights
         _log.warning("%s", error)
         return None
     _log.info("presence thresholds from %d volumes × targets: high %.3f, low %.3f", len(slices), rule.high, rule.low)
@@ -87,50 +87,8 @@ def calibrate_presence(
 
 
 def _in_order(slices: dict[int, tuple[float, bool, bool]]) -> PresenceEvidence:
-    probabilities, shown, hit = zip(*(slices[index] for index in sorted(slices)), strict=True)
-    return PresenceEvidence(np.array(probabilities), np.array(shown), np.array(hit))
-
-
-def store_presence(
-    checkpoint: str | Path,
-    *,
-    network: BoltzFormer,
-    description: Description,
-    reader: SliceReader,
-    tokenizer: PromptTokenizer,
-    device: torch.device | str = "cpu",
-    batch_size: int = 8,
-    is_main: bool = True,
-) -> None:
-    """Choose the thresholds of the best checkpoint, and write them into it and into ``description``.
-
-    Nothing happens without presence head, without a checkpoint, in other processes than the first, or a second time.
-
-    Args:
-        checkpoint: ``model.pt`` of the training; the network has its weights afterwards.
-        network: the trained network.
-        description: of the checkpoint.
-        reader: the data set, whose validation split is used.
-        tokenizer: of the network's text model.
-        device: where the network is.
-        batch_size: slices at once.
-        is_main: whether this process writes anything.
-
-    Raises:
-        StorageError: the checkpoint cannot be written; it stays as it was.
-    """
-    done = network.presence is None or "presence" in description.data
-    if done or not is_main or not Path(checkpoint).is_file():
-        return
-    calibrate_checkpoint(
-        checkpoint,
-        network=network,
-        description=description,
-        reader=reader,
-        tokenizer=tokenizer,
-        device=device,
-        batch_size=batch_size,
-    )
+    probabilities, present, hit = zip(*(slices[index] for index in sorted(slices)), strict=True)
+    return PresenceEvidence(np.array(probabilities), np.array(present), np.array(hit))
 
 
 def calibrate_checkpoint(
@@ -143,26 +101,32 @@ def calibrate_checkpoint(
     split: str = "val",
     device: torch.device | str = "cpu",
     batch_size: int = 8,
-    adjust: Callable[[PresenceRule], PresenceRule] = lambda rule: rule,
+    is_main: bool = True,
+    adjust: Callable[[PresenceRule], PresenceRule] | None = None,
 ) -> None:
-    """Calibrate the weights of a checkpoint, and write the thresholds into it and into ``description``.
+    """Calibrate the best weights, and write the thresholds into the checkpoint and into ``description``.
 
-    Where nothing can be calibrated, both stay as they are.
+    Both stay unchanged without presence head or checkpoint, if the volumes do not suffice, in other processes than the
+    first, and where thresholds are there already, unless ``adjust`` is given.
 
     Args:
-        checkpoint: of this network, which has its weights afterwards.
+        checkpoint: ``model.pt`` of the training; the network has its weights afterwards.
         network: on ``device``.
         description: of the checkpoint.
-        reader: the data set.
+        reader: the dataset.
         tokenizer: of the network's text model.
-        split: the volumes to choose on.
-        device: where the network is.
-        batch_size: slices at once.
-        adjust: what is stored, from what was found.
+        split: volumes to calibrate on.
+        device: of the network.
+        batch_size: slices per pass.
+        is_main: whether this process writes.
+        adjust: found thresholds → stored ones.
 
     Raises:
-        StorageError: the checkpoint cannot be written; it stays as it was.
+        StorageError: the checkpoint cannot be written; it is left untouched.
     """
+    done = network.presence is None or (adjust is None and "presence" in description.data)
+    if done or not is_main or not Path(checkpoint).is_file():
+        return
     content = read_weights(checkpoint)
     network.load_state_dict(content["model"])
     config = description.network
@@ -178,5 +142,5 @@ def calibrate_checkpoint(
     )
     if rule is None:
         return
-    description.data["presence"] = adjust(rule).as_dict()
+    description.data["presence"] = (rule if adjust is None else adjust(rule)).as_dict()
     save_checkpoint({**content, "description": description.state_dict()}, Path(checkpoint))

@@ -1,4 +1,4 @@
-"""A slice data set on disk → MONAI data sets for training, validation and evaluation."""
+"""Examples, transforms, sampler and collation for training, validation and evaluation on a slice dataset."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data import list_data_collate
 from monai.transforms import Compose, Transform
 from torch.utils.data import WeightedRandomSampler
 
@@ -31,10 +32,10 @@ Item = dict[str, Any]
 
 
 def open_dataset(dataset_dir: str | Path | None, *, demo_dir: str | Path) -> SliceReader:
-    """The slice data set at ``dataset_dir``; with none given, the demo data set, made in ``demo_dir`` if need be.
+    """Open the slice dataset at ``dataset_dir``; by default the demo dataset, created in ``demo_dir`` if needed.
 
     Raises:
-        DatasetError: the folder is missing, empty or not a slice data set.
+        DatasetError: the folder is missing, empty or not a slice dataset.
     """
     if dataset_dir is None or str(dataset_dir) == "":
         _log.info("no data set given: using the demo data set (synthetic CT phantoms) in %s", demo_dir)
@@ -45,9 +46,9 @@ def open_dataset(dataset_dir: str | Path | None, *, demo_dir: str | Path) -> Sli
 def training_items(
     reader: SliceReader, *, split: str, prompts_per_image: int, negatives: float | None = 0.0
 ) -> list[Item]:
-    """One item per example: with one prompt per image a row of a present target (the paper's epoch), else a slice.
+    """Training examples: with one prompt per image one per slice and present target (as in the paper), else per slice.
 
-    Slices that show no target can only be asked for absent ones: they are left out where ``negatives`` is 0.
+    Slices without any target serve as negatives only: they are excluded if ``negatives`` is 0.
 
     Raises:
         DatasetError: the split has no slice with a label.
@@ -55,7 +56,7 @@ def training_items(
     items: list[Item] = []
     for present, absent in _slices(reader, split):
         if present and prompts_per_image == 1:
-            # The absent targets of the slice ride along, so that negatives can be drawn.
+            # With the absent targets of the slice, from which negatives are sampled.
             items.extend({"rows": [row, *absent]} for row in present)
         elif present or negatives != 0:
             items.append({"rows": [*present, *absent]})
@@ -65,7 +66,7 @@ def training_items(
 def validation_items(
     reader: SliceReader, *, split: str, prompts_per_image: int, negatives: float | None = 0.0
 ) -> list[Item]:
-    """As many items per slice as it takes to ask for every present target once; absent ones fill the last item.
+    """Validation examples: each present target of a slice is prompted once; absent ones fill the last example.
 
     Raises:
         DatasetError: the split has no slice with a label.
@@ -103,7 +104,7 @@ def group_by_slice(rows: Iterable[SliceRow]) -> list[Item]:
 
 
 def prompt_length(reader: SliceReader, tokenizer: PromptTokenizer) -> int:
-    """Tokens of the longest prompt in the data set: what all prompts are padded to."""
+    """Tokens of the longest prompt in the dataset, the padded length of all prompts."""
     prompts = {prompt for row in reader.rows for prompt in row.prompts}
     return max((len(tokenizer.encode(prompt)) for prompt in prompts), default=3)
 
@@ -117,7 +118,7 @@ def training_transform(
     neighbours: int = 0,
     seed: int = 0,
 ) -> Compose:
-    """Load → augment → choose prompts; without ``augment`` every example is the same each time (validation)."""
+    """Load → augment → select prompts; deterministic without ``augment`` (validation)."""
     augmentations: Mapping[str, Sequence[Callable[..., Any]]] = {
         "paper": paper_augmentation(),
         "light": light_augmentation(),
@@ -141,11 +142,11 @@ def training_transform(
 
 
 def slice_sampler(items: Sequence[Item], settings: TrainingSettings, *, seed: int) -> WeightedRandomSampler | None:
-    """Draws slices by the weight of the rarest target they show; ``None`` (a plain shuffle) without target weights."""
+    """Sample slices by their largest target weight; ``None`` (a plain shuffle) without target weights."""
     if not settings.target_weights:
         return None
     targets = {row.target for item in items for row in item["rows"]}
-    # The preset's own weights name targets that many data sets do not have; the user's must be there.
+    # The preset's targets may be missing from a dataset; those that the user names must exist.
     given = set(settings.target_weights) - set(SETTINGS[settings.preset].target_weights)
     reject_unknown(given, targets, what="target in target_weights")
     weights = [
@@ -169,7 +170,7 @@ class AllPromptsd(Transform):
 
 
 def collate_slices(items: Sequence[Item]) -> Item:
-    """Stack slices with differing numbers of prompts: the missing ones are padding only, and ``rows`` omits them."""
+    """Stack slices with different numbers of prompts: missing prompts are padding, and have no ``rows``."""
     prompts = max(len(item["tokens"]) for item in items)
     length = items[0]["tokens"].shape[1]
     tokens = torch.full((len(items), prompts, length), -1, dtype=torch.int64)
@@ -182,11 +183,16 @@ def collate_slices(items: Sequence[Item]) -> Item:
     }
 
 
-def describe_data(reader: SliceReader) -> dict[str, Any]:
-    """What goes with a model trained on these slices: plane, targets and what the dataset holds.
+def collate_examples(items: Sequence[Item]) -> Item:
+    """MONAI's collation; ``rows`` stay a list per example."""
+    tensors = [{key: value for key, value in item.items() if key != "rows"} for item in items]
+    return {**list_data_collate(tensors), "rows": [item["rows"] for item in items]}
 
-    Targets are every combination of target, modality, site and window. Those in which the target was
-    never seen come last: they decide nothing where another one can.
+
+def describe_data(reader: SliceReader) -> dict[str, Any]:
+    """What inference needs to know: plane, and every combination of target, modality, site and window.
+
+    Combinations without any present target come last, so that others take precedence.
     """
     targets: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     seen = {(row.volume, row.target) for row in reader.rows if row.present}
@@ -197,7 +203,7 @@ def describe_data(reader: SliceReader) -> dict[str, Any]:
                 kind.append(entry)
     planes = Counter(volume["plane"] for volume in reader.volumes.values()).most_common()
     if len(planes) > 1:
-        _log.warning("the data set mixes planes (%s); inference will use %s", ", ".join(dict(planes)), planes[0][0])
+        _log.warning("the dataset mixes planes (%s); inference will use %s", ", ".join(dict(planes)), planes[0][0])
     return {
         "plane": planes[0][0],
         "targets": targets[True] + [entry for entry in targets[False] if entry not in targets[True]],

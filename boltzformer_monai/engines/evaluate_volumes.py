@@ -1,4 +1,4 @@
-"""Evaluation of whole volumes: slices arrive in any order, and a volume is scored with its last slice."""
+"""Evaluation of whole volumes, from slices in any order."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _log = logging.getLogger(__name__)
 
 
 class ScoreVolumes:
-    """Collects the masks of slices, and scores the targets of a volume with its last slice.
+    """Collect masks of slices, and score the targets of a volume once its last slice is added.
 
-    Waiting masks are compressed, and dropped when the volume is scored. Only volumes of which the data set has every
-    slice, with a row for every target, are collected.
+    Collected masks are compressed, and released with the scoring. Volumes without a row for every slice and target are
+    skipped.
 
     Args:
-        reader: the data set that the slices are of.
-        split: the split that is evaluated.
-        rule: which slices keep their mask, by the presence head's probabilities; None keeps all.
+        reader: the dataset.
+        split: to evaluate.
+        rule: drops masks of slices by their presence probabilities; None keeps all.
         tolerance: of the surface Dice in mm.
-        resamples: of the confidence intervals.
-        seed: of the confidence intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -70,7 +70,7 @@ class ScoreVolumes:
         self._waiting: dict[str, _Volume] = {}
 
     def clear(self) -> None:
-        """Start afresh."""
+        """Discard all masks and scores."""
         self.scores.clear()
         self._waiting.clear()
 
@@ -84,13 +84,13 @@ class ScoreVolumes:
         """Add a slice.
 
         Args:
-            rows: its P rows, one a target.
-            predicted: ``(P, H, W)`` bool, in the slice's own pixels.
+            rows: its P rows, one per target.
+            predicted: ``(P, H, W)`` bool, native pixels.
             truth: likewise.
-            presence: probabilities ``(P,)``, 0 to 1; None for a network without presence head.
+            presence: probabilities ``(P,)``; None without presence head.
 
         Raises:
-            CheckpointError: there is a rule, but no probability.
+            CheckpointError: there is a rule, but no presence head.
         """
         first = rows[0]
         if first.volume not in self.complete:
@@ -111,7 +111,7 @@ class ScoreVolumes:
 
     def _score(self, case: _Case) -> VolumeScore:
         row = case.row
-        known = bool(np.isfinite(case.presence).all())
+        has_presence = bool(np.isfinite(case.presence).all())
         if self.rule is not None:
             case.predicted.keep(self.rule.kept(case.presence))
         height, width, depth = row.spacing
@@ -129,11 +129,11 @@ class ScoreVolumes:
             truth_ml=masks.truth_ml,
             predicted_ml=masks.predicted_ml,
             values=measure(masks, self.metrics),
-            presence=float(case.presence.max()) if known else None,
+            presence=float(case.presence.max()) if has_presence else None,
         )
 
     def summary(self) -> dict[str, Any]:
-        """What :func:`~boltzformer_monai.evaluation.summary.summarise_volumes` gives, and the settings."""
+        """The summary of :func:`~boltzformer_monai.evaluation.summary.summarise_volumes`, with the settings."""
         return {
             **summarise_volumes(self.scores, metrics=self.metrics, bootstrap=self.bootstrap),
             "tolerance_mm": self.tolerance,
@@ -143,7 +143,7 @@ class ScoreVolumes:
 
 @dataclass
 class _Case:
-    """A volume and target of which some slices were added."""
+    """The collected slices of a volume and target."""
 
     row: SliceRow
     predicted: PackedMasks
@@ -158,7 +158,7 @@ class _Case:
 
 @dataclass
 class _Volume:
-    """The targets of a volume of which some slices were added."""
+    """The collected targets of a volume."""
 
     seen: set[int] = field(default_factory=set)
     cases: dict[str, _Case] = field(default_factory=dict)

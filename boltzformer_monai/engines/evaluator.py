@@ -1,4 +1,4 @@
-"""Evaluation on a slice data set: every target of every slice, scored at the slice's native resolution."""
+"""Evaluation on a slice dataset: every target of every slice, scored at native resolution."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.evaluation.metrics import measure, metrics_for
+from boltzformer_monai.evaluation.metrics import Metric, measure, metrics_for
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
 from boltzformer_monai.evaluation.tables import markdown_table, write_metrics_json, write_scores_csv
@@ -33,14 +33,15 @@ _log = logging.getLogger(__name__)
 
 
 class ScoreSlices:
-    """Handler that scores the evaluator's logits: one :class:`SliceScore` per slice and target.
+    """Handler that scores logits: one :class:`SliceScore` per slice and target.
 
     Args:
-        root: the data set's folder; scores name images relative to it.
-        size: edge of the network's square in pixels.
-        threshold: probability from which a pixel belongs to the mask.
+        root: the dataset's folder; scores name images relative to it.
+        size: edge of the network's input in pixels.
+        threshold: smallest probability of a mask's pixels.
         tolerance: of surface metrics in mm.
-        volumes: gets the masks of all slices, for scores in 3-D.
+        volumes: collects the masks for 3-D scores.
+        metrics: of the table; by default all 2-D metrics.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class ScoreSlices:
         threshold: float = 0.5,
         tolerance: float = 2.0,
         volumes: ScoreVolumes | None = None,
+        metrics: Sequence[Metric] | None = None,
     ) -> None:
         self.root = root
         self.size = size
         self.tolerance = tolerance
-        self.metrics = metrics_for(2)
+        self.metrics = metrics_for(2) if metrics is None else metrics
         self.volumes = volumes
         if not 0 < threshold < 1:
             msg = f"threshold must be between 0 and 1, got {threshold}"
@@ -64,9 +66,9 @@ class ScoreSlices:
         self.scores: list[SliceScore] = []
 
     def attach(self, engine: Engine) -> None:
-        """Clear the scores when a run starts; score every iteration."""
+        """Attach to an evaluator; every run starts with empty scores."""
         engine.add_event_handler(Events.STARTED, lambda _: self._clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.score_batch)
         ProgressBar(desc="evaluation", persist=False).attach(engine)
 
     def _clear(self) -> None:
@@ -74,7 +76,8 @@ class ScoreSlices:
         if self.volumes is not None:
             self.volumes.clear()
 
-    def _iteration(self, engine: Engine) -> None:
+    def score_batch(self, engine: Engine) -> None:
+        """Score the output of an iteration, by the ``rows`` of its batch."""
         output: Any = engine.state.output
         batch: Any = engine.state.batch
         prediction = output["pred"]
@@ -84,9 +87,9 @@ class ScoreSlices:
             self.scores.extend(self.score(decoded.logits[index, : len(rows)], rows, presence=presence))
 
     def score(self, logits: Tensor, rows: Sequence[SliceRow], *, presence: Tensor | None = None) -> list[SliceScore]:
-        """Logits ``(P, s, s)`` of one slice's P rows → their scores in native pixels.
+        """Score logits ``(P, s, s)`` of one slice's P rows in native pixels.
 
-        Presence logits ``(P,)`` are for the volumes' scores; a slice is scored with its mask as predicted.
+        Presence logits ``(P,)`` affect the volume scores only.
         """
         if rows[0].label is None:
             msg = f"{rows[0].image} has no label to compare with"
@@ -138,7 +141,7 @@ def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:
 
 
 def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, size: int, neighbours: int = 0) -> Compose:
-    """Load a slice and prompt for all its targets by their canonical prompts."""
+    """Load a slice and prompt all its targets by their canonical prompts."""
     length = prompt_length(reader, tokenizer)
     return Compose([LoadSliced(size=size, neighbours=neighbours), AllPromptsd(tokenizer=tokenizer, length=length)])
 

@@ -1,4 +1,4 @@
-"""The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4), and that of the presence head."""
+"""The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4), plus the presence head's loss."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ class BoltzFormerLoss(nn.Module):
     """Dice on the sigmoid with squared denominators + pixel-wise BCE, per prompt, averaged.
 
     Args:
-        balance: weight of the object's pixels in the BCE relative to the background's so that both count one half,
-            at most this factor; 0 (paper) weighs all pixels alike. Small objects appear earlier with it when training
-            starts from random weights.
+        balance: largest weight of foreground pixels in the BCE, chosen so that foreground and background contribute
+            equally; 0 (paper) weights all pixels equally. Helps small objects when training from random weights.
         empty_weight: weight of prompts whose target is absent from the slice (paper: 1).
-        presence_weight: weight of the presence head's cross-entropy, in which prompts with and without their target
-            count one half each; for networks that have the head.
+        presence_weight: weight of the presence head's cross-entropy, balanced between present and absent targets.
     """
 
     def __init__(self, *, balance: float = 0.0, empty_weight: float = 1.0, presence_weight: float = 0.0) -> None:
@@ -36,8 +34,8 @@ class BoltzFormerLoss(nn.Module):
     def forward(self, prediction: Tensor | Decoded, target: Tensor) -> Tensor:
         """Loss of mask logits ``(B, P, h, w)`` against masks ``(B, P, H, W)`` in 0–1; a scalar.
 
-        With presence logits in the prediction, theirs is added. Mask logits of another size than the target's are
-        resized to it, bicubic with antialiasing, as in the published code.
+        The presence loss is added if the prediction has presence logits. Mask logits are resized to the target's size,
+        bicubic with antialiasing, as in the published code.
         """
         if isinstance(prediction, Tensor):
             return self._masks(prediction, target)

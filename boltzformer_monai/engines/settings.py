@@ -1,10 +1,9 @@
-"""What a preset trains with: the paper's settings (A.4, A.5) for its three sizes, and those that suit ``tiny``."""
+"""Training settings by preset: the paper's (A.4, A.5) for its three sizes, others for ``tiny``."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,20 +19,20 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Defaults of the training configuration for one preset; the defaults here are the paper's."""
+    """Training settings of a preset; the defaults are the paper's."""
 
     preset: str
     image_size: int
     mask_size: int
-    """Edge of the masks that the loss compares: the network's own mask size in the paper (half the image)."""
+    """Edge of the masks in the loss; in the paper the network's mask size (half the image)."""
     epochs: int = 40
     patience: int = 5
-    """Validations without a better loss before training stops early (the paper names no number)."""
+    """Validations without a better key metric before training stops early (not given in the paper)."""
     val_interval: int = 1
     batch_size: int = 12
     prompts_per_image: int = 1
     negatives: float | None = 0.0
-    """Share of prompts that ask for an absent target; ``None`` asks for all targets alike, present or not."""
+    """Share of prompts for absent targets; ``None`` samples present and absent targets alike."""
     target_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     learning_rate: float = 2e-5
     weight_decay: float = 1e-2
@@ -41,13 +40,13 @@ class TrainingSettings:
     """Apply weight decay to one-dimensional parameters too."""
     schedule: Literal["constant", "cosine"] = "constant"
     warm_up: float = 0.0
-    """Share of the steps over which the learning rate rises, with the cosine schedule."""
+    """Share of warm-up steps, for the cosine schedule."""
     clip: float = 0.0
     """Largest gradient norm; 0 = no clipping."""
     balance: float = 0.0
     empty_weight: float = 1.0
     presence_weight: float = 0.5
-    """Weight of the presence head's loss; the head itself is a setting of the network."""
+    """Weight of the presence head's loss; ``NetworkConfig.presence`` adds the head."""
     augmentation: Literal["paper", "light", "none"] = "paper"
     precision: Precision = "auto"
     cache: bool = False
@@ -61,9 +60,9 @@ class TrainingSettings:
         least |= dict.fromkeys(("learning_rate", "weight_decay", "clip", "balance"), 0)
         least |= dict.fromkeys(("empty_weight", "presence_weight", "workers", "warm_up", "negatives"), 0)
         for name, low in least.items():
-            value, high = getattr(self, name), 1 if name in ("warm_up", "negatives") else math.inf
+            value, high = getattr(self, name), 1 if name in ("warm_up", "negatives") else 2**31 - 1
             if value is not None and not low <= value <= high:
-                limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                limit = f"between {low} and {high}" if high == 1 or value > high else f"at least {low}"
                 msg = f"{name} must be {limit}, got {value!r}"
                 raise ConfigError(msg)
 
@@ -102,7 +101,7 @@ SETTINGS: dict[str, TrainingSettings] = {
         warm_up=0.05,
         clip=1.0,
         balance=50.0,
-        empty_weight=0.2,  # masks learn little from absent targets: to say that they are is the presence head's work
+        empty_weight=0.2,  # absent targets are the presence head's task
         augmentation="light",
         cache=True,
         workers=0,
@@ -128,7 +127,7 @@ def training_settings(
     if not isinstance(overrides or {}, Mapping):
         msg = f"settings_overrides must be a mapping like {{'clip': 1.0}}, got {overrides!r}"
         raise ConfigError(msg)
-    # Preset and image size are keys of their own, because the network must know them too.
+    # Preset and image size are separate keys, because the network needs them too.
     known = [f.name for f in dataclasses.fields(TrainingSettings) if f.name not in ("preset", "image_size")]
     reject_unknown(overrides or {}, known, what="training setting")
     return dataclasses.replace(SETTINGS[preset], **(overrides or {}))

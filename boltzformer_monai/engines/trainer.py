@@ -1,4 +1,4 @@
-"""The training run: MONAI's SupervisedTrainer with the handlers that a run needs, started once."""
+"""The training run: MONAI's SupervisedTrainer with checkpoints, curves, schedule and early stopping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping, TerminateOnNan
 from ignite.handlers.tqdm_logger import ProgressBar
-from ignite.metrics import Loss
-from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import MeanDice, TensorBoardStatsHandler
+from monai.engines import Evaluator, IterationEvents, SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import TensorBoardStatsHandler
 from monai.inferers import Inferer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.interfaces import Decoded
@@ -29,9 +27,6 @@ from boltzformer_monai.networks.weights import Description, save_checkpoint
 from boltzformer_monai.storage import replacing, writing
 
 _log = logging.getLogger(__name__)
-
-VAL_LOSS = "val_loss"
-VAL_DICE = "val_dice"
 
 
 def make_optimizer(
@@ -47,7 +42,7 @@ def make_optimizer(
 def make_scheduler(
     optimizer: torch.optim.Optimizer, *, settings: TrainingSettings, steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Factor of the learning rate per step: constant, or a linear rise and a cosine fall to zero."""
+    """Learning rate schedule per step: constant, or linear warm-up and cosine decay to zero."""
     warm_up = max(1, round(settings.warm_up * steps))
 
     def factor(step: int) -> float:
@@ -60,33 +55,8 @@ def make_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def val_metrics(loss: nn.Module) -> dict[str, Any]:
-    """Key metric of the evaluator: the validation loss of the masks (lower is better).
-
-    The presence head is excluded: it has no gradient to the masks and would bias model selection.
-    """
-    return {VAL_LOSS: Loss(loss, output_transform=_masks_and_labels)}
-
-
-def val_dice() -> dict[str, Any]:
-    """Additional metric: mean Dice at mask size over the prompts whose target is in the slice."""
-    return {VAL_DICE: MeanDice(include_background=True, output_transform=_binarised)}
-
-
-def _masks_and_labels(output: Mapping[str, Tensor | Decoded]) -> tuple[Tensor, Tensor]:
-    pred, label = output["pred"], output["label"]
-    return (pred.logits if isinstance(pred, Decoded) else pred).float(), label  # type: ignore[return-value]
-
-
-def _binarised(output: Mapping[str, Tensor | Decoded]) -> tuple[Tensor, Tensor]:
-    pred, label = _masks_and_labels(output)
-    if pred.shape[-2:] != label.shape[-2:]:
-        pred = F.interpolate(pred, size=label.shape[-2:], mode="bilinear", align_corners=False)
-    return (pred > 0).float(), (label >= 0.5).float()
-
-
 class DecodingInferer(Inferer):
-    """Runs the network and keeps what its presence head says, for the loss."""
+    """Run the network and return its presence logits too, for the loss."""
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Decoded:
         """``(B, C, H, W)`` and tokens → mask and presence logits."""
@@ -102,7 +72,7 @@ class History:
         self._losses: list[float] = []
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        """Listen to both engines."""
+        """Attach to both engines."""
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch, evaluator)
 
@@ -115,40 +85,42 @@ class History:
         self._losses.clear()
         metrics = evaluator.state.metrics
         if evaluator.state.epoch == engine.state.epoch:  # MONAI runs validation as the trainer's epoch
-            row.update({name: float(metrics[name]) for name in (VAL_LOSS, VAL_DICE) if name in metrics})
+            names = (VAL_LOSS, VAL_DICE, evaluator.state.key_metric_name)
+            row.update({name: float(metrics[name]) for name in dict.fromkeys(names) if name in metrics})
         self.epochs.append(row)
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(self.epochs, indent=1), encoding="utf-8")
 
 
 class Checkpoints:
-    """``model.pt`` whenever the validation loss is the best so far, ``last.pt`` after every epoch; both atomic.
+    """``model.pt`` whenever the key metric is the best so far, ``last.pt`` after every epoch; both atomic.
 
     Neither MONAI's CheckpointSaver nor ignite's Checkpoint: the first writes in place, the second removes a file
-    before it writes its successor, and both would keep a first loss of NaN as the best for ever.
+    before it writes its successor, and both would keep a first value of NaN as the best for ever.
 
     Args:
         folder: for the files.
         network: whose weights are saved.
         description: saved with them.
-        best: loss of the ``model.pt`` that is there already.
+        best: key metric of an existing ``model.pt``.
     """
 
-    def __init__(self, folder: Path, network: nn.Module, description: Description, *, best: float = math.inf) -> None:
+    def __init__(
+        self, folder: Path, network: nn.Module, description: Description, *, best: float | None = None
+    ) -> None:
         self.folder = folder
         self.network = network
         self.description = description
         self.best = best
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        """Listen to both engines."""
+        """Attach to both engines."""
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self.save_last())
 
-    def _validated(self, evaluator: Engine) -> None:
-        loss = evaluator.state.metrics[VAL_LOSS]
-        if loss < self.best:
-            self.best = loss
+    def _validated(self, evaluator: Evaluator) -> None:
+        if has_improved(evaluator, self.best):
+            self.best = key_value(evaluator)
             self._save("model.pt")
 
     def save_last(self) -> None:
@@ -175,28 +147,28 @@ def run_training(
     settings: TrainingSettings,
     patience: int,
     is_main: bool = True,
-    best: float = math.inf,
+    best: float | None = None,
 ) -> Path:
     """Train; returns the best checkpoint.
 
-    Writes ``model.pt`` (best validation loss), ``last.pt``, ``history.json`` and TensorBoard events into
+    Writes ``model.pt`` (best by the evaluator's key metric), ``last.pt``, ``history.json`` and TensorBoard events into
     ``output_dir``. A second call does nothing: MONAI Label evaluates both ``training`` and ``run`` of the bundle.
-    On Ctrl-C the last state is saved before the interrupt goes on.
+    Ctrl-C saves ``last.pt`` before the interrupt propagates.
 
     Args:
-        trainer: the engine; its network is what is saved.
-        evaluator: run by the trainer's ValidationHandler; its key metric is the validation loss.
+        trainer: its network is saved.
+        evaluator: run by the trainer's ValidationHandler; its key metric and comparator select the best checkpoint.
         scheduler: stepped after every iteration.
         description: saved with the weights.
         output_dir: made if needed.
         settings: gradient clipping.
-        patience: validations without a better loss before training stops.
-        is_main: whether this process writes and shows anything (rank 0 in distributed training).
-        best: validation loss of the ``model.pt`` that an interrupted part of this training left in ``output_dir``.
+        patience: validations without a better key metric before training stops.
+        is_main: whether this process writes and logs (rank 0 in distributed training).
+        best: key metric of the ``model.pt`` that an interrupted part of this training left in ``output_dir``.
 
     Raises:
-        StorageError: the folder cannot be written; checkpoints that are there stay whole.
-        ConfigError: the loss became infinite.
+        StorageError: the folder cannot be written; existing checkpoints are left untouched.
+        ConfigError: the loss became infinite, or no validation gave a key metric.
     """
     folder = Path(output_dir)
     checkpoint = folder / "model.pt"
@@ -209,9 +181,9 @@ def run_training(
         trainer.add_event_handler(
             IterationEvents.BACKWARD_COMPLETED, lambda _: nn.utils.clip_grad_norm_(parameters, settings.clip)
         )
-    stop = EarlyStopping(patience, score_function=lambda engine: -engine.state.metrics[VAL_LOSS], trainer=trainer)
+    stop = EarlyStopping(patience, score_function=_score, trainer=trainer)
     evaluator.add_event_handler(Events.EPOCH_COMPLETED, stop)
-    # Whatever the interval, the last epoch is validated: it may be the best, or the only one.
+    # The last epoch is always validated: it may be the best, or the only one.
     trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(output_transform=_loss_of))
     with writing(folder):
@@ -225,13 +197,27 @@ def run_training(
             checkpoints.save_last()
             _log.warning("interrupted: the last state is in %s", folder / "last.pt")
         raise
-    if checkpoints is not None and not math.isfinite(checkpoints.best):
-        msg = f"the loss became {checkpoints.best} and no checkpoint was written; try a lower --learning_rate"
-        raise ConfigError(msg)
+    if checkpoints is not None and checkpoints.best is None:
+        raise ConfigError(_no_checkpoint(evaluator))
     if is_main:
         minutes = (time.monotonic() - started) / 60
         _log.info("trained %d epochs in %.1f minutes; best checkpoint: %s", trainer.state.epoch, minutes, checkpoint)
     return checkpoint
+
+
+def _score(evaluator: Evaluator) -> float:
+    """The key metric for early stopping: higher is better."""
+    value = key_value(evaluator)
+    if math.isnan(value):
+        return -math.inf
+    return -value if evaluator.metric_cmp_fn(0.0, 1.0) else value
+
+
+def _no_checkpoint(evaluator: Evaluator) -> str:
+    name = evaluator.state.key_metric_name
+    if name == VAL_LOSS:
+        return "the loss became infinite and no checkpoint was written; try a lower --learning_rate"
+    return f"{name} had no value in any validation, so there is no best checkpoint; use last.pt or another key_metric"
 
 
 def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
@@ -240,11 +226,15 @@ def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
 
 
 def _attach_outputs(
-    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, folder: Path, description: Description, best: float
+    trainer: SupervisedTrainer,
+    evaluator: SupervisedEvaluator,
+    folder: Path,
+    description: Description,
+    best: float | None,
 ) -> Checkpoints:
-    """Everything that writes or shows; returns the checkpoints."""
+    """Attach checkpoints, curves, TensorBoard and progress bar; returns the checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
-    if best == math.inf and (folder / "model.pt").exists():
+    if best is None and (folder / "model.pt").exists():
         (folder / "model.pt").replace(folder / "model.previous.pt")
         _log.info("the checkpoint of an earlier run is kept as %s", folder / "model.previous.pt")
         if (folder / "model" / "config.json").is_file():  # made of that checkpoint, not of the one to come

@@ -68,6 +68,7 @@ class ServerSettings(BaseModel):
         body_s: timeout of each part of a request's body and of a reply, in seconds.
         epochs: of one training.
         learning_rate: of one training.
+        key_metric: selects the best epoch of a training: ``val_loss`` or a 2-D metric of the table.
         origins: further allowed origins (CORS), ``https://viewer.example.org``, ``;`` between them.
         hosts: further allowed values of ``Host`` with a dot, ``;`` between them; IP addresses are always allowed.
         auto_scoring: score the scans when the server starts and after every training.
@@ -97,6 +98,7 @@ class ServerSettings(BaseModel):
     body_s: Annotated[Number, Field(ge=1, le=3600)] = 30.0
     epochs: Annotated[Integer, Field(ge=1)] = 10
     learning_rate: Annotated[Number, Field(gt=0, lt=1)] = 1e-4
+    key_metric: str = "val_loss"
     origins: Annotated[_Texts, _matching(_ORIGIN, "https://viewer.example.org")] = ()
     hosts: Annotated[_Texts, _matching(_NAME, "label.example.org")] = ()
     auto_scoring: bool = False

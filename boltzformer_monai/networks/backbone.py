@@ -224,6 +224,11 @@ def _tiny(config: NetworkConfig, *, widths: Sequence[int] = _WIDTHS) -> TinyBack
     return TinyBackbone(in_channels=config.in_channels, widths=widths)
 
 
+def of_timm(config: NetworkConfig) -> bool:
+    """Whether the configuration's backbone is a timm model and no registered one."""
+    return BACKBONES.find(config.backbone) is None
+
+
 def make_backbone(config: NetworkConfig) -> nn.Module:
     """Build the backbone of a configuration: a registered one or a timm model, with SAM 2's neck if configured.
 
@@ -231,7 +236,10 @@ def make_backbone(config: NetworkConfig) -> nn.Module:
         ConfigError: the name is unknown, or the settings do not fit it.
     """
     backbone: Any
-    if BACKBONES.find(config.backbone) is not None:
+    if not of_timm(config):
+        if ignored := [name for name in ("pretrained", "normalise_features") if getattr(config, name)]:
+            msg = f"{ignored[0]} is for timm's backbones, and {config.backbone!r} is none; leave it out"
+            raise ConfigError(msg)
         backbone = BACKBONES.make(config.backbone, config, settings=config.backbone_settings)
     else:
         backbone = TimmBackbone(

@@ -23,7 +23,7 @@ class BoltzFormer(nn.Module):
         text_encoder: tokens ``(B, P, N_T)`` → (embeddings, validity).
         decoder: features of images and text → :class:`~boltzformer_monai.networks.interfaces.Decoded`.
         mean: mean of the image's channels on the 0–1 scale, kept as a buffer.
-        std: their standard deviation.
+        std: their standard deviation, above 0.
         default_tokens: ``(N_T,)``, the prompt used when ``forward`` gets none; empty = no default.
         seed: seed of the sampling in evaluation mode, which makes masks reproducible.
 
@@ -48,9 +48,6 @@ class BoltzFormer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            msg = f"mean and std must have the same length and std be positive, got {list(mean)} and {list(std)}"
-            raise ConfigError(msg)
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.text_encoder = text_encoder

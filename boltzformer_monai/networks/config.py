@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -103,6 +104,9 @@ class NetworkConfig:
                 f"mean and std need one value for each of the {self.in_channels} in_channels, "
                 f"got {list(self.mean)} and {list(self.std)}"
             )
+            raise ConfigError(msg)
+        if not all(0 < std < math.inf for std in self.std) or not all(map(math.isfinite, self.mean)):
+            msg = f"std must be positive and mean finite, got std {list(self.std)} and mean {list(self.mean)}"
             raise ConfigError(msg)
         for name in ("backbone_settings", "decoder_settings", "policy_settings"):
             value = getattr(self, name)

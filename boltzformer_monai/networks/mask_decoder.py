@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
@@ -88,7 +89,12 @@ def attention_policy(config: NetworkConfig) -> AttentionSetPolicy:
     """Build the attention policy of a configuration.
 
     Raises:
-        ConfigError: its name is unknown, or a setting is unknown or out of range.
+        ConfigError: its name is unknown, or a setting is unknown, out of range or given twice.
     """
     settings: dict[str, Any] = {name: getattr(config, name) for name in _POLICY_SETTINGS.get(config.policy, ())}
+    for name in settings.keys() & config.policy_settings.keys():
+        if settings[name] != getattr(NetworkConfig, name):  # the class holds the defaults
+            twice = {name: config.policy_settings[name]}
+            msg = f"{name} {settings[name]} and policy_settings {twice} set the same; give one of them"
+            raise ConfigError(msg)
     return POLICIES.make(config.policy, settings={**settings, **config.policy_settings})

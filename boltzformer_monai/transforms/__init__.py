@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms: slices into the network, masks back to the slice."""
+"""MONAI dictionary transforms: slices to network inputs, and masks back to slices."""
 
 from boltzformer_monai.transforms.augment import light_augmentation, paper_augmentation
 from boltzformer_monai.transforms.load import LoadSliced

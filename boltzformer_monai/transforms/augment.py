@@ -19,11 +19,11 @@ KEYS = ("image", "label_map")
 class RandRotateCropd(RandomizableTransform):
     """With probability ``prob``: rotate by a multiple of 90° (uniform), then crop with shifted centre and scaled size.
 
-    One resampling for everything (MONAI's own affine would know neither the joint probability nor label maps that
-    differ in size from the image). Images are bilinear, label maps nearest neighbour, zeros outside.
+    Resamples once, which MONAI's transforms cannot do with a joint probability and label maps of another size than the
+    image. Images are bilinear, label maps nearest neighbour, zeros outside.
 
     Args:
-        prob: probability that an example is transformed at all (paper: 0.5).
+        prob: probability that an example is transformed (paper: 0.5).
         rotations: multiples of 90° to choose from (paper: 0, 1, 2, 3).
         shift: largest shift of the centre as a fraction of the edge (paper: 0.1), uniform, per axis.
         scale: largest change of the crop's edge as a fraction (paper: 0.1), uniform.
@@ -49,7 +49,7 @@ class RandRotateCropd(RandomizableTransform):
         self.angle = angle
 
     def randomize(self, data: Any = None) -> None:
-        """Draw whether, and by how much."""
+        """Sample the transform."""
         super().randomize(None)
         quarter = self.rotations[self.R.randint(len(self.rotations))]
         self._turn = quarter * np.pi / 2 + np.deg2rad(self.R.uniform(-self.angle, self.angle))
@@ -57,7 +57,7 @@ class RandRotateCropd(RandomizableTransform):
         self._centre = self.R.uniform(-self.shift, self.shift, 2) * 2  # the grid runs from −1 to 1
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Transform ``image`` and, where there is one, ``label_map``, both ``(C, H, W)``, alike."""
+        """Transform ``image`` and, if present, ``label_map``, both ``(C, H, W)``."""
         out = dict(data)
         self.randomize()
         if not self._do_transform:
@@ -78,7 +78,7 @@ def _resample(x: Tensor, matrix: Tensor, mode: str) -> Tensor:
 class RandIntensityd(RandomizableTransform):
     """With probability ``prob``: image ← image · (1 ± contrast) ± brightness, uniform, clipped to 0–1.
 
-    One transform for what would be three of MONAI's, because the probability is a joint one.
+    A single transform instead of three of MONAI's, for the joint probability.
     """
 
     def __init__(self, *, prob: float = 0.5, contrast: float = 0.2, brightness: float = 0.1) -> None:
@@ -103,5 +103,5 @@ def paper_augmentation() -> list[RandomizableTransform]:
 
 
 def light_augmentation() -> list[RandomizableTransform]:
-    """For training from random weights, where turning the patient upside down costs more than it teaches."""
+    """Small rotations and shifts: for training from random weights, where flipped patients do more harm than good."""
     return [RandRotateCropd(prob=0.8, rotations=(0,), shift=0.05, scale=0.1, angle=10.0), RandIntensityd()]

@@ -1,4 +1,4 @@
-"""A slice on disk → image and label map in the network's square."""
+"""Load a slice as square image and label map for the network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from boltzformer_monai.transforms.square import SquareFit
 class LoadSliced(Transform):
     """``{"rows": rows of one slice, …}`` → adds ``image`` ``(C, S, S)`` float32 0–1 and ``label_map`` ``(1, S, S)``.
 
-    The label map holds the label values as float32, 0 = nothing; it is absent for slices without a label.
+    The label map holds label values as float32, 0 = background; slices without a label have none.
 
     Args:
         size: S, edge of the square in pixels.
-        neighbours: slices on either side that become channels too (2.5-D): C = 2 · neighbours + 1, from the lowest
-            slice index to the highest; beyond the ends of the volume its outermost slice is repeated.
+        neighbours: adjacent slices on each side as channels (2.5-D): C = 2 · neighbours + 1, by rising slice index;
+            at the ends of the volume the outermost slice is repeated.
     """
 
     def __init__(self, *, size: int, neighbours: int = 0) -> None:
@@ -32,7 +32,7 @@ class LoadSliced(Transform):
         self.neighbours = neighbours
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Raises :class:`~boltzformer_monai.errors.DatasetError` where a file is missing or damaged."""
+        """Raises :class:`~boltzformer_monai.errors.DatasetError` if a file is missing or damaged."""
         row: SliceRow = data["rows"][0]
         pixels = _read_grey(row.image, row)
         fit = slice_fit(pixels.shape, row, self.size)
@@ -50,11 +50,11 @@ class LoadSliced(Transform):
     def _with_neighbours(self, pixels: np.ndarray, row: SliceRow) -> Tensor:
         """``(1, C, H, W)``."""
         stack = [pixels if path == row.image else _read_grey(path, row) for path in row.images(self.neighbours)]
-        return torch.cat([image_tensor(picture) for picture in stack], dim=1)
+        return torch.cat([image_tensor(image) for image in stack], dim=1)
 
     @staticmethod
     def _keep_small(label_map: Tensor, values: Tensor, fit: SquareFit, rows: Sequence[SliceRow]) -> Tensor:
-        """Where shrinking lost a target altogether, its densest pixel still stands for it."""
+        """Keep targets that down-sampling would lose, as their densest pixel."""
         for row in rows:
             wanted = torch.tensor(row.label_values, dtype=torch.float32)
             if row.present and not torch.isin(label_map, wanted).any():
@@ -78,5 +78,5 @@ def image_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def slice_fit(shape: tuple[int, ...], row: SliceRow, size: int) -> SquareFit:
-    """The geometry of a stored slice in a square of ``size`` pixels."""
+    """Fit of a stored slice into a square of ``size`` pixels."""
     return SquareFit((shape[0], shape[1]), row.spacing[:2], size)

@@ -1,4 +1,4 @@
-"""From all targets of a slice to the prompts that one training example asks for."""
+"""Select the prompts of a training example from the targets of its slice."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from boltzformer_monai.transforms.tokenizer import PromptTokenizer, pad_tokens
 
 
 class SelectPromptsd(RandomizableTransform):
-    """Adds ``tokens`` ``(P, N_T)`` and ``label`` ``(P, M, M)`` for P targets of the slice; drops the rest.
+    """Adds ``tokens`` ``(P, N_T)`` and ``label`` ``(P, M, M)`` for P targets of the slice; keeps only the image.
 
     Args:
         tokenizer: turns the chosen prompts into tokens.
         prompts_per_image: P (paper: 1).
-        mask_size: M, the edge of the masks; a coarser one than the label map's is reached by averaging, so that
-            objects smaller than a pixel keep a share in it.
-        negatives: probability that a prompt asks for a target that is absent from the slice, where there is one;
-            ``None`` draws from all targets of the slice alike, present or not.
-        weights: target → how often it is drawn relative to the others.
+        mask_size: M, edge of the masks; label maps are averaged down to it, so objects smaller than a pixel keep a
+            share of it.
+        negatives: probability that a prompt is for an absent target, if the slice has one; ``None`` samples present
+            and absent targets alike.
+        weights: target → relative sampling frequency.
         length: N_T; prompts are padded to it.
-        random: ``False`` always takes the same targets and the first prompt of each (validation).
+        random: ``False`` always takes the same targets and the first prompt of each, and keeps their ``rows``
+            (validation).
     """
 
     def __init__(
@@ -59,18 +60,19 @@ class SelectPromptsd(RandomizableTransform):
         self._tokens: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Rows of one slice and its ``label_map`` ``(1, S, S)`` in; a trainable example out."""
+        """Rows of one slice and its ``label_map`` ``(1, S, S)`` → training example."""
         rows = self._choose(data["rows"])
         prompts = [row.prompts[self.R.randint(len(row.prompts))] if self.random else row.prompts[0] for row in rows]
         for prompt in prompts:
             if prompt not in self._tokens:
                 self._tokens[prompt] = self.tokenizer.encode(prompt)
         tokens = pad_tokens([self._tokens[prompt] for prompt in prompts], length=self.length)
-        return {
+        example = {
             "image": torch.as_tensor(data["image"]),
             "tokens": tokens,
             "label": masks_of(torch.as_tensor(data["label_map"]), rows, self.mask_size),
         }
+        return example if self.random else {**example, "rows": rows}
 
     def _choose(self, rows: Sequence[SliceRow]) -> list[SliceRow]:
         present = [row for row in rows if row.present]
@@ -84,7 +86,7 @@ class SelectPromptsd(RandomizableTransform):
         for _ in range(self.prompts_per_image):
             negative = self.negatives is not None and bool(absent)
             negative = negative and (not present or self.R.rand() < (self.negatives or 0))
-            if not pools[negative]:  # first use, or every row of the kind was taken: start over
+            if not pools[negative]:  # first use, or every row was used: start over
                 pools[negative] = list(sources[negative])
             pool = pools[negative]
             weights = torch.tensor([self.weights.get(row.target, 1.0) for row in pool], dtype=torch.float64).numpy()

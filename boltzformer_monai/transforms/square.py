@@ -1,4 +1,4 @@
-"""A slice of any shape and spacing into the network's square, and masks back onto the slice."""
+"""Fit slices of any shape and spacing into the network's square, and restore masks to the slice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from boltzformer_monai.errors import ConfigError
 
 @dataclass(frozen=True)
 class SquareFit:
-    """Scale a slice isotropically (in mm) into a square, centred, zeros around it.
+    """Scale a slice isotropically in mm into a square, centred and zero-padded.
 
-    A coronal slice of thick-slice CT becomes as tall as the patient: pixels are made square by their spacing.
+    Pixels become square by their spacing, so a coronal slice of thick-slice CT gets the patient's proportions.
 
     Args:
         shape: ``(H, W)`` of the slice.
@@ -33,7 +33,7 @@ class SquareFit:
 
     @property
     def content(self) -> tuple[int, int]:
-        """``(h, w)`` of the slice inside the square."""
+        """Size ``(h, w)`` of the slice inside the square."""
         extent = [n * mm for n, mm in zip(self.shape, self.spacing, strict=True)]
         scale = self.size / max(extent)
         height, width = (min(self.size, max(1, round(e * scale))) for e in extent)
@@ -41,7 +41,7 @@ class SquareFit:
 
     @property
     def offset(self) -> tuple[int, int]:
-        """Row and column of the content's first pixel."""
+        """Row and column of its first pixel."""
         height, width = self.content
         return (self.size - height) // 2, (self.size - width) // 2
 
@@ -58,7 +58,7 @@ class SquareFit:
     def restore(self, x: Tensor) -> Tensor:
         """Logits or probabilities ``(B, P, s, s)`` of any square size → ``(B, P, H, W)`` on the slice, bilinear.
 
-        Without antialiasing: where a slice was enlarged, this undoes it, and one-pixel objects survive.
+        Without antialiasing, so that one-pixel objects of enlarged slices survive.
         """
         height, width = self.content
         top, left = self.offset

@@ -1,4 +1,4 @@
-"""Text prompts → token tensors: CLIP's BPE vocabulary, which ships with open_clip and needs no network."""
+"""Text prompts → token tensors, by CLIP's BPE vocabulary, which is part of open_clip."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class PromptTokenizer:
         self._encode = _clip_encoder() if path is None else _transformers_encoder(str(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the encoder, which cannot be pickled: data loader workers make their own."""
+        """Without the encoder, which cannot be pickled: data loader workers create their own."""
         return {"context": self.context, "path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Made anew."""
+        """Create the encoder."""
         self.__init__(**state)  # type: ignore[misc]
 
     def encode(self, prompt: str) -> tuple[int, ...]:
@@ -51,11 +51,11 @@ class PromptTokenizer:
             PromptError: the prompt is empty, or longer than the context.
         """
         text = normalise_prompt(prompt)
-        # A word is at least one token of at most a few dozen letters: do not tokenise what cannot fit.
+        # A token has at most a few dozen letters: skip the tokeniser for longer texts.
         ids = self._encode(text) if len(text) <= 64 * self.context else [0] * (self.context + 1)
         if len(ids) > self.context:
-            shown = text if len(text) <= 60 else f"{text[:57]}..."
-            msg = f"prompt {shown!r} is longer than the {self.context} tokens that the text encoder reads"
+            short = text if len(text) <= 60 else f"{text[:57]}..."
+            msg = f"prompt {short!r} is longer than the {self.context} tokens that the text encoder reads"
             raise PromptError(msg)
         return tuple(ids)
 

@@ -123,7 +123,7 @@ def test_the_command(slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     output = tmp_path / "deep" / "export"
     command = ["--input", str(slices), "--output", str(output), "--size", "32"]
     assert main([*command, "--split-as", "val=test", "test=none"]) == 0
-    assert "6 pictures, 15 masks" in capsys.readouterr().out
+    assert "6 images, 15 masks" in capsys.readouterr().out
     assert len(list((output / "test").iterdir())) == 2
     # An export of ours is replaced as a whole.
     assert main(command) == 0
@@ -148,7 +148,7 @@ def test_targets_that_vanish_at_this_size_are_left_out_with_a_word(
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        (["--size", "0"], "size must be at least 1"),
+        (["--size", "0"], "--size: must be from 1 to 16384"),
         (["--split-as", "val"], "takes pairs such as val=test"),
         (["--split-as", "val=dev"], "takes pairs"),
         (["--split-as", "train=none", "val=none", "test=none"], "nothing to export"),
@@ -173,7 +173,7 @@ def test_other_peoples_folders_are_left_alone(slices: Path, tmp_path: Path):
         with pytest.raises(DatasetError, match="is not an export of this command"):
             export(slices, output)
     for output in (slices, slices / "export", slices.parent):
-        with pytest.raises(DatasetError, match="lies in the slice data set, or holds it"):
+        with pytest.raises(DatasetError, match="lies in the slice dataset, or contains it"):
             export(slices, output)
     with pytest.raises(DatasetError, match="no such folder"):
         export(tmp_path / "nowhere", tmp_path / "export")

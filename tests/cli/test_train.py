@@ -13,7 +13,7 @@ import pytest
 from monai.utils import set_determinism
 
 from boltzformer_monai.cli import bundle_command, main
-from boltzformer_monai.engines import store_presence
+from boltzformer_monai.engines import calibrate_checkpoint
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.weights import load_checkpoint
 from tests.cli.test_segment_plan import RUNNER
@@ -95,7 +95,7 @@ def test_a_presence_head_that_cannot_be_calibrated_is_a_warning(
     def calibrate(evidence: object) -> None:
         raise ConfigError("presence cannot be calibrated; train longer")
 
-    monkeypatch.setattr(sys.modules[store_presence.__module__], "calibrate", calibrate)
+    monkeypatch.setattr(sys.modules[calibrate_checkpoint.__module__], "calibrate", calibrate)
     head = f"network_overrides={ {**SMALL_NETWORK, 'presence': True} }"
     assert _train(slices, tmp_path / "run", "--epochs", "1", "--set", head) == 0
     assert "warning: presence cannot be calibrated; train longer" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzformer_monai.data.slices.reader import SliceReader
-from boltzformer_monai.engines import calibrate_presence, store_presence
+from boltzformer_monai.engines import calibrate_checkpoint, calibrate_presence
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.interfaces import Decoded
@@ -103,14 +103,14 @@ def test_the_rule_of_the_best_weights_goes_into_the_checkpoint(
     expected = calibrate_presence(best, reader, tokenizer=tokenizer, size=size)
     assert expected is not None
     assert calibrate_presence(last, reader, tokenizer=tokenizer, size=size) != expected
-    store_presence(path, network=last, description=description, reader=reader, tokenizer=tokenizer)
+    calibrate_checkpoint(path, network=last, description=description, reader=reader, tokenizer=tokenizer)
     loaded, stored = load_checkpoint(path)
     assert stored.data["presence"] == pytest.approx(expected.as_dict())
     assert description.data["presence"] == stored.data["presence"]
     for name, value in best.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
     content = path.read_bytes()
-    store_presence(path, network=last, description=description, reader=reader, tokenizer=tokenizer)
+    calibrate_checkpoint(path, network=last, description=description, reader=reader, tokenizer=tokenizer)
     assert path.read_bytes() == content
 
 
@@ -121,10 +121,10 @@ def test_no_head_no_checkpoint_or_not_the_main_process(
     description = _saved(path, small_network(presence=False), presence=False)
     content = path.read_bytes()
     common = {"reader": reader, "tokenizer": tokenizer}
-    store_presence(path, network=small_network(presence=False), description=description, **common)
+    calibrate_checkpoint(path, network=small_network(presence=False), description=description, **common)
     head = small_network(presence=True)
-    store_presence(path, network=head, description=description, is_main=False, **common)
-    store_presence(tmp_path / "none.pt", network=head, description=description, **common)
+    calibrate_checkpoint(path, network=head, description=description, is_main=False, **common)
+    calibrate_checkpoint(tmp_path / "none.pt", network=head, description=description, **common)
     assert path.read_bytes() == content
     assert "presence" not in description.data
 
@@ -157,6 +157,8 @@ def test_where_nothing_can_be_calibrated_the_checkpoint_stays(
     description = _saved(tmp_path / "model.pt", network)
     content = (tmp_path / "model.pt").read_bytes()
     monkeypatch.setattr(network, "forward", blind.forward)
-    store_presence(tmp_path / "model.pt", network=network, description=description, reader=reader, tokenizer=tokenizer)
+    calibrate_checkpoint(
+        tmp_path / "model.pt", network=network, description=description, reader=reader, tokenizer=tokenizer
+    )
     assert (tmp_path / "model.pt").read_bytes() == content
     assert "presence" not in description.data

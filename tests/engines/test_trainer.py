@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,12 @@ from torch import nn
 
 from boltzformer_monai.engines import (
     SETTINGS,
-    BoltzFormerLoss,
     make_optimizer,
     make_scheduler,
-    val_dice,
-    val_metrics,
 )
-from boltzformer_monai.engines.trainer import VAL_DICE, VAL_LOSS, Checkpoints, History
+from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS
+from boltzformer_monai.engines.trainer import Checkpoints, History
 from boltzformer_monai.errors import StorageError
-from boltzformer_monai.networks.interfaces import Decoded
 
 
 def test_all_weights_decay_as_in_the_paper():
@@ -69,11 +67,18 @@ class _Network(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
 
+def _evaluator() -> Engine:
+    """As MONAI's, with the validation loss as its key metric."""
+    evaluator = Engine(lambda *_: None)
+    evaluator.state.key_metric_name = VAL_LOSS
+    evaluator.metric_cmp_fn = operator.lt
+    return evaluator
+
+
 def test_only_a_better_validation_loss_replaces_the_best_checkpoint(tmp_path: Path):
     network = _Network()
     checkpoints = Checkpoints(tmp_path, network, SimpleNamespace(state_dict=lambda: {"a": 1}))
-    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
-    checkpoints.attach(trainer, evaluator)
+    evaluator = _evaluator()
     kept = []
     for epoch, loss in enumerate([3.0, 2.0, 2.5, float("nan"), 1.0]):
         network.weight.data.fill_(float(epoch))
@@ -90,7 +95,7 @@ def test_only_a_better_validation_loss_replaces_the_best_checkpoint(tmp_path: Pa
 
 def test_the_best_checkpoint_of_an_interrupted_training_is_the_one_to_beat(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, _Network(), SimpleNamespace(state_dict=dict), best=1.0)
-    evaluator = Engine(lambda *_: None)
+    evaluator = _evaluator()
     for loss, written in ((1.5, False), (1.0, False), (0.5, True)):
         evaluator.state.metrics[VAL_LOSS] = loss
         checkpoints._validated(evaluator)
@@ -107,7 +112,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"last\.pt: cannot be written \(No space left on device\)"):
         checkpoints.save_last()
-    trainer, evaluator = Engine(lambda _, loss: [{"loss": loss}]), Engine(lambda *_: None)
+    trainer, evaluator = Engine(lambda _, loss: [{"loss": loss}]), _evaluator()
     History(tmp_path / "history.json").attach(trainer, evaluator)
     with pytest.raises(StorageError, match=r"history\.json: cannot be written \(No space left on device\)"):
         trainer.run([0.5], max_epochs=1)
@@ -118,7 +123,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_curves_are_written_after_every_epoch(tmp_path: Path):
     losses = iter([4.0, 2.0, 1.0, 1.0])
     trainer = Engine(lambda *_: {"loss": next(losses)})
-    evaluator = Engine(lambda *_: None)
+    evaluator = _evaluator()
     History(tmp_path / "history.json").attach(trainer, evaluator)
     evaluator.state.epoch = 2
     evaluator.state.metrics.update({VAL_LOSS: 0.5, VAL_DICE: torch.tensor(0.75)})
@@ -127,30 +132,3 @@ def test_curves_are_written_after_every_epoch(tmp_path: Path):
         {"epoch": 1.0, "train_loss": 3.0},
         {"epoch": 2.0, "train_loss": 1.0, VAL_LOSS: 0.5, VAL_DICE: 0.75},
     ]
-
-
-def test_the_presence_head_does_not_decide_which_masks_are_best():
-    loss = BoltzFormerLoss(presence_weight=1.0)
-    metric = val_metrics(loss)[VAL_LOSS]
-    engine = Engine(lambda _, batch: batch)
-    metric.attach(engine, VAL_LOSS)
-    logits, label = torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8).round()
-    wrong = Decoded(logits, torch.full((2, 3), -9.0))
-    engine.run([{"pred": wrong, "label": label}])
-    assert engine.state.metrics[VAL_LOSS] == pytest.approx(float(loss(logits, label)))
-    assert float(loss(wrong, label)) > engine.state.metrics[VAL_LOSS] + 1
-
-
-def test_validation_dice_is_that_of_present_targets_at_mask_size():
-    metric = val_dice()[VAL_DICE]
-    metric.attach(Engine(lambda *_: None), VAL_DICE)
-    label = torch.zeros(1, 3, 8, 8)
-    label[:, 0, :4], label[:, 1, 4:] = 1, 1
-    pred = torch.full((1, 3, 8, 8), -5.0)
-    pred[:, 0, :4], pred[:, 1, 6:], pred[:, 2] = 5, 5, 5  # right, half, a false alarm on an absent target
-    metric.update(metric._output_transform({"pred": pred, "label": label}))
-    assert float(metric.compute()) == pytest.approx((1 + 2 / 3) / 2)
-    metric.reset()
-    half = torch.nn.functional.avg_pool2d(pred, 2)
-    metric.update(metric._output_transform({"pred": half, "label": label}))
-    assert float(metric.compute()) == pytest.approx((1 + 2 / 3) / 2, abs=0.02)

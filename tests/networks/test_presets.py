@@ -91,6 +91,8 @@ def test_a_complete_configuration_can_be_built_and_changed():
         ("tiny", {"decoder": None}, "decoder must be a text, got None"),
         ("tiny", {"policy_settings": [1]}, "policy_settings must be a mapping, got"),
         ("tiny", {"decoder_settings": {"layer": torch.nn.ReLU}}, "decoder_settings must map names to plain values"),
+        ("tiny", {"std": [0.0]}, "std must be positive and mean finite"),
+        ("tiny", {"mean": [float("nan")]}, "std must be positive and mean finite"),
         ("tiny", {"in_channels": 3}, "mean and std need one value for each of the 3 in_channels"),
     ],
 )
@@ -116,6 +118,12 @@ def test_what_is_not_possible_is_refused(preset: str, overrides: dict[str, objec
             {"policy_settings": {"exact": "no"}},
             "exact of the attention policy 'boltzmann' must be true or false, got 'no'",
         ),
+        (
+            {"sample_ratio": 0.2, "policy_settings": {"sample_ratio": 0.3}},
+            "sample_ratio 0.2 and policy_settings {'sample_ratio': 0.3} set the same; give one of them",
+        ),
+        ({"pretrained": True}, "pretrained is for timm's backbones, and 'tiny' is none; leave it out"),
+        ({"normalise_features": True}, "normalise_features is for timm's backbones, and 'tiny' is none"),
         ({"policy_settings": {"base_temperature": "hot"}}, "base_temperature of .* must be a number, got 'hot'"),
         ({"backbone_settings": {"widths": 3}}, "widths must name five strides"),
         ({"backbone_settings": {"widths": [0] * 5}}, "widths must name five strides"),

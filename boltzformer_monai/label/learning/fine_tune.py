@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from ignite.engine import Engine, Events
 from boltzformer_monai import engines
 from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.data.slices.reader import SliceReader
-from boltzformer_monai.engines.trainer import VAL_LOSS
+from boltzformer_monai.engines.key_metric import VAL_LOSS, find_key_metric, has_improved, key_value
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.label.files import write_object
 from boltzformer_monai.limits import read_json
@@ -33,7 +32,7 @@ from boltzformer_monai.transforms import PromptTokenizer
 _log = logging.getLogger(__name__)
 
 _EVEN = 0.5
-# There are too few labels for a validation split: the validation loss is that of the training scans.
+# There are too few labels for a validation split: validation uses the training scans.
 _VALIDATION_ITEMS = (
     "$engines.validation_items(@reader, split='train', prompts_per_image=@prompts_per_image,"
     " negatives=@settings.negatives)"
@@ -48,8 +47,8 @@ class Progress:
     """Digest of labels and settings; another job starts anew."""
     epochs: int = 0
     """Done."""
-    best: float = math.inf
-    """Validation loss of ``model.pt``."""
+    best: float | None = None
+    """Key metric of ``model.pt``."""
 
     @classmethod
     def read(cls, folder: Path, job: str) -> Progress:
@@ -78,9 +77,10 @@ def fine_tune(
     epochs: int,
     learning_rate: float,
     learned: Mapping[str, Any],
+    key_metric: str = VAL_LOSS,
     seed: int = 0,
-) -> float:
-    """Train and publish the checkpoint; returns the validation loss, which is measured on the training scans.
+) -> float | None:
+    """Train and publish the checkpoint; returns the best key metric, which is measured on the training scans.
 
     Args:
         checkpoint: to start from.
@@ -89,17 +89,20 @@ def fine_tune(
         output: the new checkpoint, replaced in one step at the end.
         epochs: in all, those of a stopped run included.
         learned: names and labels, for the description in the checkpoint.
+        key_metric: selects the best epoch: ``"val_loss"`` or a 2-D metric of the table.
         seed: of shuffling and augmentation.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         DatasetError: there is nothing to train on.
-        ConfigError: a setting is out of range, or the loss became infinite.
+        ConfigError: a setting is out of range, the key metric is unknown, or the loss became infinite.
     """
+    find_key_metric(key_metric)
     model = load_model(checkpoint, device=device)
     network, description = model.network, model.description
     # A run that started from other weights cannot resume.
-    job = hashlib.sha256(json.dumps([model.sha256, dict(learned), epochs, learning_rate, seed]).encode()).hexdigest()
+    settings = [model.sha256, dict(learned), epochs, learning_rate, key_metric, seed]
+    job = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     progress = Progress.read(folder, job)
     reader = SliceReader(dataset)
     description.data = described(description.data, engines.describe_data(reader), learned)
@@ -108,7 +111,7 @@ def fine_tune(
         load_strictly(network, read_weights(folder / "last.pt")["model"], source="last.pt")
     if progress.epochs < epochs:
         network.to(memory_format=torch.channels_last).set_precision(precision)
-        _train(network, description, reader, folder, progress, epochs, learning_rate, device, seed)
+        _train(network, description, reader, folder, progress, epochs, learning_rate, key_metric, device, seed)
     _spare_the_labels(folder / "model.pt", network, description, reader, device)
     with replacing(output) as temporary:
         shutil.copyfile(folder / "model.pt", temporary)
@@ -135,7 +138,7 @@ def _spare_the_labels(
     objects too.
     """
     rule = PresenceRule.of(description.data)
-    if rule is None or network.presence is None:
+    if rule is None:
         return
 
     def lowered(found: PresenceRule) -> PresenceRule:
@@ -161,6 +164,7 @@ def _train(
     progress: Progress,
     epochs: int,
     learning_rate: float,
+    key_metric: str,
     device: torch.device,
     seed: int,
 ) -> None:
@@ -183,6 +187,7 @@ def _train(
             "device": device,
             "seed": seed,
             "defaults": settings,
+            "key_metric": key_metric,
             "reader": reader,
             "network_config": config,
             "network_def": network,
@@ -198,7 +203,8 @@ def _train(
     )
 
     def keep(_: Engine) -> None:
-        progress.best = min(progress.best, float(evaluator.state.metrics[VAL_LOSS]))
+        if has_improved(evaluator, progress.best):
+            progress.best = key_value(evaluator)
         progress.epochs += 1
         progress.write(folder)
 

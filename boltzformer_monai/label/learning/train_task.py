@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from boltzformer_monai.engines.key_metric import find_key_metric
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.label.learning.corrected_labels import corrected_labels, write_slices
 from boltzformer_monai.label.learning.fine_tune import fine_tune
@@ -22,11 +23,16 @@ _log = logging.getLogger(__name__)
 
 
 class BoltzFormerTrainTask(TrainTask):
-    """Fine-tuning on the corrected labels; MONAI Label runs it in a process of its own."""
+    """Fine-tuning on the corrected labels; MONAI Label runs it in a process of its own.
+
+    Raises:
+        ConfigError: the key metric of the settings is unknown.
+    """
 
     def __init__(self, service: SegmentService) -> None:
         super().__init__("Learns from the final labels; the names of their segments become prompts")
         self.service = service
+        find_key_metric(service.settings.key_metric)
 
     def config(self) -> dict[str, Any]:
         """What 3D Slicer offers for editing."""
@@ -77,7 +83,7 @@ class BoltzFormerTrainTask(TrainTask):
         names = list(dict.fromkeys(name for each in used for _, name in sorted(each.names.items())))
         # What cannot be used counts as learned too: trying it again would fail again.
         learned = {"names": names, "labels": sorted(each.digest for each in labels)}
-        loss = fine_tune(
+        best = fine_tune(
             checkpoint=settings.current_checkpoint,
             dataset=dataset,
             folder=settings.workspace / "training",
@@ -87,7 +93,9 @@ class BoltzFormerTrainTask(TrainTask):
             epochs=int(request.get("epochs") or settings.epochs),
             learning_rate=float(request.get("learning_rate") or settings.learning_rate),
             learned=learned,
+            key_metric=settings.key_metric,
         )
         _log.info("learned %s from %d labels", ", ".join(names), len(used))
         seconds = round(time.monotonic() - started, 1)
-        return {"trained": True, "names": names, "labels": len(used), "loss": loss, "seconds": seconds}
+        key = settings.key_metric.removeprefix("val_")
+        return {"trained": True, "names": names, "labels": len(used), key: best, "seconds": seconds}

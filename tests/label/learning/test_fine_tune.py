@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ need_module("monailabel")
 
 from boltzformer_monai import engines  # noqa: E402
 from boltzformer_monai.data.windows import NAMED_WINDOWS  # noqa: E402
+from boltzformer_monai.errors import ConfigError  # noqa: E402
+from boltzformer_monai.evaluation import metrics  # noqa: E402
+from boltzformer_monai.evaluation.metrics import Metric, register_metric  # noqa: E402
 from boltzformer_monai.evaluation.presence_rule import PresenceRule  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.label.learning import fine_tune as module  # noqa: E402
@@ -52,19 +56,36 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def tune(tmp_path: Path, dataset: Path, checkpoint: Path, *, epochs: int = 1) -> Path:
-    output = tmp_path / "out" / "model.pt"
-    module.fine_tune(
+    tuned(tmp_path, dataset, checkpoint, epochs=epochs)
+    return tmp_path / "out" / "model.pt"
+
+
+def tuned(tmp_path: Path, dataset: Path, checkpoint: Path, **settings: Any) -> float | None:
+    return module.fine_tune(
         checkpoint=checkpoint,
         dataset=dataset,
         folder=tmp_path / "training",
-        output=output,
+        output=tmp_path / "out" / "model.pt",
         device=torch.device("cpu"),
         precision="fp32",
-        epochs=epochs,
         learning_rate=1e-5,
         learned=LEARNED,
+        **settings,
     )
-    return output
+
+
+def test_the_key_metric_selects_the_epoch(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count()
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+    register_metric(Metric(name="age", compute=lambda _: next(calls), dimensions=(2,), better="lower"))
+    best = tuned(tmp_path, dataset, checkpoint_with(tmp_path, None), epochs=2, key_metric="age")
+    slices = next(calls) / 2
+    assert best == pytest.approx((slices - 1) / 2)  # the mean of 0, 1, …: the first epoch
+
+
+def test_an_unknown_key_metric_is_refused(tmp_path: Path, dataset: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key_metric 'dise'; did you mean 'dice'\?"):
+        tuned(tmp_path, dataset, tmp_path / "none.pt", epochs=1, key_metric="dise")
 
 
 @pytest.mark.parametrize(
