@@ -115,7 +115,7 @@ def use_plugins(names: str | Sequence[str] = ()) -> None:
     Raises:
         ConfigError: one cannot be imported.
     """
-    given = list(names) if isinstance(names, list | tuple) else [names]
+    given: list[Any] = list(names) if isinstance(names, list | tuple) else [names]  # of whatever type a user gave
     listed = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
     for name in (*listed, *given):
         if not isinstance(name, str):

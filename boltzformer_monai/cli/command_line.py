@@ -45,7 +45,8 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be from {least} to {most}, not {value}")
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise argparse.ArgumentTypeError(f"must be {limit}, not {value}")
         return value
 
     number.__name__ = "whole number"

@@ -132,7 +132,7 @@ def test_no_other_file_is_replaced(
     assert main(["--input", str(slices), option, str(target)]) == 0
     assert main(["--input", str(slices), option, str(target)]) == 0  # its own earlier output
     for inside in (slices / "new", slices / "images" / "case0_axial_0000.png", slices / "dataset.json"):
-        assert "lies in a data set" in error_of(capsys, ["--input", str(slices), option, str(inside)])
+        assert "lies in a checked dataset" in error_of(capsys, ["--input", str(slices), option, str(inside)])
     target.unlink()
     target.symlink_to(tmp_path / "elsewhere")
     assert "was not made by" in error_of(capsys, ["--input", str(slices), option, str(target)])
