@@ -74,7 +74,7 @@ def find_key_metric(name: object) -> table.Metric | None:
     if isinstance(name, str) and name in choices:
         return choices[name]
     known = [VAL_LOSS, *choices]
-    if name in (metric.name for metric in table.metrics_for(3)):
+    if name in [metric.name for metric in table.metrics_for(3)]:
         msg = f"key_metric {name!r} is measured on whole volumes, the validation on slices; known: {', '.join(known)}"
     else:
         msg = f"unknown key_metric {name!r}; {did_you_mean(str(name), known)}"

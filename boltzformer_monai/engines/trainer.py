@@ -79,7 +79,7 @@ class History:
     def _iteration(self, engine: Engine) -> None:
         self._losses.append(float(_loss_of(engine.state.output)))
 
-    def _epoch(self, engine: Engine, evaluator: Engine) -> None:
+    def _epoch(self, engine: Engine, evaluator: Evaluator) -> None:
         mean = sum(self._losses) / max(1, len(self._losses))
         row: dict[str, float] = {"epoch": engine.state.epoch, "train_loss": mean}
         self._losses.clear()

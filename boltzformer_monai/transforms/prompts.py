@@ -67,7 +67,7 @@ class SelectPromptsd(RandomizableTransform):
             if prompt not in self._tokens:
                 self._tokens[prompt] = self.tokenizer.encode(prompt)
         tokens = pad_tokens([self._tokens[prompt] for prompt in prompts], length=self.length)
-        example = {
+        example: dict[Hashable, Any] = {
             "image": torch.as_tensor(data["image"]),
             "tokens": tokens,
             "label": masks_of(torch.as_tensor(data["label_map"]), rows, self.mask_size),
