@@ -72,7 +72,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     add(
         "--protocol", metavar="NAME",
-        help="how slices are prepared and masks merged: boltzformer, biomedparse or your own; default: the checkpoint's",
+        help="preparing slices and merging masks: boltzformer, biomedparse or a registered one; default: the model's",
     )  # fmt: skip
     add(
         "--protocol-settings", nargs="+", default=[], metavar="NAME=VALUE",

@@ -16,7 +16,7 @@ from boltzformer_monai.limits import read_json
 from boltzformer_monai.storage import file_sha256
 
 __all__ = [
-    "FORMAT", "VERSION", "digest", "file_sha256", "in_doubt", "is_complete", "leftovers", "outdated", "preview_entry",
+    "FORMAT", "VERSION", "digest", "in_doubt", "is_complete", "leftovers", "outdated", "preview_entry",
     "read_manifest", "source_digest",
 ]  # fmt: skip
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import replacing, sync, temporary_beside
+from boltzformer_monai.storage import file_sha256, replacing, sync, temporary_beside
 
 
 def read_object(path: Path) -> dict[str, Any]:

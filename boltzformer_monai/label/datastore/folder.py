@@ -25,11 +25,10 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from pydantic import BaseModel
 
 from boltzformer_monai.errors import DatasetError, why
-from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.label.files import staged, temporary_path, zipped
 from boltzformer_monai.label.label_info import SHA256
 from boltzformer_monai.label.safe_ids import UnknownIdError
-from boltzformer_monai.storage import confirm, sweep, sync
+from boltzformer_monai.storage import confirm, file_sha256, sweep, sync
 
 _log = logging.getLogger(__name__)
 

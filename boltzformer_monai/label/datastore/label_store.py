@@ -20,14 +20,13 @@ import numpy as np
 from filelock import FileLock
 
 from boltzformer_monai.errors import BoltzFormerError, why
-from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.files import staged
 from boltzformer_monai.label.label_info import SHA256
 from boltzformer_monai.label.safe_ids import UPLOADS
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, sweep, sync, writing
+from boltzformer_monai.storage import atomic_path, confirm, disk_refusal, file_sha256, sweep, sync, writing
 
 _log = logging.getLogger(__name__)
 

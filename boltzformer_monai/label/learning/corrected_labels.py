@@ -19,11 +19,11 @@ from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import BoltzFormerError, StorageError
-from boltzformer_monai.inferers.result_manifest import file_sha256
 from boltzformer_monai.io.read import read_label_map
 from boltzformer_monai.label.label_info import SHA256, names_in
 from boltzformer_monai.label.safe_ids import image_path, label_path
 from boltzformer_monai.label.service import read_scan
+from boltzformer_monai.storage import file_sha256
 
 _log = logging.getLogger(__name__)
 
