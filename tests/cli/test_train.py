@@ -121,7 +121,7 @@ def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Pa
         "--set dataset_dir: this command has an option for it": [*train, "--set", "dataset_dir=here"],
         "none.json: cannot be read (No such file": [*train, "--config", str(tmp_path / "none.json")],
         "broken.json: cannot be read": [*train, "--config", str(tmp_path / "broken.json")],
-        "list.yaml: a configuration is a mapping": [*train, "--config", str(tmp_path / "list.yaml")],
+        "list.yaml: cannot be read (it must be a mapping": [*train, "--config", str(tmp_path / "list.yaml")],
         "a .json, .yaml or .yml file": [*train, "--config", str(tmp_path / "model.pt")],
         "no bundle at": [*train, "--bundle-root", str(tmp_path)],
         "no checkpoint at": [*evaluate, str(tmp_path / "none.pt")],
