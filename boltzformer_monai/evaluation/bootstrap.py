@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,7 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "mean": self.mean,
-            "low": self.low,
-            "high": self.high,
-            "cases": self.cases,
-            "patients": self.patients,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap, Observation
@@ -15,21 +15,6 @@ __all__ = ["SMALL_AREA_FRACTION", "SliceScore", "VolumeScore", "summarise_slices
 
 SMALL_AREA_FRACTION = 0.01
 """Below this share of the image an instance belongs to the stratum of small objects (Table 2 of the paper)."""
-
-
-class _Score(Protocol):
-    """What the scores of slices and of volumes have in common."""
-
-    @property
-    def patient(self) -> str: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def values(self) -> Mapping[str, Value]: ...
-    @property
-    def present(self) -> bool: ...
-    @property
-    def predicted_any(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -113,6 +98,9 @@ class VolumeScore:
     def predicted_any(self) -> bool:
         """Whether the prediction has a voxel at all."""
         return self.predicted_ml > 0
+
+
+_Score: TypeAlias = SliceScore | VolumeScore
 
 
 def summarise_slices(

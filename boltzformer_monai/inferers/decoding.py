@@ -79,13 +79,13 @@ class SliceDecoder:
             yield PromptSlices(prompt, levels.to(torch.uint8).cpu().numpy(), presence)
 
     def totals(self, pictures: Pictures, view: SliceView, *, batch: int) -> Iterator[PromptTotals]:
-        """Decode slices, prompt after prompt, without rounding; who asks may change the tensors."""
-        encoded = view.encode(pictures, self.encoder, batch=batch)
+        """Decode slices, prompt after prompt, without rounding; the caller may change the tensors."""
+        decode_slices = view.encode(pictures, self.encoder, batch=batch)
         for group, text in zip(self.groups, self.texts, strict=True):
             sums: list[Tensor] = []
             presence: list[Tensor] = []
             for noise in self.noises:
-                decoded = encoded.decode(partial(self._decode, text=text, noise=noise))
+                decoded = decode_slices(partial(self._decode, text=text, noise=noise))
                 # Prompt by prompt: vectorised and left-over elements round differently, and which those are must not
                 # depend on the prompt's place in the group.
                 found = [torch.sigmoid(decoded.logits[:, row]) for row in range(len(group.members))]

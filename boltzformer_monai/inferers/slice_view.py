@@ -1,4 +1,4 @@
-"""How a slice is shown to the network, whole or in tiles, and how logits come back onto the slice."""
+"""Slices as input of the network, whole or in tiles, and logits back onto the slice."""
 
 from __future__ import annotations
 
@@ -16,25 +16,20 @@ from boltzformer_monai.transforms import SquareFit
 
 OVERLAP = 0.25
 Decode = Callable[[ImageFeatures], Decoded]
-
-
-class EncodedSlices(Protocol):
-    """Slices that have been shown to the network, to be decoded any number of times."""
-
-    def decode(self, decode: Decode) -> Decoded:
-        """What ``decode`` finds: logits ``(B, P, H, W)`` on the slices' pixels, presence logits ``(B, P)``."""
-        ...
+DecodeSlices = Callable[[Decode], Decoded]
+"""Decodes encoded slices, any number of times: what ``decode`` predicts, with logits ``(B, P, H, W)`` on the slices'
+pixels and presence logits ``(B, P)``."""
 
 
 class SliceView(Protocol):
-    """A way to show slices to a network."""
+    """How slices become input of the network."""
 
     def slices(self, batch: int) -> int:
-        """Slices to show at a time for a batch of so many pictures."""
+        """Slices per pass for a batch of so many images."""
         ...
 
-    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
-        """Show slices."""
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> DecodeSlices:
+        """Encode slices; returns what decodes them."""
         ...
 
 
@@ -55,7 +50,7 @@ def slice_view(shape: tuple[int, int], spacing: tuple[float, float], size: int, 
 
 
 class WholeSlices:
-    """A slice scaled into the square as a whole, the way the training shows it."""
+    """A slice scaled into the square as a whole, as in training."""
 
     def __init__(self, fit: SquareFit) -> None:
         self.fit = fit
@@ -64,23 +59,21 @@ class WholeSlices:
         """All of the batch."""
         return batch
 
-    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> DecodeSlices:
         """Encode them in one pass."""
-        return _EncodedWhole(self.fit, encoder.fitted(pictures, self.fit.image, self.fit))
+        features = encoder.fitted(pictures, self.fit.image, self.fit)
 
+        def decode_slices(decode: Decode) -> Decoded:
+            decoded = decode(features)
+            return Decoded(self.fit.restore(decoded.logits), decoded.presence)
 
-class _EncodedWhole:
-    def __init__(self, fit: SquareFit, features: ImageFeatures) -> None:
-        self.fit = fit
-        self.features = features
-
-    def decode(self, decode: Decode) -> Decoded:
-        decoded = decode(self.features)
-        return Decoded(self.fit.restore(decoded.logits), decoded.presence)
+        return decode_slices
 
 
 class TiledSlices:
     """A slice covered by overlapping squares at its own resolution, pixels made square by their spacing.
+
+    Logits are averaged with Gaussian weights where tiles overlap; an object present in a tile is in the slice.
 
     Args:
         shape: ``(H, W)`` of the slices.
@@ -97,40 +90,31 @@ class TiledSlices:
         """One: the batch is of its tiles."""
         return 1
 
-    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> DecodeSlices:
         """Tiles are encoded when they are first decoded, and kept."""
-        shown = images = pictures.tensor()
+        images = pictures.tensor()
         if self.grid != self.shape:
-            shown = F.interpolate(images, size=self.grid, mode="bilinear", align_corners=False, antialias=True)
-        return _EncodedTiles(self, shown, encoder, batch)
+            images = F.interpolate(images, size=self.grid, mode="bilinear", align_corners=False, antialias=True)
+        tile = (self.size, self.size)
+        kept: list[ImageFeatures] = []
 
+        def decode_slices(decode: Decode) -> Decoded:
+            encoded, presence = iter(tuple(kept)), []
 
-class _EncodedTiles:
-    def __init__(self, view: TiledSlices, images: Tensor, encoder: Encoder, batch: int) -> None:
-        self.view = view
-        self.images = images
-        self.encoder = encoder
-        self.batch = batch
-        self.features: list[ImageFeatures] = []
+            def tile_logits(tiles: Tensor) -> Tensor:
+                features = next(encoded, None)
+                if features is None:
+                    features = encoder(tiles)
+                    kept.append(features)
+                decoded = decode(features)
+                if decoded.presence is not None:
+                    presence.append(decoded.presence)
+                return F.interpolate(decoded.logits, size=tile, mode="bilinear", align_corners=False)
 
-    def decode(self, decode: Decode) -> Decoded:
-        """Logits averaged with gaussian weights where tiles overlap; an object present in a tile is in the slice."""
-        size, done, presence = self.view.size, iter(range(len(self.features))), []
+            blended = sliding_window_inference(images, tile, batch, tile_logits, overlap=OVERLAP, mode="gaussian")
+            logits = torch.as_tensor(blended)
+            if self.grid != self.shape:
+                logits = F.interpolate(logits, size=self.shape, mode="bilinear", align_corners=False)
+            return Decoded(logits, torch.cat(presence).amax(0, keepdim=True) if presence else None)
 
-        def tile_logits(tiles: Tensor) -> Tensor:
-            index = next(done, None)
-            if index is None:
-                self.features.append(self.encoder(tiles))
-                index = -1
-            decoded = decode(self.features[index])
-            if decoded.presence is not None:
-                presence.append(decoded.presence)
-            return F.interpolate(decoded.logits, size=(size, size), mode="bilinear", align_corners=False)
-
-        blended = sliding_window_inference(
-            self.images, (size, size), self.batch, tile_logits, overlap=OVERLAP, mode="gaussian"
-        )
-        logits = torch.as_tensor(blended)
-        if self.view.grid != self.view.shape:
-            logits = F.interpolate(logits, size=self.view.shape, mode="bilinear", align_corners=False)
-        return Decoded(logits, torch.cat(presence).amax(0, keepdim=True) if presence else None)
+        return decode_slices

@@ -19,7 +19,6 @@ from typing import Any
 from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.data.slices.format import REPORT_FILE
 from boltzformer_monai.data.slices.record import VolumeRecord
-from boltzformer_monai.data.slices.volume import reported
 from boltzformer_monai.data.split import pseudonym
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.io.folder_tree import Tree, read_tree
@@ -28,7 +27,7 @@ from boltzformer_monai.limits import open_text
 from boltzformer_monai.slicing.biomedparse_names import MARKER_FILE
 from boltzformer_monai.slicing.cases import Case, used_files
 from boltzformer_monai.slicing.slicing import Job, JobSettings, Outcome
-from boltzformer_monai.storage import atomic_path
+from boltzformer_monai.storage import atomic_path, writing
 
 # They give the files beside and below them their meaning.
 _DESCRIPTIONS = ("labels.json", "dataset.json", MARKER_FILE)
@@ -144,7 +143,7 @@ def write_report(
         "left_out": dict(sorted(left_out.items())),
         "volumes": dict(sorted(volumes.items())),
     }
-    with reported(root), atomic_path(root / REPORT_FILE) as temporary:
+    with writing(root), atomic_path(root / REPORT_FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -170,7 +169,7 @@ def write_mapping(
     rows = {name: row for name, row in before if top is None or row[4] != _LEFT_OUT or top not in Path(row[3]).parents}
     refused = {outcome.volume_id: outcome.message for outcome in outcomes if outcome.record is None}
     with (
-        reported(path.parent),
+        writing(path.parent),
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):

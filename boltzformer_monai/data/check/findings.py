@@ -190,7 +190,3 @@ class Findings:
         """Return all findings: by level, then in the order of :data:`KINDS`, then in the order they were met."""
         order = list(KINDS)
         return sorted(self._found.values(), key=lambda found: (LEVELS.index(found.kind.level), order.index(found.code)))
-
-    def count(self, level: str) -> int:
-        """Return how many findings (not occurrences) have a level."""
-        return sum(found.kind.level == level for found in self._found.values())

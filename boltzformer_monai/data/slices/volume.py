@@ -23,11 +23,12 @@ from boltzformer_monai.data.slices.format import SPLITS, slice_name
 from boltzformer_monai.data.slices.record import VolumeRecord, read_record, record_path, target_areas, write_record
 from boltzformer_monai.data.split import pseudonym
 from boltzformer_monai.data.windows import GreyScale, default_window
-from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
+from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.storage import writing
 
-__all__ = ["RUN_FILE", "STAGING_FOLDER", "SliceSettings", "check_volume_id", "reported", "save_png", "write_volume"]
+__all__ = ["RUN_FILE", "STAGING_FOLDER", "SliceSettings", "check_volume_id", "save_png", "write_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def write_volume(
     )
     for caveat in caveats:
         logger.warning("%s: %s", image.source or f"volume {volume_id}", caveat.text)
-    with reported(root), _staging(root, volume_id) as staging:
+    with writing(root), _staging(root, volume_id) as staging:
         indices = record.stored()
         for done, index in enumerate(indices, start=1):
             name = slice_name(volume_id, settings.plane, index)
@@ -202,16 +203,6 @@ def check_volume_id(volume_id: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", volume_id):
         msg = f"volume id {volume_id!r} must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit"
         raise DatasetError(msg)
-
-
-@contextmanager
-def reported(root: Path) -> Iterator[None]:
-    """Turn failures of the file system (full disk, no permission) into the line a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        msg = f"{root}: cannot be written ({why(error)})"
-        raise StorageError(msg) from None
 
 
 def _current_run(root: Path) -> str:

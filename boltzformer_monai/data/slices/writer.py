@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import time
@@ -23,27 +24,32 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.prompts import prompts_for
-from boltzformer_monai.data.slices.folder import LOCK_FILE, is_vacant, remove_empty, sweep
 from boltzformer_monai.data.slices.format import (
     DATASET_FILE,
     FORMAT,
+    MANIFEST_FILE,
+    RECORDS_FOLDER,
     REPORT_FILE,
     SPLITS,
     VERSION,
 )
 from boltzformer_monai.data.slices.record import VolumeRecord, read_record, read_records, record_path
 from boltzformer_monai.data.slices.tables import read_description, write_tables
-from boltzformer_monai.data.slices.volume import RUN_FILE, STAGING_FOLDER, SliceSettings, reported, write_volume
+from boltzformer_monai.data.slices.volume import RUN_FILE, STAGING_FOLDER, SliceSettings, write_volume
 from boltzformer_monai.data.split import pseudonym, split_by_patient
 from boltzformer_monai.data.windows import GreyScale
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.storage import writing
 
 __all__ = ["AddedVolume", "SliceWriter"]
 
 logger = logging.getLogger(__name__)
 
+LOCK_FILE = ".lock"
+_SLICE_NAME = re.compile(rf".+_({'|'.join(PLANE_AXES)})_\d{{4,}}\.png")
 _KEY_CHECK = "the key of this data set"
 # Inside a with block the tables are rewritten no more often than this, so that n volumes cost O(n), not O(n^2).
 _FLUSH_SHARE, _FLUSH_SECONDS = 20, 5.0  # times their own cost, and seconds
@@ -107,7 +113,7 @@ class SliceWriter:
         old: dict[str, Any] = {}
         if (self.root / DATASET_FILE).exists():
             old = read_description(self.root)
-        elif self.root.exists() and not is_vacant(self.root):
+        elif self.root.exists() and not _is_vacant(self.root):
             msg = f"{self.root}: exists and is not a slice data set; choose another output folder or empty it"
             raise DatasetError(msg)
         if old.get("volumes") and old.get("key_check") != pseudonym(_KEY_CHECK, key=self._key):
@@ -121,7 +127,7 @@ class SliceWriter:
         split_by_patient((), val_fraction=self.val_fraction, seed=self.seed)  # refuses a bad fraction now, not later
 
     def __enter__(self) -> SliceWriter:
-        with reported(self.root):
+        with writing(self.root):
             self._made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.root / LOCK_FILE)
@@ -136,8 +142,8 @@ class SliceWriter:
             self.records = read_records(self.root)
             # The tables are the first thing in a new folder, by which it is known as ours; after a run that was killed,
             # they name what that run finished.
-            with reported(self.root):
-                for volume_id in sweep(self.root, {name: each.files() for name, each in self.records.items()}):
+            with writing(self.root):
+                for volume_id in _sweep(self.root, {name: each.files() for name, each in self.records.items()}):
                     logger.warning("%s: volume %s lacks pictures; it must be sliced again", self.root, volume_id)
                     self.drop(volume_id)
                     del self.records[volume_id]
@@ -236,7 +242,7 @@ class SliceWriter:
         Raises:
             StorageError: a file cannot be removed.
         """
-        with reported(self.root):
+        with writing(self.root):
             old = read_record(self.root, volume_id)
             record_path(self.root, volume_id).unlink(missing_ok=True)
             for name in set() if old is None else old.files():
@@ -269,7 +275,7 @@ class SliceWriter:
             "volumes": {record.volume: record.entry for record in ordered},
         }
         rows = (row for record in ordered for row in record.rows(splits[record.entry["patient"]]))
-        with reported(self.root):
+        with writing(self.root):
             write_tables(self.root, description, rows, shrinking=shrinking)
         self._flushed_at = time.monotonic()
         self._flush_cost = self._flushed_at - start
@@ -293,7 +299,50 @@ class SliceWriter:
         with contextlib.suppress(OSError):
             (self.root / RUN_FILE).unlink(missing_ok=True)
         if not self.records and self._made and not (self.root / REPORT_FILE).exists():
-            remove_empty(self.root, self._made)
+            _remove_empty(self.root, self._made)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _is_vacant(root: Path) -> bool:
+    """Whether a folder holds nothing, but for the hidden files of a writer that was killed at its very start."""
+    return root.is_dir() and all(path.name.startswith(".") for path in root.iterdir())
+
+
+def _sweep(root: Path, claimed: Mapping[str, set[str]]) -> list[str]:
+    """Remove what a killed writer left: staged files, half-written tables, and slices that no record claims.
+
+    Nothing is removed whose name is not one that this package gives.
+
+    Args:
+        root: folder of the data set.
+        claimed: volume id → the files that its record names, as paths below the folder.
+
+    Returns:
+        The volumes that lack files.
+    """
+    shutil.rmtree(root / STAGING_FOLDER, ignore_errors=True)
+    named = set[str]().union(*claimed.values())
+    present = set()
+    for folder in ("images", "labels"):
+        for path in (root / folder).glob("*.png"):
+            name = f"{folder}/{path.name}"
+            if name in named:
+                present.add(name)
+            elif _SLICE_NAME.fullmatch(path.name):
+                path.unlink()
+    tables = (DATASET_FILE, MANIFEST_FILE, REPORT_FILE)
+    for path in (*root.glob(".*-*"), *(root / RECORDS_FOLDER).glob(".*-*.json")):
+        if path.parent.name == RECORDS_FOLDER or path.name.endswith(tables):  # made by atomic_path
+            path.unlink()
+    return [volume_id for volume_id, names in claimed.items() if not names <= present]
+
+
+def _remove_empty(root: Path, made: Iterable[Path]) -> None:
+    """Remove a data set without volumes, and the folders that were made for it, as far as nothing else is in them."""
+    for name in (DATASET_FILE, MANIFEST_FILE, LOCK_FILE):
+        (root / name).unlink(missing_ok=True)
+    for folder in (*(root / name for name in ("images", "labels", RECORDS_FOLDER)), *made):
+        with contextlib.suppress(OSError):  # a folder that is not there, or not empty
+            folder.rmdir()
