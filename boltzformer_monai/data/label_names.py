@@ -18,7 +18,7 @@ from boltzformer_monai.modality import parse_modality, settled_modality
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "parse_label_values", "read_label_names"]
 
-_BACKGROUND = "background"
+_BACKGROUND = ("0", "background")
 _KEYS = ("labels", "modality", "site")
 
 
@@ -65,7 +65,7 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
         msg = f'{place}: needs the form {{"modality": "CT", "site": "abdomen", "labels": {{"1": "spleen", …}}}}'
         raise DatasetError(msg)
     try:
-        named = {value: name for value, name in labels.items() if value.strip() != "0" or not _is_background(name)}
+        named = {value: name for value, name in labels.items() if (value.strip(), name.strip().lower()) != _BACKGROUND}
         canonical_labels(named)
         return LabelMap(named, parse_modality(modality), normalise_site(site))
     except (ConfigError, DatasetError) as error:
@@ -211,7 +211,3 @@ def _is_value(part: object) -> bool:
     if isinstance(part, list):
         return all(isinstance(each, int) for each in part)
     return isinstance(part, int) or (isinstance(part, str) and part.replace("+", "").strip().isdecimal())
-
-
-def _is_background(name: str) -> bool:
-    return name.strip().lower() == _BACKGROUND

@@ -42,12 +42,11 @@ def labels_of(kind: str) -> Mapping[int, str]:
     Raises:
         ConfigError: the kind is unknown.
     """
-    if kind == "abdomen":
-        return PHANTOM_LABELS
-    if kind == "chest":
-        return CHEST_LABELS
-    msg = f"unknown phantom kind {kind!r}; choose one of {', '.join(get_args(PhantomKind))}"
-    raise ConfigError(msg)
+    kinds = {"abdomen": PHANTOM_LABELS, "chest": CHEST_LABELS}
+    if kind not in kinds:
+        msg = f"unknown phantom kind {kind!r}; choose one of {', '.join(kinds)}"
+        raise ConfigError(msg)
+    return kinds[kind]
 
 
 def make_phantom(

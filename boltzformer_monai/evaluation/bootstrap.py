@@ -73,10 +73,9 @@ class Bootstrap:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("resamples", "seed"):
+        for name, least in (("resamples", 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < (name == "resamples"):
-                least = int(name == "resamples")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 msg = f"{name} of the bootstrap must be a whole number of at least {least}, got {value!r}"
                 raise ConfigError(msg)
         if not 0 < self.level < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -120,25 +121,14 @@ class MaskPair:
         """Share of both surfaces within the tolerance of each other, 0 to 1; None unless both masks have a pixel."""
         from monai.metrics import compute_surface_dice
 
-        if not (self.present and self.predicted):
-            return None
-        tolerance = [float(self.tolerance_mm)]
-        with _quiet():
-            value = compute_surface_dice(*self._tensors, tolerance, include_background=True, spacing=self._millimetres)
-        return float(value)
+        return self._of_surfaces(compute_surface_dice, class_thresholds=[float(self.tolerance_mm)])
 
     @property
     def hausdorff95_mm(self) -> float | None:
         """The larger of both 95 % quantiles of a surface's distances to the other; None unless both have a pixel."""
         from monai.metrics import compute_hausdorff_distance
 
-        if not (self.present and self.predicted):
-            return None
-        with _quiet():
-            value = compute_hausdorff_distance(
-                *self._tensors, include_background=True, percentile=95, spacing=self._millimetres
-            )
-        return float(value)
+        return self._of_surfaces(compute_hausdorff_distance, percentile=95)
 
     @cached_property
     def lesions(self) -> tuple[int, int]:
@@ -161,24 +151,17 @@ class MaskPair:
             box.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(None))
         return self.prediction[tuple(box)], self.truth[tuple(box)]
 
-    @cached_property
-    def _tensors(self) -> tuple[Any, Any]:
+    def _of_surfaces(self, metric: Callable[..., Any], **settings: Any) -> float | None:
+        """A metric of MONAI's; None unless both masks have a pixel."""
         import torch
 
+        if not (self.present and self.predicted):
+            return None
         prediction, truth = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in self._cropped)
-        return prediction, truth
-
-    @property
-    def _millimetres(self) -> list[float]:
-        return [float(mm) for mm in self.spacing]
-
-
-class _quiet(warnings.catch_warnings):  # noqa: N801
-    """MONAI 1.6 warns of how it calls itself."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        spacing = [float(mm) for mm in self.spacing]
+        with warnings.catch_warnings():  # MONAI 1.6 warns of how it calls itself
+            warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+            return float(metric(prediction, truth, include_background=True, spacing=spacing, **settings))
 
 
 def _components(mask: np.ndarray, other: np.ndarray) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, Image
 
 _log = logging.getLogger(__name__)
 _SEED_STEP = 7919  # between the draws of one volume, so that neighbouring seeds share none
-_OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # PyTorch 2.4
 _Result = TypeVar("_Result")
 
 
@@ -134,7 +133,7 @@ class BatchSize:
         while True:
             try:
                 return work(self.size)
-            except _OUT_OF_MEMORY as error:
+            except torch.OutOfMemoryError as error:
                 if self.size == 1:
                     msg = "the device's memory does not hold a single slice; free it, or use another --device, e.g. cpu"
                     raise ConfigError(msg) from error

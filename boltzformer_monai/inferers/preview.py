@@ -57,6 +57,9 @@ def contact_sheet(
     Raises:
         ConfigError: an unknown plane, or no slices.
     """
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Patch
+
     if slices < 1:
         msg = f"a contact sheet has at least one slice, not {slices}"
         raise ConfigError(msg)
@@ -64,12 +67,31 @@ def contact_sheet(
     labels = extract_slices(Volume(result.label_map("probability"), grid.affine), plane)
     images = extract_slices(Volume(_grey(grid, window, modality), grid.affine), plane)
     row_mm, column_mm, _ = slice_spacing(grid, plane)
-    chosen = _chosen(labels, len(result.prompts), slices)
+    chosen, legend, notes = _chosen(labels, len(result.prompts), slices), _legend(result), _notes(result.caveats)
     ratio = images.shape[1] * row_mm / (images.shape[2] * column_mm)
-    return _draw(
-        images, labels, chosen, _legend(result), _notes(result.caveats),
-        ratio=ratio, aspect=row_mm / column_mm, plane=plane,
-    )  # fmt: skip
+    across = min(len(chosen), _COLUMNS)
+    down = math.ceil(len(chosen) / across)
+    columns = max(1, min(3, round(across * _WIDTH / 3.2)))
+    lines = math.ceil(len(legend) / columns)
+    height = min(max(_WIDTH * ratio, 0.6), 5.0)
+    width = max(across * _WIDTH, 3.4)
+    above = [line for text, _ in notes for line in textwrap.wrap(text, int(width * _LETTERS_PER_INCH))]
+    figure = new_figure(width, (height + 0.25) * down + 0.22 * lines + 0.3 + 0.16 * len(above))
+    colours = np.array([to_rgb(_colour(index)) for index in range(len(legend))])
+    for position, index in enumerate(chosen):
+        axes = figure.add_subplot(down, across, position + 1)
+        axes.imshow(blend(images[index], labels[index], colours), interpolation="nearest", aspect=row_mm / column_mm)
+        axes.set_axis_off()
+        axes.set_title(f"{plane} {index + 1} of {len(images)}", fontsize=8)
+    handles: list[Any] = [
+        Patch(facecolor=colour or "white", edgecolor=colour or "#999999", label=plain_text(text))
+        for text, colour in legend
+    ]
+    if above:
+        colour = _DOUBT if any(doubtful for _, doubtful in notes) else "#444444"
+        figure.suptitle(plain_text("\n".join(above)), x=0.01, ha="left", fontsize=8, color=colour)
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
+    return png_bytes(figure)
 
 
 def _grey(grid: Volume, window: GreyScale | None, modality: str | None) -> np.ndarray:
@@ -133,42 +155,3 @@ def _colour(index: int) -> str:
         return _COLOURS[index]
     hue = 0.618034 * index % 1  # the golden section: no two of them close
     return "#" + "".join(f"{round(255 * part):02X}" for part in colorsys.hsv_to_rgb(hue, 0.65, 0.95))
-
-
-def _draw(
-    images: np.ndarray,
-    labels: np.ndarray,
-    chosen: Sequence[int],
-    legend: Sequence[tuple[str, str | None]],
-    notes: Sequence[tuple[str, bool]],
-    *,
-    ratio: float,
-    aspect: float,
-    plane: str,
-) -> bytes:
-    from matplotlib.colors import to_rgb
-    from matplotlib.patches import Patch
-
-    across = min(len(chosen), _COLUMNS)
-    down = math.ceil(len(chosen) / across)
-    columns = max(1, min(3, round(across * _WIDTH / 3.2)))
-    lines = math.ceil(len(legend) / columns)
-    height = min(max(_WIDTH * ratio, 0.6), 5.0)
-    width = max(across * _WIDTH, 3.4)
-    above = [line for text, _ in notes for line in textwrap.wrap(text, int(width * _LETTERS_PER_INCH))]
-    figure = new_figure(width, (height + 0.25) * down + 0.22 * lines + 0.3 + 0.16 * len(above))
-    colours = np.array([to_rgb(_colour(index)) for index in range(len(legend))])
-    for position, index in enumerate(chosen):
-        axes = figure.add_subplot(down, across, position + 1)
-        axes.imshow(blend(images[index], labels[index], colours), interpolation="nearest", aspect=aspect)
-        axes.set_axis_off()
-        axes.set_title(f"{plane} {index + 1} of {len(images)}", fontsize=8)
-    handles: list[Any] = [
-        Patch(facecolor=colour or "white", edgecolor=colour or "#999999", label=plain_text(text))
-        for text, colour in legend
-    ]
-    if above:
-        colour = _DOUBT if any(doubtful for _, doubtful in notes) else "#444444"
-        figure.suptitle(plain_text("\n".join(above)), x=0.01, ha="left", fontsize=8, color=colour)
-    figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
-    return png_bytes(figure)

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.data.prompts import checked_prompts
-
-__all__ = ["PADDING", "TOGETHER", "PromptGroup", "checked_prompts", "prompt_groups"]
+__all__ = ["PADDING", "TOGETHER", "PromptGroup", "prompt_groups"]
 
 TOGETHER = 8
 """Prompts decoded together: memory must not grow with their number."""

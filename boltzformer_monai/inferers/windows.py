@@ -12,8 +12,6 @@ from boltzformer_monai.data.prompts import find_target, normalise_prompt, normal
 from boltzformer_monai.data.windows import GreyScale, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError, why
 
-AnyWindow = GreyScale
-
 
 class PromptWindows:
     """Chooses a window per prompt; "left kidney" and "lung nodule" may need different ones on the same scan.
@@ -28,7 +26,7 @@ class PromptWindows:
     """
 
     def __init__(
-        self, data: Mapping[str, Any], *, window: str | Sequence[float] | Mapping[str, Any] | AnyWindow | None = None
+        self, data: Mapping[str, Any], *, window: str | Sequence[float] | Mapping[str, Any] | GreyScale | None = None
     ) -> None:
         self.targets: list[Mapping[str, Any]] = list(data.get("targets", []))
         try:
@@ -95,9 +93,9 @@ class PromptWindows:
                 found.append(Caveat("another modality", text, reading.prompt))
         return found
 
-    def group(self, readings: Sequence[Reading], modality: str) -> list[tuple[AnyWindow, list[int]]]:
+    def group(self, readings: Sequence[Reading], modality: str) -> list[tuple[GreyScale, list[int]]]:
         """Prompts that share a window: the window and their indices, in order of first use."""
-        groups: list[tuple[AnyWindow, list[int]]] = []
+        groups: list[tuple[GreyScale, list[int]]] = []
         for index, reading in enumerate(readings):
             window = self._of(reading, modality)
             for other, members in groups:
@@ -108,7 +106,7 @@ class PromptWindows:
                 groups.append((window, [index]))
         return groups
 
-    def _of(self, reading: Reading, modality: str) -> AnyWindow:
+    def _of(self, reading: Reading, modality: str) -> GreyScale:
         if self.fixed is not None:
             return self.fixed
         trained = [entry for entry in self.targets if entry["modality"] == modality]

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from boltzformer_monai.data.prompts import split_prompts
+from boltzformer_monai.data.prompts import checked_prompts, split_prompts
 from boltzformer_monai.errors import ConfigError, reject_unknown
-from boltzformer_monai.inferers.prompt_groups import checked_prompts
 from boltzformer_monai.label.validation import Integer, Number, validated
 from boltzformer_monai.limits import machine_memory
 from boltzformer_monai.modality import stated_modality

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from boltzformer_monai.data.prompts import normalise_prompt
 from boltzformer_monai.errors import CheckpointError, PromptError
 
 _PADDING = -1
-
-
-class _Encoder(Protocol):
-    def __call__(self, text: str) -> list[int]: ...
+_Encode: TypeAlias = Callable[[str], list[int]]
 
 
 class PromptTokenizer:
@@ -74,7 +71,7 @@ def pad_tokens(encoded: Sequence[Sequence[int]], *, length: int | None = None) -
 
 
 @functools.cache
-def _clip_encoder() -> _Encoder:
+def _clip_encoder() -> _Encode:
     from open_clip.tokenizer import SimpleTokenizer  # takes seconds to import, and only tokenising needs it
 
     tokenizer: Any = SimpleTokenizer()
@@ -85,7 +82,7 @@ def _clip_encoder() -> _Encoder:
     return encode
 
 
-def _transformers_encoder(path: str) -> _Encoder:
+def _transformers_encoder(path: str) -> _Encode:
     from transformers import AutoTokenizer
 
     try:

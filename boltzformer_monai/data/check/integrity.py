@@ -262,7 +262,10 @@ def _check_files(data_set: DataSet, findings: Findings) -> int:
     reader = data_set.reader
     named = {"images": {row.image.name for row in reader.rows}, "labels": set[str]()}
     named["labels"].update(row.label.name for row in reader.rows if row.label is not None)
-    lacking = {volume_id: _stored(entry) for volume_id, entry in reader.volumes.items()}
+    lacking = {
+        volume_id: stored_slices(int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0)))
+        for volume_id, entry in reader.volumes.items()
+    }
     without_rows = 0
     for folder, names in named.items():
         place = reader.root / folder
@@ -282,10 +285,6 @@ def _check_files(data_set: DataSet, findings: Findings) -> int:
         elif not entry["complete"] and entry.get("every", 1) == 1:
             findings.add("incomplete-volume", data_set.name, f"{volume_id}: was not finished")
     return without_rows
-
-
-def _stored(entry: Mapping[str, Any]) -> set[int]:
-    return stored_slices(int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0)))
 
 
 def _owner(file: str, volumes: Mapping[str, Any]) -> tuple[str, int] | None:
