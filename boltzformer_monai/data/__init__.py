@@ -1,1 +1,1 @@
-"""From scans to what a network eats: windows, prompts, slices on disk."""
+"""From scans to training data: windows, prompts, slices on disk."""

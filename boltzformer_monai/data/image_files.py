@@ -1,4 +1,4 @@
-"""PNG files, opened when their pixels are as many as an image may have."""
+"""Opening PNG files with a limit on their pixels."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from boltzformer_monai.limits import memory_budget, open_file
 __all__ = ["open_picture"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MOST_PIXELS = 1 << 26  # 8192 x 8192; no slice comes near, and Pillow's own warning never shows
+_MOST_PIXELS = 1 << 26  # 8192 x 8192: far above any slice, and below Pillow's own warning
 _COPIES = 12  # bytes of a pixel while it is decoded and converted: RGBA, RGB, grey, and one to spare
 
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a PNG file; its pixels are decoded when they are asked for.
+    """Open a PNG file; its pixels are decoded on access.
 
     Raises:
-        OSError: it cannot be opened, or is no ordinary file or no PNG.
-        ValueError: it claims more pixels than are read. What Pillow raises for damage besides: SyntaxError.
+        OSError: it cannot be opened, is no regular file or no PNG.
+        ValueError: it claims too many pixels.
+        SyntaxError: Pillow's error for damaged chunks.
     """
     with open_file(path) as file:
         head = file.read(24)
-        if head[:8] == _SIGNATURE and len(head) == 24:  # Pillow says what else is wrong
+        if head[:8] == _SIGNATURE and len(head) == 24:  # Pillow reports other damage
             width, height = struct.unpack_from(">2I", head, 16)
             if width * height > min(_MOST_PIXELS, memory_budget() // _COPIES):
-                msg = f"it claims {width}x{height} pixels, more than are read of a picture"
+                msg = f"it claims {width}x{height} pixels, more than are read of an image"
                 raise ValueError(msg)
         file.seek(0)
         try:

@@ -1,4 +1,4 @@
-"""What the values of a label map mean: the file that says it, and the check that it is true of a label volume."""
+"""Names of label values: reading ``labels.json`` and comparing it with a label volume."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class LabelMap:
     site: str = ""
 
     def settled(self, wanted: str | None, *, source: object) -> LabelMap:
-        """Return it with the modality that it states, else the one that the user says.
+        """With its own modality, else the user's.
 
         Args:
             wanted: ``"CT"`` or ``"MR"`` from the user, or None.
             source: the file that it was read from.
 
         Raises:
-            VolumeError: the user says another one than the file.
+            VolumeError: the user's modality differs from the file's.
         """
         stated = "" if self.modality == "unknown" else self.modality
         return replace(self, modality=settled_modality(stated, wanted, source=f"{source}: it says"))
 
 
 def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
-    """Read a ``labels.json``; keys it does not need are ignored.
+    """Read a ``labels.json``; other keys are ignored.
 
     Raises:
-        DatasetError: the file is missing, is not of that form, or has a key twice or nearly the one that is meant.
+        DatasetError: the file is missing, has another form, a duplicate key, or a misspelled one.
     """
     place = Path(path)
     content = read_json_description(place, encoding="utf-8-sig", object_pairs_hook=partial(_unique, place))
@@ -91,8 +91,8 @@ def canonical_labels(labels: Mapping[int | str, str] | Mapping[int, str] | Mappi
     """Return canonical target name → value text (``"2"``, ``"2+3"``), in the order given.
 
     Raises:
-        DatasetError: there are none, a value is not one, two values mean the same target, or one value, written in two
-            ways such as ``"1"`` and ``"01"``, means two.
+        DatasetError: there are none, a value is invalid, two values mean the same target, or one value, also in two
+            spellings such as ``"1"`` and ``"01"``, means two.
     """
     targets: dict[str, str] = {}
     names: dict[str, str] = {}
@@ -125,10 +125,10 @@ def check_values(array: np.ndarray, labels: Mapping[str, str], *, where: str, al
         array: label values, any shape.
         labels: value text → name.
         where: name of the label volume for messages.
-        allow_missing: named values that do not occur are annotated and absent, not a mistake.
+        allow_missing: accept named values that do not occur as annotated and absent.
 
     Returns:
-        Warnings: one line about missing values (when allowed), one about values without a name.
+        Warnings: one line about missing values (if allowed), one about values without a name.
 
     Raises:
         DatasetError: a named value does not occur (unless allowed), or none does.
@@ -157,7 +157,7 @@ def check_values(array: np.ndarray, labels: Mapping[str, str], *, where: str, al
 
 
 def _occurring(array: np.ndarray) -> set[int]:
-    """The values in an array; a look-up table, because sorting a whole volume takes far longer."""
+    """Values of an array, by a look-up table, which is much faster than sorting a volume."""
     if array.dtype.itemsize > 2 or array.dtype.kind not in "bu":
         return {int(value) for value in np.unique(array)}
     seen = np.zeros(np.iinfo(np.uint16).max + 1, dtype=bool)
@@ -170,13 +170,13 @@ def _values(missing: list[str]) -> str:
 
 
 def _some(items: Sequence[object], *, most: int = 20) -> str:
-    """At most the first ``most`` items, so that one line stays one line."""
+    """The first ``most`` items as text."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more
 
 
 def _unique(place: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; one with a key twice would keep the last value without a word."""
+    """A JSON object without duplicate keys, of which Python would silently keep the last value."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -187,11 +187,7 @@ def _unique(place: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_keys(place: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a key that is nearly one of ours, and labels the wrong way round.
-
-    Raises:
-        DatasetError: the reason.
-    """
+    """Raise a ``DatasetError`` for a misspelled key, and for labels the wrong way round."""
     for key in content.keys() - set(_KEYS):
         if hint := did_you_mean(key.strip().lower(), _KEYS, show='"{}"'.format, otherwise="", cutoff=0.8):
             msg = f'{place}: has the unknown key "{key}"; {hint}'
@@ -207,7 +203,7 @@ def _check_keys(place: Path, content: Mapping[str, Any]) -> None:
 
 
 def _is_value(part: object) -> bool:
-    """Tell whether something is a label value, or several as in nnU-Net."""
+    """Whether it is a label value, or several as in nnU-Net."""
     if isinstance(part, list):
         return all(isinstance(each, int) for each in part)
     return isinstance(part, int) or (isinstance(part, str) and part.replace("+", "").strip().isdecimal())

@@ -1,4 +1,4 @@
-"""Volumes as stacks of slices in radiological display, and back to the very grid they came from.
+"""Volumes as stacks of slices in radiological display, and back to their grid.
 
 Every plane is a signed permutation of the volume's axes, so both directions are exact:
 
@@ -77,7 +77,7 @@ def plane_of_axis(volume: Volume, axis: int) -> str:
 
 
 def extract_slices(volume: Volume, plane: str) -> np.ndarray:
-    """Return all slices of a plane, (N, H, W), of the volume's dtype, contiguous.
+    """All slices of a plane, (N, H, W), of the volume's dtype, contiguous.
 
     Raises:
         ConfigError: the plane is not axial, coronal or sagittal.
@@ -86,7 +86,7 @@ def extract_slices(volume: Volume, plane: str) -> np.ndarray:
 
 
 def stack_shape(volume: Volume, plane: str) -> tuple[int, int, int]:
-    """Return the (N, H, W) of :func:`extract_slices`, which this spares.
+    """Shape (N, H, W) of :func:`extract_slices`.
 
     Raises:
         ConfigError: the plane is not axial, coronal or sagittal.
@@ -96,13 +96,13 @@ def stack_shape(volume: Volume, plane: str) -> tuple[int, int, int]:
 
 
 def slices_to_volume(slices: np.ndarray, like: Volume, plane: str, *, view: bool = False) -> np.ndarray:
-    """Undo :func:`extract_slices`: return the array (I, J, K) on the original grid of ``like``.
+    """Inverse of :func:`extract_slices`: the array (I, J, K) on the grid of ``like``.
 
     Args:
         slices: (N, H, W), any dtype, in the order and display of ``extract_slices(like, plane)``.
-        like: the volume that the slices were taken from.
-        plane: the plane they were taken in.
-        view: of the slices, which costs nothing, instead of a contiguous copy.
+        like: the volume of the slices.
+        plane: of the slices.
+        view: return a view of the slices instead of a contiguous copy.
 
     Raises:
         ConfigError: the plane is not axial, coronal or sagittal.
@@ -118,7 +118,7 @@ def slices_to_volume(slices: np.ndarray, like: Volume, plane: str, *, view: bool
 
 
 def slice_spacing(volume: Volume, plane: str) -> tuple[float, float, float]:
-    """Return millimetres (from row to row, from column to column, from slice to slice).
+    """Spacing in mm (from row to row, from column to column, from slice to slice).
 
     Raises:
         ConfigError: the plane is not axial, coronal or sagittal.

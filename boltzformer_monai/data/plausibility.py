@@ -1,7 +1,7 @@
-"""Whether a scan looks like what it is taken for: Hounsfield units in a CT, the plane that it was acquired in.
+"""Plausibility of a scan's voxels: Hounsfield units in a CT, and the plane of acquisition.
 
-Readers trust a file's header, and most files of a "CT" without one are in HU; these checks find those that are not,
-from the voxels alone. They warn and never refuse: a rare body part may look odd.
+Readers trust the header; these checks look at the voxels alone. They warn and never refuse, since a rare body part may
+look unusual.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from boltzformer_monai.io.volume import Volume
 
 __all__ = ["acquisition_plane", "hu_problem", "scan_caveats"]
 
-_SAMPLE = 2_000_000  # voxels that are looked at; more would tell nothing new
-_NOISE = 10.0  # HU; noise and anatomy of any CT span more
+_SAMPLE = 2_000_000  # voxels
+_NOISE = 10.0  # HU; any CT has more contrast
 _HU_RANGE = (-5000.0, 33000.0)  # from the darkest padding to metal on an extended scale
 _GREY = 255.0
 _GREY_SPREAD = 110.0  # fat to muscle in a soft-tissue window; soft tissue in HU without any fat rarely spans more
 _PILE = 0.01  # share of the voxels
 _OFFSET_TISSUE = (800.0, 1250.0)  # fat to contrast-filled blood, stored with an offset of 1000 or 1024
 _DENSE = 300.0  # HU; only bone, calcium, metal and contrast are denser
-_ANISOTROPIC = 1.8  # slices this much further apart than their pixels were acquired one by one
-_THIN = 8  # a stack with this many times fewer slices than pixels across was, too
+_ANISOTROPIC = 1.8  # slice distance / pixel spacing of a stack of acquired slices
+_THIN = 8  # or the ratio of pixels across to slices
 
 
 def scan_caveats(volume: Volume, *, modality: str, planes: Sequence[str]) -> list[Caveat]:
-    """Return what makes a scan doubtful.
+    """Caveats about implausible voxels and unsuitable planes.
 
     Args:
         volume: the scan, (I, J, K) in the scanner's units.
-        modality: what it is taken for, ``"CT"`` or ``"MR"``; ``""`` where its values were turned into grey already.
-        planes: the planes that it is sliced along.
+        modality: assumed, ``"CT"`` or ``"MR"``; ``""`` where the values are windowed already.
+        planes: to slice along.
     """
     found = []
     problem = hu_problem(volume.array) if modality == "CT" else ""
@@ -56,15 +56,15 @@ def scan_caveats(volume: Volume, *, modality: str, planes: Sequence[str]) -> lis
 
 
 def hu_problem(array: np.ndarray) -> str:
-    """Say why voxels (any shape) cannot be Hounsfield units, ``""`` where they can.
+    """Why voxels (any shape) cannot be Hounsfield units; ``""`` if they can.
 
-    Air is not needed: a crop of soft tissue in HU lies around 0 to 100, and one that was stored with an offset,
-    scaled to 0…1 or windowed to 0…255 does not.
+    Works without air: soft tissue lies around 0 to 100 HU, unless it was stored with an offset, scaled to 0…1 or
+    windowed to 0…255.
     """
     values = _sample(array)
     lowest, highest = float(array.min()), float(array.max())
     if values.size == 0 or lowest == highest:
-        return ""  # one single value; nothing can be told
+        return ""  # a single value is no evidence
     low, middle, high = (float(value) for value in np.percentile(values, (0.5, 50, 99.5)))
     if high - low <= _NOISE and abs(middle) <= _NOISE:
         return f"99 % of them lie between {low:.4g} and {high:.4g}, as after scaling to 0…1 or to unit variance"
@@ -82,10 +82,7 @@ def hu_problem(array: np.ndarray) -> str:
 
 
 def acquisition_plane(volume: Volume) -> str | None:
-    """Return the plane whose slices a scan was acquired in; None where its voxels favour none.
-
-    Along the slices voxels are further apart than within them, or far fewer.
-    """
+    """The plane of acquisition: voxels across it are further apart, or far fewer; None if its grid favours none."""
     planes = list(PLANE_AXES)
     spacing = [slice_spacing(volume, plane)[2] for plane in planes]
     count = [stack_shape(volume, plane)[0] for plane in planes]
@@ -97,11 +94,11 @@ def acquisition_plane(volume: Volume) -> str | None:
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    """Every n-th voxel, as many as tell enough; n is odd, so that it does not step along one column alone."""
+    """Every n-th voxel; n is odd, so that the samples do not stay in one column."""
     flat = array.ravel(order="K")
     return flat[:: max(1, flat.size // _SAMPLE) | 1]
 
 
 def _clipped(values: np.ndarray) -> bool:
-    """Whether grey values pile up at 0 or 255, where a window cut them off."""
+    """Whether a window has clipped many values to 0 or 255."""
     return bool(np.isin(values, (0, _GREY)).mean() > _PILE)

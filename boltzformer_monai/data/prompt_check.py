@@ -1,8 +1,7 @@
-"""What a prompt names: a target of the training in any spelling, or something that nobody taught the network.
+"""Match prompts with the trained targets, in any spelling.
 
-A prompt is known when nothing is left of it once the target's name and the fillers are taken away: the modality, the
-site, articles, as in the prompts that the training is made of. One word more makes it another prompt: "no liver
-lesion" holds the name of a target and does not ask for it.
+A prompt is known if it consists of a target's name and fillers (modality, site, articles), as the training prompts do.
+Any other word makes it unknown: "no liver lesion" contains a target's name and does not mean it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from boltzformer_monai.modality import SPOKEN_MODALITY, parse_modality
 
 __all__ = ["PromptReader", "Reading", "misunderstood", "named_target"]
 
-_Frame: TypeAlias = tuple[tuple[str, ...], bool]  # the sites that it names; whether it speaks of a scan
+_Frame: TypeAlias = tuple[tuple[str, ...], bool]  # its sites; whether it describes a scan
 
 _MODALITY = rf"(?:{SPOKEN_MODALITY}(?: {SPOKEN_MODALITY})*)"  # "T1w MRI"
 _PICTURE = r"(?:scans?|images?|slices?|volumes?|imaging)"
@@ -41,8 +40,8 @@ _ARTICLE = r"(?:the|an?)"
 _IN = r"(?:in|on|of|from|within)"
 _FILLER = re.compile(rf"\b(?:{_ARTICLE}|{_IN}|with|to|at|{_MODALITY}|{_PICTURE})\b")
 _LONGEST_NAME = 8  # words
-_NEAR = 3  # names that are offered
-_LISTED = 8  # names that are listed where none is near
+_NEAR = 3  # suggested names
+_LISTED = 8  # names listed if none is near
 
 _NEGATIONS = frozenset({
     "no", "not", "without", "absent", "absence", "none", "never", "neither", "nor", "except", "excluding", "excludes",
@@ -72,16 +71,15 @@ _IRREGULAR = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was understood of a prompt.
+    """Interpretation of a prompt.
 
     Attributes:
         prompt: as given.
-        target: the target of the training that it names, as the training spells it; None where it names none, or
-            where the training's targets are not known.
-        site: the usual name of the site that it speaks of beside the target, or ``""``.
-        shown: the text for the network: the prompt, or the training's spelling of it, which alone it was taught.
-        misunderstood: the words that change a mask by chance only: negations, sizes, counts.
-        near: known names that may be meant instead.
+        target: the trained target, in the training's spelling; None for an unknown one, or without known targets.
+        site: usual name of the prompt's site, or ``""``.
+        shown: the network's input: the prompt, or its form in the training.
+        misunderstood: negations, sizes and counts, which change a mask only by chance.
+        near: known names that may be intended.
     """
 
     prompt: str
@@ -93,16 +91,16 @@ class Reading:
 
 
 class PromptReader:
-    """Reads prompts for a network that was trained on these targets.
+    """Interprets prompts for a network with these trained targets.
 
     Args:
-        targets: ``{"target", "site", "modality"}`` of each kind of training data, as a checkpoint holds them; none
-            where they are not known, and then only the vocabulary's names are.
+        targets: ``{"target", "site", "modality"}`` of each kind of training data, from a checkpoint; if empty, only
+            the vocabulary is known.
     """
 
     def __init__(self, targets: Sequence[Mapping[str, Any]]) -> None:
         self.names = tuple(sorted({str(entry["target"]) for entry in targets}))
-        # Once as it is, and once without the punctuation that is taken out of prompts.
+        # With and without the punctuation that is removed from prompts.
         self._of = {normalise_target(" ".join(_tokens(name))): name for name in self.names}
         self._of |= {normalise_target(name): name for name in self.names}
         self._trained: dict[str, dict[str, str]] = {name: {} for name in self.names}  # texts, by their lower case
@@ -114,14 +112,14 @@ class PromptReader:
             self._sites[name] |= {*normalise_site(site).split(" and ")} - {""}
 
     def read(self, prompt: str, *, literal: bool = False) -> Reading:
-        """What is understood of a prompt.
+        """Interpret a prompt.
 
         Args:
             prompt: not empty.
-            literal: the network is shown the text exactly as it is.
+            literal: pass the text to the network unchanged.
 
         Raises:
-            PromptError: a negation, size or count is part of no name, and the prompt is not meant literally.
+            PromptError: a negation, size or count is part of no name, and ``literal`` is false.
         """
         text = normalise_prompt(prompt)
         target, site, core = self._named(text)
@@ -137,7 +135,7 @@ class PromptReader:
         return Reading(prompt, None, site, prompt, words, near)
 
     def caveat_text(self, reading: Reading) -> tuple[str, str] | None:
-        """Kind and text of what must be known of its mask; None where the prompt is known, or no target is."""
+        """Kind and text of a prompt's caveat; None for a known prompt, or without known targets."""
         if reading.misunderstood:
             words = ", ".join(reading.misunderstood)
             text = f"{reading.prompt!r}: {words!r} is not understood by the network; its mask means little"
@@ -153,7 +151,7 @@ class PromptReader:
         return "unknown prompt", text
 
     def _named(self, text: str) -> tuple[str | None, str, str]:
-        """(target or None, site, what is left without fillers) of a prompt."""
+        """(target or None, site, prompt without fillers)."""
         core, site = tidy(text), ""
         if (target := self._of.get(normalise_target(text))) is not None:
             return target, "", text
@@ -161,7 +159,7 @@ class PromptReader:
             target = self._target(core)
             if target is not None and all(self._is_at(target, *frame) for frame in frames):
                 return target, site, core
-        # A site that the vocabulary does not know is a filler in the texts of the training only.
+        # A site outside the vocabulary is a filler only in the training prompts.
         return next((name for name, texts in self._trained.items() if text in texts), None), site, core
 
     def _target(self, core: str) -> str | None:
@@ -176,29 +174,29 @@ class PromptReader:
         return None
 
     def _is_at(self, target: str, places: Sequence[str], is_scan: bool) -> bool:
-        """Whether these places say nothing new of the target: it lies in each, or a scan of a region is spoken of."""
+        """Whether the target lies in each of these places, or the prompt describes a scan of a region."""
         regions = [find_target(place) is None for place in places]
         own = self._sites[target]
-        if not own:  # the training does not say: any region will do, an organ may be the wrong one
+        if not own:  # unknown site: any region is accepted, an organ is not
             return all(regions)
         holds = [any(site_contains(place, site) for site in own) for place in places]
         return all(map(max, holds, regions)) if is_scan else all(holds)
 
     def _trained_text(self, text: str, target: str, site: str, core: str) -> str:
-        """The nearest text to the prompt that the training is made of."""
+        """The most similar training prompt."""
         trained = self._trained[target]
         if text in trained:
             return text
         name = normalise_target(target)
         forms = []
-        said = {parse_modality(match[0]) for match in re.finditer(rf"\b{SPOKEN_MODALITY}\b", text)}
-        for spoken in (word for word, modality in (("ct", "CT"), ("mri", "MR")) if modality in said):
+        named = {parse_modality(match[0]) for match in re.finditer(rf"\b{SPOKEN_MODALITY}\b", text)}
+        for spoken in (word for word, modality in (("ct", "CT"), ("mri", "MR")) if modality in named):
             for where in (f"{site_adjective(site)} {spoken}", spoken):
                 forms += [f"{core} in {where}", f"{name} in {where}"]
         return next((trained[form] for form in (*forms, core) if form in trained), name)
 
     def _without(self, text: str, words: Sequence[str]) -> str | None:
-        """The name that is left once these words are taken off the ends; None where one stands between others."""
+        """The name without these words at its ends; None if one stands between others."""
         either = "|".join(map(re.escape, words))
         left = re.sub(rf"^(?:(?:{_ARTICLE} )?(?:{either})\s+)+|(?:\s*(?:{either}))+$", "", text)
         if not left or misunderstood(left, self._of):
@@ -206,29 +204,29 @@ class PromptReader:
         return self._named(left)[0] if self.names else named_target(left)
 
     def _near(self, text: str) -> tuple[str, ...]:
-        """Names that hold all words of the text, or of which it holds all, or that differ by a letter; best first."""
+        """Names that contain all words of the text or vice versa, or are spelled similarly; best first."""
         spellings = {name: name for name in self.names} or dict(vocabulary_names())
         for name in self.names:
             entry = find_target(name)
             spellings.update(dict.fromkeys(entry.synonyms if entry is not None else (), name))
         text = " ".join(_tokens(text))
-        said = {*_singular(_FILLER.sub(" ", text)).split()} - _ODD
-        spoken = {each: {*_singular(_FILLER.sub(" ", each)).split()} for each in spellings}
-        words = {word for each in spoken.values() for word in each}
-        known = {word: difflib.get_close_matches(word, words, n=1, cutoff=0.75) for word in sorted(said - words)}
-        meant = (said & words) | {word for close in known.values() for word in close}
+        given = {*_singular(_FILLER.sub(" ", text)).split()} - _NO_NAMES
+        words_of = {each: {*_singular(_FILLER.sub(" ", each)).split()} for each in spellings}
+        words = {word for each in words_of.values() for word in each}
+        close = (difflib.get_close_matches(word, words, n=1, cutoff=0.75) for word in sorted(given - words))
+        meant = (given & words).union(*close)
         misspelled = difflib.get_close_matches(text, spellings, n=_NEAR, cutoff=0.75)
         score: dict[str, float] = {}
         for each, name in spellings.items():
-            own, shared = spoken[each], spoken[each] & meant
-            whole = shared and (shared == own or (shared == meant and len(meant) == len(said)))
+            own, shared = words_of[each], words_of[each] & meant
+            whole = shared and (shared == own or (shared == meant and len(meant) == len(given)))
             if whole or each in misspelled:
-                score[name] = max(score.get(name, 0.0), 2 * len(shared) / (len(own) + len(said)))
+                score[name] = max(score.get(name, 0.0), 2 * len(shared) / (len(own) + len(given)))
         return tuple(sorted(score, key=lambda name: (-score[name], name)))[:_NEAR]
 
 
 def named_target(text: str) -> str | None:
-    """The canonical name of the vocabulary's target that a prompt names with fillers only around it, else None."""
+    """Canonical name of the vocabulary's target in a prompt of its name and fillers, else None."""
     for core, _, _ in _peeled(text):
         for form in _forms(core):
             known = find_target(form)
@@ -238,7 +236,7 @@ def named_target(text: str) -> str | None:
 
 
 def misunderstood(text: str, names: Iterable[str] = ()) -> tuple[str, ...]:
-    """Negations, sizes and counts in a text that are no part of a name of the vocabulary or of ``names``."""
+    """Negations, sizes and counts in a text, except within names of the vocabulary or of ``names``."""
     lower = text.lower()
     found = [match[0].strip() for pattern in (_PHRASES, _MEASURE) for match in pattern.finditer(lower)]
     known = {*vocabulary_names(), *map(tidy, names)}
@@ -253,7 +251,7 @@ def misunderstood(text: str, names: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def _refusal(prompt: str, words: Sequence[str], near: Sequence[str], meant: str | None) -> str:
-    said = " and ".join(repr(word) for word in words)
+    said = " and ".join(map(repr, words))
     instead = f"ask for {meant!r}" if meant else "ask for a target alone"
     if near and not meant:
         instead += f" (names near it: {', '.join(map(repr, near))})"
@@ -268,21 +266,21 @@ def _tokens(text: str) -> list[str]:
 
 
 def _without_names(words: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The words with a · in the place of each name, the longest first."""
+    """The words with a · for each name, longest first."""
     known = frozenset(names)
     left = list(words)
     for length in range(_LONGEST_NAME, 0, -1):
         index = 0
         while index + length <= len(left):
             span = " ".join(left[index : index + length])
-            if span in known or (span not in _ODD and _singular(span) in known):
+            if span in known or (span not in _NO_NAMES and _singular(span) in known):
                 left[index : index + length] = ["·"]
             index += 1
     return left
 
 
 def _peeled(text: str) -> Iterator[tuple[str, str, tuple[_Frame, ...]]]:
-    """What is left of a text as fillers are taken away one by one: (rest, site, the frames that were taken away)."""
+    """Remove fillers one by one: (rest, site, removed frames)."""
     waiting: list[tuple[str, str, tuple[_Frame, ...]]] = [(" ".join(_tokens(text)), "", ())]
     seen = set()
     while waiting:
@@ -302,7 +300,7 @@ def _peeled(text: str) -> Iterator[tuple[str, str, tuple[_Frame, ...]]]:
 
 @functools.cache
 def _frames() -> tuple[tuple[re.Pattern[str], bool], ...]:
-    """What stands around a target's name, and whether its sites are what a scan shows, not where the target lies."""
+    """Patterns of fillers, and whether their sites describe the scan instead of the target."""
     place = "|".join(sorted(map(re.escape, site_names()), key=len, reverse=True))
     places = rf"(?:{place})(?: (?:and )?(?:{place}))*"
     picture = rf"(?:(?:{places} )?{_MODALITY}(?: {_PICTURE})?|(?:{places} )?{_PICTURE})(?: of (?:the )?{places})?"
@@ -320,14 +318,14 @@ def _frames() -> tuple[tuple[re.Pattern[str], bool], ...]:
 
 
 def _places(words: str) -> tuple[str, ...]:
-    """The usual names of the sites in a text."""
+    """Usual names of the sites in a text."""
     names = site_names()
     place = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
     return tuple(dict.fromkeys(names[match[0]] for match in re.finditer(rf"\b(?:{place})\b", words)))
 
 
 def _organs(name: str) -> set[str]:
-    """The sites that a target's name itself speaks of: the lung of "lung nodule"; not the head of "femoral head"."""
+    """Sites in a target's name: the lung of "lung nodule", but not the head of "femoral head"."""
     return {place for place in _places(tidy(name)) if find_target(place) is not None}
 
 
@@ -339,7 +337,7 @@ _BOTH = re.compile(r"^(?:both|left and right|right and left) (?P<what>.+)$")
 
 
 def _forms(core: str) -> Iterator[str]:
-    """Canonical names that a text without fillers may stand for."""
+    """Possible canonical names of a text without fillers."""
     texts = [core]
     if (match := _SIDE.match(core)) and not set(match["what"].split()) & set(SIDES):
         texts.append(f"{match['side']} {match['what']}")
@@ -360,7 +358,7 @@ def _singular(text: str) -> str:
 
 
 def _same_but_for_number(one: str, other: str) -> bool:
-    """Whether two texts differ at most in singular and plural; their words need not be English."""
+    """Whether two texts, in any language, differ at most in singular and plural."""
     pairs = list(zip(one.split(), other.split(), strict=False))
     same_length = len(pairs) == one.count(" ") + 1 == other.count(" ") + 1
     return same_length and all(a == b or a in _plurals(b) or b in _plurals(a) for a, b in pairs)
@@ -384,4 +382,4 @@ def _singular_word(word: str) -> str:
     return word.removesuffix("s")
 
 
-_ODD = _NEGATIONS | _SIZES | _COUNTS | _NUMBERS
+_NO_NAMES = _NEGATIONS | _SIZES | _COUNTS | _NUMBERS

@@ -1,7 +1,6 @@
-"""The words: one name for each target however it is spelled, and the prompts people type for it.
+"""Canonical names of targets, and their prompts.
 
-The vocabulary (``vocabulary.json``) may grow without a change here. A target that it does not know keeps its own name
-and gets the same templates; nothing is ever refused for being unknown.
+A target that the vocabulary (``vocabulary.json``) does not know keeps its name and gets the same templates.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ _SPOKEN_MODALITY = {"CT": "CT", "MR": "MRI"}
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """What the vocabulary knows about a target.
+    """A target's entry in the vocabulary.
 
     Attributes:
         name: canonical name, e.g. ``"left kidney"``.
         base: the name without its side, e.g. ``"kidney"``.
         side: ``"left"``, ``"right"`` or None.
-        synonyms: other names in common use, with the side.
-        phrases: whole prompts of their own; ``{modality}`` stands for the modality.
-        composite_of: canonical names of the parts that together are this target; empty when it is not divided.
-        snomed: SNOMED CT (code, meaning) of the base, as DICOM PS3.16 lists it, or None; the side is a modifier.
+        synonyms: other common names, with the side.
+        phrases: complete prompts; ``{modality}`` is a placeholder.
+        composite_of: canonical names of its parts; empty if it has none.
+        snomed: SNOMED CT (code, meaning) of the base in DICOM PS3.16, or None; the side is a modifier.
     """
 
     name: str
@@ -66,10 +65,10 @@ class TargetEntry:
 
 
 def normalise_prompt(text: str) -> str:
-    """Return a prompt in lower case, without spaces around it and with single spaces inside.
+    """A prompt in lower case with single spaces.
 
     Raises:
-        PromptError: nothing is left.
+        PromptError: it is empty.
     """
     prompt = " ".join(text.split()).lower()
     if not prompt:
@@ -79,19 +78,18 @@ def normalise_prompt(text: str) -> str:
 
 
 def control_character(text: str) -> str | None:
-    """The first character that shows nothing itself but changes how a text is read or shown, or None.
+    """The first control character (line break, NUL, bidirectional mark, …), or None.
 
-    Line breaks, NUL, marks that turn the direction of writing and the like. The two joiners (U+200C, U+200D) are not
-    among them: some scripts are spelled with them.
+    The joiners U+200C and U+200D are allowed: some scripts need them.
     """
     return next((each for each in text if unicodedata.category(each) in _CONTROLS and each not in _JOINERS), None)
 
 
 def checked_prompts(prompts: Sequence[str]) -> list[str]:
-    """The prompts as given, if they can be asked.
+    """The prompts unchanged, if they are valid.
 
     Raises:
-        PromptError: there are none, one is empty, no valid text or holds control characters, or two say the same.
+        PromptError: there are none, one is empty, no valid text or has control characters, or two are equal.
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         msg = "give at least one prompt, as a list of texts, e.g. ['left kidney', 'lung nodule']"
@@ -111,10 +109,10 @@ def checked_prompts(prompts: Sequence[str]) -> list[str]:
 
 
 def normalise_target(name: str) -> str:
-    """Return the canonical name of a target: lower case, usual synonym, side in front.
+    """Canonical name of a target: lower case, usual synonym, side in front; idempotent.
 
-    ``"Kidney_Right"``, ``"kidney, right"`` and ``"right kidneys"`` are all ``"right kidney"``. A name that the
-    vocabulary does not know is only tidied up. Applying it twice changes nothing more.
+    ``"Kidney_Right"``, ``"kidney, right"`` and ``"right kidneys"`` become ``"right kidney"``; unknown names are only
+    tidied.
     """
     vocabulary = _vocabulary()
     text = _tidy(name, vocabulary.words)
@@ -133,14 +131,14 @@ def normalise_target(name: str) -> str:
 
 
 def normalise_site(site: str) -> str:
-    """Return the usual name of a body site (``"Thorax"`` → ``"chest"``); several stay joined by "and"."""
+    """Usual name of a body site (``"Thorax"`` → ``"chest"``); several are joined by "and"."""
     sites = _vocabulary().sites
     parts = (" ".join(part.split()) for part in re.split(r"\band\b|[,&+/_]", site.lower()))
     return " and ".join(sites.get(part, (part, part))[0] for part in parts if part)
 
 
 def find_target(name: str) -> TargetEntry | None:
-    """Return what the vocabulary knows about a target in any spelling, or None."""
+    """The vocabulary's entry of a target in any spelling, or None."""
     canonical = normalise_target(name)
     targets = _vocabulary().targets
     first, _, rest = canonical.partition(" ")
@@ -164,10 +162,10 @@ def find_target(name: str) -> TargetEntry | None:
 
 
 def prompts_for(target: str, *, site: str, modality: str) -> tuple[str, ...]:
-    """Return the texts that ask for a target in a scan, at most eight, without repetition, always the same.
+    """At most eight different prompts for a target, reproducible.
 
-    The first is the canonical one, ``"right kidney in abdominal CT"``; then shorter forms, a sentence, and what the
-    vocabulary knows as synonyms. An unknown site or modality is left out of the texts.
+    First the canonical one, ``"right kidney in abdominal CT"``, then shorter forms, a sentence, and synonyms of the
+    vocabulary. An unknown site or modality is left out.
 
     Raises:
         PromptError: the target is empty.
@@ -237,35 +235,35 @@ def site_adjective(site: str) -> str:
 
 
 def site_contains(outer: str, inner: str) -> bool:
-    """Tell whether a site is the other or holds it, as the abdomen holds the liver; both by their usual names."""
+    """Whether a site equals the other or contains it, as the abdomen contains the liver; both by usual names."""
     return outer in (inner, "whole body", _vocabulary().within.get(inner))
 
 
 def vocabulary_names() -> Mapping[str, str]:
-    """Return every spelling that the vocabulary knows, tidied up and without side → the canonical name."""
+    """Every spelling of the vocabulary, tidied and without side → canonical name."""
     return _vocabulary().aliases
 
 
 def site_names() -> Mapping[str, str]:
-    """Return every word for a site, adjectives included, without hyphens → the usual name."""
+    """Every word for a site, adjectives included, without hyphens → usual name."""
     sites = _vocabulary().sites
     adjectives = {adjective.replace("-", " "): name for name, adjective in sites.values()}
     return {**adjectives, **{alias: name for alias, (name, _) in sites.items()}}
 
 
 def tidy(text: str) -> str:
-    """Return a text in lower case, without punctuation and leading article, each word in its usual spelling."""
+    """A text in lower case, without punctuation and leading article, in usual spelling."""
     return _tidy(text, _vocabulary().words)
 
 
 def composite_targets(targets: Mapping[str, str]) -> dict[str, str]:
-    """Return the targets that the vocabulary makes of several given ones, such as kidney = left + right.
+    """Composites of given targets, such as kidney = left + right.
 
     Args:
         targets: canonical target → value text (``"2"``, ``"2+3"``).
 
     Returns:
-        Canonical composite → value text; only composites all of whose parts are given, and that are not given.
+        Canonical composite → value text, for composites that are not given and whose parts all are.
     """
     found = {}
     for name in _vocabulary().targets:
@@ -278,7 +276,7 @@ def composite_targets(targets: Mapping[str, str]) -> dict[str, str]:
 
 
 def split_prompts(prompts: str | Sequence[str]) -> Sequence[str]:
-    """``"liver; left kidney"``, as it is typed into one field → its prompts; a list stays as it is."""
+    """Split ``"liver; left kidney"`` into prompts; a list is returned unchanged."""
     if not isinstance(prompts, str):
         return prompts
     return tuple(part.strip() for part in prompts.split(";") if part.strip())

@@ -1,4 +1,4 @@
-"""Who is in which split: by patient, decided by a seeded hash and nothing else."""
+"""Split by patient, with a seeded hash."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _MAX_KEY_BYTES = hashlib.blake2b.MAX_KEY_SIZE
 
 
 def pseudonym(identity: str, *, key: str = "") -> str:
-    """Return a stable name of 12 hexadecimal digits for a patient, from which the identity cannot be read.
+    """A patient's pseudonym: 12 hexadecimal digits, determined by identity and key.
 
-    The same identity and key always give the same pseudonym. Patient numbers are short enough to be guessed by trying
-    them all, so a data set that leaves the house needs a secret key.
+    Patient numbers are short enough to be guessed by trial, so a shared data set needs a secret key.
 
     Raises:
         ConfigError: the identity is empty or the key longer than 64 bytes.
@@ -36,13 +35,12 @@ def split_by_patient(patients: Iterable[str], *, val_fraction: float, seed: int)
     """Divide patients into ``"train"`` and ``"val"``.
 
     Patients are ordered by a hash of seed and name; the first ``round(val_fraction * n)`` are for validation, at least
-    one when there are two or more patients and the fraction is above 0, and never all of them. The order in which they
-    are given, and how often, does not matter.
+    one of two or more if the fraction is above 0, and never all. Order and duplicates do not matter.
 
     Args:
         patients: pseudonyms.
         val_fraction: at least 0 and below 1.
-        seed: any integer; another one draws another split.
+        seed: any integer.
 
     Returns:
         Pseudonym → split, in sorted order of the pseudonyms.

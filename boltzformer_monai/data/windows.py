@@ -1,7 +1,6 @@
 """From scanner values to 8-bit grey: Hounsfield windows for CT, percentiles over the body for MR.
 
-Slicing a training set and feeding a network at inference both go through these objects, so a slice on disk is bit
-for bit what the network is given later. A window is a visible, settable part of a data set, never a hidden constant.
+Slicing and inference share these objects, so a stored slice is bit for bit the network's input at inference.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Window:
         return _to_grey(array, self.level - self.width / 2, self.level + self.width / 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form that :func:`window_from_dict` reads."""
+        """JSON form, see :func:`window_from_dict`."""
         return {"kind": "hu", "level": float(self.level), "width": float(self.width)}
 
 
@@ -64,8 +63,8 @@ class Window:
 class MRPercentiles:
     """Grey scale for modalities without units: two percentiles of the body's voxels become 0 and 255.
 
-    The body is what lies above the volume's 1st percentile by more than 5 % of the range up to its 99th. So neither
-    the share of air in the field of view nor a few very bright voxels move the scale.
+    The body lies above the volume's 1st percentile by more than 5 % of the range up to its 99th. So the scale depends
+    neither on the share of air in the field of view nor on a few bright voxels.
 
     Attributes:
         lower: percentile that becomes 0.
@@ -84,7 +83,7 @@ class MRPercentiles:
             raise ConfigError(msg)
 
     def limits(self, array: np.ndarray) -> tuple[float, float] | None:
-        """Return the values that become 0 and 255, or None for a volume without any contrast."""
+        """The values that become 0 and 255, or None for a volume without contrast."""
         values = array[np.isfinite(array)]
         if values.size == 0:
             return None
@@ -94,37 +93,34 @@ class MRPercentiles:
         if body.size == 0:
             return None
         black, white = (float(value) for value in np.percentile(body, (self.lower, self.upper)))
-        # A body of one single value still stands out from its background.
+        # A body of a single value still differs from its background.
         return (black, white) if white > black else (threshold, white)
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """Map a whole volume (never single slices: each would get its own scale) to uint8 of the same shape.
-
-        A constant or empty volume becomes all zeros, as does NaN.
-        """
+        """Map a whole volume (single slices would each get their own scale) to uint8; NaN and no contrast become 0."""
         limits = self.limits(array)
         return np.zeros(array.shape, np.uint8) if limits is None else _to_grey(array, *limits)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form that :func:`window_from_dict` reads."""
+        """JSON form, see :func:`window_from_dict`."""
         return {"kind": "percentiles", "lower": float(self.lower), "upper": float(self.upper)}
 
 
 @dataclass(frozen=True)
 class StoredGrey:
-    """No window: the images are 8-bit grey already, as in a data set that others have windowed."""
+    """No window: the images are 8-bit grey already."""
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Round to uint8 of the same shape; values outside 0 to 255 are clipped, NaN becomes 0."""
         return _to_grey(array, 0.0, 255.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form that :func:`window_from_dict` reads."""
+        """JSON form, see :func:`window_from_dict`."""
         return {"kind": "stored"}
 
 
 GreyScale: TypeAlias = Window | MRPercentiles | StoredGrey
-"""Everything that turns scanner values into 8-bit grey."""
+"""Any mapping of scanner values to 8-bit grey."""
 
 NAMED_WINDOWS: Mapping[str, Window] = MappingProxyType(
     {
@@ -150,14 +146,13 @@ _WINDOW_OF_SITE_WORD = {
 
 
 def default_window(modality: str, site: str) -> Window | MRPercentiles:
-    """Choose the window of a modality and body site when nobody named one.
+    """Default window of a modality and body site.
 
-    CT gets one window that shows all targets of the site, because a slice is stored and read once for all prompts:
+    CT gets one window for all targets of the site, because a slice is stored once for all prompts:
 
-    - sites with lungs: ``chest`` (-910 to 590 HU). The usual lung window ends at 150 HU and leaves the heart and the
-      vessels a dozen grey values; this one starts below inflated lung, keeps nodules far from it, and still parts
-      fat, soft tissue, contrast and bone. (Name ``abdomen`` for abdominal targets in a chest-and-abdomen scan.)
-    - brain and head: ``brain``; spine and bones: ``bone``; every other or unknown site: ``abdomen`` (soft tissue).
+    - sites with lungs: ``chest`` (-910 to 590 HU), since the usual lung window ends at 150 HU and leaves heart and
+      vessels few grey values. (Choose ``abdomen`` for abdominal targets in a chest-and-abdomen scan.)
+    - brain and head: ``brain``; spine and bones: ``bone``; any other or unknown site: ``abdomen`` (soft tissue).
 
     MR has no units and gets :class:`MRPercentiles`.
 
@@ -171,21 +166,21 @@ def default_window(modality: str, site: str) -> Window | MRPercentiles:
     if name == "MR":
         return MRPercentiles()
     words = re.findall(r"[a-z]+", site.lower())
-    if "neck" in words and "head" in words:  # the brain window shows nothing of a neck
+    if "neck" in words and "head" in words:  # the brain window hides a neck
         words = [word for word in words if word != "head"]
     chosen = {_WINDOW_OF_SITE_WORD[word] for word in words if word in _WINDOW_OF_SITE_WORD}
     return NAMED_WINDOWS[next((name for name in ("chest", "brain", "bone") if name in chosen), "abdomen")]
 
 
 def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> GreyScale:
-    """Read a window from what a user or a config gives.
+    """Read a window as users and configurations give it.
 
     Args:
         value: a name (``"lung"``), ``"percentiles"`` for MR, level and width (``"40 400"``, ``"40/400"``,
-            ``(40, 400)``, ``["40", "400"]``), the JSON form, or a window, which is returned as it is.
+            ``(40, 400)``, ``["40", "400"]``), the JSON form, or a window.
 
     Raises:
-        ConfigError: nothing of these, with the nearest known name.
+        ConfigError: it is none of these; the message suggests the nearest name.
     """
     if isinstance(value, (Window, MRPercentiles, StoredGrey)):
         return value
@@ -211,7 +206,7 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> 
 
 
 def window_from_dict(data: Mapping[str, Any]) -> GreyScale:
-    """Undo ``to_dict``.
+    """Inverse of ``to_dict``.
 
     Raises:
         ConfigError: the kind is unknown, a field is missing or unknown, or a number is out of range.
@@ -233,7 +228,7 @@ def window_from_dict(data: Mapping[str, Any]) -> GreyScale:
 
 
 def _to_grey(array: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Scale to 0…255, clip, round to nearest; one slab at a time, so that temporaries stay small and in the cache."""
+    """Scale to 0…255, clip, round to nearest; slab by slab, so that temporaries fit into the cache."""
     grey = np.empty_like(array, dtype=np.uint8)
     whole = array.ndim < 2
     # The axis that is furthest apart in memory, so that a slab is contiguous.

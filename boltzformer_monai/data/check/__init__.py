@@ -1,1 +1,1 @@
-"""Is a slice data set sound, and what does it hold? Asked before training."""
+"""Checks of slice data sets before training, and their statistics."""

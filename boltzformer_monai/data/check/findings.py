@@ -1,4 +1,4 @@
-"""What a check of slice data sets can find: kinds of findings with their level and advice, and where they add up."""
+"""Findings of a check of slice data sets: their kinds with level and advice, and how often each occurs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "unreadable": Kind("error", "The data set cannot be read", "mend what the line names, or slice again"),
-        "missing-picture": Kind("error", "Pictures in the manifest are missing", _AGAIN),
-        "damaged-picture": Kind("error", "Pictures cannot be opened", _AGAIN),
-        "wrong-picture-size": Kind("error", "Pictures have another size than the volume says", _AGAIN),
+        "missing-picture": Kind("error", "Images of the manifest are missing", _AGAIN),
+        "damaged-picture": Kind("error", "Images cannot be opened", _AGAIN),
+        "wrong-picture-size": Kind("error", "Images differ in size from their volume", _AGAIN),
         "wrong-picture-type": Kind("error", "Images are not 8-bit grey", _AGAIN),
         "wrong-geometry": Kind("error", "Shape, affine, plane, spacing or slice index contradict each other", _AGAIN),
         "wrong-row": Kind("error", "Rows contradict their volume in dataset.json", _AGAIN),
@@ -41,16 +41,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "same-picture-in-two-splits": Kind(
             "error",
-            "Identical pictures in more than one split",
+            "Identical images in more than one split",
             "one scan has two ids or two patients: keep one, or give both the same --patient",
         ),
         "same-picture-of-two-patients": Kind(
             "warning",
-            "Identical pictures of different patients",
+            "Identical images of different patients",
             "one scan is counted as two patients: keep one, or give both the same --patient",
         ),
         "same-picture-in-two-data-sets": Kind(
-            "warning", "Identical pictures in different data sets", "do not train on one and evaluate on the other"
+            "warning", "Identical images in different data sets", "do not train on one and evaluate on the other"
         ),
         "same-volume": Kind("warning", "Identical volumes under two ids", "keep one of them"),
         "patient-in-two-data-sets": Kind(
@@ -68,13 +68,13 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "mixed-label-types": Kind("warning", "A volume's labels mix 8 and 16 bit", _AGAIN),
         "shared-prompt": Kind(
-            "warning", "One prompt asks for different targets", "give the targets names that can be told apart"
+            "warning", "One prompt means different targets", "give the targets distinct names"
         ),
         "no-target": Kind(
             "warning", "Labelled volumes without any target", "make sure that they are annotated, not just empty"
         ),
         "no-rows": Kind("warning", "Volumes without a row", "they are never used: keep some negatives, or remove them"),
-        "no-contrast": Kind("warning", "Volumes of one single grey value", "choose a window that shows something"),
+        "no-contrast": Kind("warning", "Volumes of a single grey value", "choose another --window"),
         "hidden-target": Kind(
             "warning",
             "Nearly all of a target is black or white",
@@ -86,7 +86,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "see --val-fraction and --split of boltzformer slice",
         ),
         "target-not-trained": Kind(
-            "warning", "Targets of val or test that train never shows", "move patients that have them to train"
+            "warning", "Targets of val or test that never occur in train", "move patients that have them to train"
         ),
         "doubtful-values": Kind(
             "warning",
@@ -98,22 +98,22 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "Volumes sliced across the plane that they were acquired in",
             "slice them along it: --plane",
         ),
-        "stray-picture": Kind("warning", "Pictures that belong to no volume", "remove them"),
+        "stray-picture": Kind("warning", "Images that belong to no volume", "remove them"),
         "target-not-validated": Kind(
-            "note", "Targets of train that val never shows", "their Dice is unknown during training"
+            "note", "Targets of train that never occur in val", "their Dice is unknown during training"
         ),
         "no-negatives": Kind(
             "note", "Targets without negatives in train", "absent objects are not learnt; --negatives"
         ),
         "target-left-out": Kind(
             "note",
-            "Targets that a volume shows only in slices left out",
+            "Targets that occur only in slices left out",
             "an effect of --every and --min-area; lower them, if the targets matter",
         ),
         "target-absent": Kind("note", "Volumes without some of their targets", "right if they were annotated so"),
         "no-label": Kind("note", "Volumes without a label", "they are not used in training and evaluation"),
-        "repeated-picture": Kind("note", "Identical pictures within a volume", "was the scan resampled or padded?"),
-        "flat-picture": Kind("note", "Pictures of one single grey value", "right if they show nothing but air"),
+        "repeated-picture": Kind("note", "Identical images within a volume", "was the scan resampled or padded?"),
+        "flat-picture": Kind("note", "Images of a single grey value", "right if they contain only air"),
         "no-test": Kind("note", "No rows in the split test", "see --split of boltzformer slice"),
     }
 )
@@ -122,14 +122,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 @dataclass
 class Finding:
-    """What was found, how often, and where.
+    """One kind of finding in one data set.
 
     Attributes:
         code: key of :data:`KINDS`.
-        data_set: name of the data set, ``""`` for what concerns several of them.
-        count: how often it was found.
-        examples: at most :data:`MAX_EXAMPLES` different ones, the first found.
-        more: whether there are further examples.
+        data_set: its name; ``""`` for several.
+        count: number of occurrences.
+        examples: the first :data:`MAX_EXAMPLES` different ones.
+        more: whether there are more examples.
     """
 
     code: str
@@ -152,7 +152,7 @@ class Finding:
 
     @property
     def listed(self) -> str:
-        """The examples in one text."""
+        """The examples as one text."""
         return "; ".join([*self.examples, *(["…"] if self.more else [])])
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class Findings:
         self._found: dict[tuple[str, str], Finding] = {}
 
     def add(self, code: str, data_set: str, example: str) -> None:
-        """Count one occurrence; an example that is already there is not repeated."""
+        """Count an occurrence; a repeated example is listed once."""
         finding = self._found.setdefault((code, data_set), Finding(code, data_set))
         finding.count += 1
         if example in finding.examples:
@@ -187,6 +187,6 @@ class Findings:
             finding.more = True
 
     def sorted(self) -> list[Finding]:
-        """Return all findings: by level, then in the order of :data:`KINDS`, then in the order they were met."""
+        """Findings by level, then in the order of :data:`KINDS`, then of occurrence."""
         order = list(KINDS)
         return sorted(self._found.values(), key=lambda found: (LEVELS.index(found.kind.level), order.index(found.code)))

@@ -1,7 +1,7 @@
-"""The fingerprint of slice data sets: what they hold, how large the objects are (Table 9 of the paper), what is wrong.
+"""The fingerprint of slice data sets: content, object sizes (Table 9 of the paper) and findings.
 
-Areas are shares of the slice as it is stored, at native size, over the slices where the target is present. Where
-slices are not square, images that were padded to a square, as in BiomedParse's data, give smaller shares.
+Areas are shares of the slice at native size, over the slices with the target. Images padded to a square, as in
+BiomedParse's data, give smaller shares.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Checked:
     """The outcome of a check.
 
     Attributes:
-        content: the fingerprint with the findings, ready for JSON: the same for the same data, no dates, no paths.
-        findings: the findings, the worst first.
+        content: the fingerprint with the findings as JSON values: reproducible, without dates and paths.
+        findings: the findings, worst first.
         smallest: for every data set and target, the slice with its smallest object.
-        largest: likewise the largest.
+        largest: likewise with its largest.
     """
 
     content: dict[str, Any]
@@ -55,13 +55,13 @@ class Checked:
     largest: list[Extreme]
 
     def count(self, level: str) -> int:
-        """Return how many findings have a level: ``"error"``, ``"warning"`` or ``"note"``."""
+        """Number of findings of a level: ``"error"``, ``"warning"`` or ``"note"``."""
         return sum(finding.kind.level == level for finding in self.findings)
 
 
 @dataclass
 class _Objects:
-    """A row of Table 9 in the making: areas (shares) where the target is present, and where they are."""
+    """Collects a row of Table 9: areas (shares) of a target and where it is present."""
 
     areas: array[float] = field(default_factory=lambda: array("d"))
     negatives: int = 0
@@ -84,14 +84,14 @@ class _Objects:
 
 
 def check_data_sets(roots: Sequence[Path], *, progress: Callable[[int, int], object] | None = None) -> Checked:
-    """Check slice data sets and measure them, reading every image that a row names once.
+    """Check and measure slice data sets; reads every image of the manifest once.
 
     Args:
-        roots: their folders; also looked at together, for images that occur in several.
-        progress: called after every image with the number of images done and of all.
+        roots: their folders; images that occur in several are found, too.
+        progress: called after every image with the number of images done and the total.
 
     Raises:
-        DatasetError: a folder is not a slice data set at all, or is given twice. Everything else is a finding.
+        DatasetError: a folder is no slice data set, or given twice. Everything else is a finding.
     """
     findings = Findings()
     data_sets = open_data_sets(roots, findings)
@@ -242,7 +242,7 @@ def _table_row(key: tuple[str, str, str], found: _Objects) -> dict[str, Any]:
 
 
 def _grey(counts: np.ndarray) -> dict[str, Any]:
-    """Mean, deviation, percentiles (nearest rank) and the shares at both ends, of a histogram (256,)."""
+    """Mean, deviation, percentiles (nearest rank) and the shares of black and white of a histogram (256,)."""
     total = int(counts.sum())
     if not total:
         return {"mean": None, "std": None, "percentiles": None, "black": None, "white": None}
@@ -269,7 +269,7 @@ def _spread(names: Sequence[str], values: Sequence[Sequence[float]]) -> dict[str
 
 
 def _counts(values: Iterable[Any]) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
+    """Counts of the values, most frequent first."""
     counted = Counter(_text(value) for value in values)
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
 
@@ -282,5 +282,5 @@ def _text(value: Any) -> str:
 
 
 def _rounded(value: float) -> float:
-    """Six significant digits: enough, and the same on every machine."""
+    """Six significant digits, equal on every machine."""
     return float(f"{value:.6g}")

@@ -1,7 +1,4 @@
-"""Whether a slice data set is sound, as far as its tables and its list of files tell; the pictures stay closed.
-
-What the pictures tell is found by :mod:`~boltzformer_monai.data.check.fingerprint`.
-"""
+"""Checks of a slice data set's tables and list of files; :mod:`.measured` opens the images."""
 
 from __future__ import annotations
 
@@ -36,13 +33,13 @@ from boltzformer_monai.limits import open_text
 
 __all__ = ["DataSet", "Grid", "annotated_targets", "check_between", "check_tables", "open_data_sets", "volume_grid"]
 
-_PICTURE_NAME = re.compile(r"(?P<volume>.+)_(?P<plane>axial|coronal|sagittal)_(?P<index>\d+)\.png")
+_IMAGE_NAME = re.compile(r"(?P<volume>.+)_(?P<plane>axial|coronal|sagittal)_(?P<index>\d+)\.png")
 _SPACING_TOLERANCE = 1e-3  # of the spacing; the manifest keeps six digits
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The slices of a volume: their number, their size (rows, columns), and the orientation of the scan, e.g. LPS."""
+    """Slices of a volume: number, size (rows, columns) and orientation of the scan, e.g. LPS."""
 
     slices: int
     size: tuple[int, int]
@@ -54,9 +51,9 @@ class DataSet:
     """An opened data set.
 
     Attributes:
-        name: its name, unlike that of every other data set in this check.
+        name: unique in this check.
         reader: its reader.
-        rows: volume id → picture → the rows of that picture, in the manifest's order.
+        rows: volume id → image → its rows, in the manifest's order.
     """
 
     name: str
@@ -65,15 +62,15 @@ class DataSet:
 
     @property
     def pictures(self) -> int:
-        """Number of pictures that rows name."""
-        return sum(len(pictures) for pictures in self.rows.values())
+        """Number of images in the manifest."""
+        return sum(len(images) for images in self.rows.values())
 
 
 def open_data_sets(roots: Sequence[Path], findings: Findings) -> list[DataSet]:
-    """Open the data sets that can be read; why others cannot is a finding.
+    """Open the readable data sets; the others become findings.
 
     Raises:
-        DatasetError: a folder is not a slice data set, or is given twice.
+        DatasetError: a folder is no slice data set, or given twice.
     """
     opened: list[DataSet] = []
     names: Counter[str] = Counter()
@@ -105,7 +102,7 @@ def open_data_sets(roots: Sequence[Path], findings: Findings) -> list[DataSet]:
 
 
 def volume_grid(entry: Mapping[str, Any]) -> Grid:
-    """Return how a volume of ``dataset.json`` is cut into slices.
+    """The slices of a volume of ``dataset.json``.
 
     Raises:
         DatasetError: shape, affine, plane and spacing are unusable or contradict each other.
@@ -134,14 +131,14 @@ def volume_grid(entry: Mapping[str, Any]) -> Grid:
 
 
 def annotated_targets(root: Path, volume_id: str, entry: Mapping[str, Any]) -> set[str]:
-    """Return the targets that the label map of a scan has anywhere, where not every slice and object is kept.
+    """Targets anywhere in the label map of a scan of which some slices or objects were left out.
 
-    Empty for a volume that is kept whole, and where no usable record tells.
+    Empty for a complete volume, and without a usable record.
 
     Args:
         root: folder of the data set.
         volume_id: the volume.
-        entry: what ``dataset.json`` says of it.
+        entry: its entry in ``dataset.json``.
     """
     if entry.get("every", 1) == 1 and entry.get("min_area", 0) <= 1:
         return set()
@@ -154,7 +151,7 @@ def annotated_targets(root: Path, volume_id: str, entry: Mapping[str, Any]) -> s
 
 
 def check_tables(data_set: DataSet, findings: Findings) -> int:
-    """Check volumes, rows, splits, prompts and the list of files; returns the number of pictures without a row."""
+    """Check volumes, rows, splits, prompts and files; returns the number of images without a row."""
     for volume_id, entry in data_set.reader.volumes.items():
         _check_caveats(data_set, volume_id, entry, findings)
         if not data_set.rows[volume_id]:
@@ -174,7 +171,7 @@ def check_tables(data_set: DataSet, findings: Findings) -> int:
 
 
 def _check_caveats(data_set: DataSet, volume_id: str, entry: Mapping[str, Any], findings: Findings) -> None:
-    """Repeat what slicing warned of, and judge the plane of data sets that are older than that warning."""
+    """Repeat the warnings of slicing; check the plane also in data sets older than that warning."""
     for caveat in entry.get("caveats", ()):
         if caveat["kind"] in WARNINGS and caveat["kind"] != "acquisition plane":
             findings.add("doubtful-values", data_set.name, f"{volume_id}: {caveat['text']}")
@@ -182,13 +179,13 @@ def _check_caveats(data_set: DataSet, volume_id: str, entry: Mapping[str, Any], 
         grid = Volume(np.broadcast_to(np.uint8(0), [int(length) for length in entry["shape"]]), entry["affine"])
         acquired = acquisition_plane(grid)
     except (TypeError, ValueError, VolumeError):
-        return  # volume_grid says so
+        return  # volume_grid reports it
     if acquired not in (None, entry["plane"]):
         findings.add("other-plane", data_set.name, f"{volume_id}: {entry['plane']}, acquired {acquired}")
 
 
 def check_between(data_sets: Sequence[DataSet], findings: Findings) -> None:
-    """Look for pseudonyms that are in different splits of different data sets."""
+    """Find pseudonyms in different splits of different data sets."""
     places: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for data_set in data_sets:
         for row in data_set.reader.rows:
@@ -200,9 +197,9 @@ def check_between(data_sets: Sequence[DataSet], findings: Findings) -> None:
 
 
 def _check_rows(data_set: DataSet, findings: Findings) -> None:
-    for volume_id, pictures in data_set.rows.items():
+    for volume_id, images in data_set.rows.items():
         entry = data_set.reader.volumes[volume_id]
-        for image, rows in pictures.items():
+        for image, rows in images.items():
             targets = Counter(row.target for row in rows)
             for target, count in targets.items():
                 if count > 1:
@@ -288,8 +285,8 @@ def _check_files(data_set: DataSet, findings: Findings) -> int:
 
 
 def _owner(file: str, volumes: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The volume and slice that a picture is by its name; pictures of slices without rows are some, too."""
-    match = _PICTURE_NAME.fullmatch(file)
+    """Volume and slice index in an image's name; also for slices without rows."""
+    match = _IMAGE_NAME.fullmatch(file)
     entry = volumes.get(match["volume"]) if match else None
     if match is None or entry is None or entry["plane"] != match["plane"] or int(match["index"]) >= entry["slices"]:
         return None
@@ -297,7 +294,7 @@ def _owner(file: str, volumes: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def _missing_pictures(root: Path) -> list[str]:
-    """The pictures that a manifest names and that are not there, as far as it can be read."""
+    """Images in the readable part of the manifest that do not exist."""
     missing: dict[str, None] = {}
     try:
         with open_text(root / MANIFEST_FILE) as file:
@@ -307,12 +304,12 @@ def _missing_pictures(root: Path) -> list[str]:
                     if name and name not in missing and not (root / name).is_file():
                         missing[name] = None
     except (OSError, UnicodeDecodeError, csv.Error):
-        pass  # the reader has said so already
+        pass  # the reader reported it
     return list(missing)
 
 
 def _is_usable(entry: Mapping[str, Any]) -> bool:
-    """Whether the parts of a volume's description are of the types that the checks work with."""
+    """Whether a volume's description has the types that the checks need."""
     try:
         values = [parse_label_values(text) for text in dict(entry["targets"]).values()]
         numbers = [int(entry["slices"]), int(entry.get("every", 1)), int(entry.get("neighbours", 0)) + 1]

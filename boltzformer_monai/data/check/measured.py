@@ -1,4 +1,4 @@
-"""One pass over the images and labels of a volume: grey values, label values, object sizes, and their faults."""
+"""One pass over the images and labels of a volume: grey values, label values, object sizes and errors."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from boltzformer_monai.errors import DatasetError
 
 __all__ = ["MeasuredVolume", "check_occurrence", "measure_volume"]
 
-_HIDDEN = 0.9  # share of a target's pixels that are black or white, from which on its window hides it
+_HIDDEN = 0.9  # the window hides a target with at least this share of black and white pixels
 
 
 @dataclass
 class MeasuredVolume:
-    """What the images and labels of a volume hold.
+    """Content of a volume's images and labels.
 
     Attributes:
-        grid: how it is cut, None where its description contradicts itself.
-        grey: number of pixels of each of the 256 grey values.
-        pictures: images that could be read.
+        grid: its slices; None if its description contradicts itself.
+        grey: histogram (256,) of all pixels.
+        pictures: number of readable images.
         flat: those of a single grey value.
-        values: label values that occur, ascending, without 0.
-        areas: every row whose label could be read, with the target's recounted share of the slice.
+        values: label values, ascending, without 0.
+        areas: rows with a readable label, each with the target's recounted share of the slice.
     """
 
     grid: Grid | None = None
@@ -45,7 +45,7 @@ class MeasuredVolume:
 
 @dataclass
 class _Labels:
-    """What a volume's labels add up to: pixels by label value, those that are black or white, and pixel types."""
+    """Pixels of a volume's labels by value, the black or white ones among them, and pixel types."""
 
     pixels: Counter[int] = field(default_factory=Counter)
     saturated: Counter[int] = field(default_factory=Counter)
@@ -60,14 +60,14 @@ def measure_volume(
     duplicates: Duplicates,
     picture_done: Callable[[], object] = lambda: None,
 ) -> MeasuredVolume:
-    """Read the images of a volume that rows name, each once, one at a time, and check them.
+    """Read and check the images and labels of a volume, each once.
 
     Args:
         data_set: the data set.
         volume_id: the volume.
-        findings: gets what is wrong.
-        duplicates: gets every image.
-        picture_done: called after every image with its labels.
+        findings: collects errors.
+        duplicates: receives every image.
+        picture_done: called after every image and its labels.
     """
     name, entry = data_set.name, data_set.reader.volumes[volume_id]
     measured, labels = MeasuredVolume(), _Labels()
@@ -124,7 +124,7 @@ def _read(path: Path, name: str, findings: Findings) -> np.ndarray | None:
     try:
         return read_png(path)
     except DatasetError as error:
-        what = str(error).removeprefix(f"{path}: ").partition(";")[0]  # the advice comes with the finding
+        what = str(error).removeprefix(f"{path}: ").partition(";")[0]  # the finding has its own advice
         findings.add("damaged-picture", name, f"{path.parent.name}/{path.name} {what}".replace(f"{path.parent}/", ""))
         return None
 
@@ -172,7 +172,7 @@ def _check_labels(data_set: DataSet, volume_id: str, labels: _Labels, findings: 
         findings.add("unnamed-value", name, f"{volume_id}: {value}")
     for target, values in named.items():
         pixels = sum(labels.pixels[value] for value in values)
-        if not pixels and labels.pixels:  # a volume without any target has a finding of its own
+        if not pixels and labels.pixels:  # a volume without any target has its own finding
             findings.add("target-absent", name, f"{volume_id}: {target}")
         elif pixels and sum(labels.saturated[value] for value in values) >= _HIDDEN * pixels:
             findings.add("hidden-target", name, f"{volume_id}: {target}")
@@ -183,12 +183,12 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def check_occurrence(data_set: DataSet, volumes: Mapping[str, Mapping[str, Any]], findings: Findings) -> None:
-    """Look for named label values that no volume of the data set has.
+    """Find named label values that occur in no volume.
 
     Args:
         data_set: the data set.
-        volumes: volume id → its part of the fingerprint, whose ``label_values`` count.
-        findings: gets what is wrong.
+        volumes: volume id → its part of the fingerprint, with ``label_values``.
+        findings: collects errors.
     """
     named: dict[int, set[str]] = {}
     left_out: set[int] = set()

@@ -1,19 +1,19 @@
-"""The slice data set on disk: names, columns, which reader and writer share.
+"""The slice data set on disk: names and columns, shared by reader and writer.
 
-One folder explains itself::
+::
 
     OUT/dataset.json     format, version, name, volumes {id: patient, modality, site, plane, shape, affine, …}
     OUT/manifest.csv     a row per slice and annotated target, or a row per slice where there is no label
-    OUT/volumes/<volume>.json  the record of one volume, written last: a volume is there when its record is
+    OUT/volumes/<volume>.json  the record of one volume, written last: it makes the volume complete
     OUT/images/<volume>_<plane>_<index>.png   uint8 grey, native resolution, once per slice
     OUT/labels/<volume>_<plane>_<index>.png   uint8 or uint16 label values, same size
-    OUT/report.json      which scans the last run of boltzformer slice took, and why it refused others
+    OUT/report.json      scans that the last run of boltzformer slice accepted, and why it refused others
 
-The two tables are made of the records, in the order of the volume ids, whoever wrote them and when.
+The two tables are made of the records, in the order of the volume ids.
 
 ``dataset.json`` names every volume with its geometry; ``value`` in the manifest is a label value or several joined by
 ``+``; ``prompts`` is a JSON list, ``spacing`` "row x col x slice" in mm, ``window`` JSON, ``area_fraction`` the
-target's share of the slice's pixels. Nothing in it identifies a patient: ``patient`` is a keyed hash.
+target's share of the slice's pixels. ``patient`` is a keyed hash; nothing else identifies a patient.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def slice_name(volume_id: str, plane: str, index: int) -> str:
 
 
 MOST_SLICES = 1 << 17
-"""Of a volume; what a table claims beyond that is damage, and must not be counted through."""
+"""Of a volume; a table that claims more is damaged."""
 
 
 def stored_slices(slices: int, every: int, neighbours: int) -> set[int]:
-    """Indices of the slices of a volume that are on disk: every n-th one from 0, with its neighbours on either side."""
+    """Indices of a volume's slices on disk: every n-th one from 0, with its neighbours on either side."""
 
     def wanted(index: int) -> bool:
         before = index % every

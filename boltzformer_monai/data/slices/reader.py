@@ -1,7 +1,4 @@
-"""Reading the slice data set (layout: :mod:`~boltzformer_monai.data.slices.format`, writer: ``slice_writer``).
-
-Reading needs numpy and Pillow only; a box without any reader of medical formats can train on it.
-"""
+"""Reading the slice data set (layout: :mod:`~boltzformer_monai.data.slices.format`); needs no medical formats."""
 
 from __future__ import annotations
 
@@ -33,19 +30,19 @@ class SliceRow:
         label: PNG of label values (H, W), or None without a label.
         label_values: the values that together are the target; empty without a label.
         target: canonical name, ``""`` without a label.
-        prompts: texts that ask for the target, the canonical one first; empty without a label.
+        prompts: of the target, the canonical one first; empty without a label.
         modality: ``"CT"`` or ``"MR"``.
         site: body site, e.g. ``"abdomen"``.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
         slice_index: position in the volume along the plane's axis, from 0 (towards Left, Posterior or Superior).
         spacing: millimetres from row to row, from column to column, from slice to slice.
-        window: how the scanner's values became grey.
-        area_fraction: share of the slice's pixels that belong to the target, 0 to 1; 0 means it is absent.
+        window: of the grey values.
+        area_fraction: the target's share of the slice's pixels, 0 to 1; 0 means absent.
         patient: pseudonym.
         volume: id of the volume in ``dataset.json``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         slices: number of slices of the whole volume.
-        stored_neighbours: slices on either side that surely are on disk; None: all are.
+        stored_neighbours: slices on either side that are on disk; None: all.
     """
 
     image: Path
@@ -72,12 +69,10 @@ class SliceRow:
         return self.area_fraction > 0
 
     def images(self, neighbours: int) -> list[Path]:
-        """Return the images of the slices from ``-neighbours`` to ``+neighbours`` around this one.
-
-        Beyond the ends of the volume its outermost slice stands in.
+        """Images of the slices from ``-neighbours`` to ``+neighbours``; the volume's outermost slice is repeated.
 
         Raises:
-            DatasetError: the data set does not store so many.
+            DatasetError: the data set stores fewer.
         """
         if self.stored_neighbours is not None and neighbours > self.stored_neighbours:
             msg = (
@@ -98,17 +93,17 @@ class SliceReader:
     """Read and check a slice data set.
 
     Args:
-        root: the folder that holds ``dataset.json``.
+        root: the folder with ``dataset.json``.
 
     Attributes:
         root: the folder.
         name: the data set's name.
         volumes: volume id → its entry in ``dataset.json`` (patient, modality, site, plane, shape, affine, spacing,
             window, targets, slices, every, neighbours, min_area, complete).
-        rows: all rows of the manifest, in its order.
+        rows: of the manifest, in its order.
 
     Raises:
-        DatasetError: something is missing, damaged, of another version, or the parts contradict each other.
+        DatasetError: a part is missing, damaged or of another version, or parts contradict each other.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -123,7 +118,7 @@ class SliceReader:
 
     @property
     def targets(self) -> list[str]:
-        """Names of all targets that any row asks for, sorted."""
+        """Names of all targets, sorted."""
         return sorted({row.target for row in self.rows if row.target})
 
     def select(
@@ -134,7 +129,7 @@ class SliceReader:
         volume: str | None = None,
         present: bool | None = None,
     ) -> list[SliceRow]:
-        """Return the rows that fulfil every condition given, in manifest order; there may be none.
+        """Rows that fulfil all conditions, in manifest order.
 
         Raises:
             DatasetError: the split is none of train, val and test, or a target or volume is not in the data set.
@@ -194,7 +189,7 @@ class SliceReader:
         folder, _, file = name.partition("/")
         if folder not in ("images", "labels") or not file or "/" in file or "\\" in file:
             raise ValueError(f"{name!r} does not lie in images/ or labels/")
-        if folder not in self._folders:  # one listing for a folder instead of one look-up a row
+        if folder not in self._folders:  # one listing per folder instead of one look-up per row
             place = self.root / folder
             names = (entry.name for entry in place.iterdir()) if place.is_dir() else ()
             self._folders[folder] = frozenset(names)
@@ -204,7 +199,7 @@ class SliceReader:
 
 
 def read_png(path: Path) -> np.ndarray:
-    """Return the pixels (H, W) of a stored image (uint8) or label (uint8 or uint16).
+    """Pixels (H, W) of a stored image (uint8) or label (uint8 or uint16).
 
     Raises:
         DatasetError: the file is missing or damaged, or not a grey image.
@@ -223,7 +218,7 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def read_mask(row: SliceRow) -> np.ndarray:
-    """Return the target's mask (H, W), bool.
+    """The target's mask (H, W), bool.
 
     Raises:
         DatasetError: the row has no label, or its file is damaged.
@@ -234,7 +229,7 @@ def read_mask(row: SliceRow) -> np.ndarray:
     return np.isin(read_png(row.label), row.label_values)
 
 
-# Most rows of a data set share these few texts, so each is parsed once.
+# Most rows share these few texts.
 @functools.lru_cache(maxsize=4096)
 def _parse_prompts(text: str) -> tuple[str, ...]:
     prompts = parse_json(text) if text else []

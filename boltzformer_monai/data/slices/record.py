@@ -1,7 +1,6 @@
-"""The record of one volume in a slice data set: everything that the tables say about it.
+"""The record of one volume in a slice data set, from which its rows in the tables are made.
 
-A record is written after the last slice of its volume, so a volume whose record is there is complete. The tables
-are made of records, and of nothing else; who wrote which volume when leaves no trace in them.
+It is written after the volume's last slice, so a volume with a record is complete.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ class VolumeRecord:
 
     Attributes:
         volume: id.
-        entry: what ``dataset.json`` says of it.
-        prompts: target → the texts that ask for it; empty without a label.
+        entry: of ``dataset.json``.
+        prompts: target → its prompts; empty without a label.
         areas: target → its pixels in every slice of the volume; None without a label.
-        pixels: pixels of a slice.
+        pixels: of a slice.
         negatives: share of the rows of absent targets that is kept.
-        seed: draws which.
-        split: the split that the patient is pinned to, None when it is drawn.
-        notes: what was noticed, in words without any name or path.
-        source: digest of settings and input files, by which a restarted run knows what is done; ``""`` when unknown.
+        seed: of their random choice.
+        split: that the patient is pinned to; None: random.
+        notes: remarks without names and paths.
+        source: digest of settings and input files, by which a restarted run skips the volume; ``""`` if unknown.
     """
 
     volume: str
@@ -60,25 +59,24 @@ class VolumeRecord:
     source: str = ""
 
     def taken(self) -> range:
-        """Indices of the slices that get rows: every n-th one."""
+        """Indices of the slices with rows: every n-th one."""
         return range(0, int(self.entry["slices"]), int(self.entry["every"]))
 
     def stored(self) -> list[int]:
-        """Indices of the slices that are on disk: every n-th one, and its neighbours."""
+        """Indices of the slices on disk: every n-th one, and its neighbours."""
         return sorted(stored_slices(*(int(self.entry[name]) for name in ("slices", "every", "neighbours"))))
 
     def files(self) -> set[str]:
-        """Its images and labels, as paths below the folder of the data set."""
+        """Its images and labels, as paths within the data set."""
         folders = ("images",) if self.areas is None else ("images", "labels")
         names = [slice_name(self.volume, self.entry["plane"], index) for index in self.stored()]
         return {f"{folder}/{name}" for folder in folders for name in names}
 
     def rows(self, split: str) -> Iterator[tuple[str, ...]]:
-        """Yield the manifest's columns for every slice and target, given the split of the patient.
+        """Rows of the manifest for every slice and target, given the patient's split.
 
-        A target smaller than ``min_area`` pixels in a slice has no row there: it is neither present nor absent.
-        Negatives are thinned out for training only: what is measured must be measured on all of them. The draw depends
-        on nothing but the seed, the volume, the target and the slice.
+        A target of fewer than ``min_area`` pixels in a slice is neither present nor absent, and has no row. Negatives
+        are thinned out for training only; which ones depends on seed, volume, target and slice alone.
         """
         entry, targets = self.entry, self.entry["targets"]
         texts = {target: json.dumps(list(self.prompts[target]), ensure_ascii=False) for target in targets}
@@ -124,19 +122,19 @@ def _histogram(label: np.ndarray, top: int) -> np.ndarray:
 
 
 def record_path(root: Path, volume_id: str) -> Path:
-    """Where the record of a volume lies."""
+    """Path of a volume's record."""
     return root / RECORDS_FOLDER / f"{volume_id}.json"
 
 
 def write_record(root: Path, record: VolumeRecord) -> None:
-    """Write a record in one step."""
+    """Write a record atomically."""
     with atomic_path(record_path(root, record.volume), durable=False) as temporary:
         text = json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_records(root: Path) -> dict[str, VolumeRecord]:
-    """Return the records of a data set by volume id, in the order of the ids.
+    """Records of a data set by volume id, in the order of the ids.
 
     Raises:
         DatasetError: a record is damaged.
@@ -146,7 +144,7 @@ def read_records(root: Path) -> dict[str, VolumeRecord]:
 
 
 def read_record(root: Path, volume_id: str) -> VolumeRecord | None:
-    """Return the record of one volume, None when there is none.
+    """Record of one volume, or None.
 
     Raises:
         DatasetError: it is damaged.

@@ -1,4 +1,4 @@
-"""The two tables of the slice data set: checked when read, replaced together."""
+"""Reading and writing the two tables of a slice data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from boltzformer_monai.storage import atomic_path
 
 
 def read_description(root: Path) -> dict[str, Any]:
-    """Return the checked content of ``dataset.json``.
+    """Content of ``dataset.json``, checked.
 
     Raises:
         DatasetError: the folder or file is missing, damaged, or of another format or version.
@@ -65,7 +65,7 @@ def read_description(root: Path) -> dict[str, Any]:
 
 
 def read_manifest(root: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of ``manifest.csv`` as text.
+    """Rows of ``manifest.csv`` as text.
 
     Raises:
         DatasetError: the file is missing, lacks a column or a field.
@@ -93,8 +93,8 @@ def write_tables(
 ) -> None:
     """Replace ``manifest.csv`` and ``dataset.json`` of an existing folder.
 
-    Between the two a kill must leave tables that fit: a volume without rows does, a row without its volume does not.
-    So the description goes first, unless volumes leave (``shrinking``).
+    A kill between the two may leave a volume without rows, but no row without its volume. So the description is
+    replaced first, unless volumes were removed (``shrinking``).
     """
     with ExitStack() as stack:
         # What is entered last is renamed first.

@@ -1,4 +1,4 @@
-"""One volume → its slices and its record. Independent of all other volumes, so it may run in any process."""
+"""Write the slices and the record of one volume, in any process."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class SliceSettings:
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``, by the patient's anatomy.
         window: None takes :func:`~boltzformer_monai.data.windows.default_window` of modality and site.
         every: every n-th slice gets rows, from slice 0.
-        neighbours: this many slices on either side are stored with each, for 2.5-D input.
-        min_area: pixels that a target must have in a slice; where it has fewer (but any), it gets no row.
+        neighbours: slices stored on either side of each, for 2.5-D input.
+        min_area: least pixels of a target in a slice; with fewer (but any) it gets no row.
         negatives: share of the rows of absent targets that is kept, 0 to 1.
-        seed: draws the negatives.
+        seed: of the choice of negatives.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -97,11 +97,11 @@ def write_volume(
 ) -> VolumeRecord:
     """Write slices and record of a volume; arguments as in :meth:`~.writer.SliceWriter.add_volume`.
 
-    What the reader repaired or warns of, and what makes the scan doubtful, goes into the record: its caveats and notes.
+    The caveats of reader and scan go into the record.
 
-    Slices are made in a staging folder and moved into place at the end, the record follows them: whoever stops this
-    at any moment leaves the volume there or not there, never half. With ``run`` given, the token of the writer's run,
-    nothing is put in place after that run has ended: a process that outlives it must not meddle with the next one.
+    Slices are written into a staging folder and moved into place, then the record is written: an interrupted call
+    leaves the whole volume or nothing. With ``run``, the token of the writer's run, nothing is moved after that run
+    has ended, so that a process that outlives it does not disturb the next one.
 
     Raises:
         VolumeError: the label is not on the image's grid.
@@ -174,15 +174,12 @@ def write_volume(
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Save a slice (H, W), uint8 or uint16.
-
-    Of zlib's strategies run-length encoding is three times as fast as the default on slices, and no larger.
-    """
+    """Save a slice (H, W), uint8 or uint16; zlib's run-length strategy is three times as fast as its default here."""
     Image.fromarray(pixels).save(path, format="PNG", compress_level=6, compress_type=_RUN_LENGTHS)
 
 
 def label_slices(label: Volume, plane: str) -> np.ndarray:
-    """Return the slices (N, H, W) of a label map as the smaller of uint8 and uint16 that holds its values.
+    """Slices (N, H, W) of a label map as uint8, or uint16 for values above 255.
 
     Raises:
         DatasetError: a value is negative or above 65535.
@@ -195,11 +192,7 @@ def label_slices(label: Volume, plane: str) -> np.ndarray:
 
 
 def check_volume_id(volume_id: str) -> None:
-    """Raise unless an id can be part of file names.
-
-    Raises:
-        DatasetError: it cannot.
-    """
+    """Raise a ``DatasetError`` for an id that cannot be part of file names."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", volume_id):
         msg = f"volume id {volume_id!r} must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit"
         raise DatasetError(msg)
@@ -214,7 +207,7 @@ def _current_run(root: Path) -> str:
 
 @contextmanager
 def _staging(root: Path, volume_id: str) -> Iterator[Path]:
-    """A folder of this call's own, so that two processes never write the same file."""
+    """A folder of this call, so that two processes never write the same file."""
     folder = root / STAGING_FOLDER / f"{volume_id}-{secrets.token_hex(4)}"
     try:
         for name in ("images", "labels"):
@@ -227,7 +220,7 @@ def _staging(root: Path, volume_id: str) -> Iterator[Path]:
 
 
 def _commit(root: Path, staging: Path, record: VolumeRecord) -> None:
-    """Put the staged slices in place of an older volume of this id, then the record; interrupted, leave neither."""
+    """Replace an older volume of this id by the staged slices, then write the record; on failure remove both."""
     old = read_record(root, record.volume)
     moved: list[Path] = []
     done = False

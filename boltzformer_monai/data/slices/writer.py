@@ -1,9 +1,8 @@
 """Writing the slice data set (layout: :mod:`~boltzformer_monai.data.slices.format`).
 
-Volumes come one by one, from this process (:meth:`SliceWriter.add_volume`) or from others
+Volumes come from this process (:meth:`SliceWriter.add_volume`) or from others
 (:func:`~boltzformer_monai.data.slices.volume.write_volume`, then :meth:`SliceWriter.accept`); the writer makes the
-tables of their records. It can be stopped at any moment: what is complete stays, the rest is swept away by the next
-writer.
+tables from their records. After an interruption complete volumes stay; the next writer removes the rest.
 """
 
 from __future__ import annotations
@@ -51,13 +50,13 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"
 _SLICE_NAME = re.compile(rf".+_({'|'.join(PLANE_AXES)})_\d{{4,}}\.png")
 _KEY_CHECK = "the key of this data set"
-# Inside a with block the tables are rewritten no more often than this, so that n volumes cost O(n), not O(n^2).
-_FLUSH_SHARE, _FLUSH_SECONDS = 20, 5.0  # times their own cost, and seconds
+# Least time between two writes of the tables in a with block, so that n volumes cost O(n), not O(n^2).
+_FLUSH_SHARE, _FLUSH_SECONDS = 20, 5.0  # multiple of their cost, and seconds
 
 
 @dataclass(frozen=True)
 class AddedVolume:
-    """What :meth:`SliceWriter.add_volume` wrote: ids, counts, and whether an older volume of that id was replaced."""
+    """Result of :meth:`SliceWriter.add_volume`; ``replaced``: an older volume of this id."""
 
     volume_id: str
     slices: int
@@ -67,24 +66,24 @@ class AddedVolume:
 
 
 class SliceWriter:
-    """Make a slice data set, or add to one; a second writer at the same time is refused.
+    """Create a slice data set, or add to one; only one writer at a time.
 
-    In a ``with`` block the tables are written from time to time and at its end, also when it ends by an error or
-    Ctrl-C; :meth:`add_volume` outside of one writes them after every volume.
+    In a ``with`` block the tables are written from time to time and at its end, also after an error or Ctrl-C;
+    :meth:`add_volume` outside of one writes them after every volume.
 
     Args:
-        root: folder of the data set; made when the writer is entered.
-        name: name of the data set; default: the one it has, or the folder's name.
+        root: folder of the data set, created on entering.
+        name: of the data set; default: its own, or the folder's name.
         key: secret of the patients' pseudonyms, at most 64 bytes.
-        val_fraction: share of patients for validation; default: the one the data set has, or 0.2.
-        seed: draws the split and the negatives; default: the one the data set has, or 0.
+        val_fraction: share of patients for validation; default: the data set's, or 0.2.
+        seed: of split and negatives; default: the data set's, or 0.
 
     Attributes:
-        records: volume id → record of every volume that the tables shall name.
-        run: token of the run under way, which :func:`~.volume.write_volume` in another process must know.
+        records: volume id → record of every volume in the tables.
+        run: token of the current run for :func:`~.volume.write_volume` in other processes.
 
     Raises:
-        DatasetError: the folder holds something else, or a data set that cannot be read.
+        DatasetError: the folder has other content, or an unreadable data set.
         ConfigError: a setting is out of range.
     """
 
@@ -109,7 +108,7 @@ class SliceWriter:
         self._read_settings()
 
     def _read_settings(self) -> None:
-        """Take name, split and seed from the data set, where it is there and nobody wants others."""
+        """Name, split and seed: given, else the data set's, else defaults."""
         old: dict[str, Any] = {}
         if (self.root / DATASET_FILE).exists():
             old = read_description(self.root)
@@ -124,7 +123,7 @@ class SliceWriter:
         self.name = name or old.get("name") or self.root.resolve().name
         self.val_fraction = float(settings["val_fraction"] if val_fraction is None else val_fraction)
         self.seed = int(settings["seed"] if seed is None else seed)
-        split_by_patient((), val_fraction=self.val_fraction, seed=self.seed)  # refuses a bad fraction now, not later
+        split_by_patient((), val_fraction=self.val_fraction, seed=self.seed)  # checks the fraction
 
     def __enter__(self) -> SliceWriter:
         with writing(self.root):
@@ -138,10 +137,9 @@ class SliceWriter:
                 raise DatasetError(msg) from None
             self._lock = lock
         try:
-            self._read_settings()  # again: another writer may have been here before the lock was ours
+            self._read_settings()  # again: another writer may have changed them before the lock
             self.records = read_records(self.root)
-            # The tables are the first thing in a new folder, by which it is known as ours; after a run that was killed,
-            # they name what that run finished.
+            # The tables identify a new folder as ours; after a killed run they list what it finished.
             with writing(self.root):
                 for volume_id in _sweep(self.root, {name: each.files() for name, each in self.records.items()}):
                     logger.warning("%s: volume %s lacks pictures; it must be sliced again", self.root, volume_id)
@@ -159,7 +157,7 @@ class SliceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # Hidden volumes that were not replaced, and what other processes finished before they were stopped.
+            # Hidden volumes that were not replaced, and volumes of other processes.
             self.records = {**read_records(self.root), **self.records}
             self.flush()
         finally:
@@ -183,25 +181,25 @@ class SliceWriter:
         settings: SliceSettings | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> AddedVolume:
-        """Slice a volume into the data set; a volume of the same id is replaced.
+        """Slice a volume into the data set, replacing a volume of the same id.
 
         Args:
             image: the scan, of a known modality.
-            label: its label map on the same physical grid (any axis order), or None for slices without targets.
-            labels: label value (or ``"2+3"`` for a target of several values) → target name; every one of them counts
-                as annotated, so a value that does not occur makes its target absent in every slice.
-            volume_id: letters, digits, ``.``, ``_`` and ``-``; it becomes part of file names.
-            patient: identity of the patient; only its pseudonym is stored.
+            label: its label map on the same grid (any axis order), or None for slices without targets.
+            labels: label value (or ``"2+3"`` for a target of several values) → target name; all are annotated, so a
+                value that does not occur makes its target absent in every slice.
+            volume_id: letters, digits, ``.``, ``_`` and ``-``; part of file names.
+            patient: the patient's identity; only its pseudonym is stored.
             site: body site for prompts and for the default window, e.g. ``"abdomen"``.
             plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
             window: default: :func:`~boltzformer_monai.data.windows.default_window`.
-            prompts: called as ``prompts(target, site=…, modality=…)``, returns the texts that ask for the target.
+            prompts: ``prompts(target, site=…, modality=…)`` returns the target's prompts.
             split: pins the patient, with all volumes, to ``"train"``, ``"val"`` or ``"test"``; of several pins the one
-                that keeps the patient furthest from training counts.
-            negatives: share of the rows of absent targets to keep, 0 to 1; every slice's image is kept.
-            seed: draws the negatives; default: the writer's.
-            settings: all of plane, window, negatives and seed, and more, instead of the arguments of these names.
-            progress: called after every slice with the number of slices done and of all.
+                furthest from training counts.
+            negatives: share of the rows of absent targets to keep, 0 to 1; all images are kept.
+            seed: of the choice of negatives; default: the writer's.
+            settings: instead of plane, window, negatives and seed.
+            progress: called after every slice with the number of slices done and the total.
 
         Raises:
             VolumeError: the label is not on the image's grid.
@@ -227,9 +225,9 @@ class SliceWriter:
         return AddedVolume(volume_id, record.entry["slices"], tuple(record.entry["targets"]), rows, bool(replaced))
 
     def hide(self, volume_ids: Iterable[str]) -> set[str]:
-        """Take volumes that are about to be replaced out of the tables; return which of them were there.
+        """Remove volumes from the tables before they are replaced; returns those that existed.
 
-        A volume that is neither accepted nor dropped in the end, because the run was interrupted, comes back.
+        A volume that an interrupted run neither accepts nor drops comes back.
         """
         found = {volume_id for volume_id in volume_ids if self.records.pop(volume_id, None) is not None}
         if found:
@@ -237,7 +235,7 @@ class SliceWriter:
         return found
 
     def drop(self, volume_id: str) -> None:
-        """Remove a volume whose scan is refused now: its slices were made of a scan or label that is no longer there.
+        """Delete a volume whose scan is now refused.
 
         Raises:
             StorageError: a file cannot be removed.
@@ -249,16 +247,16 @@ class SliceWriter:
                 (self.root / name).unlink(missing_ok=True)
 
     def accept(self, record: VolumeRecord) -> None:
-        """Name a volume whose record is on disk in the tables."""
+        """Add a volume with a record on disk to the tables."""
         self.records[record.volume] = record
         if time.monotonic() - self._flushed_at > max(_FLUSH_SECONDS, _FLUSH_SHARE * self._flush_cost):
             self.flush()
 
     def flush(self, *, shrinking: bool = False) -> None:
-        """Write manifest and description, so that they name every volume added so far.
+        """Write manifest and description of all volumes.
 
         Args:
-            shrinking: volumes have left since the last time, and none has come.
+            shrinking: volumes were removed since the last call, and none added.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -281,20 +279,20 @@ class SliceWriter:
         self._flush_cost = self._flushed_at - start
 
     def splits(self) -> dict[str, str]:
-        """Pseudonym of every patient → split."""
+        """Patient → split."""
         pinned: dict[str, str] = {}
         free: set[str] = set()
         for record in self.records.values():
             patient = record.entry["patient"]
             free.add(patient)
             if record.split is not None:
-                # SPLITS is ordered by the distance from training: nothing pinned to test can leak.
+                # SPLITS is ordered by distance from training.
                 pinned[patient] = max(record.split, pinned.get(patient, record.split), key=SPLITS.index)
         drawn = split_by_patient(free - pinned.keys(), val_fraction=self.val_fraction, seed=self.seed)
         return {**drawn, **pinned}
 
     def _release(self) -> None:
-        """Give the lock back; a folder into which nothing was written goes as it came."""
+        """Release the lock; remove a new folder without volumes."""
         shutil.rmtree(self.root / STAGING_FOLDER, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.root / RUN_FILE).unlink(missing_ok=True)
@@ -306,21 +304,19 @@ class SliceWriter:
 
 
 def _is_vacant(root: Path) -> bool:
-    """Whether a folder holds nothing, but for the hidden files of a writer that was killed at its very start."""
+    """Whether a folder has at most hidden files, which a killed writer may leave."""
     return root.is_dir() and all(path.name.startswith(".") for path in root.iterdir())
 
 
 def _sweep(root: Path, claimed: Mapping[str, set[str]]) -> list[str]:
-    """Remove what a killed writer left: staged files, half-written tables, and slices that no record claims.
-
-    Nothing is removed whose name is not one that this package gives.
+    """Remove a killed writer's staged files, temporary tables, and slices without a record; other names are kept.
 
     Args:
         root: folder of the data set.
-        claimed: volume id → the files that its record names, as paths below the folder.
+        claimed: volume id → files of its record, as paths within the folder.
 
     Returns:
-        The volumes that lack files.
+        The volumes with missing files.
     """
     shutil.rmtree(root / STAGING_FOLDER, ignore_errors=True)
     named = set[str]().union(*claimed.values())
@@ -334,15 +330,15 @@ def _sweep(root: Path, claimed: Mapping[str, set[str]]) -> list[str]:
                 path.unlink()
     tables = (DATASET_FILE, MANIFEST_FILE, REPORT_FILE)
     for path in (*root.glob(".*-*"), *(root / RECORDS_FOLDER).glob(".*-*.json")):
-        if path.parent.name == RECORDS_FOLDER or path.name.endswith(tables):  # made by atomic_path
+        if path.parent.name == RECORDS_FOLDER or path.name.endswith(tables):  # of atomic_path
             path.unlink()
     return [volume_id for volume_id, names in claimed.items() if not names <= present]
 
 
 def _remove_empty(root: Path, made: Iterable[Path]) -> None:
-    """Remove a data set without volumes, and the folders that were made for it, as far as nothing else is in them."""
+    """Remove a data set without volumes, and the folders created for it if they are empty."""
     for name in (DATASET_FILE, MANIFEST_FILE, LOCK_FILE):
         (root / name).unlink(missing_ok=True)
     for folder in (*(root / name for name in ("images", "labels", RECORDS_FOLDER)), *made):
-        with contextlib.suppress(OSError):  # a folder that is not there, or not empty
+        with contextlib.suppress(OSError):  # missing or not empty
             folder.rmdir()
