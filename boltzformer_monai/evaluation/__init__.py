@@ -1,1 +1,1 @@
-"""What a segmentation is worth: scores, tables, pictures and one page that holds them together."""
+"""Evaluation of segmentations: metrics, tables, figures and a report."""

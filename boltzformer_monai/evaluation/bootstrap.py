@@ -1,4 +1,4 @@
-"""Means with confidence intervals: bootstrap over patients, because the cases of one patient are not independent."""
+"""Means with bootstrap confidence intervals over patients, since the cases of a patient are not independent."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from boltzformer_monai.errors import ConfigError
 
 __all__ = ["Bootstrap", "Estimate", "Observation"]
 
-_CHUNK = 1 << 22  # weights (resamples × patients) that are held at once
+_CHUNK = 1 << 22  # weights (resamples × patients) in memory at once
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one case contributes to a mean.
+    """One case's contribution to a mean.
 
     Attributes:
-        patient: pseudonym; all observations of a patient are drawn together.
-        value: what is averaged; for a share, the number of those that count.
-        weight: of the value; for a share, the number of all, more than 0.
-        group: means over groups weigh alike, see :meth:`Bootstrap.estimate`.
+        patient: pseudonym; all observations of a patient are resampled together.
+        value: of the metric; for a ratio, its numerator.
+        weight: above 0; for a ratio, its denominator.
+        group: groups have equal weight, see :meth:`Bootstrap.estimate`.
     """
 
     patient: str
@@ -37,11 +37,11 @@ class Estimate:
     """A mean and its interval.
 
     Attributes:
-        mean: None where there is nothing to average.
+        mean: None without observations.
         low: lower end of the interval; None for fewer than two patients.
         high: upper end.
-        cases: observations.
-        patients: patients they are of.
+        cases: number of observations.
+        patients: number of patients.
     """
 
     mean: float | None
@@ -57,12 +57,12 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """Percentile bootstrap that draws patients with replacement.
+    """Percentile bootstrap over patients, reproducible by its seed.
 
     Attributes:
-        resamples: number of draws.
+        resamples: of the patients, with replacement.
         level: of the interval, 0 to 1.
-        seed: the same seed and observations give the same interval.
+        seed: of the resampling.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -83,9 +83,9 @@ class Bootstrap:
             raise ConfigError(msg)
 
     def estimate(self, observations: Sequence[Observation]) -> Estimate:
-        """Mean Σ value / Σ weight in every group, then over the groups; with its interval.
+        """Mean over the groups of Σ value / Σ weight, with its interval.
 
-        A resample that drew no patient of a group leaves that group out. Order does not matter.
+        A resample without a patient of a group omits that group. The order of observations does not matter.
         """
         patients = sorted({entry.patient for entry in observations})
         groups = sorted({entry.group for entry in observations})
@@ -114,12 +114,12 @@ class Bootstrap:
         generator = np.random.default_rng(self.seed)
         step = max(1, _CHUNK // count)
         sizes = [min(step, self.resamples - start) for start in range(0, self.resamples, step)]
-        draws = (generator.multinomial(count, np.full(count, 1 / count), size=size) for size in sizes)
-        return np.concatenate([_means(drawn, values, weights) for drawn in draws])
+        resamples = (generator.multinomial(count, np.full(count, 1 / count), size=size) for size in sizes)
+        return np.concatenate([_means(counts, values, weights) for counts in resamples])
 
 
-def _means(drawn: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How often each patient was drawn ``(R, patients)`` → the mean over the groups ``(R,)``."""
-    total = drawn @ weights
-    means = np.divide(drawn @ values, total, out=np.zeros_like(total, dtype=float), where=total > 0)
+def _means(counts: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Counts of each patient ``(R, patients)`` → mean over the groups ``(R,)``."""
+    total = counts @ weights
+    means = np.divide(counts @ values, total, out=np.zeros_like(total, dtype=float), where=total > 0)
     return means.sum(1) / (total > 0).sum(1)

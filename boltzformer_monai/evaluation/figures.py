@@ -20,20 +20,20 @@ __all__ = ["OverlayPanel", "loss_curve", "overlay", "overlay_grid", "sampled_pat
 
 PREDICTION_COLOUR = (0.10, 0.80, 0.30)
 TRUTH_COLOUR = (0.95, 0.15, 0.15)
-_DIMMED = 0.22  # what was not sampled keeps this share of its brightness
-_LIFTED = 0.15  # what was sampled starts here, so that sampled air differs from air that was not
+_DIMMED = 0.22  # brightness of patches that were not sampled
+_LIFTED = 0.15  # least brightness of sampled patches, so that sampled air is visible
 _MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
 class OverlayPanel:
-    """One picture of an overlay grid.
+    """One panel of an overlay grid.
 
     Attributes:
         image: (H, W) uint8.
         prediction: (H, W) bool, filled green.
-        truth: (H, W) bool, outlined red; None where it is unknown.
-        title: text above the picture.
+        truth: (H, W) bool, outlined red; None if unknown.
+        title: above the panel.
     """
 
     image: np.ndarray
@@ -49,11 +49,11 @@ class OverlayPanel:
 
 
 def loss_curve(history: Sequence[Mapping[str, float | None]]) -> bytes:
-    """Draw training and validation loss and, on a second axis, validation Dice over epochs.
+    """Plot training and validation loss and, on a second axis, validation Dice over epochs.
 
     Args:
         history: dictionaries with "epoch" and any of "train_loss", "val_loss", "val_dice"; values that are missing,
-            None or not finite leave a gap. Empty gives an empty diagram.
+            None or not finite are skipped.
     """
     figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
@@ -72,19 +72,13 @@ def loss_curve(history: Sequence[Mapping[str, float | None]]) -> bytes:
         right.set_ylim(0, 1)
         lines += right.plot(epochs, values, color="#2ca02c", linestyle="--", label="validation Dice", marker=".")
     if lines:
-        names = [str(line.get_label()) for line in lines]  # above the axes: inside it would cover one of two scales
+        names = [str(line.get_label()) for line in lines]  # above the axes, which have two scales
         axes.legend(lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False)
     return png_bytes(figure)
 
 
 def overlay(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None, title: str = "") -> bytes:
-    """Draw one slice with the prediction filled green and the truth outlined red.
-
-    Args:
-        image: (H, W) uint8.
-        prediction: (H, W) bool.
-        truth: (H, W) bool or None.
-        title: text above the picture.
+    """Plot one slice, see :class:`OverlayPanel` for the arguments.
 
     Raises:
         ConfigError: wrong dtype or shape.
@@ -93,7 +87,7 @@ def overlay(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None 
 
 
 def overlay_grid(panels: Sequence[OverlayPanel]) -> bytes:
-    """Draw several overlays in one picture, up to four in a row.
+    """Plot several overlays in one figure, up to four per row.
 
     Raises:
         ConfigError: there is no panel.
@@ -111,14 +105,14 @@ def overlay_grid(panels: Sequence[OverlayPanel]) -> bytes:
 def sampled_patches(
     image: np.ndarray, attend: Sequence[np.ndarray], truth: np.ndarray | None = None, prompt: str = ""
 ) -> bytes:
-    """Draw which patches a query attended to, one panel a layer: sampled patches bright, the rest dark.
+    """Plot the patches that a query attended to, one panel per layer: sampled patches bright, the others dark.
 
     Args:
         image: (H, W) uint8.
         attend: for every layer a bool array (h, w), the attend set of one query (or the union of several) on that
-            layer's grid; grids may differ from layer to layer.
-        truth: (H, W) bool, outlined red; None where it is unknown.
-        prompt: text above the panels.
+            layer's grid.
+        truth: (H, W) bool, outlined red; None if unknown.
+        prompt: above the panels.
 
     Raises:
         ConfigError: wrong dtype or shape, or no layer.
@@ -127,7 +121,7 @@ def sampled_patches(
     if truth is not None:
         _check_mask(truth, image.shape, "truth")
     if not attend:
-        msg = "a picture of sampled patches needs at least one layer"
+        msg = "a figure of sampled patches needs at least one layer"
         raise ConfigError(msg)
     columns = min(len(attend), 3 if len(attend) in (3, 5, 6, 9) else _MAX_COLUMNS)
     grid = _grid(len(attend), image.shape, columns=columns, heading=prompt)
@@ -138,14 +132,14 @@ def sampled_patches(
             raise ConfigError(msg)
         bright = _nearest(patches, image.shape)
         share = 100 * float(patches.mean())
-        shown = np.where(bright[..., None], _LIFTED + (1 - _LIFTED) * grey, _DIMMED * grey)
-        _show(axes, shown, f"layer {layer}: {share:.1f} % of {patches.size}")
+        rgb = np.where(bright[..., None], _LIFTED + (1 - _LIFTED) * grey, _DIMMED * grey)
+        _show(axes, rgb, f"layer {layer}: {share:.1f} % of {patches.size}")
         _outline(axes, truth)
     return png_bytes(grid)
 
 
 def _nearest(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Spread a coarse grid over the pixels of the image."""
+    """Upsample a coarse grid to the image."""
     rows, columns = (np.arange(n) * m // n for n, m in zip(shape, patches.shape, strict=True))
     return patches[rows[:, None], columns[None, :]]
 
@@ -162,15 +156,15 @@ def _grid(count: int, shape: tuple[int, ...], *, columns: int | None = None, hea
     return figure
 
 
-def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
-    axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
+def _show(axes: Axes, rgb: np.ndarray, title: str) -> None:
+    axes.imshow(np.clip(rgb, 0, 1), interpolation="nearest")
     axes.set_axis_off()
     if title:
         axes.set_title(plain_text(title), fontsize=8)
 
 
 def _outline(axes: Axes, mask: np.ndarray | None) -> None:
-    """Trace a mask exactly along its pixel edges, so that an object of one pixel is a visible square."""
+    """Trace a mask along its pixel edges: an object of one pixel is a visible square."""
     if mask is None or not mask.any():
         return
     padded = np.pad(mask, 1)
@@ -193,7 +187,7 @@ def _series(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[li
 
 def _check_image(image: np.ndarray) -> None:
     if image.ndim != 2 or image.dtype != np.uint8 or image.size == 0:
-        msg = f"a picture is drawn from a uint8 image (H, W), got {image.dtype} {image.shape}"
+        msg = f"a figure needs a uint8 image (H, W), got {image.dtype} {image.shape}"
         raise ConfigError(msg)
 
 

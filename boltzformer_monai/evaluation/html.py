@@ -1,4 +1,4 @@
-"""HTML pages from jinja2 templates: one file, no scripts, no external resources, safe to mail and to archive."""
+"""HTML pages from jinja2 templates: one file without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def write_html(path: str | os.PathLike[str], template: str, *, package: str = __package__, **values: object) -> Path:
-    """Render a template to a file; an existing file is replaced in one step. Returns the path.
+    """Render a template to a file atomically; returns the path.
 
-    Every value is escaped. The filter ``png`` turns the bytes of a PNG into a data URI.
+    Values are escaped. The filter ``png`` turns the bytes of a PNG into a data URI.
 
     Args:
-        path: the HTML file; its folder is made if needed.
-        template: a file in the package's folder ``templates``; it extends ``page.html``.
-        package: the package of the template.
+        path: the HTML file; its folder is created.
+        template: in the package's folder ``templates``; it extends ``page.html``.
+        package: of the template.
         values: the template's variables.
 
     Raises:
-        ConfigError: a picture is not a PNG.
+        ConfigError: an image is no PNG.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader(__package__)]),
@@ -47,6 +47,6 @@ def write_html(path: str | os.PathLike[str], template: str, *, package: str = __
 
 def _data_uri(png: bytes) -> str:
     if not png.startswith(_PNG_SIGNATURE):
-        msg = f"a picture of the page is not a PNG (it begins with {png[:8]!r}); draw it again"
+        msg = f"an image of the page is not a PNG (it begins with {png[:8]!r}); render it again"
         raise ConfigError(msg)
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

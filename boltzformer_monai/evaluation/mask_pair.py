@@ -1,4 +1,4 @@
-"""A predicted mask and the truth, in 2-D or 3-D, with the measurements that several metrics share."""
+"""A predicted mask and the truth, in 2-D or 3-D, with measurements for metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dice(intersection: int, predicted: int, truth: int) -> float | None:
     """2·intersection / (predicted + truth), all in pixels or voxels.
 
     Returns:
-        0 to 1, or None where both masks are empty: there is no overlap to measure, and an average must leave it out.
+        0 to 1, or None if both masks are empty; averages omit it.
 
     Raises:
         DatasetError: a count is negative, or the intersection is larger than one of the masks.
@@ -42,16 +42,16 @@ def check_tolerance(tolerance: float) -> None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MaskPair:
-    """What a metric compares. Measurements are computed when a metric asks for them, and once.
+    """Input of a metric; measurements are computed on first access.
 
-    Surfaces are the voxels of a mask with a neighbour (by face) outside of it, as in MONAI's metrics. Components are
-    joined by faces, edges and corners.
+    Surfaces are the voxels of a mask with a face neighbour outside of it, as in MONAI's metrics. Components are
+    connected by faces, edges and corners.
 
     Attributes:
         prediction: ``(H, W)`` bool for a slice, ``(N, H, W)`` for a volume, slices first.
-        truth: the reference mask, likewise.
+        truth: the reference mask, of the same shape.
         spacing: mm between pixels along these axes.
-        tolerance_mm: how far apart surfaces may be in the surface Dice.
+        tolerance_mm: of the surface Dice.
         probability: float32 of the prediction's shape, 0 to 1; None for a volume.
 
     Raises:
@@ -93,17 +93,17 @@ class MaskPair:
 
     @property
     def present(self) -> bool:
-        """Whether the truth has a pixel at all."""
+        """Whether the truth is not empty."""
         return self.truth_size > 0
 
     @property
     def predicted(self) -> bool:
-        """Whether the prediction has a pixel at all."""
+        """Whether the prediction is not empty."""
         return self.predicted_size > 0
 
     @property
     def dice(self) -> float | None:
-        """0 to 1; None where both masks are empty."""
+        """0 to 1; None if both masks are empty."""
         return dice(self.intersection, self.predicted_size, self.truth_size)
 
     @property
@@ -113,37 +113,37 @@ class MaskPair:
 
     @property
     def predicted_ml(self) -> float:
-        """Volume of the prediction, likewise."""
+        """Volume of the prediction in ml (of a slice: its area in 1000 mm²)."""
         return self.predicted_size * math.prod(self.spacing) / 1000
 
     @property
     def surface_dice(self) -> float | None:
-        """Share of both surfaces within the tolerance of each other, 0 to 1; None unless both masks have a pixel."""
+        """Share of both surfaces within the tolerance of each other, 0 to 1; None if a mask is empty."""
         from monai.metrics import compute_surface_dice
 
         return self._of_surfaces(compute_surface_dice, class_thresholds=[float(self.tolerance_mm)])
 
     @property
     def hausdorff95_mm(self) -> float | None:
-        """The larger of both 95 % quantiles of a surface's distances to the other; None unless both have a pixel."""
+        """Larger 95 % quantile of the distances between the surfaces; None if a mask is empty."""
         from monai.metrics import compute_hausdorff_distance
 
         return self._of_surfaces(compute_hausdorff_distance, percentile=95)
 
     @cached_property
     def lesions(self) -> tuple[int, int]:
-        """Connected components of the truth: those that the prediction touches, and all."""
+        """Connected components of the truth: number touched by the prediction, and of all."""
         return _components(self._cropped[1], self._cropped[0])
 
     @cached_property
     def false_components(self) -> int:
-        """Connected components of the prediction that touch no truth."""
+        """Number of connected components of the prediction that touch no truth."""
         touching, count = _components(*self._cropped)
         return count - touching
 
     @cached_property
     def _cropped(self) -> tuple[np.ndarray, np.ndarray]:
-        """Prediction and truth within the box that holds both; whole where both are empty."""
+        """Prediction and truth within their common bounding box; whole if both are empty."""
         box = []
         for axis in range(self.truth.ndim):
             others = tuple(other for other in range(self.truth.ndim) if other != axis)
@@ -152,7 +152,7 @@ class MaskPair:
         return self.prediction[tuple(box)], self.truth[tuple(box)]
 
     def _of_surfaces(self, metric: Callable[..., Any], **settings: Any) -> float | None:
-        """A metric of MONAI's; None unless both masks have a pixel."""
+        """A metric of MONAI; None if a mask is empty."""
         import torch
 
         if not (self.present and self.predicted):
@@ -165,7 +165,7 @@ class MaskPair:
 
 
 def _components(mask: np.ndarray, other: np.ndarray) -> tuple[int, int]:
-    """Connected components of a mask: those that have a voxel of the other, and all."""
+    """Connected components of a mask: number that overlap the other, and of all."""
     from scipy import ndimage
 
     labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, bool))

@@ -1,4 +1,4 @@
-"""The table of metrics: `metrics.json`, the tables and the report are made of it, and others may add to it."""
+"""The registry of metrics, from which ``metrics.json``, the tables and the report are made."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from boltzformer_monai.registry import load_entry, place_of, providers, reason_o
 __all__ = ["METRICS", "Metric", "Value", "measure", "metrics_for", "register_metric"]
 
 Value = float | tuple[float, float] | None
-"""A number; a part and the whole that it is of (a ratio of sums, such as found among all lesions); or no value."""
+"""A number; ``(part, whole)`` of a ratio of sums, such as found lesions of all lesions; or no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measure of a prediction against the truth, and how it is averaged and shown.
+    """A metric and how it is averaged and displayed.
 
     Attributes:
         name: key in ``metrics.json`` and column of ``scores.csv``; a Python identifier.
-        compute: takes a :class:`MaskPair`; returns a number, ``(part, whole)``, or None where the case does not count.
-            NaN and infinity, which MONAI's metrics give for empty masks, count as None.
+        compute: takes a :class:`MaskPair`; returns a number, ``(part, whole)``, or None to skip the case. NaN and
+            infinity, MONAI's values for empty masks, count as None.
         dimensions: 2 for slices, 3 for whole volumes.
         unit: ``""`` for a plain number, ``"%"`` for a share from 0 to 1, ``"mm"``, ``"ml"``, …
         better: which values are.
         title: heading in tables, the name by default.
         description: one sentence for the report.
-        average: ``"targets"`` if targets weigh alike in the mean over all, ``"cases"`` if slices or volumes do.
+        average: equal weights of ``"targets"`` or of ``"cases"`` (slices or volumes) in the overall mean.
 
     Raises:
-        ConfigError: a setting is not one of these.
+        ConfigError: a setting is invalid.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Metric:
             raise ConfigError(msg)
 
     def of(self, masks: MaskPair) -> Value:
-        """Compute the value of one case.
+        """Value of one case.
 
         Raises:
-            ConfigError: `compute` returned something else; or it is not ours, and fails.
+            ConfigError: `compute` returns another type, or a guest's fails.
         """
         try:
             result = self.compute(masks)
@@ -88,10 +88,10 @@ METRICS: dict[tuple[int, str], Metric] = {}
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Add a metric to the table; registering the very same one again changes nothing.
+    """Register a metric; the same one may be registered again.
 
     Raises:
-        ConfigError: another metric of that name is there, or the name is a column of the tables.
+        ConfigError: the name is taken by another metric, or by a column of the tables.
     """
     for dimension in metric.dimensions:
         if METRICS.get((dimension, metric.name), metric) != metric or metric.name in RESERVED:
@@ -105,13 +105,13 @@ RESERVED = frozenset(
     ("image", "volume", "patient", "target", "prompt", "area_fraction", "truth", "predicted", "intersection",
      "presence", "truth_ml", "predicted_ml", "present", "absent", "without_prediction")
 )  # fmt: skip
-"""What the tables and ``metrics.json`` have beside the metrics."""
+"""Other names in the tables and ``metrics.json``."""
 
 
 def metrics_for(dimension: int) -> list[Metric]:
-    """The metrics of slices (2) or volumes (3): ours, then those of plugins and of installed packages.
+    """The metrics of slices (2) or volumes (3), then those of plugins and installed packages.
 
-    An entry point of the group ``boltzformer_monai.metrics`` names a `Metric`, or a module that registers some.
+    An entry point of the group ``boltzformer_monai.metrics`` is a `Metric`, or a module that registers some.
 
     Raises:
         ConfigError: one of them cannot be imported, or two distributions offer one name.

@@ -1,6 +1,6 @@
 """Coloured masks on a grey slice, and matplotlib figures as PNG bytes; shared by contact sheets and reports.
 
-No pyplot: nothing global is changed, and threads do not disturb each other. matplotlib is imported when first needed.
+Without pyplot, which is global and not thread-safe. matplotlib is imported on first use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DPI = 100
 
 
 def grey_rgb(image: np.ndarray) -> np.ndarray:
-    """Return a grey image ``(H, W)`` uint8 as RGB ``(H, W, 3)`` float64, 0–1."""
+    """Grey image ``(H, W)`` uint8 → RGB ``(H, W, 3)`` float64, 0–1."""
     return np.repeat(image[..., None] / 255.0, 3, axis=2)
 
 
@@ -29,7 +29,7 @@ def blend(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndar
 
     Args:
         image: ``(H, W)`` uint8.
-        labels: ``(H, W)``, integer or bool; 0 is left grey.
+        labels: ``(H, W)``, integer or bool; 0 stays grey.
         colours: ``(N, 3)`` RGB 0–1 for the labels 1 … N.
 
     Returns:
@@ -42,14 +42,14 @@ def blend(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndar
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty white figure, its size in inches."""
+    """An empty white figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Render a figure. Equal figures give equal bytes: the version of matplotlib is left out of the file."""
+    """Render a figure, reproducibly: the file omits matplotlib's version."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The masks of a volume: slices are stored compressed, in any order, until all of them are compared."""
+"""The mask of a volume, collected slice by slice in compressed form."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["PackedMasks"]
 
 
 class _Packed(NamedTuple):
-    """One slice's mask within its bounding box, eight pixels a byte, compressed."""
+    """A slice's mask within its bounding box: packed bits, deflated."""
 
     box: tuple[slice, slice]
     data: bytes
 
 
 class PackedMasks:
-    """The slices of one mask. Empty slices take no memory, the others the compressed bits of their bounding box.
+    """Slices of one mask in any order; empty ones take no memory.
 
     Args:
         shape: ``(N, H, W)`` of the volume, slices first.
@@ -31,7 +31,7 @@ class PackedMasks:
         self._slices: dict[int, _Packed] = {}
 
     def put(self, index: int, mask: np.ndarray) -> None:
-        """Store the mask ``(H, W)`` bool of a slice, in place of an earlier one.
+        """Store the mask ``(H, W)`` bool of a slice, replacing an earlier one.
 
         Raises:
             DatasetError: it is no slice of this volume.
@@ -46,12 +46,12 @@ class PackedMasks:
             self._slices[index] = _Packed(box, zlib.compress(np.packbits(mask[box]).tobytes(), 1))
 
     def keep(self, kept: np.ndarray) -> None:
-        """Empty the slices that ``kept`` ``(N,)`` bool does not name."""
+        """Empty the slices where ``kept`` ``(N,)`` is False."""
         self._slices = {index: packed for index, packed in self._slices.items() if kept[index]}
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the packed masks take."""
+        """Size of the packed masks."""
         return sum(len(packed.data) for packed in self._slices.values())
 
     def dense(self) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""From the presence probabilities of a volume's slices to the slices that keep their mask (not in the paper).
+"""Presence probabilities of a volume's slices → the slices that keep their mask (not in the paper).
 
-A single threshold would either lose the faint ends of an object or predict one where there is none. Two thresholds
-with hysteresis do neither: one slice must reach the high one, and then every slice that reaches the low one keeps its
-mask. These need not be neighbours: the second lesion need not be as certain as the first.
+A single threshold loses the faint ends of an object or finds absent ones. So there are two, with hysteresis: if one
+slice reaches the high one, every slice that reaches the low one keeps its mask, neighbour or not.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from boltzformer_monai.field_types import check_value
 
 __all__ = ["PresenceEvidence", "PresenceRule", "calibrate", "presence_rule"]
 
-_BELOW = 0.05  # in log-odds: the same slice may come out a rounding lower on another device
-_AWAY = 1 / 3  # of the way from absences to objects: losing an object is the worse mistake
-_EDGE = 1e-4  # probabilities are kept this far from 0 and 1, where log-odds end
+_BELOW = 0.05  # in log-odds: margin for rounding on other devices
+_AWAY = 1 / 3  # of the way from absences to objects: a lost object is the worse error
+_EDGE = 1e-4  # least distance of probabilities from 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PresenceRule:
-    """Keep the slices with probability ≥ `low` of a volume that has one ≥ `high`, else none.
+    """Keep the slices with probability ≥ `low` if one is ≥ `high`, else none.
 
     Attributes:
         high: probability that one slice of an object must reach.
-        low: probability that all its slices must reach.
+        low: probability that its other slices must reach.
 
     Raises:
         ConfigError: not 0 < low <= high < 1.
@@ -44,10 +43,10 @@ class PresenceRule:
             raise ConfigError(msg)
 
     def kept(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities ``(K,)`` of the slices of one volume in their order → ``(K,)`` bool: which keep their mask.
+        """Probabilities ``(K,)`` of a volume's slices → ``(K,)`` bool: keep the mask.
 
         Raises:
-            ConfigError: they are not a sequence.
+            ConfigError: another shape.
         """
         if probabilities.ndim != 1:
             msg = f"presence probabilities must be one sequence (K,), got {probabilities.shape}"
@@ -56,15 +55,15 @@ class PresenceRule:
         return (probabilities >= self.low) & certain
 
     def as_dict(self) -> dict[str, float]:
-        """What :meth:`of` reads under ``"presence"``."""
+        """Plain values, see :meth:`of`."""
         return asdict(self)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> PresenceRule | None:
-        """The rule under ``"presence"`` in a checkpoint's description of its data, None where there is none.
+        """The rule under ``"presence"`` in a checkpoint's description of its data, or None.
 
         Raises:
-            CheckpointError: what is there is no rule.
+            CheckpointError: it is no rule.
         """
         stored = data.get("presence")
         if stored is None:
@@ -78,11 +77,11 @@ class PresenceRule:
 
 
 def presence_rule(data: Mapping[str, Any], *, use: bool | str = True) -> PresenceRule | None:
-    """The rule of a checkpoint's description of its data; None where it has none or it shall not be used.
+    """The rule in a checkpoint's description of its data; None if there is none or ``use`` is false.
 
     Raises:
         ConfigError: ``use`` is neither true nor false.
-        CheckpointError: the checkpoint's thresholds are unusable.
+        CheckpointError: the checkpoint's thresholds are invalid.
     """
     wanted = {"true": True, "false": False}.get(str(use).lower())
     if wanted is None:
@@ -92,18 +91,18 @@ def presence_rule(data: Mapping[str, Any], *, use: bool | str = True) -> Presenc
 
 
 class PresenceEvidence(NamedTuple):
-    """What is known of one target in the slices of one volume, in their order."""
+    """One target in the slices of one volume, in their order."""
 
     probabilities: np.ndarray
     """``(K,)`` output of the presence head."""
     shown: np.ndarray
     """``(K,)`` bool: the slice contains the target."""
     hit: np.ndarray
-    """``(K,)`` bool: the mask overlaps the target; without overlap the head cannot lose it."""
+    """``(K,)`` bool: the mask overlaps the target; without overlap there is nothing to lose."""
 
 
 def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> PresenceRule:
-    """Choose both thresholds so that objects are kept where a mask overlaps them, and absent ones are not found.
+    """Choose thresholds that keep overlapped objects and drop predictions of absent ones.
 
     Score of an object = max presence over the slices whose mask overlaps it. Score of an absence = max presence over
     the slices that neither contain the target nor touch one that does. `high` lies between the quantile `lost` of the
@@ -112,10 +111,10 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
 
     Args:
         evidence: one for every volume and target.
-        lost: share of objects that may be given up, and of absences, 0 to 1.
+        lost: share of objects, and of absences, that may be lost, 0 to 1.
 
     Raises:
-        ConfigError: there is no evidence, one has several lengths, or `lost` is no share.
+        ConfigError: there is no evidence, its lengths differ, or `lost` is out of range.
     """
     if not 0 <= lost <= 1:
         msg = f"the share of objects that may be lost must be 0 to 1, got {lost}"
@@ -143,7 +142,7 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
 
 
 def _least(values: Sequence[float] | np.ndarray, lost: float) -> float:
-    """The smallest value that is left when the share ``lost`` is given up."""
+    """The smallest value after removing the share ``lost`` of the smallest."""
     return float(np.sort(values)[min(int(lost * len(values)), len(values) - 1)])
 
 

@@ -25,23 +25,20 @@ def write_report(
     samplings: Iterable[tuple[str, bytes]] = (),
     facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the report; an existing file is replaced in one step.
+    """Write the report atomically; returns its path.
 
     Args:
-        path: the HTML file; its folder is made if needed.
-        title: heading of the page.
-        metrics: the content of ``metrics.json``: what `summarise_slices` returned under ``"slices"``, and what
-            `ScoreVolumes.summary` of the engines returned under ``"volumes"`` if whole volumes were scored.
-        history: epochs for the learning curve (see :func:`~boltzformer_monai.evaluation.figures.loss_curve`).
+        path: the HTML file; its folder is created.
+        title: of the page.
+        metrics: content of ``metrics.json``: `summarise_slices` under ``"slices"``, and the engines'
+            `ScoreVolumes.summary` under ``"volumes"`` if whole volumes were scored.
+        history: epochs of the learning curve, see :func:`~boltzformer_monai.evaluation.figures.loss_curve`.
         overlays: caption and PNG of predictions.
         samplings: caption and PNG of sampled patches.
-        facts: what was evaluated and how: data, checkpoint, seed, versions. No patient data: a report gets mailed.
-
-    Returns:
-        The path.
+        facts: data, checkpoint, seed, versions; no patient data, since reports are shared.
 
     Raises:
-        ConfigError: a picture is not a PNG, or the metrics are not those of an evaluation.
+        ConfigError: an image is no PNG, or the metrics are not those of an evaluation.
     """
     try:
         parts = [_part("Slices", metrics["slices"], "")]
@@ -65,17 +62,17 @@ def write_report(
 
 
 def _part(heading: str, summary: Mapping[str, Any], note: str) -> dict[str, Any]:
-    """What the template shows of a summary."""
+    """The template's variables for a summary."""
     headings, rows = table_of(summary)
-    overall, drawn = summary["overall"], summary["bootstrap"]
+    overall, bootstrap = summary["overall"], summary["bootstrap"]
     cards = []
     for name, about in summary["metrics"].items():
         mean = {**overall[name], "low": None}
         unit = f" {about['unit']}" if about["unit"] not in ("", "%") and mean["mean"] is not None else ""
         cards.append((f"{format_estimate(mean, about['unit'])}{unit}", about["title"]))
     intervals = (
-        f"In brackets: {100 * drawn['level']:g} % confidence interval, {drawn['resamples']} resamples of the patients; "
-        "none for a single patient."
+        f"In brackets: {100 * bootstrap['level']:g} % confidence interval, {bootstrap['resamples']} resamples of the "
+        "patients; none for a single patient."
     )
     return {
         "heading": heading,

@@ -14,7 +14,7 @@ from boltzformer_monai.evaluation.metrics import Metric, Value, metrics_for
 __all__ = ["SMALL_AREA_FRACTION", "SliceScore", "VolumeScore", "summarise_slices", "summarise_volumes"]
 
 SMALL_AREA_FRACTION = 0.01
-"""Below this share of the image an instance belongs to the stratum of small objects (Table 2 of the paper)."""
+"""Share of the image below which an instance is a small object (Table 2 of the paper)."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class SliceScore:
         patient: pseudonym.
         target: canonical target name.
         prompt: the prompt's text.
-        area_fraction: share of the slice that the target covers, 0 to 1; 0 where it is absent.
+        area_fraction: the target's share of the slice, 0 to 1; 0 if absent.
         truth: pixels of the target.
         predicted: pixels of the prediction.
         intersection: pixels in both.
         values: metric → value.
 
     Raises:
-        DatasetError: the counts contradict each other or the area fraction.
+        DatasetError: contradictory counts, or an area fraction out of range.
     """
 
     image: str
@@ -61,7 +61,7 @@ class SliceScore:
 
     @property
     def predicted_any(self) -> bool:
-        """Whether the prediction has a pixel at all."""
+        """Whether the prediction is not empty."""
         return self.predicted > 0
 
 
@@ -77,7 +77,7 @@ class VolumeScore:
         truth_ml: volume of the target in ml.
         predicted_ml: volume of the prediction in ml.
         values: metric → value.
-        presence: highest presence probability of its slices, before any of them was dropped; None without such.
+        presence: highest presence probability of its slices, dropped ones included; None without presence head.
     """
 
     volume: str
@@ -96,7 +96,7 @@ class VolumeScore:
 
     @property
     def predicted_any(self) -> bool:
-        """Whether the prediction has a voxel at all."""
+        """Whether the prediction is not empty."""
         return self.predicted_ml > 0
 
 
@@ -106,22 +106,22 @@ _Score: TypeAlias = SliceScore | VolumeScore
 def summarise_slices(
     scores: Iterable[SliceScore], *, metrics: Sequence[Metric] | None = None, bootstrap: Bootstrap | None = None
 ) -> dict[str, Any]:
-    """Summarise the scores of slices; the result can be written as JSON.
+    """Summarise the scores of slices as JSON values.
 
     Args:
-        scores: one for each slice and target, in any order, present and absent ones.
+        scores: one per slice and target, present or absent, in any order.
         metrics: by default the registered ones.
-        bootstrap: for the intervals; by default 95 % from 1000 resamples of the patients.
+        bootstrap: of the intervals; by default 95 % from 1000 resamples of the patients.
 
     Returns:
-        ``by_target`` and ``overall``: ``present``, ``absent`` and ``without_prediction`` (present, but no pixel
-        predicted) instances, and for every metric an estimate: ``mean``, ``low``, ``high``, ``cases``, ``patients``.
+        ``by_target`` and ``overall``: numbers of ``present``, ``absent`` and ``without_prediction`` (present, nothing
+        predicted) instances, and for every metric ``mean``, ``low``, ``high``, ``cases``, ``patients``.
         ``strata``: the same for targets ``below_1_percent`` and ``from_1_percent`` of the image, over instances.
-        ``metrics``: ``title``, ``unit``, ``better`` and ``description`` of every metric, in the order of tables.
+        ``metrics``: ``title``, ``unit``, ``better`` and ``description`` of every metric.
         ``bootstrap``: ``resamples``, ``level`` and ``seed`` of the intervals.
 
     Raises:
-        DatasetError: a slice and target occurs twice, or a score lacks a metric.
+        DatasetError: a duplicate slice and target, or a score lacks a metric.
     """
     cases = sorted(scores, key=lambda score: (score.volume, score.image, score.target))
     for one, other in zip(cases, cases[1:], strict=False):
@@ -146,8 +146,8 @@ def summarise_volumes(
     """Summarise the scores of volumes as :func:`summarise_slices` does, without strata.
 
     Returns:
-        Also ``cases``: for each volume and target its ids, presence, ``truth_ml``, ``predicted_ml`` and metrics; a
-        ratio stands as ``[part, whole]``.
+        Also ``cases``: ids, presence, ``truth_ml``, ``predicted_ml`` and metrics of each volume and target; a ratio is
+        ``[part, whole]``.
 
     Raises:
         DatasetError: a score lacks a metric.
@@ -184,7 +184,7 @@ def _entry(
     *,
     average: Literal["targets", "cases"] | None = None,
 ) -> dict[str, Any]:
-    """Counts and estimates of some cases; ``average`` overrides what each metric says."""
+    """Counts and estimates of some cases; ``average`` overrides the metrics' own."""
     present = [case for case in cases if case.present]
     entry: dict[str, Any] = {
         "present": len(present),

@@ -1,4 +1,4 @@
-"""Scores and metrics as files: CSV for every instance, JSON for machines, Markdown for people."""
+"""Scores as CSV, metrics as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _STRATA = {"below_1_percent": "below 1 % of the image", "from_1_percent": "1 % o
 
 
 def write_scores_csv(scores: Sequence[SliceScore], path: str | os.PathLike[str]) -> Path:
-    """Write one row an instance: the fields of :class:`SliceScore`, then its metrics; atomic.
+    """Write one row per instance atomically: the fields of :class:`SliceScore`, then its metrics.
 
-    A metric's cell is empty where it has no value, and ``part/whole`` for a ratio. Text that a spreadsheet would take
-    for a formula has an apostrophe before it.
+    A metric's cell is empty without a value, and ``part/whole`` for a ratio. Text that looks like a formula gets a
+    leading apostrophe.
     """
     target = Path(path)
     names = list(scores[0].values) if scores else [metric.name for metric in metrics_for(2)]
@@ -60,7 +60,7 @@ def _value_of(cell: str) -> Value:
 
 
 def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
-    """Read what :func:`write_scores_csv` wrote, so that means can be computed again without the network.
+    """Read a table of :func:`write_scores_csv`.
 
     Raises:
         DatasetError: the file is missing, lacks a column, or a row is damaged.
@@ -90,10 +90,10 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
 
 
 def write_metrics_json(metrics: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write the metrics as JSON; atomic.
+    """Write the metrics as JSON atomically.
 
     Raises:
-        DatasetError: a value is NaN, infinite or of a type that JSON does not have.
+        DatasetError: a value is NaN, infinite or no JSON.
     """
     target = Path(path)
     try:
@@ -107,7 +107,7 @@ def write_metrics_json(metrics: Mapping[str, Any], path: str | os.PathLike[str])
 
 
 def table_of(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a summary: one row a target and all of them last, then the strata if there are some."""
+    """Headings and rows of a summary: one row per target, the overall one, then the strata if any."""
     rows = [*summary["by_target"].items(), ("all", summary["overall"])]
     rows += [(_STRATA[name], entry) for name, entry in summary.get("strata", {}).items()]
     headings = ["target", "present / absent"]
@@ -126,7 +126,7 @@ def table_of(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def format_estimate(estimate: Mapping[str, Any], unit: str) -> str:
-    """A mean with its confidence interval behind it, where it has one; a dash for a mean over nothing."""
+    """A mean with its confidence interval, if any; a dash without cases."""
     scale, decimals = 100 if unit == "%" else 1, _DECIMALS.get(unit, 2)
     mean, low, high = (
         None if estimate[end] is None else f"{scale * estimate[end]:.{decimals}f}" for end in ("mean", "low", "high")
@@ -138,7 +138,7 @@ def format_estimate(estimate: Mapping[str, Any], unit: str) -> str:
 
 
 def markdown_table(metrics: Mapping[str, Any]) -> str:
-    """The content of `metrics.json` as Markdown: a table of slices, and one of whole volumes where there are some."""
+    """Content of ``metrics.json`` as Markdown: a table of slices, and one of volumes if any."""
     lines: list[str] = []
     for part in ("slices", "volumes"):
         summary = metrics.get(part)

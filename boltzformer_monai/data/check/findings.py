@@ -67,9 +67,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "warning", "Named label values that occur nowhere", "compare the names with the label maps: wrong numbers?"
         ),
         "mixed-label-types": Kind("warning", "A volume's labels mix 8 and 16 bit", _AGAIN),
-        "shared-prompt": Kind(
-            "warning", "One prompt means different targets", "give the targets distinct names"
-        ),
+        "shared-prompt": Kind("warning", "One prompt means different targets", "give the targets distinct names"),
         "no-target": Kind(
             "warning", "Labelled volumes without any target", "make sure that they are annotated, not just empty"
         ),
