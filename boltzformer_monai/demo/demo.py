@@ -1,7 +1,6 @@
-"""The demo data set: phantoms as scan files, then sliced the way any real scan would be.
+"""The demo data set, training's default: phantoms as scan files, sliced like real scans.
 
-It is what training uses when nobody names a data set. Every file goes the whole way of the data (write, read back,
-window, slice), so that a demo run shows that the installation works from DICOM and NIfTI onwards.
+All data are written as DICOM or NIfTI, read back, windowed and sliced, which tests the installation end to end.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_
 _log = logging.getLogger(__name__)
 
 VOLUMES_FORMAT, SLICES_FORMAT = "boltzformer-demo-volumes", "boltzformer-demo-slices"
-VERSION = 4  # raise it whenever the phantoms of a seed change, so that no stale data set is taken for a new one
+VERSION = 4  # raise it when the phantoms of a seed change
 VOLUMES_FILE, MARKER_FILE = "volumes.json", "demo.json"
 DEFAULT_SIZE = (192, 192, 24)
 # 68 + 22 training volumes of 24 slices (2,160), 14 + 5 for validation, 14 + 5 held out for testing.
 DEFAULT_ABDOMEN, DEFAULT_CHEST = 96, 32
 _DICOM_EVERY = 4
-_HEALTHY_EVERY = 4  # without lesions or nodules, so that there are patients in whom there is nothing to find
+_HEALTHY_EVERY = 4  # without lesions or nodules
 _HELD_OUT_FRACTION = 0.15  # each of validation and test
 _SEEDS_PER_SET = 10_000
 
@@ -52,7 +51,7 @@ class DemoVolume:
         labels: label value → target name.
         modality: ``"CT"``.
         site: ``"abdomen"`` or ``"chest"``.
-        patient: identity of the fictitious patient; the slice data set holds a pseudonym of it.
+        patient: identity of the fictitious patient.
         split: ``"train"``, ``"val"`` or ``"test"``.
     """
 
@@ -74,20 +73,18 @@ def make_demo_volumes(
     seed: int = 0,
     size: tuple[int, int, int] = DEFAULT_SIZE,
 ) -> list[DemoVolume]:
-    """Write phantoms under `root`/volumes, every fourth one as a DICOM series with a NIfTI label, the rest as NIfTI.
+    """Write phantoms under `root`/volumes, every fourth as a DICOM series with a NIfTI label, the others as NIfTI.
 
-    Every fourth one is healthy. What a phantom lacks (lesions, and all that the other kind shows) is among its
-    targets, and absent.
+    Every fourth one is healthy. Targets that a phantom lacks (lesions, and those of the other kind) are absent.
 
-    Of each kind the last 15 % (at least one, given enough) are marked "test", the 15 % before them "val"; the very
-    last is a DICOM series. A complete folder made with the same settings is read instead of written again; an
-    interrupted run leaves nothing behind.
+    Of each kind the last 15 % (at least one, given enough) are the split "test", the 15 % before them "val"; the very
+    last is a DICOM series. A complete folder of the same settings is reused; an interrupted run leaves no files.
 
     Args:
-        root: made if needed.
+        root: created if needed.
         abdomen: number of abdominal phantoms, validation and test included.
         chest: number of chest phantoms, validation and test included.
-        seed: another seed gives other patients.
+        seed: of the patients.
         size: voxels of each phantom along Left, Posterior, Superior.
 
     Returns:
@@ -95,7 +92,7 @@ def make_demo_volumes(
 
     Raises:
         ConfigError: a number is out of range.
-        DatasetError: the folder is there already, with other settings or other content.
+        DatasetError: the folder exists with other settings or content.
     """
     parameters = _parameters(abdomen=abdomen, chest=chest, seed=seed, size=size)
     folder = Path(root) / "volumes"
@@ -113,7 +110,7 @@ def make_demo_volumes(
 
 
 def read_demo_volumes(root: str | os.PathLike[str]) -> list[DemoVolume]:
-    """Read back what :func:`make_demo_volumes` wrote under `root`/volumes.
+    """Read the volumes of :func:`make_demo_volumes` under `root`/volumes.
 
     Raises:
         DatasetError: the description is missing, damaged or of another version.
@@ -150,14 +147,13 @@ def ensure_demo_dataset(
     seed: int = 0,
     size: tuple[int, int, int] = DEFAULT_SIZE,
 ) -> Path:
-    """Return the slice data set `root`/slices of the demo phantoms; make volumes and slices first if they are missing.
+    """Path of the slice data set `root`/slices of the demo phantoms; missing volumes and slices are created.
 
-    The files are read back through :func:`boltzformer_monai.io.read_volume`, windowed with the default window of
-    their site and prompted with the default vocabulary. A complete data set with the same settings is reused.
+    Windows and prompts are the defaults. A complete data set of the same settings is reused.
 
     Raises:
         ConfigError: a number is out of range.
-        DatasetError: the folder holds a demo data set with other settings, or something else.
+        DatasetError: the folder exists with other settings or content.
     """
     parameters = _parameters(abdomen=abdomen, chest=chest, seed=seed, size=size)
     folder = Path(root) / "slices"
@@ -186,7 +182,7 @@ def _slice_volumes(volumes: list[DemoVolume], folder: Path, seed: int) -> None:
 
 
 def _plan(abdomen: int, chest: int) -> Iterator[tuple[PhantomKind, int, str, bool]]:
-    """(kind, index, split, whether DICOM) of every volume; phantoms are independent, so the last can be held out."""
+    """(kind, index, split, whether DICOM) of every volume; the last ones of each kind are held out."""
     kinds: tuple[tuple[PhantomKind, int], ...] = (("abdomen", abdomen), ("chest", chest))
     for kind, count in kinds:
         held_out = max(round(_HELD_OUT_FRACTION * count), 1)
@@ -231,10 +227,10 @@ def _parameters(*, abdomen: int, chest: int, seed: int, size: tuple[int, int, in
 
 
 def _is_complete(folder: Path, marker: str, kind: str, parameters: dict[str, Any]) -> bool:
-    """Whether `folder` holds this very set.
+    """Whether `folder` holds this set.
 
     Raises:
-        DatasetError: it holds something else.
+        DatasetError: it has other content.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -251,7 +247,7 @@ def _is_complete(folder: Path, marker: str, kind: str, parameters: dict[str, Any
 
 @contextmanager
 def _staged(folder: Path, marker: str) -> Iterator[Path]:
-    """A temporary folder beside `folder` that becomes it when the block ends well, and vanishes when it does not."""
+    """A temporary folder that is renamed to `folder` on success, and removed on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -262,7 +258,7 @@ def _staged(folder: Path, marker: str) -> Iterator[Path]:
         try:
             staging.rename(folder)
         except OSError:
-            if not (folder / marker).is_file():  # otherwise another process was faster, with the same content
+            if not (folder / marker).is_file():  # otherwise another process wrote the same
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Synthetic CT scans with labels: what the demo data set, the tests and the benchmarks run on without any download.
+"""Synthetic CT scans with labels, for the demo data set, tests and benchmarks.
 
-A phantom is no anatomy lesson. It has what text-prompted segmentation must cope with: organs that differ in shape,
-place and density from patient to patient, the same organ on the left and on the right, look-alikes without a label
-(gallbladder, stomach, caval vein, lung vessels), and objects of a few pixels.
+They are not anatomically exact, but difficult in the same ways: organs that vary in shape, place and density, left and
+right ones, similar structures without a label (gallbladder, stomach, caval vein, lung vessels), and objects of a few
+pixels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NOISE_HU = 12.0
 
 
 def labels_of(kind: str) -> Mapping[int, str]:
-    """Label value -> target name of a phantom kind.
+    """Label value → target name of a phantom kind.
 
     Raises:
         ConfigError: the kind is unknown.
@@ -57,16 +57,15 @@ def make_phantom(
     spacing: tuple[float, float, float] | None = None,
     lesion: bool = True,
 ) -> tuple[Volume, Volume]:
-    """Draw one synthetic patient.
+    """Make one synthetic patient.
 
     Args:
         kind: "abdomen" or "chest".
-        seed: the same seed gives the same patient, voxel for voxel.
-        size: voxels along Left, Posterior and Superior (at least 32 × 32 × 4). The anatomy always fills the field of
-            view, whatever the size.
-        spacing: voxel size in mm along the same axes; None spreads 345.6 × 345.6 × 120 mm over the size, which is
-            1.8 × 1.8 × 5 mm for the default size.
-        lesion: draw the lesions (abdomen) or nodules (chest).
+        seed: of the patient; reproducible voxel for voxel.
+        size: voxels along Left, Posterior and Superior (at least 32 × 32 × 4), for the same field of view.
+        spacing: voxel size in mm along the same axes; default: 345.6 × 345.6 × 120 mm divided by the size, 1.8 × 1.8 ×
+            5 mm for the default size.
+        lesion: with lesions (abdomen) or nodules (chest).
 
     Returns:
         The image, float32 (I, J, K) in whole HU, and the label map, uint8 of the same grid, both in LPS order.
@@ -138,7 +137,7 @@ def _draw_wall(canvas: Canvas, rng: np.random.Generator, radii: tuple[float, flo
 
 
 def _draw_spine(canvas: Canvas, rng: np.random.Generator, y: float) -> None:
-    """Vertebral body, canal, spinous process and the muscles beside them, over whatever is there."""
+    """Vertebral body, canal, spinous process and adjacent muscles."""
     for side in (-1, 1):
         canvas.paint(canvas.column((side * 34.0, y + 24), (25, 15)), 58, 0)
     vertebra = canvas.column((0.0, y), (19, 15))
@@ -152,7 +151,7 @@ def _draw_spine(canvas: Canvas, rng: np.random.Generator, y: float) -> None:
 def _branches(
     canvas: Canvas, rng: np.random.Generator, root: Point, reach: Point, *, hu: float, radius: float, only: int
 ) -> None:
-    """A small tree of vessels from `root`, thinner with every step, drawn inside the structure `only`."""
+    """A small tapering tree of vessels from `root` within the structure `only`."""
     for _ in range(5):
         point, width = root, radius
         heading = rng.standard_normal(3)

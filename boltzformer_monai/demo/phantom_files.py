@@ -1,4 +1,4 @@
-"""Phantoms as files: NIfTI pairs and DICOM series like those that a hospital's archive sends."""
+"""Phantoms as files: NIfTI pairs and DICOM series."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INTERCEPT = -1024
 
 
 def write_phantom_nifti(image: Volume, label: Volume, folder: str | os.PathLike[str], stem: str) -> tuple[Path, Path]:
-    """Write `<stem>.nii.gz` (int16 HU) and `<stem>_label.nii.gz` (uint8) into `folder`, which is made if needed.
+    """Write `<stem>.nii.gz` (int16 HU) and `<stem>_label.nii.gz` (uint8) into `folder`, which is created.
 
     Returns:
         The paths of the image and of the label map.
@@ -51,20 +51,20 @@ def write_phantom_nifti(image: Volume, label: Volume, folder: str | os.PathLike[
 
 
 def write_phantom_dicom(image: Volume, folder: str | os.PathLike[str], *, seed: int) -> Path:
-    """Write a CT series of uncompressed axial slices, one file a slice, of the fictitious patient `PHANTOM^<seed>`.
+    """Write a CT series of uncompressed axial slices, one file each, of the fictitious patient `PHANTOM^<seed>`.
 
-    All identifiers are derived from the seed and the phantom's provenance, so that two runs write the same bytes.
+    Identifiers are derived from the seed and the phantom's source, so the files are reproducible.
 
     Args:
         image: HU, any axis order; slices go from inferior to superior.
-        folder: made if needed; must not hold files yet, since two series in one folder would be mixed up.
+        folder: created; must be empty, so that two series are not mixed.
         seed: the patient's number.
 
     Returns:
         The folder.
 
     Raises:
-        VolumeError: the folder holds files already, or a density lies outside −1024 … 64511 HU.
+        VolumeError: the folder is not empty, or a density lies outside −1024 … 64511 HU.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write_phantom_dicom(image: Volume, folder: str | os.PathLike[str], *, seed: 
 
 
 def _uid(identity: str, role: str) -> UID:
-    """A valid UID of the UUID kind (root 2.25), the same for the same identity and role."""
+    """A valid UID of the UUID kind (root 2.25), determined by identity and role."""
     from pydicom.uid import UID
 
     digest = hashlib.blake2b(f"{identity}|{role}".encode(), digest_size=16).digest()
@@ -98,7 +98,7 @@ def _slice_dataset(volume: Volume, pixels: np.ndarray, k: int, seed: int, identi
     # RAS+ of nibabel to the LPS of DICOM: x and y change sign.
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
     position = lps @ np.array([0.0, 0.0, k, 1.0])
-    column_mm, row_mm, slice_mm = volume.spacing  # axis 0 runs along a row of the picture, from column to column
+    column_mm, row_mm, slice_mm = volume.spacing  # axis 0 runs along a row of the image
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = _uid(identity, f"image {k}")

@@ -1,8 +1,8 @@
-"""The drawing tools behind the synthetic scans: smooth random fields, soft ellipsoids, columns and tubes.
+"""Drawing synthetic scans: smooth random fields, soft ellipsoids, columns and tubes.
 
-Everything is drawn in millimetres in a frame fixed to the patient: x grows towards the Left, y towards Posterior and z
-towards Superior, with (0, 0) in the middle of an axial slice and z = 0 at the lower end. A shape is a signed distance
-(negative inside, in mm, roughly); its edge is spread over one in-plane voxel, which is the partial-volume effect.
+Coordinates are in mm: x towards Left, y towards Posterior, z towards Superior, with (0, 0) in the middle of an axial
+slice and z = 0 at the lower end. A shape is an approximate signed distance in mm (negative inside); its edge is spread
+over one in-plane voxel, as by the partial-volume effect.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def smooth_field(size: tuple[int, int, int], knots: tuple[int, int, int], rng: n
 
     Args:
         size: number of voxels along each axis.
-        knots: number of spline intervals along each axis; few knots give slow variation.
-        rng: where the coefficients come from.
+        knots: number of spline intervals along each axis.
+        rng: of the coefficients.
     """
     coefficients = rng.standard_normal([n + 3 for n in knots], dtype=np.float32)
     field = coefficients
-    for axis in (2, 1, 0):  # the short axis first keeps the intermediate arrays small
+    for axis in (2, 1, 0):  # the short axis first, for small intermediate arrays
         field = np.moveaxis(np.tensordot(_spline_weights(size[axis], knots[axis]), field, axes=(1, axis)), 0, axis)
     spread = float(field.std())
     return np.ascontiguousarray((field - field.mean()) / spread if spread > 0 else field, dtype=np.float32)
@@ -73,8 +73,8 @@ class Canvas:
 
     Args:
         size: voxels along Left, Posterior, Superior.
-        rng: source of the deformation that all shapes share.
-        deformation_mm: standard deviation of that deformation.
+        rng: of the deformation of all shapes.
+        deformation_mm: its standard deviation.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Canvas:
             self._coordinates.append(shift)
 
     def box(self, low: Sequence[float], high: Sequence[float]) -> Box:
-        """The voxels that a shape between the points `low` and `high` (mm) may touch, deformation included."""
+        """Voxels that a shape between the points `low` and `high` (mm) may cover, deformed."""
         margin = _MAX_SHIFT_MM + 2 * self.voxel_mm
         slices = []
         for axis, points in enumerate(self._axes):
@@ -108,7 +108,7 @@ class Canvas:
         return slices[0], slices[1], slices[2]
 
     def position(self, index: tuple[int, int, int]) -> Point:
-        """Where the voxel `index` lies in the undeformed patient, mm: a shape put there is drawn around that voxel."""
+        """Position in mm of the voxel `index` before deformation, where a shape is drawn around that voxel."""
         x, y, z = (float(c[index]) for c in self._coordinates)
         return x, y, z
 
@@ -165,8 +165,8 @@ class Canvas:
         Args:
             region: where.
             hu: the tissue's density in HU.
-            value: label value for voxels that are at least half inside; None leaves the labels alone.
-            only: restrict the drawing to voxels that carry one of these label values now.
+            value: label value of voxels that are at least half inside; None keeps the labels.
+            only: draw only within these label values.
         """
         box = region.box
         occupancy = np.clip(0.5 - region.distance / np.float32(self.voxel_mm), 0, 1)

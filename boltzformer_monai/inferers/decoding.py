@@ -1,4 +1,4 @@
-"""Slices → 8-bit probabilities of all prompts: encoded once, decoded group by group and draw by draw."""
+"""Slices → 8-bit probabilities of all prompts: encoded once, decoded per group of prompts and repetition."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from boltzformer_monai.inferers.slice_view import SliceView
 from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, ImageFeatures, TextFeatures
 
 _log = logging.getLogger(__name__)
-_SEED_STEP = 7919  # between the draws of one volume, so that neighbouring seeds share none
+_SEED_STEP = 7919  # between repetitions, so that neighbouring seeds share none
 _Result = TypeVar("_Result")
 
 
 class PromptSlices(NamedTuple):
-    """What is known of one prompt in some slices."""
+    """Prediction of one prompt in some slices."""
 
     prompt: int
     """Index of the prompt."""
     probability: np.ndarray
-    """``min(255, floor(256 p))``, uint8 ``(B, H, W)``; p is the mean over the draws."""
+    """``min(255, floor(256 p))``, uint8 ``(B, H, W)``; p is the mean over the repetitions."""
     presence: np.ndarray | None
-    """Probability that the object is in the slice ``(B,)`` float32; ``None`` without presence head."""
+    """Presence probability ``(B,)`` float32; ``None`` without presence head."""
 
 
 class PromptTotals(NamedTuple):
@@ -45,14 +45,14 @@ class PromptTotals(NamedTuple):
 
 
 class SliceDecoder:
-    """All prompts that share a window, on any slices.
+    """Decodes slices for all prompts that share a window.
 
     Args:
         network: in evaluation mode.
         groups: the prompts.
-        seed: of the first draw.
-        repeats: draws to average.
-        encoder: e.g. one that remembers; by default the network's ``encode_image``.
+        seed: of the first repetition.
+        repeats: repetitions to average.
+        encoder: e.g. one with a cache; by default the network's ``encode_image``.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class SliceDecoder:
             presence: list[Tensor] = []
             for noise in self.noises:
                 decoded = decode_slices(partial(self._decode, text=text, noise=noise))
-                # Prompt by prompt: vectorised and left-over elements round differently, and which those are must not
-                # depend on the prompt's place in the group.
+                # Prompt by prompt: vectorised and remaining elements round differently, which must not depend on the
+                # prompt's place in the group.
                 found = [torch.sigmoid(decoded.logits[:, row]) for row in range(len(group.members))]
                 sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
                 if decoded.presence is not None:
@@ -102,7 +102,7 @@ class SliceDecoder:
 
 
 def one_by_one(encode: Encode) -> Encode:
-    """The same, but every picture is encoded alone, so that no bit of its features depends on the others."""
+    """Encode every slice alone, so that its features do not depend on the others to the bit."""
 
     def encode_each(images: Tensor) -> ImageFeatures:
         return ImageFeatures.cat([encode(image[None]) for image in images])
@@ -111,13 +111,13 @@ def one_by_one(encode: Encode) -> Encode:
 
 
 class BatchSize:
-    """Pictures per pass, halved whenever the device's memory does not hold them.
+    """Slices per pass, halved when the device runs out of memory.
 
     Args:
-        size: to begin with.
+        size: at first.
 
     Attributes:
-        release: gives back memory that can be spared, before the next try.
+        release: frees memory before the next attempt.
     """
 
     def __init__(self, size: int) -> None:
@@ -125,10 +125,10 @@ class BatchSize:
         self.release: Callable[[], None] | None = None
 
     def attempt(self, work: Callable[[int], _Result]) -> _Result:
-        """Return ``work(size)``; out of memory, try again with half the size, from now on.
+        """Return ``work(size)``; halves the size for good when memory runs out.
 
         Raises:
-            ConfigError: the memory does not even hold one.
+            ConfigError: a single slice does not fit.
         """
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Slices as the network is shown them, and how they become features: computed, or remembered."""
+"""Slices as input of the network, and their encoder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from boltzformer_monai.networks import ImageFeatures
 from boltzformer_monai.transforms.load import image_tensor
 
 Encode = Callable[[Tensor], ImageFeatures]
-"""Pictures ``(B, C, H, W)`` float 0–1 → their features."""
+"""Images ``(B, C, H, W)`` float 0–1 → their features."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Slices with their neighbours; the network's input is made of them only when it is needed.
+    """Slices with their neighbours; converted to the network's input on demand.
 
     Attributes:
         pixels: ``(B, C, H, W)`` uint8.
@@ -32,7 +32,7 @@ class Pictures:
 
     @functools.cached_property
     def digest(self) -> tuple[bytes, tuple[int, ...]]:
-        """Of all pixels."""
+        """Hash of all pixels, and their shape."""
         return hashlib.sha256(np.ascontiguousarray(self.pixels).data).digest(), self.pixels.shape
 
     def tensor(self) -> Tensor:
@@ -42,10 +42,10 @@ class Pictures:
 
 
 class Encoder:
-    """Encodes whatever it is shown.
+    """Encodes images; subclasses may cache.
 
     Args:
-        encode: does the work.
+        encode: the network's encoder.
     """
 
     def __init__(self, encode: Encode) -> None:
@@ -56,11 +56,11 @@ class Encoder:
         return self.encode(images)
 
     def fitted(self, pictures: Pictures, fit: Callable[[Tensor], Tensor], name: object) -> ImageFeatures:
-        """Features of pictures that are fitted first.
+        """Features of slices after fitting.
 
         Args:
-            pictures: as they are.
-            fit: → the network's input.
-            name: hashable; equal only where ``fit`` does the same.
+            pictures: the slices.
+            fit: slices → the network's input.
+            name: hashable; equal only for equal ``fit``.
         """
         return self(fit(pictures.tensor()))

@@ -1,4 +1,4 @@
-"""Image features kept between calls: another prompt on a scan that was just seen costs its decoding only."""
+"""Cache of image features: another prompt on the same scan costs its decoding only."""
 
 from __future__ import annotations
 
@@ -27,21 +27,19 @@ class _Entry:
 
 
 class FeatureCache:
-    """Features of the pictures that a network was shown, the least lately used given up first.
+    """Least recently used features, within a limit; thread-safe.
 
-    The key is a hash of the picture itself, slice and neighbours in their window, and the fitting into the network's
-    square. So what comes out is what encoding again would give, to the byte. The network's part of the key is the
-    object, its precision and how often its weights were changed.
+    Keys: hash of the windowed slices, how they are fitted, and the network with its precision and the number of
+    changes of its weights. So cached features equal new ones to the byte.
 
-    A volume that does not fit as a whole keeps its first slices, instead of each pushing out the next one needed.
-    Several threads may use one cache.
+    Of a volume that does not fit, the first slices are kept, so that its slices do not evict one another.
 
     Args:
-        limit: bytes to hold at most; 0 keeps nothing.
+        limit: bytes; 0 caches nothing.
 
     Attributes:
-        hits: pictures found so far.
-        misses: pictures encoded so far.
+        hits: slices found so far.
+        misses: slices encoded so far.
 
     Raises:
         ConfigError: a negative limit.
@@ -63,24 +61,24 @@ class FeatureCache:
 
     @property
     def bytes(self) -> int:
-        """Held now."""
+        """Current size."""
         return self._bytes
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def clear(self) -> None:
-        """Give all memory back."""
+        """Drop all features."""
         with self._lock:
             self._entries.clear()
             self._bytes = 0
 
     def encoder(self, network: BoltzFormer, encode: Encode | None = None) -> Encoder:
-        """One that remembers what ``network.encode_image``, or a way of its own, made; a new one for every volume."""
-        return _Remembering(self, encode or network.encode_image, self._identity(network), next(self._volumes))
+        """A caching encoder for one volume; ``encode`` defaults to ``network.encode_image``."""
+        return _CachingEncoder(self, encode or network.encode_image, self._identity(network), next(self._volumes))
 
     def get(self, key: tuple[Any, ...], count: int, volume: int) -> ImageFeatures | None:
-        """Features of so many pictures, if they are here; now they were last used for this volume."""
+        """Cached features of ``count`` slices, or None; marks them as used by this volume."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -92,7 +90,7 @@ class FeatureCache:
             return entry.features
 
     def keep(self, key: tuple[Any, ...], features: ImageFeatures, volume: int) -> None:
-        """Keep them, unless only pictures of the same volume could make room."""
+        """Cache features, unless that would evict slices of the same volume."""
         entry = _Entry(features, features.nbytes, volume)
         with self._lock:
             if key in self._entries or entry.bytes > self.limit:
@@ -100,7 +98,7 @@ class FeatureCache:
             while self._bytes + entry.bytes > self.limit:
                 oldest = next(iter(self._entries))
                 if self._entries[oldest].volume == entry.volume:
-                    return  # all that is left is of this very volume
+                    return  # only this volume is left
                 self._bytes -= self._entries.pop(oldest).bytes
             self._entries[key] = entry
             self._bytes += entry.bytes
@@ -110,25 +108,25 @@ class FeatureCache:
             if network not in self._networks:
                 self._networks[network] = next(self._names)
             name = self._networks[network]
-        # Every change of a tensor in place (a step of training, loading weights) raises its version.
+        # Every in-place change of a tensor (training, loading weights) increments its version.
         weights = itertools.chain(network.parameters(), network.buffers())
         changes = sum(tensor._version for tensor in weights if not tensor.is_inference())
         return name, network.precision, network.training, changes
 
 
-class _Remembering(Encoder):
+class _CachingEncoder(Encoder):
     def __init__(self, cache: FeatureCache, encode: Encode, network: tuple[Any, ...], volume: int) -> None:
         super().__init__(encode)
         self.cache, self.network, self.volume = cache, network, volume
 
     def __call__(self, images: Tensor) -> ImageFeatures:
-        return self._remembered(_fingerprint(images), len(images), lambda: images)
+        return self._cached(_fingerprint(images), len(images), lambda: images)
 
     def fitted(self, pictures: Pictures, fit: Callable[[Tensor], Tensor], name: object) -> ImageFeatures:
         key = (*pictures.digest, name, str(pictures.device))
-        return self._remembered(key, len(pictures.pixels), lambda: fit(pictures.tensor()))
+        return self._cached(key, len(pictures.pixels), lambda: fit(pictures.tensor()))
 
-    def _remembered(self, key: tuple[Any, ...], count: int, images: Callable[[], Tensor]) -> ImageFeatures:
+    def _cached(self, key: tuple[Any, ...], count: int, images: Callable[[], Tensor]) -> ImageFeatures:
         key = (*self.network, *key)
         features = self.cache.get(key, count, self.volume)
         if features is None:

@@ -26,7 +26,7 @@ _LEGEND_LETTERS = 48
 _LETTERS_PER_INCH = 15
 _MOST_NOTES = 6
 _DOUBT = "#B00020"
-# Colours that stay apart on grey: Okabe and Ito's without grey and black, then their lighter kin; then any hue.
+# Distinct on grey: Okabe and Ito's colours without grey and black, then lighter ones; then any hue.
 _COLOURS = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4C8DFF", "#B3E600", "#FF6F91", "#7FDBCA",
     "#C08CFF", "#FFB4A2",
@@ -41,17 +41,16 @@ def contact_sheet(
     slices: int = 12,
     modality: str | None = None,
 ) -> bytes:
-    """Draw slices of a result as one PNG.
+    """Render slices of a result as one PNG.
 
-    Every prompt that was found is shown where it is largest; what is left of the slices is spread evenly over the
-    extent of all masks, or of the volume where nothing was found. Voxels that several prompts claim have the colour
-    of the most probable one.
+    For every prompt the slice with its largest area; the others are spread evenly over the extent of all masks, or of
+    the volume if nothing was found. A voxel that several prompts claim has the colour of the most probable one.
 
     Args:
         result: of the inferer.
-        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``; pixels are drawn in millimetres.
-        window: of the grey values; default: soft tissue for CT, percentiles for the rest.
-        slices: at most so many.
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``, at its physical aspect ratio.
+        window: of the grey values; default: soft tissue for CT, percentiles otherwise.
+        slices: largest number.
         modality: of a scan that does not state its own.
 
     Raises:
@@ -103,7 +102,7 @@ def _grey(grid: Volume, window: GreyScale | None, modality: str | None) -> np.nd
 
 
 def _chosen(labels: np.ndarray, prompts: int, slices: int) -> list[int]:
-    """Return which slices are shown, in order."""
+    """Indices of the slices, ascending."""
     areas = np.stack([np.bincount(plane.ravel(), minlength=prompts + 1)[1:] for plane in labels])
     found = [index for index in np.argsort(-areas.sum(axis=0), kind="stable") if areas[:, index].any()]
     chosen = list(dict.fromkeys(int(areas[:, index].argmax()) for index in found))[:slices]
@@ -116,7 +115,7 @@ def _chosen(labels: np.ndarray, prompts: int, slices: int) -> list[int]:
 
 
 def _legend(result: VolumeResult) -> list[tuple[str, str | None]]:
-    """Return (text, colour) for each prompt; no colour for one that was not found."""
+    """(text, colour) of each prompt; no colour if it was not found."""
     entries: list[tuple[str, str | None]] = []
     for index, finding in enumerate(result.findings):
         prompt = " ".join(finding.prompt.split())
@@ -130,7 +129,7 @@ def _legend(result: VolumeResult) -> list[tuple[str, str | None]]:
 
 
 def _notes(caveats: Sequence[Caveat]) -> list[tuple[str, bool]]:
-    """Return (line, does it put the result in doubt) for the caveats, as many as there is room for."""
+    """(line, whether it puts the result in doubt) of the first caveats."""
     notes = []
     for each in caveats[:_MOST_NOTES]:
         text = " ".join(each.text.split())
@@ -143,7 +142,7 @@ def _notes(caveats: Sequence[Caveat]) -> list[tuple[str, bool]]:
 
 
 def _has_glyphs(text: str) -> bool:
-    """Tell whether the font of the legend has all letters; boxes in their place would say nothing."""
+    """Whether the legend's font has all letters."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     letters = get_font(findfont(FontProperties())).get_charmap()
@@ -153,5 +152,5 @@ def _has_glyphs(text: str) -> bool:
 def _colour(index: int) -> str:
     if index < len(_COLOURS):
         return _COLOURS[index]
-    hue = 0.618034 * index % 1  # the golden section: no two of them close
+    hue = 0.618034 * index % 1  # the golden section keeps hues apart
     return "#" + "".join(f"{round(255 * part):02X}" for part in colorsys.hsv_to_rgb(hue, 0.65, 0.95))

@@ -1,4 +1,4 @@
-"""Probabilities of a volume's slices, compressed: in memory up to a limit, then in a temporary file."""
+"""Compressed probabilities of a volume's slices, in memory up to a limit, then in a temporary file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import numpy as np
 from boltzformer_monai.errors import StorageError, why
 
 IN_MEMORY = 64 * 2**20
-"""Bytes kept in memory before the store moves to a temporary file, which has no name and so cannot be left behind."""
+"""Bytes in memory before the store moves to an unnamed temporary file, which the system removes."""
 
 
 class ProbabilityStore:
-    """For each prompt, plane and slice: an image of probabilities and the presence of the object.
-
-    Slices may be put in any order and again; the last one counts. An empty image costs nothing.
+    """For each prompt, plane and slice: probabilities and presence. An empty slice takes no space.
 
     Args:
         prompts: number of prompts.
-        shapes: for each plane its ``(N, H, W)``.
+        shapes: ``(N, H, W)`` of each plane.
     """
 
     def __init__(self, prompts: int, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -106,7 +104,7 @@ class ProbabilityStore:
         return np.frombuffer(zlib.decompress(self._file.read(length)), dtype).reshape(shape)
 
     def filled(self, prompt: int, plane: int) -> np.ndarray:
-        """Boolean ``(N,)``: which slices are not empty."""
+        """Boolean ``(N,)``: slices that are not empty."""
         return self._length[plane][prompt] > 0
 
     def dropped(self, prompt: int, plane: int) -> np.ndarray:
@@ -114,10 +112,10 @@ class ProbabilityStore:
         return self._dropped[plane][prompt]
 
     def presence(self, prompt: int, plane: int) -> np.ndarray | None:
-        """Presence probabilities ``(N,)`` float32 of a prompt in a plane; ``None`` from a network without the head."""
+        """Presence probabilities ``(N,)`` float32 of a prompt in a plane; ``None`` without presence head."""
         found = self._presence[plane][prompt]
         return None if np.isnan(found).any() else found
 
     def close(self) -> None:
-        """Give memory and disk back."""
+        """Free memory and disk."""
         self._file.close()

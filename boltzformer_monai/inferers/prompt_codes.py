@@ -1,4 +1,4 @@
-"""Which SNOMED CT code a prompt stands for, where its words leave no doubt."""
+"""SNOMED CT codes of prompts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _ABNORMAL = {
 
 
 def segment_code(prompt: str, *, known: bool = True) -> SegmentCode:
-    """Return the code of the target that a prompt names.
+    """Code of a prompt's target.
 
-    Only a prompt that is a target's name or synonym, with nothing but modality and site around it, gets the target's
-    code: "vessel of the left kidney" is no kidney. Other prompts get the code of the kind of lesion they speak of, or
-    that of tissue; the segment's label is the prompt in any case. "No liver lesion" speaks of none.
+    A target's name or synonym with only modality and site around it has the target's code; "vessel of the left kidney"
+    is no kidney. Other prompts have the code of a kind of lesion that they mention, else that of tissue; "no liver
+    lesion" mentions none.
 
     Args:
-        prompt: its words.
-        known: False for a prompt that the network does not know, whose mask may be anything: the code is tissue.
+        prompt: its text.
+        known: False for a prompt unknown to the network: the code is tissue.
     """
     if not known:
         return TISSUE

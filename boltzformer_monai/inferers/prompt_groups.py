@@ -1,4 +1,4 @@
-"""Prompts in groups that the network decodes together, always of the same shape."""
+"""Groups of prompts of equal shape, which the network decodes together."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch.nn import functional as F
 __all__ = ["PADDING", "TOGETHER", "PromptGroup", "prompt_groups"]
 
 TOGETHER = 8
-"""Prompts decoded together: memory must not grow with their number."""
+"""Prompts decoded together; bounds memory."""
 TOKEN_STEP = 16
 PADDING = -1
 
 
 class PromptGroup(NamedTuple):
-    """Some prompts, filled up to the size of all groups."""
+    """Some prompts, padded to the size of all groups."""
 
     members: tuple[int, ...]
     """Their indices among all prompts."""
     tokens: Tensor
-    """``(size, N_T)`` int64, −1 = padding; the last prompt stands in for those that are missing."""
+    """``(size, N_T)`` int64, −1 = padding; the last prompt is repeated to fill the group."""
 
 
 def prompt_groups(
     tokens: Tensor, members: Sequence[int], *, context: int, together: int = TOGETHER
 ) -> list[PromptGroup]:
-    """Group prompts so that the shapes a prompt is computed in depend on no other prompt.
+    """Group prompts such that a prompt's shapes do not depend on the others.
 
-    Matrix libraries round differently for other shapes, and a rounding difference can flip a sampled patch. So every
-    group has the same number of prompts, and a prompt is padded by its own length, not by that of the longest.
+    Matrix libraries round differently for other shapes, and a rounding difference can flip a sampled patch. So all
+    groups have the same number of prompts, and a prompt's padding depends on its own length.
 
     Args:
         tokens: of all prompts ``(P, N_T)``, −1 = padding.
         members: the prompts to group.
-        context: tokens that the text encoder reads at most.
-        together: prompts in a group.
+        context: most tokens of the text encoder.
+        together: prompts per group.
     """
     by_length: dict[int, list[int]] = {}
     for member in members:

@@ -1,4 +1,4 @@
-"""Everything a user must know of a result, collected in one place before the work, and logged once."""
+"""Caveats of a result: collected before the work, and logged once."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def collect_caveats(
     readings: Sequence[Reading],
     known: Sequence[Caveat] = (),
 ) -> tuple[Caveat, ...]:
-    """All caveats of a result, those that put it in doubt first, without repetition.
+    """All different caveats of a result, those that put it in doubt first.
 
     Args:
-        volume: the scan, with what its reader repaired or warned of.
-        stated: the modality that the scan or the user states, or ``"unknown"``.
-        modality: what the scan is taken for.
-        planes: that it is sliced along.
-        windows: knows what the network was trained on.
+        volume: the scan, with its reader's caveats.
+        stated: modality of the scan or user, or ``"unknown"``.
+        modality: assumed for the scan.
+        planes: to slice along.
+        windows: of the trained targets.
         readings: of the prompts.
-        known: what was known before any scan was read.
+        known: caveats that do not depend on the scan.
     """
     found = [
         *known,
@@ -60,12 +60,12 @@ def collect_caveats(
 
 
 def about(caveats: Iterable[Caveat], prompt: str) -> list[Caveat]:
-    """Those of one prompt."""
+    """Caveats of one prompt."""
     return [each for each in caveats if each.prompt == prompt]
 
 
 def in_doubt(caveats: Iterable[Caveat]) -> bool:
-    """Whether one of them puts the result in doubt."""
+    """Whether a caveat puts the result in doubt."""
     return any(each.doubtful for each in caveats)
 
 
@@ -75,18 +75,18 @@ def seg_series(caveats: Iterable[Caveat]) -> str:
 
 
 def remark(caveats: Sequence[Caveat], prompt: str) -> str:
-    """What to know of a prompt's mask: first of the prompt, then of the whole scan."""
+    """Caveats of a prompt's mask as text: of the prompt, then of the scan."""
     of_all = [each for each in caveats if each.prompt is None]
     return ". ".join(each.text for each in (*about(caveats, prompt), *of_all))
 
 
 def log_caveats(caveats: Sequence[Caveat], volume: Volume, logged: set[Caveat]) -> None:
-    """Log each caveat once a run; one of the scan itself once a scan, with its name.
+    """Log each caveat once per run; one of the scan once per scan, with its name.
 
     Args:
         caveats: of the result.
         volume: the scan.
-        logged: what this run has logged already; is added to.
+        logged: caveats that this run has logged; updated.
     """
     for each in caveats:
         level = logging.INFO if each.repaired else logging.WARNING

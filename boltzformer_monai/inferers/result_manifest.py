@@ -1,4 +1,4 @@
-"""The manifest of a segmented scan: identifies a result, and tells whether it is complete."""
+"""Manifest of a segmented scan: identifies a result and whether it is complete."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ VERSION = 1
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return a manifest of ours, {} where there is none.
+    """A manifest, {} if there is none.
 
     Raises:
-        ConfigError: there is a file of this name that is none of ours, and would be lost.
+        ConfigError: the file is no manifest and would be lost.
     """
     if not path.exists():
         return {}
@@ -42,7 +42,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def leftovers(stem: Path) -> list[Path]:
-    """Return the files that earlier results of this name left, as they wrote them: a file changed since is the user's.
+    """Unchanged files of earlier results of this name; a changed one belongs to the user.
 
     Raises:
         ConfigError: as :func:`read_manifest`.
@@ -51,10 +51,10 @@ def leftovers(stem: Path) -> list[Path]:
 
 
 def outdated(stem: Path, record: Mapping[str, Any], source: str) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Sort the files of earlier results into those that a new one makes untrue, and those that go on to be true.
+    """Divide the files of earlier results into outdated and still valid ones.
 
-    Another format of the very same result (same scan, prompts, model and settings) stays: ``a.dcm`` and ``a.nii.gz``
-    may both be wanted. Previews and uncertainty maps go always, unless they are written anew.
+    Other formats of the same result (scan, prompts, model, settings) stay valid, e.g. ``a.dcm`` beside ``a.nii.gz``.
+    Previews and uncertainty maps never do.
 
     Args:
         stem: path of the output without ending.
@@ -62,7 +62,7 @@ def outdated(stem: Path, record: Mapping[str, Any], source: str) -> tuple[list[P
         source: :func:`source_digest` of its scan.
 
     Returns:
-        The paths that go, and the entries of the manifest that stay.
+        Outdated paths, and the manifest's entries of valid files.
 
     Raises:
         ConfigError: as :func:`read_manifest`.
@@ -80,7 +80,7 @@ def outdated(stem: Path, record: Mapping[str, Any], source: str) -> tuple[list[P
 
 
 def preview_entry(stem: Path, preview: Path) -> dict[str, Any]:
-    """Return what the manifest keeps of a preview elsewhere: where it lies as seen from the output, and its hash."""
+    """The manifest's entry of a preview in another folder: relative path, size and hash."""
     return {
         "name": os.path.relpath(preview.absolute(), stem.parent.absolute()),
         "bytes": preview.stat().st_size,
@@ -92,13 +92,13 @@ def _earlier_files(stem: Path, manifest: Mapping[str, Any]) -> dict[Path, dict[s
     found = {}
     for entry in (*manifest.get("files", ()), *manifest.get("other_formats", ())):
         path = beside(stem, str(entry["name"]))
-        # The names come from a file, so they may not lead elsewhere.
+        # Names from a file must not lead out of the output's folder.
         if path.parent in (stem, stem.parent) and path.name.endswith((*ENDINGS, ".png")) and _has_size(path, entry):
             found[path] = entry
     entry = manifest.get("preview_file")
     if isinstance(entry, dict):
         path = stem.parent / str(entry.get("name"))
-        # It may lie anywhere, so it must be the very picture.
+        # It may lie anywhere, so its hash must match.
         if path.suffix.lower() == ".png" and _has_size(path, entry) and file_sha256(path) == entry.get("sha256"):
             found[path] = entry
     return found
@@ -113,14 +113,14 @@ def _has_size(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _content(values: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those values of a manifest or record that decide the voxels of the masks, not their files."""
+    """Values of a manifest or record that determine the masks' voxels."""
     prompts = [each["prompt"] if isinstance(each, dict) else each for each in values.get("prompts", ())]
     names = set(record) - {"prompts", "ending", "masks", "preview"}
     return {"prompts": prompts, **{name: values.get(name) for name in sorted(names)}}
 
 
 def is_complete(stem: Path, settings: RunSettings, model: ModelRecord, scan: Scan) -> bool:
-    """Tell whether all files of a scan are there as they were written last, of this scan, settings and model."""
+    """Whether all files of this scan, settings and model exist unchanged."""
     try:
         manifest = read_manifest(beside(stem, ".json"))
     except ConfigError:
@@ -132,18 +132,18 @@ def is_complete(stem: Path, settings: RunSettings, model: ModelRecord, scan: Sca
 
 
 def in_doubt(stem: Path) -> bool:
-    """Tell whether the manifest of a complete result says that a caveat puts it in doubt."""
+    """Whether a caveat in the manifest puts the result in doubt."""
     return bool(read_manifest(beside(stem, ".json")).get("in_doubt", False))
 
 
 def source_digest(scan: Scan) -> str:
-    """Sizes and times of a scan's files as one hash: no name goes in, and another scan in its place is noticed."""
+    """Hash of the sizes and times of a scan's files, without names."""
     stats = [path.stat() for path in sorted(scan.files or scan_files(scan.place))]
     return digest([[stat.st_size, stat.st_mtime_ns] for stat in stats])
 
 
 def digest(content: Any) -> str:
-    """sha256 of plain values."""
+    """SHA-256 of JSON values, hexadecimal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

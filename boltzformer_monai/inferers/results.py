@@ -1,6 +1,6 @@
-"""Write a :class:`VolumeResult`: label map, masks per prompt or DICOM SEG, and a manifest that describes them.
+"""Write a :class:`VolumeResult`: label map, masks per prompt or DICOM SEG, and a manifest.
 
-The manifest (``STEM.json``) is written last, so that its presence means: everything else is there, and whole.
+The manifest (``STEM.json``) is written last: if it exists, the other files are complete.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ def write_results(
     preview: Path | None = None,
     source: str | None = None,
 ) -> dict[str, Any]:
-    """Write all files of one scan, each atomically; what an earlier run left of the same output is removed.
+    """Write all files of one scan, each atomically; outdated files of an earlier run are removed.
 
     Args:
         result: of the inferer.
         stem: path without ending: ``STEM.nii.gz`` (or a folder ``STEM`` of masks), ``STEM-uncertainty.nii.gz``,
             ``STEM.png`` and ``STEM.json`` are written. Its folder must exist.
-        settings: how the result was made, and what to write.
-        model: that made it.
-        scan: what was segmented; DICOM SEG refers to it.
-        preview: where the contact sheet goes instead of ``STEM.png``.
-        source: :func:`source_digest` of the scan, taken before it was read; without it, that of now.
+        settings: of the run.
+        model: of the run.
+        scan: the segmented scan, which DICOM SEG refers to.
+        preview: path of the contact sheet instead of ``STEM.png``.
+        source: :func:`source_digest` of the scan before it was read; default: the current one.
 
     Returns:
         The manifest.
 
     Raises:
-        VolumeError: a file cannot be written, or a DICOM SEG of this scan cannot be made.
-        ConfigError: ``STEM.json`` is a file of somebody else's.
+        VolumeError: a file cannot be written, or the scan allows no DICOM SEG.
+        ConfigError: ``STEM.json`` is no manifest.
     """
     source = source or source_digest(scan)
     manifest_path = beside(stem, ".json")
     record = settings.record(model)
     earlier, other_formats = outdated(stem, record, source)
     _remove(stem, earlier, [beside(stem, name) for name in mask_names(settings)])
-    manifest_path.unlink(missing_ok=True)  # from here on the result is incomplete
+    manifest_path.unlink(missing_ok=True)  # the result is incomplete from here on
     findings = [finding.as_dict() for finding in result.findings]
     values: Sequence[int | None]
     if settings.ending == ".dcm":
@@ -110,10 +110,7 @@ def write_results(
 
 
 def _remove(stem: Path, earlier: Sequence[Path], replaced: Sequence[Path]) -> None:
-    """Remove what earlier results left and this one makes untrue: first, or a failed write would leave it for good.
-
-    Files of the segmentation that are replaced in one step stay until then.
-    """
+    """Remove outdated files before writing, so that a failed write leaves none; replaced ones stay until then."""
     for path in set(earlier) - set(replaced):
         path.unlink(missing_ok=True)
     if stem.is_dir() and any(path.parent == stem for path in earlier) and not any(stem.iterdir()):
@@ -175,7 +172,7 @@ def _write_seg(
 
 
 def _write_uncertainty(result: VolumeResult, stem: Path, settings: RunSettings) -> list[str]:
-    """Entropy in bits, 0–255 for 0–1: for each mask its own, else the largest of all prompts."""
+    """Entropy, 0–255 for 0–1 bit: one per mask, else the largest of all prompts."""
     files = uncertainty_names(settings)
     largest = np.zeros(result.grid.shape, np.uint8)
     for index in range(len(result.prompts) if files else 0):
@@ -192,7 +189,7 @@ def _write_uncertainty(result: VolumeResult, stem: Path, settings: RunSettings) 
 
 
 def _write_image(array: np.ndarray, grid: Volume, path: Path) -> None:
-    """Write a label map; what went wrong is said of this path, not of the temporary one beside it."""
+    """Write a label map; errors name this path, not the temporary one."""
     try:
         write_label_map(array, grid, path)
     except VolumeError as error:

@@ -57,7 +57,7 @@ class ModelRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a user asks for. Command line, bundle and server build it once; nothing changes it afterwards.
+    """Settings of a run, built once by command line, bundle or server, and immutable.
 
     Values are normalised: sequences become tuples, ``planes`` and ``window`` also take a single text.
 

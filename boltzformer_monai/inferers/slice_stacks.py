@@ -1,4 +1,4 @@
-"""The slices of a volume in a window, and the last ones kept for the next request on the same volume."""
+"""Windowed slices of a volume, cached for further requests on it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from boltzformer_monai.io.volume import Volume
 
 
 class SliceStacks:
-    """Makes stacks of slices; several threads may use one object.
+    """Least recently used stacks of slices, within a limit; thread-safe.
 
     Args:
-        limit: bytes to hold at most, the least lately used given up first; 0 keeps nothing.
+        limit: bytes; 0 caches nothing.
 
     Raises:
         ConfigError: a negative limit.
@@ -36,11 +36,11 @@ class SliceStacks:
 
     @property
     def bytes(self) -> int:
-        """Held now."""
+        """Current size."""
         return sum(stack.nbytes for _, stack in self._held.values())
 
     def clear(self) -> None:
-        """Give all memory back."""
+        """Drop all stacks."""
         with self._lock:
             self._held.clear()
 
@@ -64,7 +64,7 @@ class SliceStacks:
     def _known(self, key: tuple[int, GreyScale, Slicing], volume: Volume) -> np.ndarray | None:
         with self._lock:
             found = self._held.get(key)
-            if found is None or found[0]() is not volume:  # a place in memory may be taken by another volume
+            if found is None or found[0]() is not volume:  # an id may be reused
                 return None
             self._held.move_to_end(key)
             return found[1]

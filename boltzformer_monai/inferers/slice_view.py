@@ -34,13 +34,13 @@ class SliceView(Protocol):
 
 
 def slice_view(shape: tuple[int, int], spacing: tuple[float, float], size: int, *, tiles: bool) -> SliceView:
-    """Choose the view: tiles only where wanted and where the slice is larger than the network's square.
+    """Whole slices, or tiles for slices larger than the network's square.
 
     Args:
         shape: ``(H, W)`` of the slices.
         spacing: mm from row to row and from column to column.
         size: edge of the network's square in pixels.
-        tiles: wanted?
+        tiles: use tiles if the slice is larger.
     """
     finest = min(spacing)
     grid = (round(shape[0] * spacing[0] / finest), round(shape[1] * spacing[1] / finest))

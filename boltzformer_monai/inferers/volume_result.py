@@ -1,4 +1,4 @@
-"""What was found in a volume: a probability, a mask and a few numbers for each prompt, on the scan's own grid."""
+"""Probability, mask and statistics of each prompt in a volume, on the scan's own grid."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ ARBITRATIONS = ("probability", "first")
 
 @dataclass(frozen=True)
 class PromptFinding:
-    """What was found for one prompt.
+    """Statistics of one prompt.
 
     Attributes:
-        prompt: the exact text given.
-        found: does the mask have a voxel?
-        presence: highest probability of a slice that the object is in it; ``None`` from a network without that head.
+        prompt: as given.
+        found: whether the mask has a voxel.
+        presence: highest presence probability of a slice; ``None`` without presence head.
         confidence: mean probability (0–1) over the mask's voxels; ``None`` if not found.
-        slices: slices with a mask, along the axis that the scan was acquired in: the one of the widest spacing.
-        voxels: voxels of the mask.
-        volume_ml: their volume in millilitres.
+        slices: slices with a mask, along the axis of the widest spacing.
+        voxels: of the mask.
+        volume_ml: of the mask.
     """
 
     prompt: str
@@ -50,9 +50,9 @@ class PromptFinding:
 
 
 class VolumeResult:
-    """Probabilities of all prompts, compressed; arrays are made one prompt at a time when they are asked for.
+    """Compressed probabilities of all prompts; arrays are made one prompt at a time on demand.
 
-    A context manager: leaving it, or :meth:`close`, gives the storage back.
+    A context manager; leaving it, or :meth:`close`, frees the storage.
 
     Args:
         prompts: as given.
@@ -61,10 +61,10 @@ class VolumeResult:
         store: probabilities and presence of every slice; taken over.
         threshold: probability from which a voxel belongs to an object.
         rule: drops slices by their presence; ``None`` drops none.
-        rule_planes: the planes in which it does; all of them where omitted.
-        repeats: draws that the probabilities are means of.
-        caveats: what a user must know of the result.
-        inputs: the texts that the network was given; the prompts where omitted.
+        rule_planes: planes of the rule; default: all.
+        repeats: repetitions that the probabilities are means of.
+        caveats: of the result.
+        inputs: the network's input texts; default: the prompts.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class VolumeResult:
         return self._mean(index, dropping=True)
 
     def mask(self, index: int) -> np.ndarray:
-        """``(I, J, K)`` boolean: where the probability reaches the threshold."""
+        """``(I, J, K)`` boolean: the probability reaches the threshold."""
         return self.probability(index) >= self.level
 
     def entropy(self, index: int) -> np.ndarray | None:
@@ -109,17 +109,17 @@ class VolumeResult:
         if self.repeats == 1:
             return None
         p = np.arange(1, 255) / 255
-        bits = np.zeros(256)  # certain is certain: 0 bit at both ends
+        bits = np.zeros(256)  # 0 bit at both ends
         bits[1:255] = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
         return np.rint(255 * bits).astype(np.uint8)[self._mean(index, dropping=False)]
 
     def label_map(self, arbitration: str = "probability", *, values: Sequence[int] | None = None) -> np.ndarray:
-        """``(I, J, K)``, the value of the prompt that was found there, 0 for none; uint8, or uint16 above 255.
+        """``(I, J, K)``, the value of each voxel's prompt, 0 for none; uint8, or uint16 above 255.
 
         Args:
-            arbitration: whose voxel it is where several prompts claim it: ``"probability"``: the most probable one's
-                (of equal ones the first); ``"first"``: the first one's.
-            values: one from 1 to 65535 for each prompt; 1, 2, … where omitted.
+            arbitration: of a voxel that several prompts claim: the most ``"probability"`` (of equal ones the first),
+                or the ``"first"`` prompt.
+            values: from 1 to 65535, one per prompt; default: 1, 2, ….
 
         Raises:
             ConfigError: another arbitration, or other values.
@@ -158,11 +158,11 @@ class VolumeResult:
 
     @functools.cached_property
     def findings(self) -> list[PromptFinding]:
-        """One for each prompt, in their order."""
+        """One per prompt, in order."""
         return [self._finding(index) for index in range(len(self.prompts))]
 
     def close(self) -> None:
-        """Release the storage; only ``findings`` that were read before stay readable."""
+        """Free the storage; ``findings`` computed before remain."""
         self._store.close()
 
     def __enter__(self) -> VolumeResult:
@@ -178,7 +178,7 @@ class VolumeResult:
         mask = values >= self.level
         voxels = int(np.count_nonzero(mask))
         spacing = [round(mm, 3) for mm in self.grid.spacing]
-        across = max(range(3), key=lambda axis: (spacing[axis], axis))  # of equal ones the last: files stack along it
+        across = max(range(3), key=lambda axis: (spacing[axis], axis))  # ties: the last, along which files stack
         others = tuple(axis for axis in range(3) if order[axis] != across)
         presence = [
             found
@@ -222,7 +222,7 @@ class VolumeResult:
         return self.slicings[plane].restore(stack)
 
     def _slices(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Slices of the first plane and their numbers, leaving out empty ones."""
+        """Indices and slices of the first plane that are not empty."""
         if len(self.planes) == 1:
             for number in self._kept(index, 0, dropping=True):
                 yield int(number), self._store.get(index, 0, number)
@@ -238,6 +238,6 @@ def threshold_level(threshold: float) -> int:
 
 
 def in_memory_order(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The array as it lies in memory, a view that is several times as fast to run over, and its axes' old places."""
+    """A view in memory order, which is several times as fast to iterate, and the order of its axes."""
     order = tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
     return array.transpose(order), order

@@ -1,4 +1,4 @@
-"""Which window a prompt's target was trained with, so that inference shows the network the same grey values."""
+"""The window of each prompt's target in training, for equal grey values at inference."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError, 
 
 
 class PromptWindows:
-    """Chooses a window per prompt; "left kidney" and "lung nodule" may need different ones on the same scan.
+    """Chooses a window per prompt: "left kidney" and "lung nodule" may need different ones.
 
     Args:
-        data: what the checkpoint says of its training slices (``{"targets": [{target, modality, site, window}]}``).
-        window: use this one for every prompt: a name, ``(level, width)`` in HU, or a window.
+        data: the checkpoint's description of its training slices, ``{"targets": [{target, modality, site, window}]}``.
+        window: for all prompts: a name, ``(level, width)`` in HU, or a window.
 
     Raises:
         CheckpointError: a target or window of the checkpoint cannot be used.
-        ConfigError: ``window`` is none.
+        ConfigError: ``window`` is no window.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class PromptWindows:
         self.fixed = None if window is None else parse_window(window)
 
     def modality(self, stated: str) -> str:
-        """The scan's modality; where the scan does not state it, the only one that the checkpoint was trained on.
+        """The stated modality; if unknown, the only one of the training.
 
         Raises:
-            ConfigError: the scan does not say, and the checkpoint knows several or none.
+            ConfigError: it is unknown, and the training had several or none.
         """
         if stated != "unknown":
             return stated
@@ -53,30 +53,30 @@ class PromptWindows:
         raise ConfigError(msg)
 
     def read(self, prompts: Sequence[str], *, literal: bool = False) -> list[Reading]:
-        """What is understood of each prompt; see :class:`~boltzformer_monai.data.prompt_check.PromptReader`.
+        """Interpret prompts; see :class:`~boltzformer_monai.data.prompt_check.PromptReader`.
 
         Raises:
-            PromptError: a negation, size or count is part of no name, and the prompts are not meant literally.
+            PromptError: a negation, size or count is part of no name, and ``literal`` is false.
         """
         return [self.reader.read(prompt, literal=literal) for prompt in prompts]
 
     def is_unknown(self, reading: Reading) -> bool:
-        """Whether the prompt names no target of the training; never where its targets are not known."""
+        """Whether the prompt is no trained target; False if these are not known."""
         return bool(self.targets) and reading.target is None
 
     def prompt_caveats(self, readings: Sequence[Reading]) -> list[Caveat]:
-        """What to know of the masks of these prompts."""
+        """Caveats of these prompts."""
         if not self.targets:
             text = "the model states no vocabulary: whether it understands a prompt is not known; look at the masks"
             return [Caveat("no vocabulary", text), *self._prompt_caveats(readings)]
         return self._prompt_caveats(readings)
 
     def _prompt_caveats(self, readings: Sequence[Reading]) -> list[Caveat]:
-        said = [(reading.prompt, self.reader.caveat_text(reading)) for reading in readings]
-        return [Caveat(found[0], found[1], prompt) for prompt, found in said if found is not None]
+        texts = [(reading.prompt, self.reader.caveat_text(reading)) for reading in readings]
+        return [Caveat(found[0], found[1], prompt) for prompt, found in texts if found is not None]
 
     def modality_caveats(self, stated: str, modality: str, readings: Sequence[Reading]) -> list[Caveat]:
-        """What to know of prompts in a scan that states this modality, or ``"unknown"``, and is taken for that one."""
+        """Caveats of a scan with a stated modality, or ``"unknown"``, and an assumed one."""
         known = sorted({str(entry["modality"]) for entry in self.targets})
         found = []
         if stated == "unknown":
@@ -94,7 +94,7 @@ class PromptWindows:
         return found
 
     def group(self, readings: Sequence[Reading], modality: str) -> list[tuple[GreyScale, list[int]]]:
-        """Prompts that share a window: the window and their indices, in order of first use."""
+        """Windows with the indices of their prompts, in order of first use."""
         groups: list[tuple[GreyScale, list[int]]] = []
         for index, reading in enumerate(readings):
             window = self._of(reading, modality)
@@ -117,25 +117,25 @@ class PromptWindows:
         text = normalise_prompt(reading.prompt)
 
         def fit(entry: Mapping[str, Any]) -> tuple[int, bool]:
-            # Of an unknown prompt the longest name in it decides, which is likely to be near what is meant.
+            # For an unknown prompt, the longest name in it is the best guess.
             return _named_length(str(entry["target"]), text), _is_at(entry, reading.site)
 
-        # Then the site named; both equal, the first of the training data.
+        # Then the site; ties go to the first of the training data.
         best = max(trained, key=fit)
         one = all(entry["window"] == best["window"] for entry in trained)
         if reading.target is None and not one and not any(fit(best)):
-            return default_window(modality, reading.site)  # nothing speaks for any of them
+            return default_window(modality, reading.site)  # no evidence for any of them
         return window_from_dict(dict(best["window"]))
 
 
 def _is_at(entry: Mapping[str, Any], site: str) -> bool:
-    """Whether a kind of training data comes from the site that a prompt names, or from a part of it."""
+    """Whether training data come from the prompt's site or a part of it."""
     inner = normalise_site(str(entry["site"])).split(" and ")
     return any(site_contains(outer, place) for outer in site.split(" and ") for place in inner if outer and place)
 
 
 def _named_length(target: str, text: str) -> int:
-    """Letters of the longest spelling of the target that stands in the prompt; 0 if none does."""
+    """Length of the longest spelling of the target in the prompt, or 0."""
     known = find_target(target)
     spellings = (target, *(known.synonyms if known else ()))
     return max((len(s) for s in spellings if re.search(rf"\b{re.escape(s)}\b", text)), default=0)
