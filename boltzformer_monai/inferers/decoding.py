@@ -19,6 +19,7 @@ from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded, Image
 
 _log = logging.getLogger(__name__)
 _SEED_STEP = 7919  # between repetitions, so that neighbouring seeds share none
+_OUT_OF_MEMORY: type[Exception] = torch.OutOfMemoryError
 _Result = TypeVar("_Result")
 
 
@@ -133,7 +134,7 @@ class BatchSize:
         while True:
             try:
                 return work(self.size)
-            except torch.OutOfMemoryError as error:
+            except _OUT_OF_MEMORY as error:
                 if self.size == 1:
                     msg = "the device's memory does not hold a single slice; free it, or use another --device, e.g. cpu"
                     raise ConfigError(msg) from error
