@@ -31,7 +31,7 @@ def write_png_bomb(path: Path, width: int, height: int) -> None:
 @pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, 10_000), (2**31 - 1, 2**31 - 1), (1, 1 << 27)])
 def test_a_picture_of_more_pixels_than_are_read_is_one_line(tmp_path: Path, size: tuple[int, int]) -> None:
     write_png_bomb(tmp_path / "bomb.png", *size)
-    with pytest.raises(DatasetError, match=f"it claims {size[0]}x{size[1]} pixels, more than are read of a picture"):
+    with pytest.raises(DatasetError, match=f"it claims {size[0]}x{size[1]} pixels, more than are read of an image"):
         read_png(tmp_path / "bomb.png")
 
 
