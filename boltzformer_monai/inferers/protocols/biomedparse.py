@@ -30,11 +30,11 @@ from boltzformer_monai.inferers.protocols.biomedparse_steps import (
 )
 from boltzformer_monai.inferers.protocols.protocol import VolumeRun, register_protocol
 from boltzformer_monai.inferers.run_settings import RunSettings
-from boltzformer_monai.inferers.slice_view import Decode, EncodedSlices
+from boltzformer_monai.inferers.slice_view import Decode, DecodeSlices
 from boltzformer_monai.inferers.volume_result import threshold_level
 from boltzformer_monai.io.orientation import AxisMap
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.networks import Decoded, ImageFeatures
+from boltzformer_monai.networks import Decoded
 
 __all__ = ["ORIENTATIONS", "BiomedParseProtocol"]
 
@@ -159,19 +159,15 @@ class _SquareView:
         """All of the batch."""
         return batch
 
-    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> EncodedSlices:
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> DecodeSlices:
         """Encode them in one pass."""
-        return _EncodedSquare(self.size, encoder.fitted(pictures, _as_it_is, "as it is"))
+        features = encoder.fitted(pictures, _as_it_is, "as it is")
 
+        def decode_slices(decode: Decode) -> Decoded:
+            decoded = decode(features)
+            return Decoded(enlarged(decoded.logits, self.size), decoded.presence)
 
-class _EncodedSquare:
-    def __init__(self, size: int, features: ImageFeatures) -> None:
-        self.size = size
-        self.features = features
-
-    def decode(self, decode: Decode) -> Decoded:
-        decoded = decode(self.features)
-        return Decoded(enlarged(decoded.logits, self.size), decoded.presence)
+        return decode_slices
 
 
 def _as_it_is(images: Tensor) -> Tensor:
