@@ -5,7 +5,6 @@ from boltzformer_monai.engines.bundle import (
     mask_size_for,
     start,
     start_distributed,
-    training_network,
     training_network_config,
 )
 from boltzformer_monai.engines.calibrate_presence import calibrate_checkpoint, calibrate_presence
@@ -22,6 +21,7 @@ from boltzformer_monai.engines.data import (
 )
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
+from boltzformer_monai.engines.initial import InitialWeights, find_initial_weights, training_network
 from boltzformer_monai.engines.key_metric import validation_metrics
 from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.engines.publish import publish_model
@@ -39,6 +39,7 @@ __all__ = [
     "SETTINGS",
     "BoltzFormerLoss",
     "DecodingInferer",
+    "InitialWeights",
     "ScoreSlices",
     "ScoreVolumes",
     "TrainingSettings",
@@ -51,6 +52,7 @@ __all__ = [
     "distributed_device",
     "evaluation_items",
     "evaluation_transform",
+    "find_initial_weights",
     "make_optimizer",
     "make_scheduler",
     "make_training",

@@ -24,11 +24,9 @@ from boltzformer_monai.engines.key_metric import find_key_metric
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line, why
 from boltzformer_monai.limits import LARGEST_SEED, gigabytes, machine_memory
-from boltzformer_monai.networks.backbone import of_timm
-from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.mask_decoder import BOLTZMANN
-from boltzformer_monai.networks.presets import create_boltzformer, network_config
+from boltzformer_monai.networks.presets import network_config
 from boltzformer_monai.precision import device_by_name, distributed_device
 from boltzformer_monai.registry import use_plugins
 from boltzformer_monai.storage import require_writable
@@ -36,7 +34,7 @@ from boltzformer_monai.storage import require_writable
 _log = logging.getLogger(__name__)
 
 # Keys below these ids are free; they are checked where they are used.
-FREE_FORM = ("network_overrides", "settings_overrides", "protocol_settings", "_meta_")
+FREE_FORM = ("init_from", "network_overrides", "settings_overrides", "protocol_settings", "_meta_")
 # Overlays of a configuration.
 OVERLAYS = {"train": ("multi_gpu_train",)}
 # The output setting of each configuration.
@@ -328,14 +326,3 @@ def _least_bytes(config: NetworkConfig) -> int:
     if config.decoder == BOLTZMANN:
         weights += config.layers * (8 * dim**2 + feed_forward) + 2 * config.queries * dim
     return 4 * (weights + dim * (config.image_size // 4) ** 2 + config.in_channels * config.image_size**2)
-
-
-def training_network(config: NetworkConfig, *, device: torch.device, precision: str) -> BoltzFormer:
-    """Build a network for training: on its device, channels last, in the given precision."""
-    if of_timm(config) and not config.pretrained:
-        _log.info(
-            "the backbone starts from random weights; the paper's starts pre-trained: "
-            "--network_overrides \"{'pretrained': True}\" downloads timm's weights"
-        )
-    network = create_boltzformer(config).to(device).to(memory_format=torch.channels_last)
-    return network.set_precision(precision)

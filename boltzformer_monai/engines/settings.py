@@ -12,6 +12,7 @@ import torch
 from boltzformer_monai.errors import ConfigError, reject_unknown
 from boltzformer_monai.field_types import check_types
 from boltzformer_monai.networks.presets import PRESETS
+from boltzformer_monai.networks.published.source import PARTS
 from boltzformer_monai.precision import Precision
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,12 @@ class TrainingSettings:
     weight_decay: float = 1e-2
     decay_norms: bool = True
     """Apply weight decay to one-dimensional parameters too."""
+    backbone_lr_factor: float = 1.0
+    """The backbone's learning rate is this times ``learning_rate``."""
+    text_lr_factor: float = 1.0
+    """The text encoder's."""
+    freeze: list[str] = dataclasses.field(default_factory=list)
+    """Parts that are not trained: initial weights stay as they are."""
     schedule: Literal["constant", "cosine"] = "constant"
     warm_up: float = 0.0
     """Share of warm-up steps, for the cosine schedule."""
@@ -59,12 +66,17 @@ class TrainingSettings:
         least = dict.fromkeys(("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size"), 1)
         least |= dict.fromkeys(("learning_rate", "weight_decay", "clip", "balance"), 0)
         least |= dict.fromkeys(("empty_weight", "presence_weight", "workers", "warm_up", "negatives"), 0)
+        least |= dict.fromkeys(("backbone_lr_factor", "text_lr_factor"), 0)
         for name, low in least.items():
             value, high = getattr(self, name), 1 if name in ("warm_up", "negatives") else 2**31 - 1
             if value is not None and not low <= value <= high:
                 limit = f"between {low} and {high}" if high == 1 or value > high else f"at least {low}"
                 msg = f"{name} must be {limit}, got {value!r}"
                 raise ConfigError(msg)
+        reject_unknown(self.freeze, PARTS, what="part to freeze")
+        if set(self.freeze) == set(PARTS):
+            msg = "freeze names every part, and nothing is left to train; leave one out"
+            raise ConfigError(msg)
 
 
 SETTINGS: dict[str, TrainingSettings] = {

@@ -30,13 +30,37 @@ _log = logging.getLogger(__name__)
 
 
 def make_optimizer(
-    network: nn.Module, *, learning_rate: float, weight_decay: float, decay_norms: bool = True
+    network: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    decay_norms: bool = True,
+    backbone_lr_factor: float = 1.0,
+    text_lr_factor: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW (A.4); without ``decay_norms`` one-dimensional parameters (norms, biases) have no weight decay."""
-    decayed = [p for p in network.parameters() if p.requires_grad and (decay_norms or p.dim() > 1)]
-    rest = [p for p in network.parameters() if p.requires_grad and not (decay_norms or p.dim() > 1)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=True)
+    """AdamW (A.4) on all parameters that are not frozen.
+
+    Args:
+        network: BoltzFormer, bare or in ``DistributedDataParallel``.
+        learning_rate: of all parts without a factor.
+        weight_decay: of all parameters, or without ``decay_norms`` of those with more than one dimension.
+        decay_norms: whether norms and biases decay too.
+        backbone_lr_factor: the backbone's learning rate is this times ``learning_rate``.
+        text_lr_factor: the text encoder's.
+    """
+    module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    factors = {"backbone": backbone_lr_factor, "text_encoder": text_lr_factor}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            rate = learning_rate * factors.get(name.partition(".")[0], 1.0)
+            decay = weight_decay if decay_norms or parameter.dim() > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()],
+        lr=learning_rate,
+        fused=True,
+    )
 
 
 def make_scheduler(

@@ -13,7 +13,7 @@ from boltzformer_monai.limits import read_json
 from boltzformer_monai.models.config import ModelConfig, read_config
 from boltzformer_monai.models.describe import initial_weights, modalities_of, provenance_text, targets_of, training_text
 from boltzformer_monai.models.licence import Licence
-from boltzformer_monai.models.place import CARD, METRICS
+from boltzformer_monai.models.place import CARD, METRICS, hub_id
 from boltzformer_monai.storage import replacing
 
 __all__ = ["add_metrics", "eval_metrics", "read_metrics", "write_bundle_metrics", "write_card"]
@@ -34,7 +34,8 @@ def write_card(folder: Path, config: ModelConfig, *, name: str, metrics: Mapping
     from huggingface_hub import ModelCard, ModelCardData
 
     licence = Licence.of(config.data)
-    sources = [str(each["source"]) for each in initial_weights(config.data) if "/" in str(each.get("source", ""))]
+    sources = [str(each.get("source", "")) for each in initial_weights(config.data)]
+    sources = [source for source in dict.fromkeys(sources) if hub_id(source) is not None]
     data = ModelCardData(
         model_name=name,
         library_name=_LIBRARY,

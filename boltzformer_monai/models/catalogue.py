@@ -11,7 +11,7 @@ from typing import Any
 from boltzformer_monai.errors import ConfigError, did_you_mean
 from boltzformer_monai.models.licence import Licence
 
-__all__ = ["CATALOGUE", "Entry", "catalogue_text", "entry_named"]
+__all__ = ["CATALOGUE", "Entry", "catalogue_text", "entry_named", "whole_model_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +149,11 @@ def entry_named(name: str) -> Entry:
         msg = f"unknown weights {name!r}; {hint} (boltzformer weights list; or the id of a hub model, OWNER/NAME)"
         raise ConfigError(msg)
     return CATALOGUE[name]
+
+
+def whole_model_of(source: str) -> Entry | None:
+    """The whole model of an importer's source: weights of its form are it, or were made from it."""
+    return next((entry for entry in CATALOGUE.values() if entry.source == source and entry.use == "segment"), None)
 
 
 def catalogue_text() -> str:

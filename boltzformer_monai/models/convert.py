@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import CheckpointError
-from boltzformer_monai.models.catalogue import CATALOGUE, Entry
+from boltzformer_monai.models.catalogue import Entry, whole_model_of
 from boltzformer_monai.models.config import is_model_folder
 from boltzformer_monai.models.folder import read_model, save_model
 from boltzformer_monai.models.licence import KEY
@@ -70,7 +70,7 @@ def _content(path: Path, source: str | None, entry: Entry | None) -> tuple[Mappi
     for line in imported.report.lines():
         _log.info("%s", line)
     network = imported.whole()
-    file_name, known = Path(imported.report.path), entry or _entry_of(imported.source)
+    file_name, known = Path(imported.report.path), entry or whole_model_of(imported.source)
     first = {"part": "model", "source": imported.source, "file": file_name.name, "sha256": file_sha256(file_name)}
     data: dict[str, Any] = {"plane": "axial", "targets": [], **_DATA.get(imported.source, {})}
     if known is not None:
@@ -79,8 +79,3 @@ def _content(path: Path, source: str | None, entry: Entry | None) -> tuple[Mappi
     data["initial_weights"] = [first]
     description = checkpoints.Description(network, data)
     return {"model": imported.state_dict(), "description": description.state_dict()}, None
-
-
-def _entry_of(source: str) -> Entry | None:
-    """The catalogue's whole model of this source: weights of its form are it, or were made from it."""
-    return next((entry for entry in CATALOGUE.values() if entry.source == source and entry.use == "segment"), None)

@@ -30,7 +30,7 @@ from boltzformer_monai.networks.weights import (
 )
 from boltzformer_monai.storage import file_sha256, replacing_folder
 
-__all__ = ["LoadedModel", "load_model", "read_model", "save_model", "show_licence"]
+__all__ = ["LoadedModel", "check_weights", "load_model", "read_model", "save_model", "show_licence"]
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +135,12 @@ def show_licence(model: LoadedModel) -> None:
         _log.warning("the weights of %s are restricted: %s", model.place.path, model.licence)
 
 
-def _content(folder: Path, config: ModelConfig) -> dict[str, Any]:
+def check_weights(folder: Path, config: ModelConfig) -> None:
+    """Compare the hash of a folder's weights with its configuration.
+
+    Raises:
+        CheckpointError: they were changed, or cannot be read.
+    """
     path = folder / WEIGHTS
     try:
         found = file_sha256(path)
@@ -148,4 +153,8 @@ def _content(folder: Path, config: ModelConfig) -> dict[str, Any]:
             f"and {config.weights_sha256[:16]}… is stated; fetch or copy the model again"
         )
         raise CheckpointError(msg)
-    return {"model": read_weights(path), "description": config.description}
+
+
+def _content(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    check_weights(folder, config)
+    return {"model": read_weights(folder / WEIGHTS), "description": config.description}

@@ -29,6 +29,7 @@ class BoltzFormer(nn.Module):
 
     Attributes:
         precision: ``"fp32"`` (default) or ``"bf16"``, which computes under autocast; the logits are float32 always.
+        frozen: parts that training leaves as they are, see :meth:`freeze`.
     """
 
     mean: Tensor
@@ -57,10 +58,29 @@ class BoltzFormer(nn.Module):
         self.register_buffer("default_tokens", torch.tensor(default_tokens, dtype=torch.int64), persistent=False)
         self.seed = seed
         self.precision = "fp32"
+        self.frozen: tuple[str, ...] = ()
 
     def set_precision(self, precision: str) -> BoltzFormer:
         """Compute in ``"fp32"`` or ``"bf16"``; ``"auto"`` chooses by the device of the weights."""
         self.precision = resolve_precision(precision, self.mean.device)
+        return self
+
+    def freeze(self, parts: Sequence[str]) -> BoltzFormer:
+        """Train no weight of these parts, and keep them in evaluation mode, or their norms' statistics would change.
+
+        Args:
+            parts: of ``"backbone"``, ``"pixel_decoder"``, ``"text_encoder"``, ``"decoder"``.
+        """
+        self.frozen = tuple(parts)
+        for part in parts:
+            getattr(self, part).requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> BoltzFormer:
+        """As in PyTorch; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self.frozen:
+            getattr(self, part).eval()
         return self
 
     @overload

@@ -83,7 +83,7 @@ def test_training_in_process(tmp_path: Path):
 
 def start(config: ConfigParser) -> None:
     try:
-        config.get_parsed_content("initialize")
+        config.get_parsed_content("initialize::0")
     except RuntimeError as error:  # MONAI wraps what an expression raises
         raise user_error(error) or error from None
 
