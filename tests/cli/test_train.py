@@ -153,6 +153,9 @@ def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Pa
         (["--set", "settings_overrides={'decay_norms': 'False'}"], "error: decay_norms must be true or false"),
         (["--device", "gpu"], "error: no device 'gpu' here"),
         (["--preset", "tyny"], "did you mean 'tiny'?"),
+        (["--set", "init_from={'backbon': 'x.pt'}"], "unknown part to start from (init_from) 'backbon'; did you mean"),
+        (["--set", "init_from={'model': 'gone.pt'}"], "error: no weights at gone.pt; "),
+        (["--set", "freeze=['decoder']"], "error: freeze: the decoder would stay at random"),
     ],
 )
 def test_wrong_settings_are_one_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_the_network_to_train():
     assert (config.image_size, config.dim) == (64, 16)
     with pytest.raises(ConfigError, match="give the image size as --image_size"):
         bundle.training_network_config("tiny", image_size=96, overrides=SMALL)
-    network = bundle.training_network(config, device=torch.device("cpu"), precision="bf16")
+    network = engines.training_network(config, replace(SETTINGS["tiny"], precision="bf16"), device=torch.device("cpu"))
     assert network.precision == "bf16"
     assert network.training
     with pytest.raises(ConfigError, match="did you mean 'queries'"):
