@@ -26,11 +26,13 @@ WARNINGS: Mapping[str, str] = {
     "words not understood": "no training teaches negations, sizes or counts: they change the mask by chance",
     "no vocabulary": "the model does not state what it was taught, so whether it understands a prompt is not known",
     "another modality": "the network was trained on other modalities, and its masks mean little on this one",
+    "another protocol": "the network was trained on slices that are cut, scaled and stacked in another way",
     "another plane": "the network was trained on slices of another plane; these are new to it",
     "assumed modality": "the file does not state it, so it is taken for the only one that the network was trained on",
     "no thresholds": "the presence head was never calibrated, so masks are kept on slices without the object too",
     "not instances": "objects that should be told apart share one label value",
     "laterality": "the training mirrored slices without renaming left and right: the painted side may be wrong",
+    "suppressed": "where masks overlap the protocol keeps the most certain alone: a lesion may give way to its organ",
     "gantry tilt": "slices stacked at an angle keep their place; some software opens no NIfTI file of a sheared grid",
 }
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
@@ -45,7 +47,9 @@ REPAIRS: Mapping[str, str] = {
 }
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
 
-MILD = frozenset({"no vocabulary", "another plane", "assumed modality", "no thresholds", "gantry tilt"})
+MILD = frozenset(
+    {"no vocabulary", "another plane", "another protocol", "assumed modality", "no thresholds", "gantry tilt"}
+)
 """Warnings that say how a result was made and do not by themselves put it in doubt: no exit code of their own."""
 
 

@@ -58,7 +58,9 @@ def parse_modality(text: str) -> str:
     """
     found = _named(text)
     if found == "another":
-        msg = f"modality {text!r} is another than CT and MR, which no network here is trained on; use CT or MR scans"
+        msg = (
+            f"modality {text!r} is another than CT and MR, which this package has no grey scale for; use CT or MR scans"
+        )
         raise ConfigError(msg)
     if not found:
         msg = f"unknown modality {text[:60]!r}; use CT or MR"

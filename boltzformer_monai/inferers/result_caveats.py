@@ -12,7 +12,17 @@ from boltzformer_monai.data.windows import StoredGrey
 from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["SERIES", "SERIES_IN_DOUBT", "about", "collect_caveats", "in_doubt", "log_caveats", "remark", "seg_series"]
+__all__ = [
+    "SERIES",
+    "SERIES_IN_DOUBT",
+    "about",
+    "collect_caveats",
+    "in_doubt",
+    "in_order",
+    "log_caveats",
+    "remark",
+    "seg_series",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +30,7 @@ SERIES = "Segmentation by text prompts"
 SERIES_IN_DOUBT = "Segmentation by text prompts, IN DOUBT: see its segments"
 """SeriesDescription of a DICOM SEG: at most 64 letters."""
 
-_OF_THE_RUN = (MILD - {"gantry tilt"}) | {"unknown prompt", "words not understood", "another modality"}
+_OF_THE_RUN = (MILD - {"gantry tilt"}) | {"unknown prompt", "words not understood", "another modality", "laterality"}
 
 
 def collect_caveats(
@@ -56,7 +66,12 @@ def collect_caveats(
             planes=() if acquisition_plane(volume) in planes else planes,
         ),
     ]
-    return tuple(sorted(dict.fromkeys(found), key=lambda each: (each.repaired, not each.doubtful)))
+    return in_order(found)
+
+
+def in_order(caveats: Iterable[Caveat]) -> tuple[Caveat, ...]:
+    """Those that put a result in doubt first, then notes, then repairs; without repetition."""
+    return tuple(sorted(dict.fromkeys(caveats), key=lambda each: (each.repaired, not each.doubtful)))
 
 
 def about(caveats: Iterable[Caveat], prompt: str) -> list[Caveat]:

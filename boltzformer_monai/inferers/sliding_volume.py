@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from boltzformer_monai.inferers.encoder import Encoder
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.inferers.prompt_groups import TOGETHER
-from boltzformer_monai.inferers.protocols import VolumeRun, volume_protocol
-from boltzformer_monai.inferers.result_caveats import collect_caveats, log_caveats
+from boltzformer_monai.inferers.protocols import DEFAULT, VolumeRun, protocol_name, volume_protocol
+from boltzformer_monai.inferers.result_caveats import collect_caveats, in_order, log_caveats
 from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.inferers.volume_result import VolumeResult
@@ -100,7 +100,7 @@ class SlidingVolumeInferer(Inferer):
         self.readings = self.windows.read(settings.prompts, literal=settings.literal)
         self.tokens = tokenizer([reading.shown for reading in self.readings])
         self.trained = trained
-        self.caveats = tuple(self._known_caveats())
+        self.caveats = tuple(self._known_caveats(data))
         self.together = together
         self.slices_together = slices_together
         self.features = features
@@ -114,9 +114,13 @@ class SlidingVolumeInferer(Inferer):
         """As given."""
         return tuple(self.settings.prompts)
 
-    def _known_caveats(self) -> Iterator[Caveat]:
+    def _known_caveats(self, data: Mapping[str, Any]) -> Iterator[Caveat]:
         """What is known of all results before any scan is read."""
         yield from self.protocol.caveats()
+        trained, chosen = str(data.get("protocol") or DEFAULT), protocol_name(self.settings, data)
+        if chosen != trained:
+            text = f"the network was made for the protocol {trained}; slices as {chosen} shows them are new to it"
+            yield Caveat("another protocol", text)
         if self.settings.presence and self.protocol.rule is None and self.network_config.presence and self.trained:
             text = "the checkpoint has a presence head but no thresholds for it, so every mask is kept"
             yield Caveat("no thresholds", text)
@@ -200,6 +204,7 @@ class SlidingVolumeInferer(Inferer):
             unfinished = stack.enter_context(contextlib.ExitStack())
             store = ProbabilityStore(len(self.prompts), shapes)
             unfinished.callback(store.close)
+            told: list[Caveat] = []
             self.protocol.run(
                 VolumeRun(
                     volume=volume,
@@ -217,13 +222,15 @@ class SlidingVolumeInferer(Inferer):
                     stacks=self.stacks,
                     advance=bar.update,
                     should_stop=self.should_stop,
+                    tell=told.append,
                 )
             )
             unfinished.pop_all()
+        log_caveats(told, volume, self._logged)
         return VolumeResult(
             prompts=self.prompts,
             grid=volume if volume.modality == modality else dataclasses.replace(volume, modality=modality),
-            caveats=caveats,
+            caveats=in_order([*caveats, *told]),
             inputs=[reading.shown for reading in self.readings],
             slicings=slicings,
             store=store,

@@ -80,6 +80,8 @@ class Segmented:
             "not_found": [each["prompt"] for each in findings if not each["found"]],
             "untrained": self.untrained,
             "assumed_modality": self.assumed_modality,
+            "protocol": self.model.protocol,
+            "licence": self.model.licence,
             "in_doubt": in_doubt(self.result.caveats),
             "caveats": [each.as_dict() for each in self.result.caveats],
             "seconds": self.seconds,

@@ -11,7 +11,14 @@ from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.evaluation.tables import markdown_line, markdown_table
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.models.config import ModelConfig, read_config
-from boltzformer_monai.models.describe import initial_weights, modalities_of, provenance_text, targets_of, training_text
+from boltzformer_monai.models.describe import (
+    initial_weights,
+    modalities_of,
+    plane_text,
+    provenance_text,
+    targets_of,
+    training_text,
+)
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import CARD, METRICS, hub_id
 from boltzformer_monai.storage import replacing
@@ -153,6 +160,8 @@ def _body(config: ModelConfig, name: str, licence: Licence | None, metrics: Mapp
     data, network = config.data, config.description.get("network", {})
     targets = targets_of(data)
     prompt = targets[0]["target"] if targets else "liver"
+    # NIfTI does not state it, and then it must be said unless the training knew one alone.
+    modality = "" if len({row["modality"] for row in targets}) == 1 else "--modality CT "
     lines = [
         f"# {_escaped(name)}",
         "",
@@ -160,7 +169,7 @@ def _body(config: ModelConfig, name: str, licence: Licence | None, metrics: Mapp
         f"[{_LIBRARY}](https://github.com/boltzformer-monai/boltzformer-monai) {config.package}.",
         "",
         "```",
-        f'boltzformer segment scan.nii.gz --prompts "{prompt}" --checkpoint {name} --output out.nii.gz',
+        f'boltzformer segment scan.nii.gz --prompts "{prompt}" {modality}--checkpoint {name} --output out.nii.gz',
         "```",
         "",
         "## Intended use",
@@ -174,7 +183,7 @@ def _body(config: ModelConfig, name: str, licence: Licence | None, metrics: Mapp
         lines += _table(("target", "modality", "site", "window"), [tuple(row.values()) for row in targets])
     else:
         lines.append("The model states no vocabulary: any prompt is taken, and none is known to be understood.")
-    lines += ["", f"Plane: {data.get('plane', 'axial')}."]
+    lines += ["", f"Plane: {plane_text(data)}."]
     lines += ["", "## Training data", "", *_list(training_text(data), "Not stated.")]
     lines += ["", "## Metrics", ""]
     if metrics is None:

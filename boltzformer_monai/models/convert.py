@@ -72,7 +72,7 @@ def _content(path: Path, source: str | None, entry: Entry | None) -> tuple[Mappi
     network = imported.whole()
     file_name, known = Path(imported.report.path), entry or whole_model_of(imported.source)
     first = {"part": "model", "source": imported.source, "file": file_name.name, "sha256": file_sha256(file_name)}
-    data: dict[str, Any] = {"plane": "axial", "targets": [], **_DATA.get(imported.source, {})}
+    data: dict[str, Any] = {"targets": [], **_DATA.get(imported.source, {"plane": "axial"})}
     if known is not None:
         first |= {"source": known.repo, "licence": known.licence.name}
         data[KEY] = known.licence.as_dict()

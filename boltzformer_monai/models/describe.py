@@ -8,7 +8,7 @@ from typing import Any
 from boltzformer_monai.data.windows import MRPercentiles, Window, window_from_dict
 from boltzformer_monai.errors import CheckpointError, ConfigError, why
 
-__all__ = ["initial_weights", "modalities_of", "provenance_text", "targets_of", "training_text"]
+__all__ = ["initial_weights", "modalities_of", "plane_text", "provenance_text", "targets_of", "training_text"]
 
 
 def targets_of(data: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -41,6 +41,11 @@ def modalities_of(data: Mapping[str, Any]) -> set[str]:
     """Modalities of the training data, in lower case."""
     stated = [str(entry["modality"]).lower() for entry in targets_of(data)]
     return {*stated, *(str(each).lower() for each in data.get("modalities", ()))} - {"", "unknown"}
+
+
+def plane_text(data: Mapping[str, Any]) -> str:
+    """The plane of the slices, in words where no training chose it."""
+    return str(data.get("plane") or ("as the protocol chooses" if data.get("protocol") else "axial"))
 
 
 def training_text(data: Mapping[str, Any]) -> list[str]:

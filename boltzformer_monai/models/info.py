@@ -9,7 +9,14 @@ from typing import Any
 from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.models.config import read_config
-from boltzformer_monai.models.describe import initial_weights, provenance_text, targets_of, training_text
+from boltzformer_monai.models.describe import (
+    initial_weights,
+    modalities_of,
+    plane_text,
+    provenance_text,
+    targets_of,
+    training_text,
+)
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import CONFIG, METRICS, WEIGHTS, locate
 from boltzformer_monai.storage import file_sha256
@@ -55,7 +62,8 @@ def model_info(place: str | Path) -> dict[str, Any]:
         "bytes": weights.stat().st_size,
         "licence": None if licence is None else licence.as_dict(),
         "targets": targets_of(data),
-        "plane": str(data.get("plane", "axial")),
+        "modalities": sorted(name.upper() for name in modalities_of(data)),
+        "plane": plane_text(data),
         "protocol": data.get("protocol"),
         "network": {**{name: network.get(name) for name in _NETWORK}, "parameters": parameters},
         "presence": None if rule is None else rule.as_dict(),
@@ -76,8 +84,10 @@ def info_text(info: Mapping[str, Any]) -> str:
         f"{network['parameters']:,} parameters; decoder {network['decoder'] or 'boltzmann'}, "
         f"{network['queries']} queries, {network['layers']} layers",
         f"plane: {info['plane']}" + (f"; protocol: {info['protocol']}" if info["protocol"] else ""),
-        _presence(info["presence"], has_head=bool(network["presence"])),
+        _presence(info["presence"], has_head=bool(network["presence"]), protocol=info["protocol"]),
     ]
+    if info["modalities"]:
+        lines.append(f"modalities: {', '.join(info['modalities'])}")
     if info["targets"]:
         lines += ["targets:", *_rows([["target", "modality", "site", "window"], *map(_values, info["targets"])])]
     else:
@@ -148,7 +158,9 @@ def _licence(content: Mapping[str, Any] | None) -> str:
     return str(Licence(**content)) + (" (restricted)" if content["restricted"] else "")
 
 
-def _presence(rule: Mapping[str, float] | None, *, has_head: bool) -> str:
+def _presence(rule: Mapping[str, float] | None, *, has_head: bool, protocol: str | None) -> str:
     if rule is not None:
         return f"presence thresholds: high {rule['high']:.3f}, low {rule['low']:.3f}"
+    if has_head and protocol:
+        return f"presence thresholds: those of the protocol {protocol}"
     return "presence thresholds: none, though the network has a presence head" if has_head else "presence head: none"

@@ -16,7 +16,6 @@ from boltzformer_monai.errors import ConfigError, did_you_mean
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.decoding import PromptTotals
 from boltzformer_monai.inferers.encoder import Encoder, Pictures
-from boltzformer_monai.inferers.prompt_groups import PADDING, PromptGroup, prompt_groups
 from boltzformer_monai.inferers.protocols.biomedparse_steps import (
     EXISTENCE,
     PixelSquare,
@@ -83,7 +82,7 @@ class BiomedParseProtocol:
 
     def caveats(self) -> Sequence[Caveat]:
         """Prompts that name a side."""
-        text = "its training mirrored slices without renaming left and right; check the side of {}"
+        text = "the model was trained on mirrored slices without renaming left and right; check the side of {}"
         return [Caveat("laterality", text.format(ascii(prompt)), prompt) for prompt in self._sided]
 
     def slicings(self, volume: Volume) -> Sequence[Slicing]:
@@ -102,11 +101,12 @@ class BiomedParseProtocol:
     def run(self, run: VolumeRun) -> None:
         """Slice after slice: all prompts, in all windows, before any of them is kept."""
         (slicing,) = run.slicings
-        shown = [(run.slices(window)(slicing), run.decoder(_groups(run, members))) for window, members in run.windows]
+        shown = [(run.slices(window)(slicing), run.decoder(run.groups(members))) for window, members in run.windows]
         count, rows, columns = slicing.shape(run.volume)
         square = PixelSquare((rows, columns), run.config.image_size)
         view = _SquareView(square.size)
 
+        suppressed = np.zeros((2, len(run.tokens)), int)
         most = max(1, _ROOM // (4 * len(run.tokens) * square.size**2))
 
         def work(start: int, batch: int) -> int:
@@ -119,34 +119,37 @@ class BiomedParseProtocol:
                 found.update((each.prompt, each) for each in totals)
             of_prompt = [found[prompt] for prompt in range(len(found))]
             for offset in range(stop - start):
-                self._keep(run, square, start + offset, offset, of_prompt)
+                suppressed[:] += self._keep(run, square, start + offset, offset, of_prompt)
             return stop
 
         run.passes(slicing, work, windows=len(shown))
+        for prompt, dropped, found in zip(run.settings.prompts, *suppressed.tolist(), strict=True):
+            if dropped:
+                text = f"{prompt!r} was left out in {dropped} of its {found} slices, for a more certain prompt there"
+                run.tell(Caveat("suppressed", f"{text}; the protocol's setting suppress=false keeps it", prompt))
 
     def _keep(
         self, run: VolumeRun, square: PixelSquare, index: int, offset: int, found: Sequence[PromptTotals]
-    ) -> None:
-        """One slice: which prompts keep their mask, whose each pixel is, and all probabilities."""
+    ) -> np.ndarray:
+        """One slice: which prompts keep their mask, whose each pixel is, and all probabilities.
+
+        Returns:
+            Which prompts were suppressed, and which have a mask before that, bool ``(2, P)``.
+        """
         probability = torch.stack([each.total[offset] for each in found]) / run.settings.repeats
         limit = threshold_level(run.settings.threshold) / 256
         existence = [float(each.presence[offset]) for each in found if each.presence is not None] or None
-        kept = kept_prompts(probability > limit, existence, presence=run.settings.presence, suppress=self.suppress)
+        masks = probability > limit
+        kept = kept_prompts(masks, existence, presence=run.settings.presence, suppress=self.suppress)
         winner = square.restore(merged(probability, kept, limit)).cpu().numpy()
         run.store.put_winner(0, index, winner.astype(np.uint16))
         values = square.restore(quantised(probability)).cpu().numpy()
         for prompt, each in enumerate(values):
             present = None if existence is None else existence[prompt]
             run.store.put(prompt, 0, index, each, present, kept=kept[prompt])
-
-
-def _groups(run: VolumeRun, members: Sequence[int]) -> list[PromptGroup]:
-    """All prompts in one, padded to the longest, where the decoder attends to padding; else as everywhere."""
-    if not getattr(getattr(run.network, "decoder", None), "attend_padding", False):
-        return prompt_groups(run.tokens, members, context=run.context, together=run.together)
-    tokens = run.tokens[torch.tensor(members)]
-    longest = int((tokens != PADDING).sum(dim=1).max())
-    return [PromptGroup(tuple(members), tokens[:, :longest])]
+        candidates = kept_prompts(masks, existence, presence=run.settings.presence, suppress=False)
+        there = np.array(candidates) & masks.any(-1).any(-1).cpu().numpy()
+        return np.stack([there & ~np.array(kept), there])
 
 
 class _SquareView:

@@ -14,7 +14,6 @@ from boltzformer_monai.evaluation.presence_rule import presence_rule
 from boltzformer_monai.inferers.decoding import SliceDecoder
 from boltzformer_monai.inferers.encoder import Pictures
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
-from boltzformer_monai.inferers.prompt_groups import prompt_groups
 from boltzformer_monai.inferers.protocols.protocol import DEFAULT, VolumeRun, register_protocol
 from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.slice_view import SliceView, slice_view
@@ -62,8 +61,7 @@ class BoltzFormerProtocol:
         """Window after window, plane after plane."""
         for window, members in run.windows:
             slices = run.slices(window)
-            groups = prompt_groups(run.tokens, members, context=run.context, together=run.together)
-            decoder = run.decoder(groups)
+            decoder = run.decoder(run.groups(members))
             for plane, slicing in enumerate(run.slicings):
                 stack = slices(slicing)
                 row, column, _ = slicing.spacing(run.volume)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from boltzformer_monai.caveats import Caveat
@@ -17,7 +18,7 @@ from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder
 from boltzformer_monai.inferers.encoder import Encoder
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
-from boltzformer_monai.inferers.prompt_groups import PromptGroup
+from boltzformer_monai.inferers.prompt_groups import PADDING, PromptGroup, prompt_groups
 from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.io.volume import Volume
@@ -49,6 +50,7 @@ class VolumeRun:
         stacks: makes the slices, and may remember them.
         advance: told how many slices are done, those of each window counted.
         should_stop: asked before every pass.
+        tell: takes what must be known of the result and is found only while it is made.
     """
 
     volume: Volume
@@ -66,10 +68,19 @@ class VolumeRun:
     stacks: SliceStacks
     advance: Callable[[int], object] = lambda count: None
     should_stop: Callable[[], bool] | None = None
+    tell: Callable[[Caveat], object] = lambda caveat: None
 
     def slices(self, window: GreyScale) -> Callable[[Slicing], np.ndarray]:
         """Slicing → its slices ``(N, H, W)`` uint8 in a window, to be read only."""
         return self.stacks.windowed(self.volume, window)
+
+    def groups(self, members: Sequence[int]) -> list[PromptGroup]:
+        """Prompts to decode together: all of them, padded to the longest, where the decoder attends to padding."""
+        if not getattr(getattr(self.network, "decoder", None), "attend_padding", False):
+            return prompt_groups(self.tokens, members, context=self.context, together=self.together)
+        tokens = self.tokens[torch.tensor(members)]
+        longest = int((tokens != PADDING).sum(dim=1).max())
+        return [PromptGroup(tuple(members), tokens[:, :longest])]
 
     def decoder(self, groups: Sequence[PromptGroup]) -> SliceDecoder:
         """Decodes groups of prompts on slices."""
