@@ -13,7 +13,8 @@ from boltzformer_monai.networks import create_boltzformer, network_config
 from boltzformer_monai.networks.weights import Description
 
 SMALL: dict[str, Any] = {
-    "backbone": "tiny", "backbone_settings": {}, "image_size": 64, "dim": 32, "heads": 4, "hidden": 48, "queries": 6,
+    "backbone": "tiny", "backbone_settings": {}, "normalise_features": False,
+    "image_size": 64, "dim": 32, "heads": 4, "hidden": 48, "queries": 6,
     "layers": 3, "pixel_layers": 1, "text_width": 32, "text_layers": 1, "text_heads": 4,
     "decoder_settings": {"edge_queries": 2, "attend_padding": True},
 }  # fmt: skip

@@ -34,7 +34,8 @@ from tests.networks.published.layouts import biomedparse_v2_state
 from tests.networks.published.test_biomedparse_v2 import lightning
 
 SMALL: dict[str, Any] = {
-    "backbone": "focal_for_tests", "backbone_settings": {}, "image_size": 64, "dim": 32, "heads": 8, "hidden": 24,
+    "backbone": "focal_for_tests", "backbone_settings": {}, "normalise_features": False,
+    "image_size": 64, "dim": 32, "heads": 8, "hidden": 24,
     "queries": 6, "layers": 3, "pixel_layers": 1, "text_width": 16, "text_layers": 1, "text_heads": 8,
     "decoder_settings": {"edge_queries": 2, "attend_padding": True},
 }  # fmt: skip

@@ -302,7 +302,7 @@ def test_a_checkpoint_names_its_protocol_and_the_user_overrules_it(tokenizer: Pr
 
 def test_a_side_in_a_prompt_is_doubtful(tokenizer: PromptTokenizer) -> None:
     prompts = ["Left kidney", "the right lung in CT", "liver", "bright spot"]
-    found = inferer({"prompts": prompts}, {}, tokenizer).caveats
+    found = inferer({"prompts": prompts}, {}, tokenizer, data={"protocol": "biomedparse"}).caveats
     assert [(each.kind, each.prompt, each.doubtful) for each in found] == [
         ("laterality", prompt, True) for prompt in prompts[:2]
     ]
