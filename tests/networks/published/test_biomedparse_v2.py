@@ -6,6 +6,7 @@ The released file itself is not at hand: its keys and shapes are recorded, its n
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,26 +177,31 @@ def released_size(keys: dict[str, list[int]], tmp_path: Path) -> Iterator[Path]:
 
 _CHILD = """
 import json, pathlib, sys
-from boltzformer_monai.networks.published import import_weights
+from boltzformer_monai.models.convert import convert
 
 def status(key):
     line = next(each for each in open("/proc/self/status") if each.startswith(key + ":"))
     return 1024 * int(line.split()[1])
 
 before = status("VmHWM")
-weights = import_weights(sys.argv[1]).state_dict()
-total = sum(float(weight.sum()) for weight in weights.values())  # touch them all, as saving does
-numbers = sum(weight.numel() for weight in weights.values())
-print(json.dumps({"peak": status("VmHWM") - before, "numbers": numbers, "total": total}))
+convert(sys.argv[1], sys.argv[2])
+numbers = json.loads(pathlib.Path(sys.argv[2], "config.json").read_text())["parameters"]
+print(json.dumps({"peak": status("VmHWM") - before, "numbers": numbers}))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="measures memory by /proc")
-def test_a_file_of_the_released_size_takes_little_more_than_its_weights(released_size: Path):
-    done = subprocess.run([sys.executable, "-c", _CHILD, released_size], capture_output=True, text=True, check=False)
+def test_converting_a_file_of_the_released_size_takes_little_more_than_its_weights(released_size: Path):
+    """From the file to the model folder, above what the libraries take."""
+    model = released_size.with_name("model")
+    command = [sys.executable, "-c", _CHILD, released_size, model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    size = sum(each.stat().st_size for each in model.glob("model.safetensors"))
+    shutil.rmtree(model, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     weights = 4 * found["numbers"]
     assert weights > 1.48e9
+    assert weights < size < 1.001 * weights
     assert released_size.stat().st_size > 1.45 * weights  # the optimizer's state is in it
     assert found["peak"] < 1.3 * weights, f"{found['peak'] / weights:.2f} × the weights"
