@@ -138,7 +138,7 @@ def parse_request(
         if key not in KEYS and key not in ClientParams.model_fields and key not in extra:
             hint = did_you_mean(str(key), KEYS, show=str, cutoff=0.6)
             raise ConfigError(f"unknown parameter {str(key)[:60]!a}; {hint}")
-    given = {key: params[key] for key in KEYS if params.get(key) not in (None, "", [], {})}
+    given = {key: params[key] for key in KEYS if params.get(key) not in (None, "", [])}
     return validated(SegmentRequest, {**given, "prompts": _prompts(given.get("prompts"), default_prompts)})
 
 

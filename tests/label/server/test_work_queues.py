@@ -64,7 +64,7 @@ def test_names_do_not_wait_for_a_new_checkpoint_behind_a_segmentation(client: An
     waiting = service._worker.submit(time.sleep, 0)
     service._segmentations.add(waiting)
     known = service._model
-    service._model = type(known)(known.segmenter, known.sha256, ("another", 0, 0))
+    service._model = type(known)(known.segmenter, ("another", 0, 0))
     try:
         before = time.monotonic()
         assert service.model() is service._model
