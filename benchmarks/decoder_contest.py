@@ -208,8 +208,7 @@ def differences(ours: Tail, inputs: Inputs, part: str) -> Differences:
     with SameDecisions(decisions.seen) as replayed:
         _, found = _results(ours, ours, inputs, part)
     if not expected.keys() == found.keys() == own.keys() or len(replayed.seen) != len(decisions.seen):
-        msg = f"the contestants differ in what has a gradient: {sorted(expected.keys() ^ found.keys())}"
-        raise RuntimeError(msg)
+        raise RuntimeError(f"the contestants differ in what has a gradient: {sorted(expected.keys() ^ found.keys())}")
     return Differences(
         _largest(wanted - output), _relative(expected, found), _relative(expected, own), replayed.differing
     )

@@ -86,8 +86,7 @@ class DenseDecoder(nn.Module):
             ConfigError: there are several prompts.
         """
         if text.shape[1] != 1:
-            msg = f"the dense baseline decodes one prompt at a time, got {text.shape[1]}; loop over them"
-            raise ConfigError(msg)
+            raise ConfigError(f"the dense baseline decodes one prompt at a time, got {text.shape[1]}; loop over them")
         shared, tokens, valid = self.shared, text[:, 0], text_valid[:, 0]
         batch, count = len(tokens), shared.query_feat.num_embeddings
         memories = [self._memory(feature, level) for level, feature in enumerate(features)]

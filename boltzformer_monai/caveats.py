@@ -72,8 +72,7 @@ class Caveat:
 
     def __post_init__(self) -> None:
         if self.kind not in WARNINGS and self.kind not in REPAIRS:
-            msg = f"unknown kind of caveat {self.kind!r}; add it to boltzformer_monai/caveats.py"
-            raise ConfigError(msg)
+            raise ConfigError(f"unknown kind of caveat {self.kind!r}; add it to boltzformer_monai/caveats.py")
 
     @property
     def repaired(self) -> bool:

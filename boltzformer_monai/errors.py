@@ -210,5 +210,4 @@ def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> 
     choices = sorted(known)
     for name in names:
         if name not in choices:
-            msg = f"unknown {what} {name!r}; {did_you_mean(str(name), choices)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"unknown {what} {name!r}; {did_you_mean(str(name), choices)}")

@@ -36,8 +36,7 @@ def check_value(name: str, value: object, kind: Any) -> None:
         ConfigError: it is of another type.
     """
     if not _matches(value, kind):
-        msg = f"{name} must be {_describe(kind)}, got {reprlib.repr(value)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name} must be {_describe(kind)}, got {reprlib.repr(value)}")
 
 
 def is_scalar(kind: Any) -> bool:

@@ -63,8 +63,7 @@ def parse_modality(text: str) -> str:
         )
         raise ConfigError(msg)
     if not found:
-        msg = f"unknown modality {text[:60]!r}; use CT or MR"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown modality {text[:60]!r}; use CT or MR")
     return found
 
 
@@ -76,8 +75,7 @@ def stated_modality(text: str) -> str:
     """
     found = parse_modality(text)
     if found == "unknown":
-        msg = f"unknown modality {text[:60]!r}; use CT or MR"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown modality {text[:60]!r}; use CT or MR")
     return found
 
 
@@ -124,11 +122,9 @@ def settled_modality(stated: str, wanted: str | None, *, source: str) -> str:
     if not stated:
         return wanted or "unknown"
     if stated not in ("CT", "MR"):
-        msg = f"{source} {stated}, which is neither CT nor MR; pass a scan that is"
-        raise VolumeError(msg, reason="modality")
+        raise VolumeError(f"{source} {stated}, which is neither CT nor MR; pass a scan that is", reason="modality")
     if wanted not in (None, stated):
-        msg = f"{source} {stated}, but {wanted} was asked for; leave the modality out"
-        raise VolumeError(msg, reason="modality")
+        raise VolumeError(f"{source} {stated}, but {wanted} was asked for; leave the modality out", reason="modality")
     return stated
 
 

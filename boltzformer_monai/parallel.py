@@ -168,6 +168,5 @@ def _usable_workers(client: Any, address: str, problem: Callable[[], str]) -> in
             msg = f"{worker}: cannot import the package; start it in the repository's folder, in the same environment"
             raise ConfigError(msg)
         if answer:
-            msg = f"{worker}: this worker {answer}"
-            raise ConfigError(msg)
+            raise ConfigError(f"{worker}: this worker {answer}")
     return len(workers)

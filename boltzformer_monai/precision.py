@@ -20,8 +20,7 @@ def resolve_precision(precision: str, device: torch.device | str) -> Literal["fp
         ConfigError: the precision is none of auto, fp32 and bf16.
     """
     if precision not in get_args(Precision):
-        msg = f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
     if precision != "auto":
         return "bf16" if precision == "bf16" else "fp32"
     kind = torch.device(device).type
@@ -66,8 +65,7 @@ def device_by_name(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
-        msg = f"no device {name!r} here ({str(error).splitlines()[0]})"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"no device {name!r} here ({str(error).splitlines()[0]})") from None
     return device
 
 

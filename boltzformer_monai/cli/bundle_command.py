@@ -109,8 +109,7 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
             msg = f"--set {key}: this command has an option for it (see boltzformer {options.command} --help)"
             raise ConfigError(msg)
         if key in _FIXED:
-            msg = f"--set {key}: this command relies on it; use python -m monai.bundle for custom runs"
-            raise ConfigError(msg)
+            raise ConfigError(f"--set {key}: this command relies on it; use python -m monai.bundle for custom runs")
     for file in options.config:
         _check_config(file)
     from boltzformer_monai.engines.bundle import run_workflow
@@ -124,8 +123,7 @@ def _check_config(file: Path) -> None:
     import yaml
 
     if file.suffix not in (".json", ".yaml", ".yml"):
-        msg = f"--config {file}: a configuration is a .json, .yaml or .yml file"
-        raise ConfigError(msg)
+        raise ConfigError(f"--config {file}: a configuration is a .json, .yaml or .yml file")
     try:
         text = read_text(file)
         content = parse_json(text) if file.suffix == ".json" else yaml.safe_load(text)
@@ -133,11 +131,9 @@ def _check_config(file: Path) -> None:
             raise ValueError("it must be a mapping of keys to settings")
         _check_nodes(content)
     except RecursionError:
-        msg = f"--config {file}: cannot be read (it is nested too deeply)"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"--config {file}: cannot be read (it is nested too deeply)") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        msg = f"--config {file}: cannot be read ({why(error)})"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"--config {file}: cannot be read ({why(error)})") from None
 
 
 def _check_nodes(node: Any, depth: int = 0) -> None:

@@ -79,8 +79,7 @@ def run(options: argparse.Namespace) -> int:
     """Export, and print the number of files."""
     pairs = [text.partition("=") for text in options.split_as]
     if not all(split in SPLITS and part in (*_PARTS, "none") for split, _, part in pairs):
-        msg = f"--split-as takes pairs such as val=test or val=none, not {' '.join(options.split_as)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--split-as takes pairs such as val=test or val=none, not {' '.join(options.split_as)}")
     images, masks = export(
         options.input,
         options.output,
@@ -116,14 +115,12 @@ def export(
 
     parts = {**_SPLIT_AS, **(split_as or {})}
     if size < 1 or set(parts) != set(SPLITS) or not set(parts.values()) <= {*_PARTS, "none"}:
-        msg = f"the size must be at least 1 and a split train, test or none; got {size} and {parts}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the size must be at least 1 and a split train, test or none; got {size} and {parts}")
     _check_output(output, slices)
     reader = SliceReader(slices)
     rows = [row for row in reader.rows if row.target and row.present and parts[row.split] != "none"]
     if not rows:
-        msg = f"{slices}: no slice of these splits has a target; there is nothing to export"
-        raise DatasetError(msg)
+        raise DatasetError(f"{slices}: no slice of these splits has a target; there is nothing to export")
     rows.sort(key=lambda row: (_PARTS.index(parts[row.split]), row.image.name))  # stable: targets keep their order
     tables = {part: _Table(part, size, rows) for part in _PARTS}
     patients = {}
@@ -229,8 +226,7 @@ def _write_slice(folder: Path, part: str, stem: str, rows: Sequence[SliceRow], s
 def _check_output(output: Path, slices: Path) -> None:
     target, source = output.resolve(), slices.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
-        msg = f"{output}: lies in the slice dataset, or contains it; choose another output folder"
-        raise DatasetError(msg)
+        raise DatasetError(f"{output}: lies in the slice dataset, or contains it; choose another output folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not _is_export(output):
         msg = f"{output}: exists and is not an export of this command; choose another output folder or empty it"
         raise DatasetError(msg)
@@ -264,8 +260,7 @@ def _replacing(output: Path) -> Iterator[Path]:
             os.replace(target, old)
         os.replace(fresh, target)
     except OSError as error:
-        msg = f"{output}: cannot be written ({why(error)})"
-        raise StorageError(msg) from None
+        raise StorageError(f"{output}: cannot be written ({why(error)})") from None
     finally:
         tidy()
 

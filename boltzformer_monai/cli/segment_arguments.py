@@ -37,11 +37,9 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
     of_case = {} if case is None or prompts else case.prompts
     prompts = prompts or list(of_case.values())
     if not prompts:
-        msg = 'no prompt given; name a target, e.g. --prompts "left kidney", or give --prompts-file FILE'
-        raise PromptError(msg)
+        raise PromptError('no prompt given; name a target, e.g. --prompts "left kidney", or give --prompts-file FILE')
     if arguments.uncertainty is not None and not 2 <= arguments.uncertainty <= 100:
-        msg = f"--uncertainty must be a number of decodings from 2 to 100, not {arguments.uncertainty}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--uncertainty must be a number of decodings from 2 to 100, not {arguments.uncertainty}")
     return RunSettings(
         prompts=prompts,
         seed=arguments.seed,
@@ -69,8 +67,7 @@ def _case(arguments: argparse.Namespace) -> ChallengeCase | None:
     if not is_challenge_file(arguments.image) or not arguments.image.exists():
         return None
     if arguments.window is not None:
-        msg = f"{arguments.image}: its grey values are windowed already; leave --window out"
-        raise ConfigError(msg)
+        raise ConfigError(f"{arguments.image}: its grey values are windowed already; leave --window out")
     return read_case(arguments.image)
 
 
@@ -80,8 +77,7 @@ def _protocol_settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            msg = f"--protocol-settings takes NAME=VALUE, e.g. suppress=false, not {pair[:60]!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"--protocol-settings takes NAME=VALUE, e.g. suppress=false, not {pair[:60]!r}")
         try:
             found[name] = json.loads(value.lower())
         except ValueError:
@@ -100,16 +96,13 @@ def prompts_in(path: Path | None) -> list[str]:
     try:
         text = read_text(path, encoding="utf-8-sig")
     except UnicodeDecodeError:
-        msg = f"{path}: is no text in UTF-8; save it with this encoding"
-        raise PromptError(msg) from None
+        raise PromptError(f"{path}: is no text in UTF-8; save it with this encoding") from None
     except OSError as error:
-        msg = f"{path}: cannot be read ({why(error)}); give a text file with one prompt a line"
-        raise PromptError(msg) from error
+        raise PromptError(f"{path}: cannot be read ({why(error)}); give a text file with one prompt a line") from error
     lines = [line.strip() for line in text.splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        msg = f"{path}: holds no prompt; write one a line"
-        raise PromptError(msg)
+        raise PromptError(f"{path}: holds no prompt; write one a line")
     return prompts
 
 
@@ -125,8 +118,7 @@ def check_inputs(arguments: argparse.Namespace) -> None:
         raise VolumeError(msg, reason="missing")
     locate(arguments.checkpoint)
     if arguments.series is not None and not arguments.image.is_dir():
-        msg = f"--series chooses in a DICOM folder, and {arguments.image} is a file; leave it out"
-        raise ConfigError(msg)
+        raise ConfigError(f"--series chooses in a DICOM folder, and {arguments.image} is a file; leave it out")
 
 
 def _ending(output: Path) -> str | None:
@@ -144,8 +136,7 @@ def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
     if arguments.preview is not None:
         _refuse_inputs(arguments.preview, [*inputs, output])
         if not many and arguments.preview.suffix.lower() != ".png":
-            msg = f"cannot write {arguments.preview}: the preview must end in .png"
-            raise ConfigError(msg)
+            raise ConfigError(f"cannot write {arguments.preview}: the preview must end in .png")
         if many and _inside(arguments.preview, arguments.image):
             msg = f"cannot write {arguments.preview}: it lies in the folder of the scans; choose another place"
             raise ConfigError(msg)
@@ -170,22 +161,19 @@ def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
     elif ending is None and arguments.image.is_dir() and _inside(output, arguments.image):
         problem = "it lies in the folder of the scans; choose another place"
     if problem:
-        msg = f"cannot write {output}: {problem}"
-        raise ConfigError(msg)
+        raise ConfigError(f"cannot write {output}: {problem}")
     if settings.ending == ".dcm":
         _check_can_be_seg(arguments.image)
 
 
 def _check_can_be_seg(image: Path) -> None:
     if image.is_file() and is_image_file(image):
-        msg = f"{image}: is no DICOM, which a DICOM SEG must refer to; write .nii.gz or .nrrd instead"
-        raise ConfigError(msg)
+        raise ConfigError(f"{image}: is no DICOM, which a DICOM SEG must refer to; write .nii.gz or .nrrd instead")
 
 
 def _refuse_inputs(output: Path, inputs: Sequence[Path]) -> None:
     if any(output.resolve() == path.resolve() for path in inputs):
-        msg = f"cannot write {output}: it is an input, which would be lost; give another name"
-        raise ConfigError(msg)
+        raise ConfigError(f"cannot write {output}: it is an input, which would be lost; give another name")
 
 
 def _mistyped(folder: Path) -> bool:

@@ -127,8 +127,7 @@ def listed_cases(options: argparse.Namespace) -> Account:
     for text in options.option:
         name, equals, value = text.partition("=")
         if not equals:
-            msg = f"--option {text!r} is not of the form NAME=VALUE"
-            raise ConfigError(msg)
+            raise ConfigError(f"--option {text!r} is not of the form NAME=VALUE")
         extra[name] = value
     recipe = load_recipe(options.recipe)
     cases = recipe(options.input, modality=options.modality, site=options.site, channel=options.channel, **extra)

@@ -32,8 +32,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         if head[:8] == _SIGNATURE and len(head) == 24:  # Pillow reports other damage
             width, height = struct.unpack_from(">2I", head, 16)
             if width * height > min(_MOST_PIXELS, memory_budget() // _COPIES):
-                msg = f"it claims {width}x{height} pixels, more than are read of an image"
-                raise ValueError(msg)
+                raise ValueError(f"it claims {width}x{height} pixels, more than are read of an image")
         file.seek(0)
         try:
             with Image.open(file, formats=("PNG",)) as image:

@@ -69,8 +69,7 @@ def read_label_names(path: str | os.PathLike[str]) -> LabelMap:
         canonical_labels(named)
         return LabelMap(named, parse_modality(modality), normalise_site(site))
     except (ConfigError, DatasetError) as error:
-        msg = f"{place}: {error}"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{place}: {error}") from None
 
 
 def parse_label_values(text: str | int) -> tuple[int, ...]:
@@ -99,12 +98,10 @@ def canonical_labels(labels: Mapping[int | str, str] | Mapping[int, str] | Mappi
     for value, name in labels.items():
         text = "+".join(str(part) for part in parse_label_values(value))
         if names.setdefault(text, name) != name:
-            msg = f'label value {text} is named "{names[text]}" and "{name}"; keep one of them'
-            raise DatasetError(msg)
+            raise DatasetError(f'label value {text} is named "{names[text]}" and "{name}"; keep one of them')
         target = normalise_target(name)
         if not target:
-            msg = f"label value {text} has an empty name"
-            raise DatasetError(msg)
+            raise DatasetError(f"label value {text} has an empty name")
         if target in targets:
             msg = (
                 f'label values {targets[target]} and {text} are both named "{target}"; name one target of several '
@@ -113,8 +110,7 @@ def canonical_labels(labels: Mapping[int | str, str] | Mapping[int, str] | Mappi
             raise DatasetError(msg)
         targets[target] = text
     if not targets:
-        msg = "no label value has a name"
-        raise DatasetError(msg)
+        raise DatasetError("no label value has a name")
     return targets
 
 
@@ -147,8 +143,7 @@ def check_values(array: np.ndarray, labels: Mapping[str, str], *, where: str, al
     if missing:
         line = f"{where}: {_values(missing)} not occur in the label volume (values there: {there})"
         if not allow_missing:
-            msg = f"{line}; correct labels.json, or keep the target as absent with --allow-missing"
-            raise DatasetError(msg)
+            raise DatasetError(f"{line}; correct labels.json, or keep the target as absent with --allow-missing")
         warnings.append(f"{line}; annotated and absent")
     unnamed = sorted(occurring - all_named)
     if unnamed:
@@ -181,8 +176,7 @@ def _unique(place: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        msg = f'{place}: the key "{twice}" occurs twice; keep one of them'
-        raise DatasetError(msg)
+        raise DatasetError(f'{place}: the key "{twice}" occurs twice; keep one of them')
     return content
 
 
@@ -190,8 +184,7 @@ def _check_keys(place: Path, content: Mapping[str, Any]) -> None:
     """Raise a ``DatasetError`` for a misspelled key, and for labels the wrong way round."""
     for key in content.keys() - set(_KEYS):
         if hint := did_you_mean(key.strip().lower(), _KEYS, show='"{}"'.format, otherwise="", cutoff=0.8):
-            msg = f'{place}: has the unknown key "{key}"; {hint}'
-            raise DatasetError(msg)
+            raise DatasetError(f'{place}: has the unknown key "{key}"; {hint}')
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels or any(_is_value(name) for name in labels):
         return

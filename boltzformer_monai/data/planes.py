@@ -129,6 +129,5 @@ def slice_spacing(volume: Volume, plane: str) -> tuple[float, float, float]:
 
 def _to_plane(volume: Volume, plane: str) -> AxisMap:
     if plane not in PLANE_AXES:
-        msg = f"unknown plane {plane!r}; known are {', '.join(PLANE_AXES)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown plane {plane!r}; known are {', '.join(PLANE_AXES)}")
     return axis_map(volume.axis_codes, parse_codes(PLANE_AXES[plane]))

@@ -72,8 +72,7 @@ def normalise_prompt(text: str) -> str:
     """
     prompt = " ".join(text.split()).lower()
     if not prompt:
-        msg = 'the prompt is empty; write what to look for, for example "right kidney in abdominal CT"'
-        raise PromptError(msg)
+        raise PromptError('the prompt is empty; write what to look for, for example "right kidney in abdominal CT"')
     return prompt
 
 
@@ -92,19 +91,15 @@ def checked_prompts(prompts: Sequence[str]) -> list[str]:
         PromptError: there are none, one is empty, no valid text or has control characters, or two are equal.
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        msg = "give at least one prompt, as a list of texts, e.g. ['left kidney', 'lung nodule']"
-        raise PromptError(msg)
+        raise PromptError("give at least one prompt, as a list of texts, e.g. ['left kidney', 'lung nodule']")
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            msg = f"prompt {prompt[:60]!a} holds bytes that are no letters; write it in UTF-8"
-            raise PromptError(msg)
+            raise PromptError(f"prompt {prompt[:60]!a} holds bytes that are no letters; write it in UTF-8")
         if control := control_character(prompt):
-            msg = f"prompt {prompt[:60]!a} holds the control character U+{ord(control):04X}; leave it out"
-            raise PromptError(msg)
+            raise PromptError(f"prompt {prompt[:60]!a} holds the control character U+{ord(control):04X}; leave it out")
     texts = [normalise_prompt(prompt) for prompt in prompts]
     if repeated := [text for index, text in enumerate(texts) if text in texts[:index]]:
-        msg = f"prompt {repeated[0]!r} is given twice; leave one out"
-        raise PromptError(msg)
+        raise PromptError(f"prompt {repeated[0]!r} is given twice; leave one out")
     return list(prompts)
 
 
@@ -173,8 +168,7 @@ def prompts_for(target: str, *, site: str, modality: str) -> tuple[str, ...]:
     """
     name = normalise_target(target)
     if not name:
-        msg = "a target without a name has no prompts; name it in the labels"
-        raise PromptError(msg)
+        raise PromptError("a target without a name has no prompts; name it in the labels")
     spoken = _SPOKEN_MODALITY.get(parse_modality(modality), "")
     place = normalise_site(site)
     adjective = site_adjective(place)

@@ -22,12 +22,10 @@ def pseudonym(identity: str, *, key: str = "") -> str:
         ConfigError: the identity is empty or the key longer than 64 bytes.
     """
     if not identity:
-        msg = "a patient needs an identity that is not empty; give one with patient (--patient)"
-        raise ConfigError(msg)
+        raise ConfigError("a patient needs an identity that is not empty; give one with patient (--patient)")
     secret = key.encode()
     if len(secret) > _MAX_KEY_BYTES:
-        msg = f"the key for pseudonyms has {len(secret)} bytes; at most {_MAX_KEY_BYTES} are possible"
-        raise ConfigError(msg)
+        raise ConfigError(f"the key for pseudonyms has {len(secret)} bytes; at most {_MAX_KEY_BYTES} are possible")
     return hashlib.blake2b(identity.encode(), key=secret, digest_size=6).hexdigest()
 
 
@@ -49,8 +47,7 @@ def split_by_patient(patients: Iterable[str], *, val_fraction: float, seed: int)
         ConfigError: the fraction is out of range.
     """
     if not (math.isfinite(val_fraction) and 0 <= val_fraction < 1):
-        msg = f"the validation fraction must be at least 0 and below 1, got {val_fraction}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the validation fraction must be at least 0 and below 1, got {val_fraction}")
     names = sorted(set(patients))
     fewest = 1 if val_fraction > 0 and len(names) >= 2 else 0
     count = min(max(round(val_fraction * len(names)), fewest), max(len(names) - 1, 0))  # someone must train

@@ -79,8 +79,7 @@ class MRPercentiles:
 
     def __post_init__(self) -> None:
         if not 0 <= self.lower < self.upper <= 100:
-            msg = f"percentiles need 0 <= lower < upper <= 100, got {self.lower} and {self.upper}"
-            raise ConfigError(msg)
+            raise ConfigError(f"percentiles need 0 <= lower < upper <= 100, got {self.lower} and {self.upper}")
 
     def limits(self, array: np.ndarray) -> tuple[float, float] | None:
         """The values that become 0 and 255, or None for a volume without contrast."""
@@ -201,8 +200,7 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> 
         return NAMED_WINDOWS[name]
     known = [*NAMED_WINDOWS, "percentiles"]
     listed = f"known are {', '.join(known)}, or LEVEL WIDTH in HU"
-    msg = f"unknown window {name!r}: {did_you_mean(name, known, otherwise=listed, cutoff=0.6)}"
-    raise ConfigError(msg)
+    raise ConfigError(f"unknown window {name!r}: {did_you_mean(name, known, otherwise=listed, cutoff=0.6)}")
 
 
 def window_from_dict(data: Mapping[str, Any]) -> GreyScale:

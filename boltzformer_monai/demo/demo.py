@@ -221,8 +221,7 @@ def _parameters(*, abdomen: int, chest: int, seed: int, size: tuple[int, int, in
         msg = f"a demo data set has 1 to {_SEEDS_PER_SET} phantoms of a kind, got {abdomen} abdomen and {chest} chest"
         raise ConfigError(msg)
     if seed < 0:
-        msg = f"the seed of a demo data set must be 0 or more, got {seed}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the seed of a demo data set must be 0 or more, got {seed}")
     return {"abdomen": abdomen, "chest": chest, "seed": seed, "size": list(size)}
 
 
@@ -235,8 +234,7 @@ def _is_complete(folder: Path, marker: str, kind: str, parameters: dict[str, Any
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / marker).is_file():
-        msg = f"{folder}: is there already and was not made as demo data; choose another folder"
-        raise DatasetError(msg)
+        raise DatasetError(f"{folder}: is there already and was not made as demo data; choose another folder")
     content = _read_json(folder / marker)
     found = {key: content.get(key) for key in ("format", "version", "parameters")}
     if found != {"format": kind, "version": VERSION, "parameters": parameters}:
@@ -268,11 +266,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read ({why(error)})"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: cannot be read ({why(error)})") from None
     if not isinstance(content, dict):
-        msg = f"{path}: is not a JSON object"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: is not a JSON object")
     return content
 
 

@@ -44,8 +44,7 @@ def labels_of(kind: str) -> Mapping[int, str]:
     """
     kinds = {"abdomen": PHANTOM_LABELS, "chest": CHEST_LABELS}
     if kind not in kinds:
-        msg = f"unknown phantom kind {kind!r}; choose one of {', '.join(kinds)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown phantom kind {kind!r}; choose one of {', '.join(kinds)}")
     return kinds[kind]
 
 
@@ -75,16 +74,13 @@ def make_phantom(
     """
     labels_of(kind)
     if seed < 0:
-        msg = f"phantom seed must be 0 or more, got {seed}"
-        raise ConfigError(msg)
+        raise ConfigError(f"phantom seed must be 0 or more, got {seed}")
     if len(size) != 3 or any(n < low for n, low in zip(size, _MIN_SIZE, strict=True)):
-        msg = f"phantom size must be at least {_MIN_SIZE}, got {tuple(size)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"phantom size must be at least {_MIN_SIZE}, got {tuple(size)}")
     if spacing is None:
         spacing = (FIELD_OF_VIEW_MM[0] / size[0], FIELD_OF_VIEW_MM[1] / size[1], FIELD_OF_VIEW_MM[2] / size[2])
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
-        msg = f"phantom spacing must be three positive numbers of mm, got {tuple(spacing)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"phantom spacing must be three positive numbers of mm, got {tuple(spacing)}")
     rng = np.random.default_rng([get_args(PhantomKind).index(kind), seed])
     canvas = Canvas(size, rng, deformation_mm=float(rng.uniform(2.5, 4.5)), z_offset_mm=float(rng.uniform(-8, 8)))
     draw = _draw_abdomen if kind == "abdomen" else _draw_chest

@@ -35,8 +35,7 @@ def write_phantom_nifti(image: Volume, label: Volume, folder: str | os.PathLike[
     import nibabel as nib
 
     if image.shape != label.shape:
-        msg = f"phantom {stem}: image {image.shape} and label {label.shape} differ in shape"
-        raise VolumeError(msg)
+        raise VolumeError(f"phantom {stem}: image {image.shape} and label {label.shape} differ in shape")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     image_path, label_path = target / f"{stem}.nii.gz", target / f"{stem}_label.nii.gz"

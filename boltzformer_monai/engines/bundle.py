@@ -95,8 +95,7 @@ def _check_keys(parser: ConfigParser, configs: Path, name: str) -> None:
         free = key.startswith("_") or any(key == part or key.startswith(f"{part}::") for part in FREE_FORM)
         if key not in known and not free and not _is_argument(parser, key):
             hint = did_you_mean(key, sorted(known), show=_option, otherwise=f"see configs/{name}.json for the keys")
-            msg = f"unknown override {_option(key)}; {hint}"
-            raise ConfigError(msg)
+            raise ConfigError(f"unknown override {_option(key)}; {hint}")
 
 
 def _shipped(configs: Path, name: str) -> dict[str, Any]:
@@ -107,31 +106,25 @@ def _shipped(configs: Path, name: str) -> dict[str, Any]:
 def _check_values(parser: ConfigParser, shipped: Mapping[str, Any]) -> None:
     for key, value in _entries(parser.get()):
         if isinstance(value, str) and value in _JSON_WORDS and key not in _READ_WORDS:
-            msg = f"{_option(key)} is the text {value!r}; write {_JSON_WORDS[value]}"
-            raise ConfigError(msg)
+            raise ConfigError(f"{_option(key)} is the text {value!r}; write {_JSON_WORDS[value]}")
     plain = {key: value for key, value in parser.get().items() if not is_expression(value)}
     for key, value in plain.items():
         if value is None and shipped.get(key) is not None:
-            msg = f"--{key} must not be None; leave it out for the default"
-            raise ConfigError(msg)
+            raise ConfigError(f"--{key} must not be None; leave it out for the default")
     for key, (kind, least, most) in _NUMBERS.items():
         value = plain.get(key, least)
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         if not number or not least <= value <= most:
             what = "a whole number" if kind is int else "a number"
             limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:.10g}"
-            msg = f"--{key} must be {what} {limits}, got {value!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"--{key} must be {what} {limits}, got {value!r}")
     for key in _PATHS:
         if not isinstance(plain.get(key, ""), str | Path | None):
-            msg = f"--{key} must be a text, got {plain[key]!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"--{key} must be a text, got {plain[key]!r}")
     if not isinstance(plain.get("device", ""), str | torch.device):
-        msg = f"--device must be a name such as 'cpu' or 'cuda:1', got {plain['device']!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--device must be a name such as 'cpu' or 'cuda:1', got {plain['device']!r}")
     if (device := _literal(parser, "device")) == "auto":
-        msg = "--device auto is what happens without --device; leave it out"
-        raise ConfigError(msg)
+        raise ConfigError("--device auto is what happens without --device; leave it out")
     if device or parser.get("device") == "":
         device_by_name(device)
 
@@ -169,8 +162,7 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         # As constructor arguments, keys could collide with its own parameters.
         workflow.parser.update({**overrides, "bundle_root": str(root)})
     except (KeyError, TypeError, IndexError) as error:  # a key below a missing part
-        msg = f"an override leads nowhere ({why(error)}); see configs/{name}.json for the keys"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"an override leads nowhere ({why(error)}); see configs/{name}.json for the keys") from error
     workflow.initialize()
     workflow.run()
     workflow.finalize()
@@ -248,8 +240,7 @@ def _parser_in_use() -> ConfigParser:
         if isinstance(owner, ConfigParser):
             return owner
         frame = frame.f_back
-    msg = "the bundle's configuration must be run by MONAI's ConfigParser"
-    raise ConfigError(msg)
+    raise ConfigError("the bundle's configuration must be run by MONAI's ConfigParser")
 
 
 def one_line_errors() -> None:
@@ -301,8 +292,7 @@ def training_network_config(
             network that the machine's memory cannot hold.
     """
     if not isinstance(overrides or {}, Mapping) or not all(isinstance(key, str) for key in overrides or {}):
-        msg = f"network_overrides must be a mapping like {{'queries': 32}}, got {overrides!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"network_overrides must be a mapping like {{'queries': 32}}, got {overrides!r}")
     if overrides and "image_size" in overrides:
         msg = "give the image size as --image_size, not among network_overrides: the slices must be fitted to it too"
         raise ConfigError(msg)

@@ -60,8 +60,7 @@ class ScoreSlices:
         self.metrics = metrics_for(2) if metrics is None else metrics
         self.volumes = volumes
         if not 0 < threshold < 1:
-            msg = f"threshold must be between 0 and 1, got {threshold}"
-            raise ConfigError(msg)
+            raise ConfigError(f"threshold must be between 0 and 1, got {threshold}")
         self.logit = float(np.log(threshold / (1 - threshold)))
         self.scores: list[SliceScore] = []
 
@@ -92,8 +91,7 @@ class ScoreSlices:
         Presence logits ``(P,)`` affect the volume scores only.
         """
         if rows[0].label is None:
-            msg = f"{rows[0].image} has no label to compare with"
-            raise DatasetError(msg)
+            raise DatasetError(f"{rows[0].image} has no label to compare with")
         values = read_png(rows[0].label)
         fit = slice_fit(values.shape, rows[0], self.size)
         native = fit.restore(logits[None].float().cpu())[0]
@@ -135,8 +133,7 @@ def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:
     rows = [row for row in reader.select(split=split) if row.label is not None]
     if not rows:
         splits = ", ".join(sorted({row.split for row in reader.rows})) or "none"
-        msg = f"{reader.root} has no labelled slices in the split {split!r}; splits there: {splits}"
-        raise DatasetError(msg)
+        raise DatasetError(f"{reader.root} has no labelled slices in the split {split!r}; splits there: {splits}")
     return group_by_slice(rows)
 
 

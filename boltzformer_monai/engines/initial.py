@@ -62,8 +62,7 @@ def find_initial_weights(init_from: Mapping[str, str | Path] | None, *, config: 
     """
     given = init_from or {}
     if not isinstance(given, Mapping) or not all(isinstance(each, str | Path) and str(each) for each in given.values()):
-        msg = f"init_from must be a mapping like {{'backbone': 'sam2_hiera_small.pt'}}, got {init_from!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"init_from must be a mapping like {{'backbone': 'sam2_hiera_small.pt'}}, got {init_from!r}")
     reject_unknown(given, (*PARTS, WHOLE), what="part to start from (init_from)")
     brought = {}
     if config.pretrained:

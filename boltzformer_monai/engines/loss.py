@@ -24,8 +24,7 @@ class BoltzFormerLoss(nn.Module):
         super().__init__()
         if min(balance, empty_weight, presence_weight) < 0:
             given = f"{balance}, {empty_weight} and {presence_weight}"
-            msg = f"balance, empty_weight and presence_weight must not be negative, got {given}"
-            raise ConfigError(msg)
+            raise ConfigError(f"balance, empty_weight and presence_weight must not be negative, got {given}")
         self.balance = balance
         self.empty_weight = empty_weight
         self.presence_weight = presence_weight

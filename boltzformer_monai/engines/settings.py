@@ -71,12 +71,10 @@ class TrainingSettings:
             value, high = getattr(self, name), 1 if name in ("warm_up", "negatives") else 2**31 - 1
             if value is not None and not low <= value <= high:
                 limit = f"between {low} and {high}" if high == 1 or value > high else f"at least {low}"
-                msg = f"{name} must be {limit}, got {value!r}"
-                raise ConfigError(msg)
+                raise ConfigError(f"{name} must be {limit}, got {value!r}")
         reject_unknown(self.freeze, PARTS, what="part to freeze")
         if set(self.freeze) == set(PARTS):
-            msg = "freeze names every part, and nothing is left to train; leave one out"
-            raise ConfigError(msg)
+            raise ConfigError("freeze names every part, and nothing is left to train; leave one out")
 
 
 SETTINGS: dict[str, TrainingSettings] = {
@@ -137,8 +135,7 @@ def training_settings(
             _log.info("no GPU: training the preset 'tiny' at %d pixels; --preset hiera_s trains the paper's", size)
     reject_unknown([preset], [*PRESETS, "auto"], what="preset")
     if not isinstance(overrides or {}, Mapping):
-        msg = f"settings_overrides must be a mapping like {{'clip': 1.0}}, got {overrides!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"settings_overrides must be a mapping like {{'clip': 1.0}}, got {overrides!r}")
     # Preset and image size are separate keys, because the network needs them too.
     known = [f.name for f in dataclasses.fields(TrainingSettings) if f.name not in ("preset", "image_size")]
     reject_unknown(overrides or {}, known, what="training setting")

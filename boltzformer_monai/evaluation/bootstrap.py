@@ -76,11 +76,9 @@ class Bootstrap:
         for name, least in (("resamples", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                msg = f"{name} of the bootstrap must be a whole number of at least {least}, got {value!r}"
-                raise ConfigError(msg)
+                raise ConfigError(f"{name} of the bootstrap must be a whole number of at least {least}, got {value!r}")
         if not 0 < self.level < 1:
-            msg = f"the level of a confidence interval must be between 0 and 1, got {self.level}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the level of a confidence interval must be between 0 and 1, got {self.level}")
 
     def estimate(self, observations: Sequence[Observation]) -> Estimate:
         """Mean over the groups of Σ value / Σ weight, with its interval.
@@ -94,8 +92,7 @@ class Bootstrap:
         values, weights = np.zeros((2, len(patients), len(groups)))
         for entry in observations:
             if not entry.weight > 0:
-                msg = f"an observation needs a weight above 0, got {entry.weight}"
-                raise ConfigError(msg)
+                raise ConfigError(f"an observation needs a weight above 0, got {entry.weight}")
             place = rows[entry.patient], columns[entry.group]
             values[place] += entry.value
             weights[place] += entry.weight

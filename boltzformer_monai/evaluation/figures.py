@@ -93,8 +93,7 @@ def overlay_grid(panels: Sequence[OverlayPanel]) -> bytes:
         ConfigError: there is no panel.
     """
     if not panels:
-        msg = "an overlay grid needs at least one panel"
-        raise ConfigError(msg)
+        raise ConfigError("an overlay grid needs at least one panel")
     grid = _grid(len(panels), panels[0].image.shape)
     for axes, panel in zip(grid.axes, panels, strict=False):
         _show(axes, blend(panel.image, panel.prediction, np.array([PREDICTION_COLOUR])), panel.title)
@@ -121,8 +120,7 @@ def sampled_patches(
     if truth is not None:
         _check_mask(truth, image.shape, "truth")
     if not attend:
-        msg = "a figure of sampled patches needs at least one layer"
-        raise ConfigError(msg)
+        raise ConfigError("a figure of sampled patches needs at least one layer")
     columns = min(len(attend), 3 if len(attend) in (3, 5, 6, 9) else _MAX_COLUMNS)
     grid = _grid(len(attend), image.shape, columns=columns, heading=prompt)
     grey = grey_rgb(image)
@@ -187,8 +185,7 @@ def _series(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[li
 
 def _check_image(image: np.ndarray) -> None:
     if image.ndim != 2 or image.dtype != np.uint8 or image.size == 0:
-        msg = f"a figure needs a uint8 image (H, W), got {image.dtype} {image.shape}"
-        raise ConfigError(msg)
+        raise ConfigError(f"a figure needs a uint8 image (H, W), got {image.dtype} {image.shape}")
 
 
 def _check_mask(mask: np.ndarray, shape: tuple[int, ...], name: str) -> None:

@@ -47,6 +47,5 @@ def write_html(path: str | os.PathLike[str], template: str, *, package: str = __
 
 def _data_uri(png: bytes) -> str:
     if not png.startswith(_PNG_SIGNATURE):
-        msg = f"an image of the page is not a PNG (it begins with {png[:8]!r}); render it again"
-        raise ConfigError(msg)
+        raise ConfigError(f"an image of the page is not a PNG (it begins with {png[:8]!r}); render it again")
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -36,8 +36,7 @@ def check_tolerance(tolerance: float) -> None:
     """Raise a ``ConfigError`` if this is no distance in mm."""
     number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     if not number or not math.isfinite(tolerance) or tolerance <= 0:
-        msg = f"the tolerance of the surface Dice must be a distance in mm above 0, got {tolerance!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the tolerance of the surface Dice must be a distance in mm above 0, got {tolerance!r}")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,8 +69,7 @@ class MaskPair:
         one, other = self.prediction, self.truth
         if one.shape != other.shape or other.ndim not in (2, 3) or not one.dtype == other.dtype == np.bool_:
             kinds = f"{one.dtype} {one.shape} and {other.dtype} {other.shape}"
-            msg = f"two bool masks (H, W) or (N, H, W) of one shape can be compared, got {kinds}"
-            raise DatasetError(msg)
+            raise DatasetError(f"two bool masks (H, W) or (N, H, W) of one shape can be compared, got {kinds}")
         if len(self.spacing) != other.ndim or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing):
             msg = f"masks need a positive spacing in mm along each of their {other.ndim} axes, got {self.spacing}"
             raise DatasetError(msg)

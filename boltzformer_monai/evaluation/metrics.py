@@ -53,11 +53,9 @@ class Metric:
                 msg = f"metric {self.name!r}: {field} must be {' or '.join(allowed)}, got {getattr(self, field)!r}"
                 raise ConfigError(msg)
         if not self.name.isidentifier() or not callable(self.compute):
-            msg = f"metric {self.name!r} needs a name like 'surface_dice' and a function compute(masks)"
-            raise ConfigError(msg)
+            raise ConfigError(f"metric {self.name!r} needs a name like 'surface_dice' and a function compute(masks)")
         if not self.dimensions or not set(self.dimensions) <= {2, 3}:
-            msg = f"metric {self.name!r}: dimensions must be (2,), (3,) or (2, 3), got {self.dimensions!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"metric {self.name!r}: dimensions must be (2,), (3,) or (2, 3), got {self.dimensions!r}")
 
     def of(self, masks: MaskPair) -> Value:
         """Value of one case.

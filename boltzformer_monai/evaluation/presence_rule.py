@@ -49,8 +49,7 @@ class PresenceRule:
             ConfigError: another shape.
         """
         if probabilities.ndim != 1:
-            msg = f"presence probabilities must be one sequence (K,), got {probabilities.shape}"
-            raise ConfigError(msg)
+            raise ConfigError(f"presence probabilities must be one sequence (K,), got {probabilities.shape}")
         certain = bool((probabilities >= self.high).any())
         return (probabilities >= self.low) & certain
 
@@ -85,8 +84,7 @@ def presence_rule(data: Mapping[str, Any], *, use: bool | str = True) -> Presenc
     """
     wanted = {"true": True, "false": False}.get(str(use).lower())
     if wanted is None:
-        msg = f"--presence must be True or False, got {use!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--presence must be True or False, got {use!r}")
     return PresenceRule.of(data) if wanted else None
 
 
@@ -117,15 +115,13 @@ def calibrate(evidence: Iterable[PresenceEvidence], *, lost: float = 0.01) -> Pr
         ConfigError: there is no evidence, its lengths differ, or `lost` is out of range.
     """
     if not 0 <= lost <= 1:
-        msg = f"the share of objects that may be lost must be 0 to 1, got {lost}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the share of objects that may be lost must be 0 to 1, got {lost}")
     kept: list[np.ndarray] = []
     absent: list[float] = []
     for each in evidence:
         shapes = {array.shape for array in each}
         if len(shapes) > 1 or each.shown.ndim != 1 or not len(each.shown):
-            msg = f"presence is calibrated on sequences of one length, got {sorted(shapes)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"presence is calibrated on sequences of one length, got {sorted(shapes)}")
         clipped = np.clip(each.probabilities.astype(np.float64), _EDGE, 1 - _EDGE)
         if (overlapped := each.shown & each.hit).any():
             kept.append(clipped[overlapped])

@@ -46,8 +46,7 @@ def write_report(
         if volumes and volumes["cases"]:
             parts.append(_part("Whole volumes", volumes, _about_volumes(volumes)))
     except (KeyError, TypeError) as error:
-        msg = f"the report needs the content of a metrics.json; this lacks {error}"
-        raise ConfigError(msg) from None
+        raise ConfigError(f"the report needs the content of a metrics.json; this lacks {error}") from None
     return write_html(
         path,
         "report.html",

@@ -126,8 +126,7 @@ def summarise_slices(
     cases = sorted(scores, key=lambda score: (score.volume, score.image, score.target))
     for one, other in zip(cases, cases[1:], strict=False):
         if (one.volume, one.image, one.target) == (other.volume, other.image, other.target):
-            msg = f"{one.image}: target {one.target!r} was scored twice; score each slice and target once"
-            raise DatasetError(msg)
+            raise DatasetError(f"{one.image}: target {one.target!r} was scored twice; score each slice and target once")
     used, method = metrics_for(2) if metrics is None else metrics, bootstrap or Bootstrap()
     present = [score for score in cases if score.present]
     strata = {
@@ -195,8 +194,7 @@ def _entry(
         observations = []
         for case in cases:
             if metric.name not in case.values:
-                msg = f"the scores lack the metric {metric.name!r}; evaluate again with it registered"
-                raise DatasetError(msg)
+                raise DatasetError(f"the scores lack the metric {metric.name!r}; evaluate again with it registered")
             value = case.values[metric.name]
             if value is not None:
                 part, whole = value if isinstance(value, tuple) else (value, 1.0)

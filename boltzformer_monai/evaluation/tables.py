@@ -73,19 +73,16 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
             columns = list(table.fieldnames or ())
             missing = [name for name in _COLUMNS if name not in columns]
             if missing:
-                msg = f"{source}: lacks the column {', '.join(missing)}; it is no table of slice scores"
-                raise DatasetError(msg)
+                raise DatasetError(f"{source}: lacks the column {', '.join(missing)}; it is no table of slice scores")
             for row in table:
                 if None in row.values():
-                    msg = f"{source}, line {table.line_num}: has too few fields; the file is cut off"
-                    raise DatasetError(msg)
+                    raise DatasetError(f"{source}, line {table.line_num}: has too few fields; the file is cut off")
                 fields: dict[str, Any] = {name: from_cell(row[name]) for name in _COLUMNS[:5]}
                 fields |= {name: int(row[name]) for name in _COUNTS}
                 values = {name: _value_of(row[name]) for name in columns if name not in _COLUMNS}
                 scores.append(SliceScore(**fields, area_fraction=float(row["area_fraction"]), values=values))
     except (OSError, ValueError, TypeError) as error:
-        msg = f"{source}: cannot be read as slice scores ({why(error)})"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{source}: cannot be read as slice scores ({why(error)})") from None
     return scores
 
 
@@ -99,8 +96,7 @@ def write_metrics_json(metrics: Mapping[str, Any], path: str | os.PathLike[str])
     try:
         text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        msg = f"{target}: the metrics cannot be written as JSON ({error})"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{target}: the metrics cannot be written as JSON ({error})") from None
     with replacing(target) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return target

@@ -41,6 +41,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import on first access: planning a run must not wait for PyTorch."""
     if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"boltzformer_monai.{_HOMES[name]}"), name)

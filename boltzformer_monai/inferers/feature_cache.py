@@ -47,8 +47,7 @@ class FeatureCache:
 
     def __init__(self, limit: int) -> None:
         if limit < 0:
-            msg = f"the bytes of the feature cache must be 0 or more, got {limit}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the bytes of the feature cache must be 0 or more, got {limit}")
         self.limit = limit
         self.hits = 0
         self.misses = 0

@@ -60,8 +60,7 @@ def contact_sheet(
     from matplotlib.patches import Patch
 
     if slices < 1:
-        msg = f"a contact sheet has at least one slice, not {slices}"
-        raise ConfigError(msg)
+        raise ConfigError(f"a contact sheet has at least one slice, not {slices}")
     grid = result.grid
     labels = extract_slices(Volume(result.label_map("probability"), grid.affine), plane)
     images = extract_slices(Volume(_grey(grid, window, modality), grid.affine), plane)

@@ -116,12 +116,10 @@ class RunSettings:
         for name, least in (("seed", 0), ("repeats", 1), ("batch_size", 1)):
             self._set(name, _integer(name, getattr(self, name), least))
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
-            msg = f"the threshold must be between 0 and 1, got {_short(self.threshold)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the threshold must be between 0 and 1, got {_short(self.threshold)}")
         for name, known in (("in_plane", IN_PLANE), ("arbitration", ARBITRATIONS), ("ending", ENDINGS)):
             if getattr(self, name) not in known:
-                msg = f"unknown {name} {_short(getattr(self, name))}; use {' or '.join(known)}"
-                raise ConfigError(msg)
+                raise ConfigError(f"unknown {name} {_short(getattr(self, name))}; use {' or '.join(known)}")
         if self.masks and self.ending == ".dcm":
             msg = "a DICOM SEG holds a mask for each prompt anyway; leave --masks out, or use .nii.gz, .nii or .nrrd"
             raise ConfigError(msg)
@@ -129,8 +127,7 @@ class RunSettings:
             msg = "an .npz holds a label map alone; leave --masks and --uncertainty out, or write another format"
             raise ConfigError(msg)
         if self.protocol is not None and not (isinstance(self.protocol, str) and self.protocol):
-            msg = f"the protocol must be a name, got {_short(self.protocol)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the protocol must be a name, got {_short(self.protocol)}")
         self._set("protocol_settings", _plain_settings(self.protocol_settings))
         if self.label_values is not None:
             self._set("label_values", _label_values(self.label_values, len(self.prompts)))
@@ -231,23 +228,20 @@ def _short(value: Any) -> str:
 def _boolean(name: str, value: Any) -> bool:
     found = {"true": True, "false": False}.get(str(value).lower())  # a configuration may give text
     if found is None:
-        msg = f"{name} must be true or false, got {_short(value)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name} must be true or false, got {_short(value)}")
     return found
 
 
 def _integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        msg = f"{name} must be a whole number of at least {least}, got {_short(value)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {_short(value)}")
     return int(value)
 
 
 def _plain_settings(settings: Any) -> dict[str, Any]:
     named = isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings)
     if not named or not all(value is None or isinstance(value, str | int | float) for value in settings.values()):
-        msg = f"protocol_settings must map names to texts, numbers, true or false, got {_short(settings)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"protocol_settings must map names to texts, numbers, true or false, got {_short(settings)}")
     return dict(settings)
 
 
@@ -255,8 +249,7 @@ def _label_values(values: Any, count: int) -> tuple[int, ...]:
     chosen = tuple(values) if isinstance(values, list | tuple) else ()
     whole = all(isinstance(each, Integral) and not isinstance(each, bool) and 0 < int(each) < 2**16 for each in chosen)
     if len(chosen) != count or not whole or len(set(chosen)) < count:
-        msg = f"label_values must be {count} different whole numbers from 1 to 65535, got {_short(values)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"label_values must be {count} different whole numbers from 1 to 65535, got {_short(values)}")
     return tuple(int(each) for each in chosen)
 
 
@@ -264,8 +257,7 @@ def _planes(planes: str | Sequence[str]) -> tuple[str, ...]:
     chosen = tuple(planes) if isinstance(planes, list | tuple) else (planes,)
     known = all(isinstance(each, str) and each in PLANE_AXES for each in chosen)
     if not chosen or not known or len(set(chosen)) < len(chosen):
-        msg = f"planes must be different ones of {', '.join(PLANE_AXES)}, got {_short(planes)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"planes must be different ones of {', '.join(PLANE_AXES)}, got {_short(planes)}")
     return tuple(str(each) for each in chosen)
 
 
@@ -280,8 +272,7 @@ def _window(window: str | Sequence[Any] | Mapping[str, Any] | GreyScale | None) 
         _parsed(words)
         return words
     if not isinstance(window, Mapping | GreyScale):
-        msg = f"the window must be a name, level/width or a mapping, got {_short(window)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the window must be a name, level/width or a mapping, got {_short(window)}")
     return parse_window(window)
 
 

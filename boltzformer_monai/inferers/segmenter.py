@@ -87,8 +87,7 @@ class SaveLabelMapd(SaveImaged):
 def existing_scan(image: str | Path) -> None:
     """Raise a ``VolumeError`` if there is nothing at the path: before the network is loaded, not after it."""
     if not Path(image).exists():
-        msg = f"{image}: no such file or folder; give a NIfTI or NRRD file or a DICOM folder"
-        raise VolumeError(msg)
+        raise VolumeError(f"{image}: no such file or folder; give a NIfTI or NRRD file or a DICOM folder")
 
 
 def check_output(output: str | Path, *inputs: str | Path) -> None:
@@ -99,14 +98,11 @@ def check_output(output: str | Path, *inputs: str | Path) -> None:
         OSError: the folder cannot be made.
     """
     if any(Path(output).resolve() == Path(path).resolve() for path in inputs):
-        msg = f"cannot write {output}: it is an input, which would be lost; give another --output"
-        raise ConfigError(msg)
+        raise ConfigError(f"cannot write {output}: it is an input, which would be lost; give another --output")
     if not str(output).lower().endswith(OUTPUT_SUFFIXES):
-        msg = f"cannot write {output}: the output must end in {', '.join(OUTPUT_SUFFIXES)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"cannot write {output}: the output must end in {', '.join(OUTPUT_SUFFIXES)}")
     if Path(output).is_dir():
-        msg = f"cannot write {output}: it is a folder"
-        raise ConfigError(msg)
+        raise ConfigError(f"cannot write {output}: it is a folder")
     Path(output).parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -256,11 +252,9 @@ def run_inference(
         CheckpointError: there is no checkpoint.
     """
     if not image:
-        msg = "no image given; add --image PATH (NIfTI, NRRD or a DICOM folder)"
-        raise VolumeError(msg)
+        raise VolumeError("no image given; add --image PATH (NIfTI, NRRD or a DICOM folder)")
     if not segmenter.trained:
-        msg = f"no checkpoint at {checkpoint}; train one, or give --checkpoint PATH"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"no checkpoint at {checkpoint}; train one, or give --checkpoint PATH")
     existing_scan(image)
     check_output(output, image, checkpoint)
     evaluator.run()

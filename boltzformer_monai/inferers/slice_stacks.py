@@ -28,8 +28,7 @@ class SliceStacks:
 
     def __init__(self, limit: int = 0) -> None:
         if limit < 0:
-            msg = f"the bytes of the slices kept must be 0 or more, got {limit}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the bytes of the slices kept must be 0 or more, got {limit}")
         self.limit = limit
         self._held: OrderedDict[tuple[int, GreyScale, Slicing], tuple[weakref.ref[Volume], np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()

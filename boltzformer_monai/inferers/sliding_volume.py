@@ -89,8 +89,7 @@ class SlidingVolumeInferer(Inferer):
         super().__init__()
         for name, value in (("prompts together", together), ("slices together", slices_together)):
             if value < 1:
-                msg = f"the number of {name} must be at least 1, got {value}"
-                raise ConfigError(msg)
+                raise ConfigError(f"the number of {name} must be at least 1, got {value}")
         data = description.data
         self.settings = settings
         self.protocol = volume_protocol(settings, data)

@@ -125,8 +125,7 @@ class VolumeResult:
             ConfigError: another arbitration, or other values.
         """
         if arbitration not in ARBITRATIONS:
-            msg = f"unknown arbitration {arbitration!r}; known are {', '.join(ARBITRATIONS)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"unknown arbitration {arbitration!r}; known are {', '.join(ARBITRATIONS)}")
         values = range(1, len(self.prompts) + 1) if values is None else values
         if len(values) != len(self.prompts) or not all(0 < value < 2**16 for value in values):
             msg = f"a label map needs a value from 1 to 65535 for each of {len(self.prompts)} prompts, got {values}"

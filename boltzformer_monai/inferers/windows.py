@@ -49,8 +49,7 @@ class PromptWindows:
         known = sorted({str(entry["modality"]) for entry in self.targets})
         if len(known) == 1:
             return known[0]
-        msg = "the scan does not say whether it is CT or MR; give --modality"
-        raise ConfigError(msg)
+        raise ConfigError("the scan does not say whether it is CT or MR; give --modality")
 
     def read(self, prompts: Sequence[str], *, literal: bool = False) -> list[Reading]:
         """Interpret prompts; see :class:`~boltzformer_monai.data.prompt_check.PromptReader`.

@@ -225,18 +225,15 @@ def _content(archive: zipfile.ZipFile, array: _Array, path: Path) -> bytes:
 def _checked(content: object) -> dict[str, str | int]:
     """The prompts, if that is what they are."""
     if not isinstance(content, dict):
-        msg = "no dict"
-        raise ValueError(msg)
+        raise ValueError("no dict")
     values = set()
     for key, value in content.items():
         if key == INSTANCES and isinstance(value, int) and value in (0, 1):
             continue
         if not (key.isascii() and key.isdigit() and len(key) <= 5 and 0 < int(key) <= _MOST_VALUES):
-            msg = f"{key[:20]!a} is no label value from 1 to {_MOST_VALUES}"
-            raise ValueError(msg)
+            raise ValueError(f"{key[:20]!a} is no label value from 1 to {_MOST_VALUES}")
         if not isinstance(value, str) or int(key) in values:
-            msg = f"the label value {key} has no text, or two"
-            raise ValueError(msg)
+            raise ValueError(f"the label value {key} has no text, or two")
         values.add(int(key))
     return content
 
@@ -310,8 +307,7 @@ def _unpickled(data: bytes) -> object:
             items = since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
             keys, values = items[::2], items[1::2]
             if not all(isinstance(key, str) for key in keys) or any(isinstance(each, _Stand) for each in values):
-                msg = "a key is no text"
-                raise ValueError(msg)
+                raise ValueError("a key is no text")
             _of(dict, stack).update(zip(keys, values, strict=True))
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
@@ -322,8 +318,7 @@ def _unpickled(data: bytes) -> object:
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             word = argument if name == "GLOBAL" else " ".join([stack.pop(), stack.pop()][::-1])
             if word not in _FRAMING:
-                msg = f"it names {ascii(word[:60])}"
-                raise ValueError(msg)
+                raise ValueError(f"it names {ascii(word[:60])}")
             stack.append(_Stand(_FRAMING[word]))
         elif name == "REDUCE":
             stack.pop()  # the arguments: the framing is the same whatever they are
@@ -332,17 +327,14 @@ def _unpickled(data: bytes) -> object:
             state = stack.pop()
             _of(_Stand, stack).state = state
         else:
-            msg = f"it holds the instruction {name}"
-            raise ValueError(msg)
-    msg = "it does not end"
-    raise ValueError(msg)
+            raise ValueError(f"it holds the instruction {name}")
+    raise ValueError("it does not end")
 
 
 def _of(kind: type, stack: list[Any]) -> Any:
     """The topmost object, of this very kind."""
     if type(stack[-1]) is not kind:
-        msg = "its instructions make no sense"
-        raise ValueError(msg)
+        raise ValueError("its instructions make no sense")
     return stack[-1]
 
 
@@ -350,8 +342,7 @@ def _framed(array: object) -> object:
     """What a 0-d object array holds, whose state is ``(version, shape, dtype, fortran_order, [object])``."""
     state = array.state if isinstance(array, _Stand) and array.kind == "array" else None
     if not isinstance(state, tuple) or len(state) != 5 or state[1] != () or not isinstance(state[4], list):
-        msg = "no object array"
-        raise ValueError(msg)
+        raise ValueError("no object array")
     (content,) = state[4]
     return content
 

@@ -81,8 +81,7 @@ def add_metrics(folder: Path, metrics: Path, *, name: str | None = None) -> dict
     evaluated = model.get("sha256") if isinstance(model, Mapping) else None
     if evaluated not in (config.sha256, config.checkpoint_sha256 or config.sha256):
         of = "does not say of which model it is" if evaluated is None else f"is of the model {str(evaluated)[:16]}…"
-        msg = f"{metrics} {of}, and {folder} is {config.sha256[:16]}…; evaluate this one"
-        raise DatasetError(msg)
+        raise DatasetError(f"{metrics} {of}, and {folder} is {config.sha256[:16]}…; evaluate this one")
     # Cases name volumes and patients: they stay with whoever evaluated.
     kept = {
         key: {name: part for name, part in value.items() if name != "cases"} if key in _PARTS else value
@@ -109,8 +108,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     parts = [content[part] for part in _PARTS if part in content] if isinstance(content, dict) else []
     needed = {"overall", "by_target", "metrics"}
     if not parts or not all(isinstance(part, Mapping) and needed <= set(part) for part in parts):
-        msg = f"{path}: holds no metrics; give the metrics.json of boltzformer evaluate"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: holds no metrics; give the metrics.json of boltzformer evaluate")
     return dict(content)
 
 
@@ -145,11 +143,9 @@ def write_bundle_metrics(metrics: Mapping[str, Any], bundle: Path) -> Path:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read ({why(error)}); give the folder of a bundle"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"{path}: cannot be read ({why(error)}); give the folder of a bundle") from error
     if not isinstance(content, dict):
-        msg = f"{path}: is no bundle's metadata; give the folder of a bundle"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path}: is no bundle's metadata; give the folder of a bundle")
     content["eval_metrics"] = eval_metrics(metrics)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")

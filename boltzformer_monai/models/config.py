@@ -81,8 +81,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(msg)
     kinds = {"weights_sha256": str, "parameters": int, "checkpoint_sha256": str, "package": str, "description": Mapping}
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
-        msg = f"{path} has not the form of a model's; fetch or copy the model again"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{path} has not the form of a model's; fetch or copy the model again")
     config = ModelConfig(**{name: content[name] for name in kinds})
     if content.get("description_sha256") != config.description_sha256:
         msg = (

@@ -45,16 +45,14 @@ def convert(place: str | Path, output: str | Path, *, source: str | None = None,
     path, target = Path(place).expanduser(), Path(output)
     path = path if path.exists() else locate(place).path
     if target.resolve() in (path.resolve(), (path / WEIGHTS).resolve(), (path / CONFIG).resolve()):
-        msg = f"cannot write {target}: it is the input; give another --output"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"cannot write {target}: it is the input; give another --output")
     if target.suffix != ".pt":
         require_replaceable(target)
         content, checkpoint = _content(path, source, entry)
         save_model(content, target, checkpoint=checkpoint)
         return
     if target.is_dir():
-        msg = f"cannot write {target}: it is a folder; give another --output"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"cannot write {target}: it is a folder; give another --output")
     checkpoints.save_checkpoint(_content(path, source, entry)[0], target)
 
 

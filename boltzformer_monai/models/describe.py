@@ -23,8 +23,7 @@ def targets_of(data: Mapping[str, Any]) -> list[dict[str, str]]:
             row = {name: str(entry.get(name, "")) for name in ("target", "modality", "site")}
             rows.append({**row, "window": _window_text(entry["window"]) if "window" in entry else ""})
     except (AttributeError, TypeError, ValueError, ConfigError) as error:
-        msg = f"the model's description of its targets cannot be used ({why(error)})"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"the model's description of its targets cannot be used ({why(error)})") from error
     return rows
 
 

@@ -73,16 +73,14 @@ def fetch(name: str, *, accept_licence: bool = False, file: str | None = None, r
     if known is None:
         entry = entry_named(name)
         if file is not None:
-            msg = f"--file is for models of the hub; {name} is {entry.file} of {entry.repo}"
-            raise ConfigError(msg)
+            raise ConfigError(f"--file is for models of the hub; {name} is {entry.file} of {entry.repo}")
         _require_accepted(entry.licence, entry.repo, accept_licence)
         for other in entry.others:
             _download(entry.repo, other, revision, gated=entry.gated)
         return _checked(entry.repo, entry.file, revision, entry.licence, entry)
     repo, in_name = known
     if revision is not None and in_name is not None:
-        msg = f"{name} names a revision already; leave --revision out"
-        raise ConfigError(msg)
+        raise ConfigError(f"{name} names a revision already; leave --revision out")
     revision = revision or in_name
     licence = _stated_licence(repo, revision, is_model=file is None)
     _require_accepted(licence, repo, accept_licence)
@@ -178,8 +176,7 @@ def _download(
     try:
         return Path(hf_hub_download(repo, file, revision=revision, endpoint=address, local_files_only=offline))
     except HFValidationError as error:
-        msg = f"{repo} is no id of a model on the hub ({why(error)})"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"{repo} is no id of a model on the hub ({why(error)})") from error
     except GatedRepoError as error:
         raise CheckpointError(_gated(what, page)) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
@@ -194,8 +191,7 @@ def _download(
             )
         raise CheckpointError(msg) from error
     except RevisionNotFoundError as error:
-        msg = f"{what}: there is no such revision; see {page}"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"{what}: there is no such revision; see {page}") from error
     except EntryNotFoundError as error:
         msg = f"{what}: there is no such file; see {page}/tree/{revision or 'main'}, and give --file"
         raise missing(msg) from error
@@ -210,8 +206,7 @@ def _download(
         if error.errno in FULL | REFUSED:
             msg = f"{what}: the cache cannot be written ({why(error)}); free space, or name another folder by HF_HOME"
             raise StorageError(msg) from error
-        msg = f"{what}: was not fetched whole ({why(error)}); run the command again"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"{what}: was not fetched whole ({why(error)}); run the command again") from error
     except Exception as error:  # of the HTTP library, whose errors derive from nothing of ours
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
             msg = f"{what}: the connection to {address} broke off ({why(error)}); run the command again"

@@ -114,8 +114,7 @@ def save_model(
     try:
         description = json.loads(json.dumps(content["description"], allow_nan=False))
     except (TypeError, ValueError) as error:
-        msg = f"{target}: the model's description cannot be kept as JSON ({why(error)})"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"{target}: the model's description cannot be kept as JSON ({why(error)})") from error
     with replacing_folder(target) as temporary:
         write_safetensors(weights, temporary / WEIGHTS)
         config = ModelConfig(
@@ -145,8 +144,7 @@ def check_weights(folder: Path, config: ModelConfig) -> None:
     try:
         found = file_sha256(path)
     except OSError as error:
-        msg = str(cannot_open(path, error) or error)
-        raise CheckpointError(msg) from error
+        raise CheckpointError(str(cannot_open(path, error) or error)) from error
     if found != config.weights_sha256:
         msg = (
             f"{path} is not the file that {CONFIG} describes: its sha256 is {found[:16]}…, "

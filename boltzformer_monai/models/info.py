@@ -127,8 +127,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _part(description: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = description.get(name)
     if not isinstance(part, Mapping):
-        msg = f"the model's description lacks its {name}; train, fetch or convert it again"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"the model's description lacks its {name}; train, fetch or convert it again")
     return part
 
 

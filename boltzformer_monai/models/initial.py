@@ -40,8 +40,7 @@ def initial_path(place: str | Path) -> Path:
             folder = path.parent
             near = [each.name for each in folder.iterdir()] if folder.is_dir() else []
             hint = did_you_mean(path.name, [*near, *CATALOGUE], otherwise="give a file, a folder or a name of it")
-            msg = f"no weights at {place}; {hint} (boltzformer weights list shows the public ones)"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"no weights at {place}; {hint} (boltzformer weights list shows the public ones)")
         path = locate(place).path
     elif path.name == WEIGHTS and is_model_folder(path.parent):
         path = path.parent
@@ -95,8 +94,7 @@ def _fetched(entry: Entry) -> Path:
 
     found = try_to_load_from_cache(entry.repo, entry.file)
     if not isinstance(found, str):
-        msg = f"{entry.name} was not fetched; boltzformer weights fetch {entry.name}"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{entry.name} was not fetched; boltzformer weights fetch {entry.name}")
     return Path(found)
 
 

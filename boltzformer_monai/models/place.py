@@ -86,8 +86,7 @@ def require_replaceable(folder: Path) -> None:
     others = [] if not folder.is_dir() else sorted({each.name for each in folder.iterdir()} - _OURS)
     if not folder.is_dir() or others or (any(folder.iterdir()) and not (folder / CONFIG).is_file()):
         what = f"it holds other files ({', '.join(others[:3])})" if others else "it is no model folder"
-        msg = f"cannot write {folder}: {what}, which would be lost; give another name"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"cannot write {folder}: {what}, which would be lost; give another name")
 
 
 def _folder(path: Path) -> Place:

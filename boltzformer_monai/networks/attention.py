@@ -27,8 +27,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, *, dim: int, heads: int) -> None:
         super().__init__()
         if dim % heads:
-            msg = f"dim {dim} is not divisible by heads {heads}"
-            raise ConfigError(msg)
+            raise ConfigError(f"dim {dim} is not divisible by heads {heads}")
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))

@@ -65,15 +65,13 @@ class TimmBackbone(nn.Module):
         super().__init__()
         options = dict(settings or {})
         if taken := sorted(_OURS & set(options)):
-            msg = f"{taken[0]} is no backbone setting; {_OURS_INSTEAD}"
-            raise ConfigError(msg)
+            raise ConfigError(f"{taken[0]} is no backbone setting; {_OURS_INSTEAD}")
         self.name = name
         self.image_size: int | None = None
         if not timm.is_model(name):
             known = [*BACKBONES.names(), *timm.list_models()]
             hint = did_you_mean(name, known, otherwise="see timm.list_models().", cutoff=0.6)
-            msg = f"timm has no model {name!r}; {hint} {OF_YOUR_OWN}"
-            raise ConfigError(msg)
+            raise ConfigError(f"timm has no model {name!r}; {hint} {OF_YOUR_OWN}")
         try:
             made_for = timm.get_pretrained_cfg(name)
         except RuntimeError as error:  # no such tag behind the dot
@@ -87,8 +85,7 @@ class TimmBackbone(nn.Module):
         info: Any = self.model.feature_info
         reductions = list(info.reduction())
         if any(stride not in reductions for stride in STRIDES):
-            msg = f"backbone {name!r} has strides {reductions}; strides {list(STRIDES)} are needed"
-            raise ConfigError(msg)
+            raise ConfigError(f"backbone {name!r} has strides {reductions}; strides {list(STRIDES)} are needed")
         self._picked = [reductions.index(stride) for stride in STRIDES]
         self._channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
         self.channels: list[int] = [info.channels()[i] for i in self._picked]
@@ -106,8 +103,7 @@ class TimmBackbone(nn.Module):
         """
         if self.image_size is not None and any(size != self.image_size for size in image.shape[-2:]):
             made, got = f"{self.image_size} × {self.image_size}", " × ".join(map(str, image.shape[-2:]))
-            msg = f"the backbone {self.name!r} was made for images of {made} pixels, got {got}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the backbone {self.name!r} was made for images of {made} pixels, got {got}")
         outputs = self.model(image)
         features = [outputs[i] for i in self._picked]
         if self._channels_last:
@@ -238,8 +234,7 @@ def make_backbone(config: NetworkConfig) -> nn.Module:
     backbone: Any
     if not of_timm(config):
         if ignored := [name for name in ("pretrained", "normalise_features") if getattr(config, name)]:
-            msg = f"{ignored[0]} is for timm's backbones, and {config.backbone!r} is none; leave it out"
-            raise ConfigError(msg)
+            raise ConfigError(f"{ignored[0]} is for timm's backbones, and {config.backbone!r} is none; leave it out")
         backbone = BACKBONES.make(config.backbone, config, settings=config.backbone_settings)
     else:
         backbone = TimmBackbone(

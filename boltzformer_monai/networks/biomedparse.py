@@ -127,8 +127,7 @@ class QueryMeans(nn.Module):
     def __init__(self, queries: int, edge_queries: int) -> None:
         super().__init__()
         if not 0 <= edge_queries < queries:
-            msg = f"edge_queries must leave some of the {queries} queries to the mask, got {edge_queries}"
-            raise ConfigError(msg)
+            raise ConfigError(f"edge_queries must leave some of the {queries} queries to the mask, got {edge_queries}")
         of_masks = queries - edge_queries
         rows = [[1 / of_masks] * of_masks + [0.0] * edge_queries]
         if edge_queries:

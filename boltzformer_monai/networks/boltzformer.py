@@ -124,8 +124,7 @@ class BoltzFormer(nn.Module):
         """
         if tokens is None:
             if not len(self.default_tokens):
-                msg = "this network's text model has no default prompt; pass tokens"
-                raise ConfigError(msg)
+                raise ConfigError("this network's text model has no default prompt; pass tokens")
             tokens = self.default_tokens.expand(len(image), 1, -1)
         decoded = self.decode(self.encode_image(image), self.encode_text(tokens), generator=generator)
         return decoded if with_presence else decoded.logits
@@ -134,11 +133,9 @@ class BoltzFormer(nn.Module):
         """Encode ``(B, C, H, W)`` images on the 0–1 scale, once for all prompts."""
         channels = self.mean.shape[1]
         if image.dim() != 4 or image.shape[1] not in (1, channels):
-            msg = f"image must be (B, {channels} or 1, H, W), got {tuple(image.shape)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"image must be (B, {channels} or 1, H, W), got {tuple(image.shape)}")
         if any(size % STRIDE for size in image.shape[-2:]):
-            msg = f"image height and width must be multiples of {STRIDE}, got {tuple(image.shape[-2:])}"
-            raise ConfigError(msg)
+            raise ConfigError(f"image height and width must be multiples of {STRIDE}, got {tuple(image.shape[-2:])}")
         normalised = (image - self.mean) / self.std
         with autocast(self.precision, image.device):
             levels, semantic_map = self.pixel_decoder(self.backbone(normalised))
@@ -147,8 +144,7 @@ class BoltzFormer(nn.Module):
     def encode_text(self, tokens: Tensor) -> TextFeatures:
         """Encode prompts given as tokens ``(B, P, N_T)`` int64, −1 = padding."""
         if tokens.dim() != 3:
-            msg = f"tokens must be (B, P, N_T), got {tuple(tokens.shape)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"tokens must be (B, P, N_T), got {tuple(tokens.shape)}")
         with autocast(self.precision, tokens.device):
             return TextFeatures(*self.text_encoder(tokens))
 

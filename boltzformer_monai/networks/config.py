@@ -85,17 +85,14 @@ class NetworkConfig:
         least |= {"text_width": 1, "text_layers": 1, "text_heads": 1, "pixel_layers": 0, "neighbours": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
-                msg = f"{name} must be a whole number of at least {low}, got {getattr(self, name)}"
-                raise ConfigError(msg)
+                raise ConfigError(f"{name} must be a whole number of at least {low}, got {getattr(self, name)}")
         if not 0 < self.text_norm_eps < 1:
-            msg = f"text_norm_eps must be between 0 and 1, got {self.text_norm_eps}"
-            raise ConfigError(msg)
+            raise ConfigError(f"text_norm_eps must be between 0 and 1, got {self.text_norm_eps}")
         if self.neck_channels is not None and self.neck_channels < 1:
             msg = f"neck_channels must be a whole number of at least 1, or None for no neck; got {self.neck_channels}"
             raise ConfigError(msg)
         if self.image_size % STRIDE or self.image_size < STRIDE:
-            msg = f"image_size must be a positive multiple of {STRIDE}, got {self.image_size}"
-            raise ConfigError(msg)
+            raise ConfigError(f"image_size must be a positive multiple of {STRIDE}, got {self.image_size}")
         if self.neighbours and self.in_channels != 2 * self.neighbours + 1:
             msg = f"{self.neighbours} neighbours make {2 * self.neighbours + 1} in_channels, not {self.in_channels}"
             raise ConfigError(msg)
@@ -111,8 +108,7 @@ class NetworkConfig:
         for name in ("backbone_settings", "decoder_settings", "policy_settings"):
             value = getattr(self, name)
             if not isinstance(value, dict) or not _is_plain(value):
-                msg = f"{name} must map names to plain values, which a checkpoint can carry; got {value!r}"
-                raise ConfigError(msg)
+                raise ConfigError(f"{name} must map names to plain values, which a checkpoint can carry; got {value!r}")
 
 
 def _is_plain(value: object) -> bool:

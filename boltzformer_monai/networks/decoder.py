@@ -115,8 +115,7 @@ class BoltzFormerDecoder(nn.Module):
         super().__init__()
         for name, value in (("queries", queries), ("layers", layers), ("levels", levels)):
             if value < 1:
-                msg = f"{name} must be at least 1, got {value}"
-                raise ConfigError(msg)
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         self.policy = policy
         self.heads = heads
         self.levels = levels
@@ -242,8 +241,7 @@ class BoltzFormerDecoder(nn.Module):
     def check_levels(self, features: Sequence[Tensor]) -> None:
         """Raises :class:`~boltzformer_monai.errors.ConfigError` for another number of levels than configured."""
         if len(features) != self.levels:
-            msg = f"the decoder was built for {self.levels} feature levels and got {len(features)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the decoder was built for {self.levels} feature levels and got {len(features)}")
 
 
 def exchange(block: nn.Module, queries: Tensor, text: Tensor, position: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,5 @@ def attention_policy(config: NetworkConfig) -> AttentionSetPolicy:
     for name in settings.keys() & config.policy_settings.keys():
         if settings[name] != getattr(NetworkConfig, name):  # the class holds the defaults
             twice = {name: config.policy_settings[name]}
-            msg = f"{name} {settings[name]} and policy_settings {twice} set the same; give one of them"
-            raise ConfigError(msg)
+            raise ConfigError(f"{name} {settings[name]} and policy_settings {twice} set the same; give one of them")
     return POLICIES.make(config.policy, settings={**settings, **config.policy_settings})

@@ -28,8 +28,7 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind != "group":
-        msg = f"norm must be 'group' or 'batch', got {kind!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"norm must be 'group' or 'batch', got {kind!r}")
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
@@ -101,8 +100,7 @@ class PixelDecoder(nn.Module):
             msg = f"the pixel decoder needs features of at least two strides, got channels {list(in_channels)}"
             raise ConfigError(msg)
         if dim % 4:
-            msg = f"dim must be a multiple of 4 for the position encoding, got {dim}"
-            raise ConfigError(msg)
+            raise ConfigError(f"dim must be a multiple of 4 for the position encoding, got {dim}")
         self.dim = dim
         self.input_proj = nn.Conv2d(in_channels[-1], dim, 1)
         self.encoder = nn.ModuleList(

@@ -103,14 +103,11 @@ class BoltzmannSampling:
         threshold: float | None = None,
     ) -> None:
         if threshold is not None and not 0 < threshold < 1:
-            msg = f"threshold must be in (0, 1), got {threshold}"
-            raise ConfigError(msg)
+            raise ConfigError(f"threshold must be in (0, 1), got {threshold}")
         if not base_temperature > 0:
-            msg = f"base_temperature must be positive, got {base_temperature}"
-            raise ConfigError(msg)
+            raise ConfigError(f"base_temperature must be positive, got {base_temperature}")
         if not 0 < sample_ratio <= 1:
-            msg = f"sample_ratio must be in (0, 1], got {sample_ratio}"
-            raise ConfigError(msg)
+            raise ConfigError(f"sample_ratio must be in (0, 1], got {sample_ratio}")
         self.base_temperature = float(base_temperature)
         self.sample_ratio = float(sample_ratio)
         self.exact = exact
@@ -170,8 +167,7 @@ class ThresholdMask:
 
     def __init__(self, threshold: float = 0.5) -> None:
         if not 0 < threshold < 1:
-            msg = f"threshold must be in (0, 1), got {threshold}"
-            raise ConfigError(msg)
+            raise ConfigError(f"threshold must be in (0, 1), got {threshold}")
         self.threshold = float(threshold)
 
     @torch.no_grad()

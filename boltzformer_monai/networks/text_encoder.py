@@ -47,8 +47,7 @@ class TextEncoder(nn.Module):
         """
         batch, prompts, length = tokens.shape
         if length > self.context:
-            msg = f"the prompt has {length} tokens; this text encoder reads at most {self.context}"
-            raise PromptError(msg)
+            raise PromptError(f"the prompt has {length} tokens; this text encoder reads at most {self.context}")
         flat = tokens.flatten(0, 1)
         valid = flat != PADDING
         # A prompt of padding only, as batches have, would be an all-masked softmax row (NaN): unmask its first token.
@@ -71,8 +70,7 @@ def clip_text_encoder(
 ) -> TextEncoder:
     """UniCL's text encoder: causal pre-norm transformer over CLIP's BPE vocabulary (Appendix A.2)."""
     if width % heads:
-        msg = f"the text encoder's width {width} is not divisible by its heads {heads}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the text encoder's width {width} is not divisible by its heads {heads}")
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -100,8 +98,7 @@ def pretrained_text_encoder(path: str | Path, *, dim: int) -> TextEncoder:
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        msg = f"no transformers text model at {folder}: config.json is missing"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"no transformers text model at {folder}: config.json is missing")
     try:
         model = AutoModel.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -110,8 +107,7 @@ def pretrained_text_encoder(path: str | Path, *, dim: int) -> TextEncoder:
     model = _text_transformer(model)
     width = getattr(model.config, "hidden_size", None)
     if width is None:
-        msg = f"the text model at {folder} has no hidden_size in its config.json"
-        raise ConfigError(msg)
+        raise ConfigError(f"the text model at {folder} has no hidden_size in its config.json")
     context = int(getattr(model.config, "max_position_embeddings", 512))
     return TextEncoder(model, width=int(width), dim=dim, context=context)
 

@@ -96,8 +96,7 @@ class Description:
         """
         if state.get("format") != FORMAT or state.get("version") not in (1, VERSION):
             found = f"{state.get('format')!r} of version {state.get('version')!r}"
-            msg = f"not a BoltzFormer checkpoint of version 1 or {VERSION}: it says {found}"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"not a BoltzFormer checkpoint of version 1 or {VERSION}: it says {found}")
         settings = dict(state["network"])
         if state["version"] == 1 and str(settings.get("backbone")).startswith("focalnet"):
             settings["backbone_settings"] = {"normalize_modulator": True}  # version 1 set it for every FocalNet
@@ -137,11 +136,9 @@ def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     file = Path(path)
     if file.is_dir():
-        msg = f"{file} is a folder, not a checkpoint; give the model.pt in it"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{file} is a folder, not a checkpoint; give the model.pt in it")
     if not file.is_file():
-        msg = f"no checkpoint at {file}; train one, or give the path of a model.pt"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"no checkpoint at {file}; train one, or give the path of a model.pt")
     _check_records(file)
     try:
         if file.suffix == ".safetensors":
@@ -154,12 +151,10 @@ def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
         raise _unreadable(file, error) from error
     except Exception as error:  # safetensors has an exception type of its own
         if type(error).__module__.startswith("safetensors"):
-            msg = f"{file} cannot be read as a checkpoint ({why(error)})"
-            raise CheckpointError(msg) from error
+            raise CheckpointError(f"{file} cannot be read as a checkpoint ({why(error)})") from error
         raise
     if not isinstance(content, dict):
-        msg = f"{file} holds a {type(content).__name__}, not a checkpoint"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, not a checkpoint")
     return content
 
 
@@ -248,8 +243,7 @@ def read_description(state: Mapping[str, Any], path: str | Path) -> Description:
 
 
 def _unusable(path: str | Path, error: BaseException) -> CheckpointError:
-    msg = f"{path}: its description cannot be used ({why(error)}); copy it again, or train it anew"
-    return CheckpointError(msg)
+    return CheckpointError(f"{path}: its description cannot be used ({why(error)}); copy it again, or train it anew")
 
 
 def current_names(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Mapping[str, Tensor]:
@@ -277,8 +271,7 @@ def _at_most(parameters: int, source: str) -> Iterator[None]:
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         if threading.get_ident() == thread and next(found) > parameters:
-            msg = f"{source} describes a network of more layers than it holds weights"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"{source} describes a network of more layers than it holds weights")
 
     handle = register_module_parameter_registration_hook(count)
     try:
@@ -339,8 +332,7 @@ def compare(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source:
     """
     others = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
     if others:
-        msg = f"{source} is not a checkpoint: its entry {others[0]!r} is no tensor"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{source} is not a checkpoint: its entry {others[0]!r} is no tensor")
     problems = {
         "missing": sorted(set(own) - set(weights)),
         "unknown": sorted(set(weights) - set(own)),
@@ -352,5 +344,4 @@ def compare(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source:
         if names
     ]
     if found:
-        msg = f"{source} does not fit this network: weights {'; '.join(found)}"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{source} does not fit this network: weights {'; '.join(found)}")

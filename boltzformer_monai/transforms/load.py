@@ -66,8 +66,7 @@ class LoadSliced(Transform):
 def _read_grey(path: Path, row: SliceRow) -> np.ndarray:
     pixels = read_png(path)
     if pixels.dtype != np.uint8:
-        msg = f"{path}: has 16 bits, a stored image has 8; slice volume {row.volume!r} again"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: has 16 bits, a stored image has 8; slice volume {row.volume!r} again")
     return pixels
 
 

@@ -48,8 +48,7 @@ class SelectPromptsd(RandomizableTransform):
             raise ConfigError(msg)
         for target, weight in (weights or {}).items():
             if not weight > 0:
-                msg = f"the weight of target {target!r} must be positive, got {weight}"
-                raise ConfigError(msg)
+                raise ConfigError(f"the weight of target {target!r} must be positive, got {weight}")
         self.tokenizer = tokenizer
         self.prompts_per_image = prompts_per_image
         self.mask_size = mask_size

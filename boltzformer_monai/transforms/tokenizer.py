@@ -52,8 +52,7 @@ class PromptTokenizer:
         ids = self._encode(text) if len(text) <= 64 * self.context else [0] * (self.context + 1)
         if len(ids) > self.context:
             short = text if len(text) <= 60 else f"{text[:57]}..."
-            msg = f"prompt {short!r} is longer than the {self.context} tokens that the text encoder reads"
-            raise PromptError(msg)
+            raise PromptError(f"prompt {short!r} is longer than the {self.context} tokens that the text encoder reads")
         return tuple(ids)
 
     def __call__(self, prompts: Sequence[str], *, length: int | None = None) -> Tensor:
@@ -88,6 +87,5 @@ def _transformers_encoder(path: str) -> _Encode:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
-        msg = f"no transformers tokenizer at {path}: {str(error).splitlines()[0]}"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"no transformers tokenizer at {path}: {str(error).splitlines()[0]}") from error
     return lambda text: list(tokenizer(text)["input_ids"])

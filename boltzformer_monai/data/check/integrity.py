@@ -75,8 +75,7 @@ def open_data_sets(roots: Sequence[Path], findings: Findings) -> list[DataSet]:
     opened: list[DataSet] = []
     names: Counter[str] = Counter()
     if len({root.resolve() for root in roots}) < len(roots):
-        msg = "a data set is given twice; name each folder once"
-        raise DatasetError(msg)
+        raise DatasetError("a data set is given twice; name each folder once")
     for root in roots:
         try:
             reader = SliceReader(root)
@@ -125,8 +124,7 @@ def volume_grid(entry: Mapping[str, Any]) -> Grid:
         if int(entry["slices"]) != shape[across]:
             raise ValueError(f"{entry['slices']} slices, but its shape has {shape[across]}")
     except (TypeError, ValueError, ConfigError) as error:
-        msg = f"has {error}"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"has {error}") from None
     return Grid(shape[across], (shape[row], shape[column]), "".join(codes))
 
 

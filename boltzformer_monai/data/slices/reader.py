@@ -135,12 +135,10 @@ class SliceReader:
             DatasetError: the split is none of train, val and test, or a target or volume is not in the data set.
         """
         if split is not None and split not in SPLITS:
-            msg = f"unknown split {split!r}; use one of {', '.join(SPLITS)}"
-            raise DatasetError(msg)
+            raise DatasetError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
         for name, known in ((volume, self.volumes), *((target, self.targets) for target in targets or ())):
             if name is not None and name not in known:
-                msg = f"{self.root} has no {name!r}; it has {', '.join(known) or 'none'}"
-                raise DatasetError(msg)
+                raise DatasetError(f"{self.root} has no {name!r}; it has {', '.join(known) or 'none'}")
         return [
             row
             for row in self.rows
@@ -208,11 +206,9 @@ def read_png(path: Path) -> np.ndarray:
         with open_picture(path) as image:
             pixels = np.array(image)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
-        msg = f"{path}: cannot be read as PNG ({why(error)}); slice its volume again"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: cannot be read as PNG ({why(error)}); slice its volume again") from None
     if pixels.ndim != 2:
-        msg = f"{path}: has {pixels.ndim} axes, a stored slice is a grey image"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: has {pixels.ndim} axes, a stored slice is a grey image")
     # Pillow hands 16-bit grey out as int32 in some versions.
     return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
 
@@ -224,8 +220,7 @@ def read_mask(row: SliceRow) -> np.ndarray:
         DatasetError: the row has no label, or its file is damaged.
     """
     if row.label is None:
-        msg = f"{row.image}: this slice has no label, so there is no mask"
-        raise DatasetError(msg)
+        raise DatasetError(f"{row.image}: this slice has no label, so there is no mask")
     return np.isin(read_png(row.label), row.label_values)
 
 

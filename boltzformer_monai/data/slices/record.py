@@ -159,9 +159,7 @@ def _parse(path: Path) -> VolumeRecord:
         whole = record.volume == path.stem and all(field in record.entry for field in VOLUME_FIELDS)
         whole = whole and 0 <= int(record.entry["slices"]) <= MOST_SLICES and int(record.entry["every"]) >= 1
     except (OSError, ValueError, TypeError) as error:
-        msg = f"{path}: cannot be read ({why(error)}); remove it and slice its volume again"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: cannot be read ({why(error)}); remove it and slice its volume again") from None
     if not whole:
-        msg = f"{path}: is not a complete record of its volume; remove it and slice the volume again"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: is not a complete record of its volume; remove it and slice the volume again")
     return record

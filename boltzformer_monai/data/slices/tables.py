@@ -32,22 +32,18 @@ def read_description(root: Path) -> dict[str, Any]:
     path = root / DATASET_FILE
     if not path.is_file():
         what = f"has no {DATASET_FILE}: not a slice data set" if root.is_dir() else "no such folder"
-        msg = f"{root}: {what}; make one with boltzformer slice"
-        raise DatasetError(msg)
+        raise DatasetError(f"{root}: {what}; make one with boltzformer slice")
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read ({why(error)})"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: cannot be read ({why(error)})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        msg = f"{path}: is not the description of a {FORMAT} data set"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: is not the description of a {FORMAT} data set")
     version = content.get("version")
     if version != VERSION:
         newer = isinstance(version, int) and version > VERSION
         advice = "update this package" if newer else "slice the volumes again into a new folder"
-        msg = f"{path}: has version {version}, this package reads {VERSION}; {advice}"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: has version {version}, this package reads {VERSION}; {advice}")
     volumes = content.get("volumes")
     if (
         not isinstance(content.get("name"), str)
@@ -76,16 +72,13 @@ def read_manifest(root: Path) -> Iterator[dict[str, str]]:
             table = csv.DictReader(file)
             missing = [column for column in COLUMNS if column not in (table.fieldnames or ())]
             if missing:
-                msg = f"{path}: lacks the column {', '.join(missing)}"
-                raise DatasetError(msg)
+                raise DatasetError(f"{path}: lacks the column {', '.join(missing)}")
             for fields in table:
                 if any(fields[column] is None for column in COLUMNS):
-                    msg = f"{path}, line {table.line_num}: has too few fields; the file is cut off"
-                    raise DatasetError(msg)
+                    raise DatasetError(f"{path}, line {table.line_num}: has too few fields; the file is cut off")
                 yield {column: from_cell(fields[column]) for column in COLUMNS}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path}: cannot be read ({why(error)})"
-        raise DatasetError(msg) from None
+        raise DatasetError(f"{path}: cannot be read ({why(error)})") from None
 
 
 def write_tables(

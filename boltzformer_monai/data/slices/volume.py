@@ -64,8 +64,7 @@ class SliceSettings:
 
     def __post_init__(self) -> None:
         if self.plane not in PLANE_AXES:
-            msg = f"unknown plane {self.plane!r}; known are {', '.join(PLANE_AXES)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"unknown plane {self.plane!r}; known are {', '.join(PLANE_AXES)}")
         if self.every < 1 or self.neighbours < 0 or self.min_area < 0:
             msg = (
                 f"every n-th slice needs n >= 1, neighbours and the smallest area 0 or more; got {self.every}, "
@@ -73,8 +72,7 @@ class SliceSettings:
             )
             raise ConfigError(msg)
         if not 0 <= self.negatives <= 1:
-            msg = f"the share of negatives must lie between 0 and 1, got {self.negatives}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the share of negatives must lie between 0 and 1, got {self.negatives}")
 
 
 def write_volume(
@@ -111,11 +109,9 @@ def write_volume(
     """
     check_volume_id(volume_id)
     if split is not None and split not in SPLITS:
-        msg = f"unknown split {split!r}; use one of {', '.join(SPLITS)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
     if (label is None) != (not labels):
-        msg = f"volume {volume_id}: a label map needs names for its values, and names need a label map"
-        raise DatasetError(msg)
+        raise DatasetError(f"volume {volume_id}: a label map needs names for its values, and names need a label map")
     site = normalise_site(site)
     window = settings.window or default_window(image.modality, site)
     targets = {} if label is None else canonical_labels(labels or {})
@@ -167,8 +163,7 @@ def write_volume(
             if progress is not None:
                 progress(done, len(indices))
         if run and _current_run(root) != run:
-            msg = f"{root}: the run that wanted volume {volume_id} is over; start it again"
-            raise StorageError(msg)
+            raise StorageError(f"{root}: the run that wanted volume {volume_id} is over; start it again")
         _commit(root, staging, record)
     return record
 

@@ -70,8 +70,7 @@ class BiomedParseProtocol:
             msg = f"the protocol biomedparse slices a scan along one axis, not along {len(settings.planes)} planes"
             raise ConfigError(msg)
         if settings.in_plane != "fit":
-            msg = f"the protocol biomedparse shows whole slices; leave in_plane {settings.in_plane!r} out"
-            raise ConfigError(msg)
+            raise ConfigError(f"the protocol biomedparse shows whole slices; leave in_plane {settings.in_plane!r} out")
         self.settings: Mapping[str, Any] = {"suppress": suppress, "orientation": orientation}
         self.suppress = suppress
         self.orientation = orientation

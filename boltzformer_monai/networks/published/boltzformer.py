@@ -76,8 +76,7 @@ def convert_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensors]:
     for name, weight in weights.items():
         prefix = next((each for each in _PLACES if name.startswith(each)), None)
         if prefix is None:
-            msg = f"published weight {name!r} has no place in this network"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"published weight {name!r} has no place in this network")
         local = name if prefix == "output_" else name.removeprefix(prefix)
         groups.setdefault(_PLACES[prefix], {})[local] = weight
     text = {

@@ -30,8 +30,7 @@ class CheckpointSource:
         settings = _settings(self.config(file)) if file.about else {}
         known = (*(f"{part}." for part in PARTS), *NORMALISATION)
         if strangers := [name for name in weights if not name.startswith(known)]:
-            msg = f"{file.path}: weight {strangers[0]!r} has no place in this network"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"{file.path}: weight {strangers[0]!r} has no place in this network")
         return Converted(
             {part: below(weights, f"{part}.") for part in PARTS},
             lacks={"decoder.presence.": "the checkpoint has no presence head"},

@@ -136,8 +136,7 @@ def convert(file: PublishedFile, source: Source) -> Converted:
     try:
         return source.convert(file)
     except CheckpointError as error:
-        msg = f"{file.path}: {error}"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"{file.path}: {error}") from error
 
 
 def whole_names(parts: dict[str, Tensors]) -> Tensors:

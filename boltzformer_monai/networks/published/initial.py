@@ -80,8 +80,7 @@ def _plan(network: BoltzFormer, path: str | Path, parts: Sequence[str]) -> _Plan
     converted = convert(file, source)
     if absent := [part for part in parts if not converted.parts.get(part)]:
         has = ", ".join(part for part in PARTS if converted.parts.get(part))
-        msg = f"{file.path} ({source.title}) holds no {absent[0]}; it holds {has}"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{file.path} ({source.title}) holds no {absent[0]}; it holds {has}")
     dropped, reports = dict(converted.dropped), []
     weights: Tensors = {}
     for part in parts:

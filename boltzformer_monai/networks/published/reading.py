@@ -41,8 +41,7 @@ def read_published(path: str | Path) -> PublishedFile:
     key = next((key for key in _NESTED if key in content and not isinstance(content[key], Tensor)), None)
     weights: Any = content if key is None else content[key]
     if not isinstance(weights, Mapping) or not weights:
-        msg = f"{file}: its {key!r} is a {type(weights).__name__}, not named weights"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{file}: its {key!r} is a {type(weights).__name__}, not named weights")
     for name, weight in weights.items():
         if not isinstance(name, str) or not isinstance(weight, Tensor):
             msg = f"{file} is no file of weights: its entry {name!r} is a {type(weight).__name__}, not a tensor"
@@ -61,8 +60,7 @@ def _weights_file(path: Path) -> Path:
         return path
     found = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if not found:
-        msg = f"no weights in the folder {path}: it has none of {', '.join(_WEIGHTS)}"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"no weights in the folder {path}: it has none of {', '.join(_WEIGHTS)}")
     return found[0]
 
 

@@ -90,8 +90,7 @@ def rename(name: str, table: Table, *, what: str) -> str:
         renamed, count = re.subn(rf"^{pattern}", replacement, name)
         if count:
             return renamed
-    msg = f"published {what} weight {name!r} has no place in this network"
-    raise CheckpointError(msg)
+    raise CheckpointError(f"published {what} weight {name!r} has no place in this network")
 
 
 def convert_decoder(weights: Mapping[str, Tensor]) -> Tensors:
@@ -157,8 +156,7 @@ def convert_hiera(weights: Mapping[str, Tensor]) -> Tensors:
             timm_name = name.removeprefix("trunk.").replace("mlp.layers.0.", "mlp.fc1.")
             converted[f"backbone.model.model.{timm_name.replace('mlp.layers.1.', 'mlp.fc2.')}"] = weight
         else:
-            msg = f"published backbone weight {name!r} has no place in this network"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"published backbone weight {name!r} has no place in this network")
     return converted
 
 
