@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,7 +19,6 @@ from boltzformer_monai.registry import PLUGINS, load_plugin
 from tests.engines.cases import write_dataset
 from tests.extending.guests import ROOT, python
 from tests.networks.cases import SMALL, images, prompts
-from tests.sizes import THOROUGH
 from tests.slicing.scan_files import write_image
 
 HERE = Path(__file__).parent
@@ -58,14 +56,16 @@ def register(guest: Path) -> None:
     sys.modules.pop(load_plugin(str(guest)).__name__)  # the next test registers it again
 
 
-def segment(scan: Path, checkpoint: Path, *options: object) -> np.ndarray:
-    """What a new process finds."""
+def segment(scan: Path, checkpoint: Path, *options: object) -> None:
+    """Segment in a new process, with a threshold that the logits pass somewhere after two steps."""
     output = checkpoint.parent / "found.nii.gz"
     done = python("-m", "boltzformer_monai", "segment", scan, "--prompts", "liver", "--modality", "CT",
-                  "--checkpoint", checkpoint, "--output", output, "--device", "cpu", *options,
+                  "--checkpoint", checkpoint, "--output", output, "--device", "cpu", "--threshold", 0.05, *options,
                   env=ENVIRONMENT, cwd=checkpoint.parent)  # fmt: skip
     assert done.returncode in (0, 4), done.stderr
-    return read_label_map(output).array
+    found = read_label_map(output).array
+    assert found.shape == (10, 8, 4)
+    assert found.any()
 
 
 def train(slices: Path, folder: Path, *options: str, network: dict[str, object], image_size: int = 64) -> Path:
@@ -93,7 +93,7 @@ def test_a_decoder_is_trained_by_the_bundle_and_segments(
                   "--image_size", 64, "--epochs", 1, "--batch_size", 1, "--network_overrides", str(network),
                   "--plugins", str([str(DECODER)]), env=ENVIRONMENT, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert segment(scan, tmp_path / "model.pt", "--plugin", DECODER).shape == (10, 8, 4)
+    segment(scan, tmp_path / "model.pt", "--plugin", DECODER)
     capsys.readouterr()
     arguments = ["segment", scan, "--prompts", "liver", "--modality", "CT", "--checkpoint", tmp_path / "model.pt",
                  "--output", tmp_path / "no.nii.gz", "--device", "cpu"]  # fmt: skip
@@ -119,24 +119,15 @@ def test_a_policy_is_trained_and_segments(slices: Path, scan: Path, tmp_path: Pa
     assert policy.share == 0.25
     logits = torch.rand(2, 3, 16)
     assert policy(logits, 0).sum(-1).eq(4).all()
-    assert segment(scan, checkpoint, "--plugin", POLICY).shape == (10, 8, 4)
+    segment(scan, checkpoint, "--plugin", POLICY)
 
 
-@pytest.mark.parametrize(
-    ("name", "narrow"),
-    [
-        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": [1, 1, 2, 1]}),
-        ("hiera_tiny_224", {"embed_dim": 24, "stages": [1, 1, 2, 1]}),
-    ],
-)
-def test_a_timm_backbone_needs_settings_alone(
-    name: str, narrow: dict[str, object], slices: Path, scan: Path, tmp_path: Path
-) -> None:
-    """In its own size in a thorough run."""
-    network = {"backbone": name, "backbone_settings": {"drop_path_rate": 0.1, **({} if THOROUGH else narrow)}}
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "hiera_tiny_224"])
+def test_a_timm_backbone_needs_settings_alone(name: str, slices: Path, scan: Path, tmp_path: Path) -> None:
+    network = {"backbone": name, "backbone_settings": {"drop_path_rate": 0.1}}
     checkpoint = train(slices, tmp_path / "run", network=network, image_size=192)
     assert load_checkpoint(checkpoint)[0].backbone.image_size == 192
-    assert segment(scan, checkpoint).shape == (10, 8, 4)
+    segment(scan, checkpoint)
 
 
 def test_a_backbone_of_a_guest_feeds_the_network() -> None:
@@ -149,4 +140,4 @@ def test_a_backbone_of_a_guest_feeds_the_network() -> None:
 def test_a_backbone_of_a_guest_is_trained_and_segments(slices: Path, scan: Path, tmp_path: Path) -> None:
     network = {"backbone": "pooled", "backbone_settings": {"width": 6}}
     checkpoint = train(slices, tmp_path / "run", "--plugin", str(BACKBONE), network=network)
-    assert segment(scan, checkpoint, "--plugin", BACKBONE).shape == (10, 8, 4)
+    segment(scan, checkpoint, "--plugin", BACKBONE)
