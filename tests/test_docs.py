@@ -45,6 +45,30 @@ def test_the_tables_of_the_decoder_s_page_are_those_of_its_records() -> None:
     assert dict(ways) == {name: f"{value:.0f}" for name, value in parts.items()}
 
 
+def test_the_decoder_between_machines_is_that_of_its_records() -> None:
+    page = (ROOT / "docs" / "decoder.md").read_text(encoding="utf-8")
+    here, first, second, huge, slow = (
+        {row["name"]: row["value"] for row in json.loads(path.read_text(encoding="utf-8"))["results"]}
+        for path in (
+            ROOT / "benchmarks/results/decoder.json",
+            *(
+                ROOT / f"benchmarks/results/decoder_machines/{name}.json"
+                for name in ("run_1", "run_2", "huge_pages", "convolutions_without_fma")
+            ),
+        )
+    )
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+)–([\d.]+) \| (\S+) \| (\S+) \| ([^|]+) \|$", page, re.MULTILINE
+    )
+    assert len(rows) == 6
+    for name, *cells, pages in rows:
+        lowest, highest = sorted((first[name], second[name]))
+        values = (here[name], lowest, highest, huge.get(name), slow.get(name))
+        assert cells == ["–" if value is None else f"{value:.1f}" for value in values], name
+        faults = f"minor_faults_{name}_dense"
+        assert pages == (f"{first[faults]}, {huge[faults]}" if faults in huge else "–"), name
+
+
 def test_every_option_of_slicing_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     from boltzformer_monai.cli.slice import main
 
