@@ -12,9 +12,10 @@ from typing import Any
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import CheckpointError, cannot_open, why
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.models.place import CONFIG
+from boltzformer_monai.models.place import CONFIG, WEIGHTS
+from boltzformer_monai.storage import file_sha256
 
-__all__ = ["FORMAT", "VERSION", "ModelConfig", "is_model_folder", "read_config"]
+__all__ = ["FORMAT", "VERSION", "ModelConfig", "check_weights", "is_model_folder", "read_config"]
 
 FORMAT = "boltzformer-model"
 VERSION = 1
@@ -89,6 +90,25 @@ def read_config(folder: Path) -> ModelConfig:
         )
         raise CheckpointError(msg)
     return config
+
+
+def check_weights(folder: Path, config: ModelConfig) -> None:
+    """Compare the hash of a folder's weights with its configuration.
+
+    Raises:
+        CheckpointError: they were changed, or cannot be read.
+    """
+    path = folder / WEIGHTS
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(str(cannot_open(path, error) or error)) from error
+    if found != config.weights_sha256:
+        msg = (
+            f"{path} is not the file that {CONFIG} describes: its sha256 is {found[:16]}…, "
+            f"and {config.weights_sha256[:16]}… is stated; fetch or copy the model again"
+        )
+        raise CheckpointError(msg)
 
 
 def is_model_folder(path: Path) -> bool:

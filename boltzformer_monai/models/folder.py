@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzformer_monai.errors import CheckpointError, cannot_open, why
+from boltzformer_monai.errors import CheckpointError, why
 from boltzformer_monai.models.card import write_card
-from boltzformer_monai.models.config import ModelConfig, read_config
+from boltzformer_monai.models.config import ModelConfig, check_weights, read_config
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import CONFIG, WEIGHTS, Place, locate, require_replaceable
 from boltzformer_monai.models.safetensors_file import write_safetensors
@@ -30,7 +30,7 @@ from boltzformer_monai.networks.weights import (
 )
 from boltzformer_monai.storage import file_sha256, replacing_folder
 
-__all__ = ["LoadedModel", "check_weights", "load_model", "read_model", "save_model", "show_licence"]
+__all__ = ["LoadedModel", "load_model", "read_model", "save_model", "show_licence"]
 
 _log = logging.getLogger(__name__)
 
@@ -132,25 +132,6 @@ def show_licence(model: LoadedModel) -> None:
     """Log the licence of weights whose use is restricted."""
     if model.licence is not None and model.licence.restricted:
         _log.warning("the weights of %s are restricted: %s", model.place.path, model.licence)
-
-
-def check_weights(folder: Path, config: ModelConfig) -> None:
-    """Compare the hash of a folder's weights with its configuration.
-
-    Raises:
-        CheckpointError: they were changed, or cannot be read.
-    """
-    path = folder / WEIGHTS
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise CheckpointError(str(cannot_open(path, error) or error)) from error
-    if found != config.weights_sha256:
-        msg = (
-            f"{path} is not the file that {CONFIG} describes: its sha256 is {found[:16]}…, "
-            f"and {config.weights_sha256[:16]}… is stated; fetch or copy the model again"
-        )
-        raise CheckpointError(msg)
 
 
 def _content(folder: Path, config: ModelConfig) -> dict[str, Any]:

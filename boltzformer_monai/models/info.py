@@ -8,7 +8,7 @@ from typing import Any
 
 from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.models.config import read_config
+from boltzformer_monai.models.config import check_weights, read_config
 from boltzformer_monai.models.describe import (
     initial_weights,
     modalities_of,
@@ -18,7 +18,7 @@ from boltzformer_monai.models.describe import (
     training_text,
 )
 from boltzformer_monai.models.licence import Licence
-from boltzformer_monai.models.place import CONFIG, METRICS, WEIGHTS, locate
+from boltzformer_monai.models.place import METRICS, WEIGHTS, locate
 from boltzformer_monai.storage import file_sha256
 
 __all__ = ["info_text", "model_info"]
@@ -42,11 +42,7 @@ def model_info(place: str | Path) -> dict[str, Any]:
     if found.is_folder:
         config = read_config(found.path)
         weights = found.path / WEIGHTS
-        if file_sha256(weights) != config.weights_sha256:
-            msg = (
-                f"{weights} is not the file that {CONFIG} describes: its sha256 differs; fetch or copy the model again"
-            )
-            raise CheckpointError(msg)
+        check_weights(found.path, config)
         description, sha256, parameters = config.description, config.sha256, config.parameters
         if (found.path / METRICS).is_file():
             metrics = _metrics(found.path / METRICS)

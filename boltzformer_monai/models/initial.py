@@ -8,9 +8,8 @@ from typing import Any
 
 from boltzformer_monai.errors import CheckpointError, did_you_mean
 from boltzformer_monai.models.catalogue import CATALOGUE, Entry, whole_model_of
-from boltzformer_monai.models.config import is_model_folder, read_config
+from boltzformer_monai.models.config import check_weights, is_model_folder, read_config
 from boltzformer_monai.models.describe import initial_weights
-from boltzformer_monai.models.folder import check_weights
 from boltzformer_monai.models.licence import KEY, Licence
 from boltzformer_monai.models.place import WEIGHTS, hub_id, locate
 from boltzformer_monai.networks.published.reading import read_published
