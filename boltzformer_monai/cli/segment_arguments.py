@@ -64,8 +64,9 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
 
 def _case(arguments: argparse.Namespace) -> ChallengeCase | None:
     """The case of the challenge that the image is, if it is one."""
-    if not is_challenge_file(arguments.image) or not arguments.image.exists():
+    if not is_challenge_file(arguments.image):
         return None
+    _check_image(arguments.image)  # before its prompts are asked for
     if arguments.window is not None:
         raise ConfigError(f"{arguments.image}: its grey values are windowed already; leave --window out")
     return read_case(arguments.image)
@@ -112,10 +113,15 @@ def model_files(arguments: argparse.Namespace) -> list[Path]:
     return list(dict.fromkeys((place.path, *place.files)))
 
 
-def check_inputs(arguments: argparse.Namespace) -> None:
-    if not arguments.image.exists():
-        msg = f"{arguments.image}: no such file or folder; give a NIfTI or NRRD file, a DICOM folder or one of scans"
+def _check_image(image: Path) -> None:
+    if not image.exists():
+        msg = f"{image}: no such file or folder; give a NIfTI or NRRD file, a DICOM folder or one of scans"
         raise VolumeError(msg, reason="missing")
+
+
+def check_inputs(arguments: argparse.Namespace) -> None:
+    """Refuse a scan or model that is not there, and ``--series`` of a file."""
+    _check_image(arguments.image)
     locate(arguments.checkpoint)
     if arguments.series is not None and not arguments.image.is_dir():
         raise ConfigError(f"--series chooses in a DICOM folder, and {arguments.image} is a file; leave it out")

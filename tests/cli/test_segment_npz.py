@@ -144,6 +144,13 @@ def test_a_mistake_is_one_line(
     assert not list(tmp_path.glob("segs*"))
 
 
+def test_a_case_that_is_not_there_is_named(
+    biomedparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "case.npz", "--checkpoint", biomedparse, "--output", tmp_path / "segs.npz") == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'case.npz'}: no such file or folder; ")
+
+
 def _values(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 

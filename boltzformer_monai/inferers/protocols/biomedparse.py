@@ -117,8 +117,8 @@ class BiomedParseProtocol:
                 totals = decoder.totals(Pictures(pixels, decoder.device), view, batch=batch)
                 found.update((each.prompt, each) for each in totals)
             of_prompt = [found[prompt] for prompt in range(len(found))]
-            for offset in range(stop - start):
-                suppressed[:] += self._keep(run, square, start + offset, offset, of_prompt)
+            counts = [self._keep(run, square, start + offset, offset, of_prompt) for offset in range(stop - start)]
+            suppressed[:] += np.sum(counts, axis=0)  # at the end: a pass that the memory does not hold is tried again
             return stop
 
         run.passes(slicing, work, windows=len(shown))
@@ -147,7 +147,7 @@ class BiomedParseProtocol:
             present = None if existence is None else existence[prompt]
             run.store.put(prompt, 0, index, each, present, kept=kept[prompt])
         candidates = kept_prompts(masks, existence, presence=run.settings.presence, suppress=False)
-        there = np.array(candidates) & masks.any(-1).any(-1).cpu().numpy()
+        there = np.array(candidates) & masks.flatten(1).any(1).cpu().numpy()
         return np.stack([there & ~np.array(kept), there])
 
 
