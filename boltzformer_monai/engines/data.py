@@ -25,6 +25,7 @@ from boltzformer_monai.transforms import (
     light_augmentation,
     paper_augmentation,
 )
+from boltzformer_monai.transforms.tokenizer import PADDING
 
 _log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def collate_slices(items: Sequence[Item]) -> Item:
     """Stack slices with different numbers of prompts: missing prompts are padding, and have no ``rows``."""
     prompts = max(len(item["tokens"]) for item in items)
     length = items[0]["tokens"].shape[1]
-    tokens = torch.full((len(items), prompts, length), -1, dtype=torch.int64)
+    tokens = torch.full((len(items), prompts, length), PADDING, dtype=torch.int64)
     for out, item in zip(tokens, items, strict=True):
         out[: len(item["tokens"])] = item["tokens"]
     return {

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["PADDING", "TOGETHER", "PromptGroup", "prompt_groups"]
+from boltzformer_monai.transforms.tokenizer import PADDING
+
+__all__ = ["TOGETHER", "PromptGroup", "prompt_groups"]
 
 TOGETHER = 8
 """Prompts decoded together; bounds memory."""
 TOKEN_STEP = 16
-PADDING = -1
 
 
 class PromptGroup(NamedTuple):

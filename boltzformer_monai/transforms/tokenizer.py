@@ -13,7 +13,8 @@ from torch import Tensor
 from boltzformer_monai.data.prompts import normalise_prompt
 from boltzformer_monai.errors import CheckpointError, PromptError
 
-_PADDING = -1
+PADDING = -1
+"""As the text encoder takes it (networks/text_encoder.py)."""
 _Encode: TypeAlias = Callable[[str], list[int]]
 
 
@@ -63,7 +64,7 @@ class PromptTokenizer:
 def pad_tokens(encoded: Sequence[Sequence[int]], *, length: int | None = None) -> Tensor:
     """Token sequences → ``(P, N_T)`` int64, −1 behind each."""
     longest = max((len(ids) for ids in encoded), default=1)
-    tokens = torch.full((len(encoded), max(longest, length or 0)), _PADDING, dtype=torch.int64)
+    tokens = torch.full((len(encoded), max(longest, length or 0)), PADDING, dtype=torch.int64)
     for row, ids in zip(tokens, encoded, strict=True):
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
     return tokens

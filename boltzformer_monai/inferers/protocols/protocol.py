@@ -18,12 +18,13 @@ from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.decoding import BatchSize, SliceDecoder
 from boltzformer_monai.inferers.encoder import Encoder
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
-from boltzformer_monai.inferers.prompt_groups import PADDING, PromptGroup, prompt_groups
+from boltzformer_monai.inferers.prompt_groups import PromptGroup, prompt_groups
 from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.slice_stacks import SliceStacks
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import BoltzFormer, NetworkConfig
 from boltzformer_monai.registry import Registry
+from boltzformer_monai.transforms.tokenizer import PADDING
 
 __all__ = ["DEFAULT", "PROTOCOLS", "VolumeProtocol", "VolumeRun", "register_protocol", "volume_protocol"]
 
