@@ -162,7 +162,7 @@ def test_hostile_uploads_neither_fill_the_memory_nor_hold_up_others(
                 before = time.monotonic()
                 assert server.get("/info/").status == 200
                 waits.append(time.monotonic() - before)
-                done.wait(0.2)
+                done.wait(0.05)
 
         def upload(number: int) -> int:
             ending, content = files[number]
