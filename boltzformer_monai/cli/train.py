@@ -8,6 +8,7 @@ from typing import Any
 
 from boltzformer_monai.cli.bundle_command import add_options, run_bundle
 from boltzformer_monai.cli.command_line import whole_number
+from boltzformer_monai.data.split import MOST_FOLDS, check_folds
 
 _DESCRIPTION = """Train on a slice dataset and write model.pt (best validation loss), last.pt and the curves.
 
@@ -24,12 +25,22 @@ def add_parser(commands: Any) -> None:
     presets = "hiera_s, hiera_bp, focal_l, biomedparse_v2 or tiny (hiera_s with a GPU, tiny without)"
     parser.add_argument("--preset", help=presets)
     parser.add_argument("--epochs", type=whole_number(1), metavar="N", help="most epochs (the preset's)")
+    add = parser.add_argument
+    add(
+        "--folds",
+        type=whole_number(2, MOST_FOLDS),
+        metavar="N",
+        help="divide the patients of train and val into N folds",
+    )
+    add("--fold", type=whole_number(0, MOST_FOLDS - 1), metavar="K", help="the fold that validates, from 0 to N-1")
     add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Train and print where the checkpoint is."""
-    run_bundle("train", options, {"preset": options.preset, "epochs": options.epochs})
+    check_folds(options.folds, options.fold)
+    names = ("preset", "epochs", "folds", "fold")
+    run_bundle("train", options, {name: getattr(options, name) for name in names})
     sys.stdout.write(f"{options.output / 'model.pt'}\n")
     return 0

@@ -1,4 +1,4 @@
-"""Split by patient, with a seeded hash."""
+"""Split by patient, with a seeded hash: training and validation, or folds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 from boltzformer_monai.errors import ConfigError
 
-__all__ = ["pseudonym", "split_by_patient"]
+__all__ = ["MOST_FOLDS", "check_folds", "folds_by_patient", "pseudonym", "split_by_patient"]
+
+MOST_FOLDS = 1000
 
 _MAX_KEY_BYTES = hashlib.blake2b.MAX_KEY_SIZE
 
@@ -51,6 +53,41 @@ def split_by_patient(patients: Iterable[str], *, val_fraction: float, seed: int)
     names = sorted(set(patients))
     fewest = 1 if val_fraction > 0 and len(names) >= 2 else 0
     count = min(max(round(val_fraction * len(names)), fewest), max(len(names) - 1, 0))  # someone must train
-    ordered = sorted(names, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode()).digest())
-    validation = set(ordered[:count])
+    validation = set(_shuffled(names, seed)[:count])
     return {name: "val" if name in validation else "train" for name in names}
+
+
+def check_folds(folds: int | None, fold: int | None) -> None:
+    """Check number of folds and chosen fold.
+
+    Raises:
+        ConfigError: one is given without the other, or is out of range.
+    """
+    if folds is None and fold is None:
+        return
+    if folds is None or fold is None:
+        given, lacking = ("folds", "fold") if fold is None else ("fold", "folds")
+        raise ConfigError(f"--{given} needs --{lacking} too, e.g. --folds 5 --fold 0")
+    if not 2 <= folds <= MOST_FOLDS:
+        raise ConfigError(f"--folds must be from 2 to {MOST_FOLDS}, got {folds}")
+    if not 0 <= fold < folds:
+        raise ConfigError(f"--fold must be from 0 to {folds - 1} with --folds {folds}, got {fold}")
+
+
+def folds_by_patient(patients: Iterable[str], *, folds: int, seed: int) -> dict[str, int]:
+    """Divide patients into folds whose sizes differ by one at most. Order and duplicates do not matter.
+
+    Args:
+        patients: pseudonyms.
+        folds: how many, at least 2.
+        seed: any integer.
+
+    Returns:
+        Pseudonym → number of its fold, from 0.
+    """
+    return {name: place % folds for place, name in enumerate(_shuffled(set(patients), seed))}
+
+
+def _shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """Names in the order of a hash of seed and name."""
+    return sorted(names, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode()).digest())

@@ -20,6 +20,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from boltzformer_monai.data.slices.tables import read_description
+from boltzformer_monai.data.split import MOST_FOLDS, check_folds
 from boltzformer_monai.engines.key_metric import find_key_metric
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line, why
@@ -49,6 +50,8 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "tolerance_mm": (float, 0, math.inf),
     "resamples": (int, 1, 2**20),
     "repeats": (int, 1, 100),
+    "folds": (int, 2, MOST_FOLDS),
+    "fold": (int, 0, MOST_FOLDS - 1),
 }
 _PATHS = ("dataset_dir", "demo_dir", "output_dir", "checkpoint", "image", "output")
 # MONAI's command line passes JSON literals as strings, and the string "false" is truthy.
@@ -113,11 +116,14 @@ def _check_values(parser: ConfigParser, shipped: Mapping[str, Any]) -> None:
             raise ConfigError(f"--{key} must not be None; leave it out for the default")
     for key, (kind, least, most) in _NUMBERS.items():
         value = plain.get(key, least)
+        if value is None and key in shipped and shipped[key] is None:
+            continue  # an option that is off
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         if not number or not least <= value <= most:
             what = "a whole number" if kind is int else "a number"
             limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:.10g}"
             raise ConfigError(f"--{key} must be {what} {limits}, got {value!r}")
+    check_folds(plain.get("folds"), plain.get("fold"))
     for key in _PATHS:
         if not isinstance(plain.get(key, ""), str | Path | None):
             raise ConfigError(f"--{key} must be a text, got {plain[key]!r}")

@@ -13,8 +13,10 @@ from monai.data import list_data_collate
 from monai.transforms import Compose, Transform
 from torch.utils.data import WeightedRandomSampler
 
+from boltzformer_monai.data.slices.folds import Fold, choose_fold, fold_of_model
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.data.slices.summary import training_data
+from boltzformer_monai.data.split import check_folds
 from boltzformer_monai.demo.demo import ensure_demo_dataset
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings
 from boltzformer_monai.errors import DatasetError, reject_unknown
@@ -32,16 +34,47 @@ _log = logging.getLogger(__name__)
 Item = dict[str, Any]
 
 
-def open_dataset(dataset_dir: str | Path | None, *, demo_dir: str | Path) -> SliceReader:
+def open_dataset(
+    dataset_dir: str | Path | None,
+    *,
+    demo_dir: str | Path,
+    folds: int | None = None,
+    fold: int | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> SliceReader:
     """Open the slice dataset at ``dataset_dir``; by default the demo dataset, created in ``demo_dir`` if needed.
 
+    Args:
+        dataset_dir: the dataset.
+        demo_dir: of the demo dataset.
+        folds: divide the patients of train and val into so many folds.
+        fold: the fold that validates, from 0; the others train.
+        model: data of the description of a model to evaluate; one that was trained on a fold of this dataset is
+            evaluated with that split.
+
     Raises:
-        DatasetError: the folder is missing, empty or not a slice dataset.
+        DatasetError: the folder is missing, empty or not a slice dataset, or has fewer patients than folds.
+        ConfigError: ``folds`` or ``fold`` is out of range, or only one is given.
     """
+    check_folds(folds, fold)
     if dataset_dir is None or str(dataset_dir) == "":
         _log.info("no data set given: using the demo data set (synthetic CT phantoms) in %s", demo_dir)
         dataset_dir = ensure_demo_dataset(demo_dir)
-    return SliceReader(dataset_dir)
+    reader = SliceReader(dataset_dir)
+    if folds is not None and fold is not None:
+        reader = choose_fold(reader, folds=folds, fold=fold)
+        counts = [len({row.patient for row in reader.select(split=split)}) for split in ("train", "val")]
+        _log.info("fold %d of 0 to %d: %d patients train, %d validate", fold, folds - 1, *counts)
+    if model and (trained := Fold.of(model)) is not None:
+        if (same := fold_of_model(reader, model)) is not None:
+            _log.info("the split is that of the model's training: %s", trained)
+            return same
+        _log.warning(
+            "the model was trained on %s of another dataset, or of an earlier state of this one: "
+            "the split of this one may hold patients that trained it",
+            trained,
+        )
+    return reader
 
 
 def training_items(

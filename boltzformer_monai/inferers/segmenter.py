@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import SaveImaged, Transform
 
+from boltzformer_monai.data.slices.folds import Fold
 from boltzformer_monai.errors import CheckpointError, ConfigError, VolumeError
 from boltzformer_monai.inferers.protocols import protocol_name, volume_protocol
 from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
@@ -175,9 +176,10 @@ class VolumeSegmenter:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Which model it is, for files of results: its hash, and its licence where one is stated."""
+        """Which model it is, for files of results: its hash, and its licence and fold where they are stated."""
         licence = {} if self.licence is None else {"licence": self.licence.as_dict()}
-        return {"sha256": self.sha256, **licence}
+        fold = Fold.of(self.description.data)
+        return {"sha256": self.sha256, **licence, **({} if fold is None else {"fold": fold.fold, "folds": fold.folds})}
 
     def record(self, settings: RunSettings) -> ModelRecord:
         """What of this model decides the results of these settings, for their manifests.

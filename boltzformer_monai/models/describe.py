@@ -53,6 +53,8 @@ def training_text(data: Mapping[str, Any]) -> list[str]:
     if not isinstance(known, Mapping):
         return []
     lines = []
+    if fold := known.get("fold"):
+        lines.append(f"fold {fold['fold']} of {fold['folds']}, counted from 0, validated the training")
     for split, counts in known.get("splits", {}).items():
         said = (f"{count} {what.removesuffix('s') if count == 1 else what}" for what, count in counts.items())
         lines.append(f"{split}: {', '.join(said)}")

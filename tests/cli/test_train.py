@@ -13,6 +13,8 @@ import pytest
 from monai.utils import set_determinism
 
 from boltzformer_monai.cli import bundle_command, main
+from boltzformer_monai.data.slices.folds import choose_fold
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines import calibrate_checkpoint
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.weights import load_checkpoint
@@ -63,6 +65,35 @@ def test_train_and_evaluate_far_from_the_checkout(
     volumes = {case["volume"] for case in json.loads((output / "metrics.json").read_text())["volumes"]["cases"]}
     assert volumes == {"case1", "case2"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "run", "scores"]
+
+
+def test_a_fold_trains_and_is_evaluated_on_its_own_patients(
+    slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its validation patients decide, are said by the model, and are what evaluate takes as val."""
+    reader = SliceReader(slices)
+    validated = []
+    for fold in range(3):
+        run = tmp_path / f"fold{fold}"
+        assert _train(slices, run, "--epochs", "1", "--folds", "3", "--fold", str(fold)) == 0
+        assert f"fold {fold} of 0 to 2: 2 patients train, 1 validate" in capsys.readouterr().err
+        scores = ["--checkpoint", str(run / "model"), "--output", str(run / "scores"), "--set", "resamples=10"]
+        assert main(["evaluate", "--data", str(slices), "--device", "cpu", *scores]) == 0
+        assert f"the split is that of the model's training: fold {fold} of 3" in capsys.readouterr().err
+        metrics = json.loads((run / "scores" / "metrics.json").read_text())
+        assert (metrics["model"]["fold"], metrics["model"]["folds"]) == (fold, 3)
+        (volume,) = {case["volume"] for case in metrics["volumes"]["cases"]}
+        assert {row.volume for row in choose_fold(reader, folds=3, fold=fold).select(split="val")} == {volume}
+        assert (
+            f"- fold {fold} of 3, counted from 0, validated the training" in (run / "model" / "README.md").read_text()
+        )
+        assert main(["info", str(run / "model")]) == 0
+        assert f"fold {fold} of 3" in capsys.readouterr().out
+        validated.append(volume)
+    assert sorted(validated) == ["case0", "case1", "case2"]
+    other = write_dataset(tmp_path / "other", patients=4)
+    assert main(["evaluate", "--data", str(other), "--device", "cpu", *scores]) == 0
+    assert "warning: the model was trained on fold 2 of 3 of another dataset" in capsys.readouterr().err
 
 
 def test_the_overlay_is_laid_over_and_set_over_both(
@@ -116,6 +147,9 @@ def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Pa
         "cannot write into": ["train", *data, "--output", str(tmp_path / "a file" / "run")],
         "--epochs: must be at least 1": [*train, "--epochs", "0"],
         "--seed: must be at least 0": [*train, "--seed", "-1"],
+        "--folds needs --fold too": [*train, "--folds", "5"],
+        "--fold must be from 0 to 4": [*train, "--folds", "5", "--fold", "5"],
+        "--folds: must be at least 2": [*train, "--folds", "1", "--fold", "0"],
         "invalid whole number value: 'x'": [*train, "--epochs", "x"],
         "'batch_size' is not KEY=VALUE": [*train, "--set", "batch_size"],
         "--set dataset_dir: this command has an option for it": [*train, "--set", "dataset_dir=here"],
@@ -152,6 +186,8 @@ def test_mistakes_are_told_before_pytorch_is_imported(slices: Path, tmp_path: Pa
         (["--set", 'network_overrides={"presence": 0}'], "error: presence must be true or false, got 0"),
         (["--set", "settings_overrides={'decay_norms': 'False'}"], "error: decay_norms must be true or false"),
         (["--device", "gpu"], "error: no device 'gpu' here"),
+        (["--folds", "4", "--fold", "0"], "has 3 labelled patients in train and val, too few for 4 folds"),
+        (["--set", "fold=0"], "error: --set fold: this command has an option for it"),
         (["--preset", "tyny"], "did you mean 'tiny'?"),
         (["--set", "init_from={'backbon': 'x.pt'}"], "unknown part to start from (init_from) 'backbon'; did you mean"),
         (["--set", "init_from={'model': 'gone.pt'}"], "error: no weights at gone.pt; "),

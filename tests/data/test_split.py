@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from boltzformer_monai.data.split import pseudonym, split_by_patient
+from boltzformer_monai.data.split import check_folds, folds_by_patient, pseudonym, split_by_patient
 from boltzformer_monai.errors import ConfigError
 
 PATIENTS = [f"patient{number}" for number in range(40)]
@@ -57,3 +57,37 @@ def test_mistakes_in_pseudonyms():
         pseudonym("")
     with pytest.raises(ConfigError, match="at most 64"):
         pseudonym("x", key="k" * 65)
+
+
+def test_folds_are_of_even_size_and_a_patient_is_in_one():
+    for patients in (2, 7, 40):
+        for folds in (2, 3, 5):
+            numbers = folds_by_patient(PATIENTS[:patients], folds=folds, seed=0)
+            assert sorted(numbers) == sorted(PATIENTS[:patients])
+            sizes = [list(numbers.values()).count(fold) for fold in range(folds)]
+            assert max(sizes) - min(sizes) <= 1
+            assert sum(sizes) == patients
+    assert folds_by_patient(reversed(PATIENTS * 2), folds=5, seed=3) == folds_by_patient(PATIENTS, folds=5, seed=3)
+    assert len({tuple(sorted(folds_by_patient(PATIENTS, folds=5, seed=seed).items())) for seed in range(5)}) == 5
+
+
+def test_the_folds_are_the_same_everywhere_and_for_ever():
+    numbers = folds_by_patient(PATIENTS[:6], folds=3, seed=0)
+    assert [numbers[name] for name in PATIENTS[:6]] == [1, 0, 2, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "words"),
+    [
+        (5, None, "--folds needs --fold too"),
+        (None, 0, "--fold needs --folds too"),
+        (1, 0, "--folds must be from 2 to 1000, got 1"),
+        (5, 5, "--fold must be from 0 to 4 with --folds 5, got 5"),
+        (5, -1, "--fold must be from 0 to 4"),
+    ],
+)
+def test_folds_out_of_range(folds: int | None, fold: int | None, words: str):
+    check_folds(None, None)
+    check_folds(5, 4)
+    with pytest.raises(ConfigError, match=words):
+        check_folds(folds, fold)

@@ -142,6 +142,8 @@ def test_free_keys_are_checked_where_they_are_used():
         ("is_main", "false", "--is_main is the text 'false'"),
         ("train#dataloader#pin_memory", "false", "--train#dataloader#pin_memory is the text"),
         ("seed", float("nan"), "--seed must be a whole number"),
+        ("folds", 3, "--folds needs --fold too"),
+        ("fold", "0", "--fold must be a whole number"),
     ],
 )
 def test_words_of_json_are_no_values(key: str, value: Any, words: str):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ class SliceReader:
         volumes: volume id → its entry in ``dataset.json`` (patient, modality, site, plane, shape, affine, spacing,
             window, targets, slices, every, neighbours, min_area, complete).
         rows: of the manifest, in its order.
+        fold: of :mod:`~boltzformer_monai.data.slices.folds`, as plain values; None with the dataset's own split.
 
     Raises:
         DatasetError: a part is missing, damaged or of another version, or parts contradict each other.
@@ -111,6 +113,7 @@ class SliceReader:
         description = read_description(self.root)
         self.name: str = description["name"]
         self.volumes: dict[str, dict[str, Any]] = description["volumes"]
+        self.fold: dict[str, Any] | None = None
         self._folders: dict[str, frozenset[str]] = {}
         self.rows: list[SliceRow] = [
             self._row(fields, line) for line, fields in enumerate(read_manifest(self.root), start=2)
@@ -120,6 +123,18 @@ class SliceReader:
     def targets(self) -> list[str]:
         """Names of all targets, sorted."""
         return sorted({row.target for row in self.rows if row.target})
+
+    def resplit(self, splits: Mapping[str, str], fold: Mapping[str, Any]) -> SliceReader:
+        """The same dataset with another split.
+
+        Args:
+            splits: patient → ``"train"``, ``"val"`` or ``"test"``; patients that are not named keep theirs.
+            fold: that the split is of.
+        """
+        other = copy.copy(self)
+        other.rows = [replace(row, split=splits.get(row.patient, row.split)) for row in self.rows]
+        other.fold = dict(fold)
+        return other
 
     def select(
         self,

@@ -20,7 +20,7 @@ def training_data(reader: SliceReader) -> dict[str, Any]:
     Returns:
         ``splits`` (volumes, patients, slices each), ``modalities``, ``sites``, ``planes`` (name → volumes),
         ``pixel_spacing_mm`` and ``slice_spacing_mm`` (least, median, largest), ``sha256`` of what the dataset's tables
-        say of its volumes.
+        say of its volumes; ``fold`` where the split is of one.
     """
     splits: dict[str, dict[str, int]] = {}
     spacings: dict[str, tuple[float, float, float]] = {}
@@ -40,6 +40,7 @@ def training_data(reader: SliceReader) -> dict[str, Any]:
         "pixel_spacing_mm": _range(max(spacing[:2]) for spacing in spacings.values()),
         "slice_spacing_mm": _range(spacing[2] for spacing in spacings.values()),
         "sha256": hashlib.sha256(json.dumps(reader.volumes, sort_keys=True, default=str).encode()).hexdigest(),
+        **({"fold": reader.fold} if reader.fold else {}),
     }
 
 
