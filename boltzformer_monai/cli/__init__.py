@@ -10,14 +10,26 @@ from boltzformer_monai.cli.command_line import CommandParser, run_command
 
 def build_parser() -> CommandParser:
     """The parser with all subcommands."""
-    from boltzformer_monai.cli import check, demo, evaluate, export_dataset, info, segment, serve, slice, train, weights
+    from boltzformer_monai.cli import (
+        check,
+        cross_validate,
+        demo,
+        evaluate,
+        export_dataset,
+        info,
+        segment,
+        serve,
+        slice,
+        train,
+        weights,
+    )
 
     parser = CommandParser(
         prog="boltzformer", description="Text-prompted segmentation of small objects in CT and MR. Research use only."
     )
     parser.add_argument("--version", action="version", version=f"boltzformer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, slice, check, export_dataset, train, evaluate, segment, serve, info, weights):
+    for module in (demo, slice, check, export_dataset, train, cross_validate, evaluate, segment, serve, info, weights):
         module.add_parser(commands)
     return parser
 

@@ -77,6 +77,23 @@ def require_training_packages() -> None:
         raise ConfigError(msg)
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Check packages, bundle, dataset, output folder and configurations, before PyTorch is imported.
+
+    Args:
+        options: of :func:`add_options`.
+
+    Raises:
+        BoltzFormerError: one of them cannot be used.
+    """
+    require_training_packages()
+    bundle_root(options.bundle_root)
+    read_description(options.data)
+    require_writable(options.output, make=False)
+    for file in options.config:
+        _check_config(file)
+
+
 def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Check input and output, then run a configuration of the bundle.
 
@@ -88,10 +105,7 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
     Raises:
         BoltzFormerError: a setting is unknown or out of range, data are missing, or the output cannot be written.
     """
-    require_training_packages()
-    root = bundle_root(options.bundle_root)
-    read_description(options.data)
-    require_writable(options.output, make=False)
+    check_options(options)
     named = {
         "dataset_dir": str(options.data.absolute()),  # a name may begin with $, MONAI's prefix of expressions
         "output_dir": str(options.output.absolute()),
@@ -110,12 +124,12 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
             raise ConfigError(msg)
         if key in _FIXED:
             raise ConfigError(f"--set {key}: this command relies on it; use python -m monai.bundle for custom runs")
-    for file in options.config:
-        _check_config(file)
     from boltzformer_monai.engines.bundle import run_workflow
 
     given = {key: value for key, value in named.items() if value is not None}
-    run_workflow(name, {**given, **dict(options.settings)}, root=root, overlays=options.config)
+    run_workflow(
+        name, {**given, **dict(options.settings)}, root=bundle_root(options.bundle_root), overlays=options.config
+    )
 
 
 def _check_config(file: Path) -> None:

@@ -22,9 +22,7 @@ The same training as `python -m monai.bundle run training`; docs/training.md exp
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("train", help="train on a slice dataset", description=_DESCRIPTION)
-    presets = "hiera_s, hiera_bp, focal_l, biomedparse_v2 or tiny (hiera_s with a GPU, tiny without)"
-    parser.add_argument("--preset", help=presets)
-    parser.add_argument("--epochs", type=whole_number(1), metavar="N", help="most epochs (the preset's)")
+    add_training_options(parser)
     add = parser.add_argument
     add(
         "--folds",
@@ -37,10 +35,21 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that trains; :func:`training_keys` reads them."""
+    presets = "hiera_s, hiera_bp, focal_l, biomedparse_v2 or tiny (hiera_s with a GPU, tiny without)"
+    parser.add_argument("--preset", help=presets)
+    parser.add_argument("--epochs", type=whole_number(1), metavar="N", help="most epochs (the preset's)")
+
+
+def training_keys(options: argparse.Namespace) -> dict[str, Any]:
+    """Keys of the configuration from the options of :func:`add_training_options`; None where they are not given."""
+    return {name: getattr(options, name) for name in ("preset", "epochs")}
+
+
 def run(options: argparse.Namespace) -> int:
     """Train and print where the checkpoint is."""
     check_folds(options.folds, options.fold)
-    names = ("preset", "epochs", "folds", "fold")
-    run_bundle("train", options, {name: getattr(options, name) for name in names})
+    run_bundle("train", options, {**training_keys(options), "folds": options.folds, "fold": options.fold})
     sys.stdout.write(f"{options.output / 'model.pt'}\n")
     return 0

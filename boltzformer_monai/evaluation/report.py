@@ -10,7 +10,7 @@ from typing import Any
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.figures import loss_curve
 from boltzformer_monai.evaluation.html import write_html
-from boltzformer_monai.evaluation.tables import format_estimate, table_of
+from boltzformer_monai.evaluation.tables import fold_rows, format_estimate, table_of
 
 __all__ = ["write_report"]
 
@@ -31,7 +31,8 @@ def write_report(
         path: the HTML file; its folder is created.
         title: of the page.
         metrics: content of ``metrics.json``: `summarise_slices` under ``"slices"``, and the engines'
-            `ScoreVolumes.summary` under ``"volumes"`` if whole volumes were scored.
+            `ScoreVolumes.summary` under ``"volumes"`` if whole volumes were scored; or those of
+            :func:`~boltzformer_monai.evaluation.pooling.pool_evaluations`.
         history: epochs of the learning curve, see :func:`~boltzformer_monai.evaluation.figures.loss_curve`.
         overlays: caption and PNG of predictions.
         samplings: caption and PNG of sampled patches.
@@ -41,10 +42,10 @@ def write_report(
         ConfigError: an image is no PNG, or the metrics are not those of an evaluation.
     """
     try:
-        parts = [_part("Slices", metrics["slices"], "")]
+        parts = [_part("Slices", metrics["slices"], "", fold_rows(metrics, "slices"))]
         volumes = metrics.get("volumes")
         if volumes and volumes["cases"]:
-            parts.append(_part("Whole volumes", volumes, _about_volumes(volumes)))
+            parts.append(_part("Whole volumes", volumes, _about_volumes(volumes), fold_rows(metrics, "volumes")))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"the report needs the content of a metrics.json; this lacks {error}") from None
     return write_html(
@@ -60,7 +61,7 @@ def write_report(
     )
 
 
-def _part(heading: str, summary: Mapping[str, Any], note: str) -> dict[str, Any]:
+def _part(heading: str, summary: Mapping[str, Any], note: str, folds: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The template's variables for a summary."""
     headings, rows = table_of(summary)
     overall, bootstrap = summary["overall"], summary["bootstrap"]
@@ -78,11 +79,17 @@ def _part(heading: str, summary: Mapping[str, Any], note: str) -> dict[str, Any]
         "cards": cards,
         "note": f"{note}{intervals}",
         "headings": headings,
-        "rows": [[name, *(cell.replace(" (", "\n(") for cell in cells)] for name, *cells in rows],
+        "rows": _broken(rows),
+        "folds": _broken(folds),
         "total": len(summary["by_target"]),
         "strata": "strata" in summary,
         "metrics": summary["metrics"].values(),
     }
+
+
+def _broken(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Rows with intervals on a line of their own."""
+    return [[name, *(cell.replace(" (", "\n(") for cell in cells)] for name, *cells in rows]
 
 
 def _about_volumes(volumes: Mapping[str, Any]) -> str:
@@ -90,6 +97,8 @@ def _about_volumes(volumes: Mapping[str, Any]) -> str:
     kept = (
         "Masks are those of every slice, without a presence rule."
         if rule is None
+        else "Presence thresholds are those of each fold's model."
+        if isinstance(rule, list)
         else f"Where one slice reaches presence {rule['high']:.2f}, those from {rule['low']:.2f} keep their masks."
     )
     count, patients = (len({case[key] for case in volumes["cases"]}) for key in ("volume", "patient"))

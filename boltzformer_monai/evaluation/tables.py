@@ -18,8 +18,8 @@ from boltzformer_monai.limits import open_text
 from boltzformer_monai.storage import replacing
 
 __all__ = [
-    "format_estimate", "markdown_line", "markdown_table", "read_scores_csv", "table_of", "write_metrics_json",
-    "write_scores_csv",
+    "fold_rows", "format_estimate", "markdown_line", "markdown_table", "read_scores_csv", "table_of",
+    "write_metrics_json", "write_scores_csv",
 ]  # fmt: skip
 
 _COLUMNS = tuple(field.name for field in fields(SliceScore) if field.name != "values")
@@ -110,15 +110,18 @@ def table_of(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for about in summary["metrics"].values():
         unit = "" if about["unit"] in ("", "%") else f", {about['unit']}"
         headings.append(f"{about['title']}{unit}")
-    cells = [
-        [
-            name,
-            f"{entry['present']} / {entry['absent']}",
-            *(format_estimate(entry[metric], about["unit"]) for metric, about in summary["metrics"].items()),
-        ]
-        for name, entry in rows
-    ]
-    return headings, cells
+    return headings, [_row(name, entry, summary["metrics"]) for name, entry in rows]
+
+
+def fold_rows(metrics: Mapping[str, Any], part: str) -> list[list[str]]:
+    """Rows of ``"slices"`` or ``"volumes"``, one per fold, in the columns of :func:`table_of`; none without folds."""
+    folds = enumerate(metrics.get("folds", ()))
+    return [_row(f"fold {number}", fold[part], metrics[part]["metrics"]) for number, fold in folds]
+
+
+def _row(name: str, entry: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    estimates = (format_estimate(entry[metric], about["unit"]) for metric, about in metrics.items())
+    return [name, f"{entry['present']} / {entry['absent']}", *estimates]
 
 
 def format_estimate(estimate: Mapping[str, Any], unit: str) -> str:
@@ -146,6 +149,7 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
                 markdown_line(headings),
                 markdown_line(["---", *["---:"] * (len(headings) - 1)]),
                 *map(markdown_line, rows),
+                *map(markdown_line, fold_rows(metrics, part)),
             ]
     return "\n".join(lines[1:]) + "\n"
 
