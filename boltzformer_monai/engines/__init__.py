@@ -25,6 +25,7 @@ from boltzformer_monai.engines.initial import InitialWeights, find_initial_weigh
 from boltzformer_monai.engines.key_metric import validation_metrics
 from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.engines.publish import publish_model
+from boltzformer_monai.engines.sampler import EpochSampler, SeededExamples
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.trainer import (
     DecodingInferer,
@@ -39,9 +40,11 @@ __all__ = [
     "SETTINGS",
     "BoltzFormerLoss",
     "DecodingInferer",
+    "EpochSampler",
     "InitialWeights",
     "ScoreSlices",
     "ScoreVolumes",
+    "SeededExamples",
     "TrainingSettings",
     "calibrate_checkpoint",
     "calibrate_presence",

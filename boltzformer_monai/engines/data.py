@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import list_data_collate
 from monai.transforms import Compose, Transform
-from torch.utils.data import WeightedRandomSampler
 
 from boltzformer_monai.data.slices.folds import Fold, choose_fold, fold_of_model
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.data.slices.summary import training_data
 from boltzformer_monai.data.split import check_folds
 from boltzformer_monai.demo.demo import ensure_demo_dataset
+from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings
 from boltzformer_monai.errors import DatasetError, reject_unknown
 from boltzformer_monai.transforms import (
@@ -175,10 +176,16 @@ def training_transform(
     return Compose(steps).set_random_state(seed)
 
 
-def slice_sampler(items: Sequence[Item], settings: TrainingSettings, *, seed: int) -> WeightedRandomSampler | None:
-    """Sample slices by their largest target weight; ``None`` (a plain shuffle) without target weights."""
+def slice_sampler(items: Sequence[Item], settings: TrainingSettings, *, seed: int) -> EpochSampler:
+    """Sample slices by their largest target weight; without target weights every epoch has each of them once.
+
+    Raises:
+        ConfigError: a weight is for a target that the data set does not have.
+    """
+    rank, world = idist.get_rank(), idist.get_world_size()
+    batch = settings.batch_size * world
     if not settings.target_weights:
-        return None
+        return EpochSampler(len(items), seed=seed, global_batch=batch, rank=rank, world=world)
     targets = {row.target for item in items for row in item["rows"]}
     # The preset's targets may be missing from a dataset; those that the user names must exist.
     given = set(settings.target_weights) - set(SETTINGS[settings.preset].target_weights)
@@ -187,7 +194,7 @@ def slice_sampler(items: Sequence[Item], settings: TrainingSettings, *, seed: in
         max([settings.target_weights.get(row.target, 1.0) for row in item["rows"] if row.present], default=1.0)
         for item in items
     ]
-    return WeightedRandomSampler(weights, len(items), generator=torch.Generator().manual_seed(seed))
+    return EpochSampler(weights, seed=seed, global_batch=batch, rank=rank, world=world)
 
 
 class AllPromptsd(Transform):

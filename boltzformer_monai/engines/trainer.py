@@ -20,9 +20,11 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
+from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.interfaces import Decoded
+from boltzformer_monai.networks.sampling import CounterNoise
 from boltzformer_monai.networks.weights import Description, save_checkpoint
 from boltzformer_monai.storage import replacing, writing
 
@@ -82,8 +84,10 @@ def make_scheduler(
 class DecodingInferer(Inferer):
     """Run the network and return its presence logits too, for the loss."""
 
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Decoded:
-        """``(B, C, H, W)`` and tokens → mask and presence logits."""
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, seeds: Tensor | None = None, **kwargs: Any) -> Decoded:
+        """``(B, C, H, W)`` and tokens → mask and presence logits; with ``(B,)`` seeds each example draws by its own."""
+        if seeds is not None:
+            kwargs["generator"] = CounterNoise(seeds)
         return network(inputs, *args, with_presence=True, **kwargs)
 
 
@@ -199,6 +203,9 @@ def run_training(
     if trainer.state.iteration:
         _log.info("training was started already; not starting it again")
         return checkpoint
+    sampler = getattr(trainer.data_loader, "sampler", None)
+    if isinstance(sampler, EpochSampler):
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: sampler.seed_step(trainer.state.iteration))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: scheduler.step())
     if settings.clip:
         parameters = [p for p in trainer.network.parameters() if p.requires_grad]

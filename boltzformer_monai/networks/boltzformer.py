@@ -112,7 +112,7 @@ class BoltzFormer(nn.Module):
             image: ``(B, C, H, W)`` float on the 0–1 scale, H and W multiples of 32; a single channel is repeated for
                 every input channel of the backbone.
             tokens: ``(B, P, N_T)`` int64, −1 = padding; the default prompt where omitted.
-            generator: source of the random draws; by default PyTorch's own in training and the seeded counter in
+            generator: source of the random draws; by default PyTorch's own in training mode and the seeded counter in
                 evaluation.
             with_presence: also return the presence logits.
 

@@ -15,26 +15,44 @@ from torch import Tensor
 from boltzformer_monai.errors import ConfigError
 
 _MASK32 = 0xFFFFFFFF
+_SEED_FACTOR, _LAYER_FACTOR, _PROMPT_FACTOR = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 
 
 class CounterNoise:
     """Counter-based uniform numbers: a hash of (seed, layer, head, query, patch), computed in tensor operations.
 
     Unlike those of a stateful generator, the numbers depend on neither batch, other prompts nor device, so the same
-    slice and prompt give the same mask. All slices and prompts share them (common random numbers): each set keeps its
-    distribution, and adjacent slices differ only by their logits.
+    slice and prompt give the same mask. With one seed all slices and prompts share them (common random numbers): each
+    set keeps its distribution, and adjacent slices differ only by their logits. In training every example has a seed
+    and every prompt its own numbers.
+
+    Args:
+        seed: one for all, or one for each example: ``(B,)`` int64, 0 or more and below 2³¹.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = int(seed)
+    def __init__(self, seed: int | Tensor = 0) -> None:
+        self.seed = seed if isinstance(seed, Tensor) else int(seed)
 
     def uniform(self, shape: torch.Size | tuple[int, ...], *, layer: int, device: torch.device) -> Tensor:
-        """Float32 in [0, 1), broadcasting to ``shape``; only the last three axes (head, query, patch) count."""
+        """Float32 in [0, 1), broadcasting to ``shape``, ``(B, P, [heads,] queries, patches)``.
+
+        With one seed only the last three axes (head, query, patch) count.
+        """
         own = tuple(shape[-3:]) if len(shape) >= 5 else (1, *shape[-2:])
         state = torch.arange(own[0] * own[1] * own[2], device=device, dtype=torch.int64).view(own)
-        state ^= _scalar_mix32(self.seed * 0x9E3779B1 + layer * 0x85EBCA6B + 1)
+        if isinstance(self.seed, Tensor):
+            state = state ^ self._keys(self.seed.to(device), shape[1], layer)
+        else:
+            state ^= _scalar_mix32(self.seed * _SEED_FACTOR + layer * _LAYER_FACTOR + 1)
         uniform = _mix32(state).bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
-        return uniform if len(shape) >= 5 else uniform[0]
+        return uniform if len(shape) >= 5 else uniform.squeeze(-3)
+
+    @staticmethod
+    def _keys(seeds: Tensor, prompts: int, layer: int) -> Tensor:
+        """What distinguishes examples and prompts, ``(B, P, 1, 1, 1)``; a single seed's is that of the first prompt."""
+        prompt = torch.arange(prompts, device=seeds.device, dtype=torch.int64) * _PROMPT_FACTOR
+        keys = seeds[:, None] * _SEED_FACTOR + (layer * _LAYER_FACTOR + 1) + prompt
+        return _mix32(keys & _MASK32)[..., None, None, None]
 
 
 Randomness = torch.Generator | CounterNoise | None

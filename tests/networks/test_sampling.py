@@ -252,6 +252,39 @@ class TestCounterNoise:
         alone = self.numbers(shape=(1, 1, 5, 64)).expand(1, 1, 5, 64)
         assert torch.equal(self.numbers(shape=(3, 7, 5, 64)).expand(3, 7, 5, 64)[2, 6], alone[0, 0])
 
+    def test_an_example_has_the_numbers_of_its_seed_whatever_the_batch(self):
+        seeds = torch.tensor([7, 2**31 - 1, 0, 7])
+        for shape in ((4, 3, 5, 64), (4, 3, 2, 5, 64)):
+            together = CounterNoise(seeds).uniform(shape, layer=2, device=seeds.device)
+            assert together.shape == shape
+            assert torch.equal(together[0], together[3])
+            for example, seed in enumerate(seeds.tolist()):
+                alone = CounterNoise(torch.tensor([seed])).uniform((1, *shape[1:]), layer=2, device=seeds.device)
+                assert torch.equal(alone[0], together[example])
+                first = self.numbers(seed, layer=2, shape=(1, 1, *shape[2:])).expand(1, 1, *shape[2:])
+                assert torch.equal(first[0, 0], together[example, 0])  # the numbers that one seed gives
+
+    def test_examples_and_prompts_have_their_own_numbers(self):
+        seeds = torch.arange(40)
+        numbers = CounterNoise(seeds).uniform((40, 4, 4, 1024), layer=3, device=seeds.device).flatten(2).double()
+        flat = numbers.flatten(0, 1).flatten(1) - 0.5
+        correlation = flat @ flat.T * 12 / flat.shape[1] - torch.eye(160, dtype=torch.float64)
+        assert float(correlation.triu(1).abs().max()) < 5.5 / math.sqrt(flat.shape[1])
+        # At one query and patch the numbers of all examples and prompts are uniform too.
+        at_one_place = numbers.flatten(0, 1)
+        assert float((at_one_place.mean(0) - 0.5).abs().max()) < 5 / math.sqrt(12 * 160)
+        counts = torch.histc(at_one_place, 64, 0, 1)
+        expected = at_one_place.numel() / 64
+        assert abs(float(((counts - expected) ** 2 / expected).sum()) - 63) < 4.5 * math.sqrt(126)
+
+    def test_examples_draw_exactly_too(self):
+        logits = some_logits().expand(2, 3, -1, -1)
+        policy = BoltzmannSampling(1.0, 0.3, exact=True)
+        attend = policy(logits, 1, CounterNoise(torch.tensor([4, 5])))
+        assert torch.equal(attend[1:], policy(logits[1:], 1, CounterNoise(torch.tensor([5]))))
+        assert not torch.equal(attend[0, 0], attend[1, 0])
+        assert not torch.equal(attend[0, 0], attend[0, 1])
+
     def test_the_numbers_stay_what_they_are(self):
         # Whoever changes the hash changes every mask that was ever segmented: that must not happen unnoticed.
         def mix(x: int) -> int:

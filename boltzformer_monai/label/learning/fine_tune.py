@@ -37,6 +37,8 @@ _VALIDATION_ITEMS = (
     "$engines.validation_items(@reader, split='train', prompts_per_image=@prompts_per_image,"
     " negatives=@settings.negatives)"
 )
+# Labels are few: an epoch has every slice once.
+_EVERY_SLICE = "$engines.EpochSampler(len(@train#dataset), seed=@seed, global_batch=@batch_size)"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -194,8 +196,7 @@ def _train(
             "description": description,
             "train#trainer#max_epochs": epochs - progress.epochs,
             "train#dataset#progress": False,
-            "train#sampler": None,  # labels are few: an epoch samples every slice
-            "train#dataloader#generator": torch.Generator().manual_seed(seed),
+            "train#sampler": _EVERY_SLICE,
             "validate#dataset#progress": False,
             "validate#dataset#data": _VALIDATION_ITEMS,
         },
