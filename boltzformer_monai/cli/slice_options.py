@@ -62,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--window", nargs="+", metavar=("NAME", "WIDTH"), help="name, or LEVEL WIDTH in HU (default: by site)")
     add("--every", type=int, default=1, metavar="N", help="take every N-th slice (default: 1)")
     add("--neighbours", type=int, default=0, metavar="N", help="keep N slices on either side, for 2.5-D input")
+    add("--neighbour-mm", type=float, default=0.0, metavar="MM", help="their distance (default: adjacent slices)")
     add("--min-area", type=int, default=0, metavar="PIXELS", help="no row for a target smaller than this")
     add("--negatives", type=float, default=1.0, metavar="RATIO", help="share of absent targets' rows (default: 1)")
     add("--composites", action="store_true", help="add sums that the vocabulary knows: kidney = left + right")
@@ -97,6 +98,7 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
         window=None if options.window is None else parse_window(options.window),
         every=options.every,
         neighbours=options.neighbours,
+        neighbour_mm=options.neighbour_mm,
         min_area=options.min_area,
         negatives=options.negatives,
         seed=seed,

@@ -30,6 +30,7 @@ def calibrate_presence(
     tokenizer: PromptTokenizer,
     size: int,
     neighbours: int = 0,
+    neighbour_mm: float = 0.0,
     split: str = "val",
     device: torch.device | str = "cpu",
     batch_size: int = 8,
@@ -41,7 +42,8 @@ def calibrate_presence(
         reader: the dataset.
         tokenizer: of the network's text model.
         size: edge of the network's input in pixels.
-        neighbours: adjacent slices on each side that are input too.
+        neighbours: slices on each side that are input too.
+        neighbour_mm: from one of them to the next; 0: adjacent slices.
         split: volumes to calibrate on.
         device: of the network.
         batch_size: slices per pass.
@@ -54,7 +56,9 @@ def calibrate_presence(
     """
     if network.presence is None:
         return None
-    transform = evaluation_transform(reader, tokenizer=tokenizer, size=size, neighbours=neighbours)
+    transform = evaluation_transform(
+        reader, tokenizer=tokenizer, size=size, neighbours=neighbours, neighbour_mm=neighbour_mm
+    )
     loader: DataLoader[Item] = DataLoader(
         [*evaluation_items(reader, split=split)],  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -136,6 +140,7 @@ def calibrate_checkpoint(
         tokenizer=tokenizer,
         size=config.image_size,
         neighbours=config.neighbours,
+        neighbour_mm=config.neighbour_mm,
         split=split,
         device=device,
         batch_size=batch_size,

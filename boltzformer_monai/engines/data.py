@@ -151,6 +151,7 @@ def training_transform(
     length: int,
     augment: bool,
     neighbours: int = 0,
+    neighbour_mm: float = 0.0,
     seed: int = 0,
 ) -> Compose:
     """Load → augment → select prompts; deterministic without ``augment`` (validation)."""
@@ -159,7 +160,9 @@ def training_transform(
         "light": light_augmentation(),
         "none": [],
     }
-    steps: list[Callable[..., Any]] = [LoadSliced(size=settings.image_size, neighbours=neighbours)]
+    steps: list[Callable[..., Any]] = [
+        LoadSliced(size=settings.image_size, neighbours=neighbours, neighbour_mm=neighbour_mm)
+    ]
     if augment:
         steps.extend(augmentations[settings.augmentation])
     steps.append(

@@ -137,10 +137,13 @@ def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:
     return group_by_slice(rows)
 
 
-def evaluation_transform(reader: SliceReader, *, tokenizer: PromptTokenizer, size: int, neighbours: int = 0) -> Compose:
+def evaluation_transform(
+    reader: SliceReader, *, tokenizer: PromptTokenizer, size: int, neighbours: int = 0, neighbour_mm: float = 0.0
+) -> Compose:
     """Load a slice and prompt all its targets by their canonical prompts."""
     length = prompt_length(reader, tokenizer)
-    return Compose([LoadSliced(size=size, neighbours=neighbours), AllPromptsd(tokenizer=tokenizer, length=length)])
+    load = LoadSliced(size=size, neighbours=neighbours, neighbour_mm=neighbour_mm)
+    return Compose([load, AllPromptsd(tokenizer=tokenizer, length=length)])
 
 
 def run_evaluation(

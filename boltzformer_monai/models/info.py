@@ -24,7 +24,8 @@ from boltzformer_monai.storage import file_sha256
 __all__ = ["info_text", "model_info"]
 
 _NETWORK = (
-    "backbone", "image_size", "in_channels", "neighbours", "dim", "queries", "layers", "decoder", "policy", "presence",
+    "backbone", "image_size", "in_channels", "neighbours", "neighbour_mm", "dim", "queries", "layers", "decoder",
+    "policy", "presence",
 )  # fmt: skip
 
 

@@ -28,7 +28,9 @@ class NetworkConfig:
     """H = W the network is trained and run at, a multiple of 32."""
     in_channels: int = 3
     neighbours: int = 0
-    """Adjacent slices on each side as extra channels (2.5-D); ``in_channels`` is then ``2 * neighbours + 1``."""
+    """Slices on each side as extra channels (2.5-D); ``in_channels`` is then ``2 * neighbours + 1``."""
+    neighbour_mm: float = 0.0
+    """Millimetres from channel to channel; 0 = adjacent slices, however far apart they are."""
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
     neck_channels: int | None = None
@@ -93,6 +95,9 @@ class NetworkConfig:
             raise ConfigError(msg)
         if self.image_size % STRIDE or self.image_size < STRIDE:
             raise ConfigError(f"image_size must be a positive multiple of {STRIDE}, got {self.image_size}")
+        if not 0 <= self.neighbour_mm < math.inf or (self.neighbour_mm and not self.neighbours):
+            msg = f"neighbour_mm must be 0 or more, and needs neighbours; got {self.neighbour_mm} and {self.neighbours}"
+            raise ConfigError(msg)
         if self.neighbours and self.in_channels != 2 * self.neighbours + 1:
             msg = f"{self.neighbours} neighbours make {2 * self.neighbours + 1} in_channels, not {self.in_channels}"
             raise ConfigError(msg)

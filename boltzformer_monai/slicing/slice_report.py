@@ -132,7 +132,7 @@ def write_report(
             "window": "by modality and site" if window is None else window.to_dict(),
             **{
                 name: getattr(settings.slices, name)
-                for name in ("every", "neighbours", "min_area", "negatives", "seed")
+                for name in ("every", "neighbours", "neighbour_mm", "min_area", "negatives", "seed")
             },
             "tilt": settings.tilt,
             "composites": settings.composites,

@@ -11,6 +11,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
+from boltzformer_monai.data.neighbours import blend, channel_offsets
 from boltzformer_monai.data.slices.reader import SliceRow, read_png
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.transforms.square import SquareFit
@@ -23,13 +24,15 @@ class LoadSliced(Transform):
 
     Args:
         size: S, edge of the square in pixels.
-        neighbours: adjacent slices on each side as channels (2.5-D): C = 2 · neighbours + 1, by rising slice index;
-            at the ends of the volume the outermost slice is repeated.
+        neighbours: slices on each side as channels (2.5-D): C = 2 · neighbours + 1, by rising slice index; at the ends
+            of the volume the outermost slice is repeated.
+        neighbour_mm: from channel to channel, interpolated between slices; 0: adjacent slices.
     """
 
-    def __init__(self, *, size: int, neighbours: int = 0) -> None:
+    def __init__(self, *, size: int, neighbours: int = 0, neighbour_mm: float = 0.0) -> None:
         self.size = size
         self.neighbours = neighbours
+        self.neighbour_mm = neighbour_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises :class:`~boltzformer_monai.errors.DatasetError` if a file is missing or damaged."""
@@ -49,8 +52,15 @@ class LoadSliced(Transform):
 
     def _with_neighbours(self, pixels: np.ndarray, row: SliceRow) -> Tensor:
         """``(1, C, H, W)``."""
-        stack = [pixels if path == row.image else _read_grey(path, row) for path in row.images(self.neighbours)]
-        return torch.cat([image_tensor(image) for image in stack], dim=1)
+        offsets = channel_offsets(self.neighbours, distance_mm=self.neighbour_mm, spacing_mm=row.spacing[2])
+        pairs = row.images(offsets)
+        read = {row.image: pixels}
+        for path in {path for pair in pairs for path in pair} - {row.image}:
+            read[path] = _read_grey(path, row)
+        channels = [
+            blend(read[lower], read[upper], offset.share) for (lower, upper), offset in zip(pairs, offsets, strict=True)
+        ]
+        return torch.cat([image_tensor(channel) for channel in channels], dim=1)
 
     @staticmethod
     def _keep_small(label_map: Tensor, values: Tensor, fit: SquareFit, rows: Sequence[SliceRow]) -> Tensor:

@@ -57,11 +57,12 @@ def inferer(
     rule: PresenceRule | None = None,
     trained_plane: str = "axial",
     neighbours: int = 0,
+    neighbour_mm: float = 0.0,
     should_stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> SlidingVolumeInferer:
     """An inferer of CT for "liver", black at -100 HU and white at 100 HU, unless told otherwise."""
-    network: Any = SimpleNamespace(image_size=size, neighbours=neighbours, presence=False)
+    network: Any = SimpleNamespace(image_size=size, neighbours=neighbours, neighbour_mm=neighbour_mm, presence=False)
     data = {"plane": trained_plane, "presence": None if rule is None else rule.as_dict()}
     return SlidingVolumeInferer(
         RunSettings(**{"prompts": ["liver"], "modality": "CT", "window": [0, 200], **settings}),

@@ -38,28 +38,54 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
-def test_training_and_inference_see_the_same_channels(tmp_path: Path, plane: str) -> None:
+@pytest.mark.parametrize("mm", [0, 0.7, 2.5])
+def test_training_and_inference_see_the_same_channels(tmp_path: Path, plane: str, mm: float) -> None:
     add(SliceWriter(tmp_path), plane=plane)
     rows = {row.slice_index: row for row in SliceReader(tmp_path).rows}
-    load = LoadSliced(size=32, neighbours=2)
+    load = LoadSliced(size=32, neighbours=2, neighbour_mm=mm)
     stored = [load({"rows": [rows[index]]})["image"] for index in sorted(rows)]
     network = Recorder()
     settings = {"window": "abdomen", "planes": plane, "modality": None}
-    inferer(PromptTokenizer(), 32, trained_plane=plane, neighbours=2, **settings).label_map(make_volume()[0], network)
+    shown = inferer(PromptTokenizer(), 32, trained_plane=plane, neighbours=2, neighbour_mm=mm, **settings)
+    shown.label_map(make_volume()[0], network)
     assert len(network.inputs) == len(stored) > 5
     for mine, theirs in zip(network.inputs, stored, strict=True):
         assert mine.shape == (5, 32, 32)
         assert torch.equal(mine, theirs)
     middle, ends = len(stored) // 2, stored[0]
-    assert torch.equal(stored[middle][1], stored[middle - 1][2])
+    assert torch.equal(stored[middle][1], stored[middle - 1][2]) or mm
     assert torch.equal(ends[0], ends[2])  # beyond the first slice the first stands in
+
+
+def test_neighbours_in_millimetres_lie_between_slices_and_are_interpolated(tmp_path: Path) -> None:
+    add(SliceWriter(tmp_path))  # slices 5 mm apart
+    rows = {row.slice_index: row for row in SliceReader(tmp_path).rows}
+    load = LoadSliced(size=32, neighbours=1, neighbour_mm=2)
+    below, here, above = (LoadSliced(size=32)({"rows": [rows[index]]})["image"][0] for index in (1, 2, 3))
+    channels = load({"rows": [rows[2]]})["image"]
+    half_a_level = 0.5 / 255 + 1e-6
+    torch.testing.assert_close(channels[0], 0.6 * here + 0.4 * below, rtol=0, atol=half_a_level)
+    assert torch.equal(channels[1], here)
+    torch.testing.assert_close(channels[2], 0.6 * here + 0.4 * above, rtol=0, atol=half_a_level)
+    same = LoadSliced(size=32, neighbours=1, neighbour_mm=5)({"rows": [rows[2]]})["image"]
+    assert torch.equal(same, LoadSliced(size=32, neighbours=1)({"rows": [rows[2]]})["image"])
+
+
+def test_a_thinned_out_data_set_keeps_the_slices_that_neighbours_in_millimetres_need(tmp_path: Path) -> None:
+    settings = SliceSettings(plane="coronal", every=5, neighbours=1, neighbour_mm=1.5)  # slices 0.9 mm apart
+    add(SliceWriter(tmp_path), settings=settings)
+    reader = SliceReader(tmp_path)
+    assert reader.volumes["case1"]["neighbours"] == 2
+    assert LoadSliced(size=32, neighbours=1, neighbour_mm=1.5)({"rows": [reader.rows[0]]})["image"].shape == (3, 32, 32)
+    with pytest.raises(DatasetError, match="needs 3 slices on either side, the data set keeps 2"):
+        LoadSliced(size=32, neighbours=1, neighbour_mm=2.5)({"rows": [reader.rows[0]]})
 
 
 def test_a_thinned_out_data_set_keeps_as_many_neighbours_as_it_says(tmp_path: Path) -> None:
     add(SliceWriter(tmp_path), settings=SliceSettings(every=4, neighbours=1))
     row = SliceReader(tmp_path).rows[0]
     assert LoadSliced(size=32, neighbours=1)({"rows": [row]})["image"].shape == (3, 32, 32)
-    with pytest.raises(DatasetError, match="slice again with --neighbours 2"):
+    with pytest.raises(DatasetError, match="needs 2 slices on either side, the data set keeps 1; slice again"):
         LoadSliced(size=32, neighbours=2)({"rows": [row]})
 
 
@@ -76,3 +102,7 @@ def test_a_network_takes_neighbours_as_channels() -> None:
         network_config("tiny", neighbours=2, in_channels=3)
     with pytest.raises(ConfigError, match="neighbours"):
         network_config("tiny", neighbours=-1)
+    assert network_config("tiny", neighbours=1, neighbour_mm=2.5).in_channels == 3
+    for wrong in ({"neighbour_mm": 2.0}, {"neighbours": 1, "neighbour_mm": -1.0}):
+        with pytest.raises(ConfigError, match="neighbour_mm"):
+            network_config("tiny", **wrong)

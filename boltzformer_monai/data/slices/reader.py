@@ -13,6 +13,7 @@ import numpy as np
 
 from boltzformer_monai.data.image_files import open_picture
 from boltzformer_monai.data.label_names import parse_label_values
+from boltzformer_monai.data.neighbours import Offset
 from boltzformer_monai.data.slices.format import DATASET_FILE, MANIFEST_FILE, SPLITS, slice_name
 from boltzformer_monai.data.slices.tables import read_description, read_manifest
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
@@ -69,25 +70,28 @@ class SliceRow:
         """Whether the target is visible in this slice."""
         return self.area_fraction > 0
 
-    def images(self, neighbours: int) -> list[Path]:
-        """Images of the slices from ``-neighbours`` to ``+neighbours``; the volume's outermost slice is repeated.
+    def images(self, offsets: Sequence[Offset]) -> list[tuple[Path, Path]]:
+        """For each channel the images below and above it, the same where it is a slice; beyond the ends the outermost.
 
         Raises:
-            DatasetError: the data set stores fewer.
+            DatasetError: the data set stores fewer slices.
         """
-        if self.stored_neighbours is not None and neighbours > self.stored_neighbours:
+        pairs = [(offset.whole, offset.whole + (offset.share > 0)) for offset in offsets]
+        furthest = max(abs(step) for pair in pairs for step in pair)
+        if self.stored_neighbours is not None and furthest > self.stored_neighbours:
             msg = (
-                f"{self.image}: {neighbours} neighbours are wanted, the data set keeps {self.stored_neighbours} of its "
-                f"slices; slice again with --neighbours {neighbours} or without --every"
+                f"{self.image}: needs {furthest} slices on either side, the data set keeps {self.stored_neighbours}; "
+                "slice again without --every, or with the network's neighbours and neighbour_mm as --neighbours and "
+                "--neighbour-mm"
             )
             raise DatasetError(msg)
-        indices = [min(max(self.slice_index + step, 0), self.slices - 1) for step in range(-neighbours, neighbours + 1)]
-        return [
-            self.image
-            if index == self.slice_index
-            else self.image.with_name(slice_name(self.volume, self.plane, index))
-            for index in indices
-        ]
+        return [(self._image(lower), self._image(upper)) for lower, upper in pairs]
+
+    def _image(self, step: int) -> Path:
+        index = min(max(self.slice_index + step, 0), self.slices - 1)
+        if index == self.slice_index:
+            return self.image
+        return self.image.with_name(slice_name(self.volume, self.plane, index))
 
 
 class SliceReader:

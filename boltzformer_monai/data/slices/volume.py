@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from boltzformer_monai.data.label_names import canonical_labels
+from boltzformer_monai.data.neighbours import reach
 from boltzformer_monai.data.planes import PLANE_AXES, extract_slices, slice_spacing
 from boltzformer_monai.data.plausibility import scan_caveats
 from boltzformer_monai.data.prompts import normalise_site, prompts_for
@@ -45,7 +47,8 @@ class SliceSettings:
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``, by the patient's anatomy.
         window: None takes :func:`~boltzformer_monai.data.windows.default_window` of modality and site.
         every: every n-th slice gets rows, from slice 0.
-        neighbours: slices stored on either side of each, for 2.5-D input.
+        neighbours: channels on either side of each slice for which slices are stored, for 2.5-D input.
+        neighbour_mm: from channel to channel; 0: adjacent slices.
         min_area: least pixels of a target in a slice; with fewer (but any) it gets no row.
         negatives: share of the rows of absent targets that is kept, 0 to 1.
         seed: of the choice of negatives.
@@ -58,6 +61,7 @@ class SliceSettings:
     window: GreyScale | None = None
     every: int = 1
     neighbours: int = 0
+    neighbour_mm: float = 0.0
     min_area: int = 0
     negatives: float = 1.0
     seed: int = 0
@@ -70,6 +74,9 @@ class SliceSettings:
                 f"every n-th slice needs n >= 1, neighbours and the smallest area 0 or more; got {self.every}, "
                 f"{self.neighbours} and {self.min_area}"
             )
+            raise ConfigError(msg)
+        if not 0 <= self.neighbour_mm < math.inf or (self.neighbour_mm and not self.neighbours):
+            msg = f"the distance of neighbours must be 0 mm or more, and needs neighbours; got {self.neighbour_mm}"
             raise ConfigError(msg)
         if not 0 <= self.negatives <= 1:
             raise ConfigError(f"the share of negatives must lie between 0 and 1, got {self.negatives}")
@@ -134,7 +141,7 @@ def write_volume(
         "targets": targets,
         "slices": len(grey),
         "every": settings.every,
-        "neighbours": settings.neighbours,
+        "neighbours": reach(settings.neighbours, distance_mm=settings.neighbour_mm, spacing_mm=spacing[2]),
         "min_area": settings.min_area,
         "complete": settings.every == 1,
         **({"caveats": [caveat.as_dict() for caveat in caveats]} if caveats else {}),

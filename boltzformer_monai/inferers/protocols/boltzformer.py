@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from boltzformer_monai.caveats import Caveat
+from boltzformer_monai.data.neighbours import Offset, blend, channel_offsets
 from boltzformer_monai.data.planes import Slicing, radiological
 from boltzformer_monai.evaluation.presence_rule import presence_rule
 from boltzformer_monai.inferers.decoding import SliceDecoder
@@ -64,13 +65,13 @@ class BoltzFormerProtocol:
             decoder = run.decoder(run.groups(members))
             for plane, slicing in enumerate(run.slicings):
                 stack = slices(slicing)
-                row, column, _ = slicing.spacing(run.volume)
+                row, column, across = slicing.spacing(run.volume)
                 tiles = run.settings.in_plane == "tiles"
                 shape = (stack.shape[1], stack.shape[2])
                 view = slice_view(shape, (row, column), run.config.image_size, tiles=tiles)
-                run.passes(
-                    slicing, partial(_pass, stack, view, decoder, run.store, plane, neighbours=run.config.neighbours)
-                )
+                config = run.config
+                offsets = channel_offsets(config.neighbours, distance_mm=config.neighbour_mm, spacing_mm=across)
+                run.passes(slicing, partial(_pass, stack, view, decoder, run.store, plane, offsets=offsets))
 
 
 def _pass(
@@ -82,11 +83,11 @@ def _pass(
     start: int,
     batch: int,
     *,
-    neighbours: int,
+    offsets: Sequence[Offset],
 ) -> int:
     """As many slices as a pass takes, into the store; returns the number of the next one."""
     stop = min(start + view.slices(batch), len(stack))
-    pictures = Pictures(_with_neighbours(stack, start, stop, neighbours), decoder.device)
+    pictures = Pictures(_with_neighbours(stack, start, stop, offsets), decoder.device)
     for prompt, probability, presence in decoder.decode(pictures, view, batch=batch):
         for offset, values in enumerate(probability):
             present = None if presence is None else float(presence[offset])
@@ -94,14 +95,17 @@ def _pass(
     return stop
 
 
-def _with_neighbours(stack: np.ndarray, start: int, stop: int, neighbours: int) -> np.ndarray:
-    """Slices ``(N, H, W)`` uint8 → some of them with their neighbours ``(B, 2K + 1, H, W)``.
+def _with_neighbours(stack: np.ndarray, start: int, stop: int, offsets: Sequence[Offset]) -> np.ndarray:
+    """Slices ``(N, H, W)`` uint8 → some of them with their neighbours as channels ``(B, C, H, W)``.
 
     Beyond the ends of the volume its outermost slice stands in, as in
     :class:`~boltzformer_monai.transforms.load.LoadSliced`.
     """
-    if not neighbours:
+    if len(offsets) == 1:
         return stack[start:stop, None]
-    indices = np.arange(start, stop)
-    steps = range(-neighbours, neighbours + 1)
-    return np.stack([stack[np.clip(indices + step, 0, len(stack) - 1)] for step in steps], axis=1)
+
+    def moved(step: int) -> np.ndarray:
+        return stack[np.clip(np.arange(start, stop) + step, 0, len(stack) - 1)]
+
+    channels = [blend(moved(whole), moved(whole + 1), share) if share else moved(whole) for whole, share in offsets]
+    return np.stack(channels, axis=1)
