@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.cli.command_line import add_plugin
+from boltzformer_monai.cli.command_line import add_plugin, whole_number
 from boltzformer_monai.limits import set_memory_gb
 from boltzformer_monai.registry import use_plugins
 
@@ -15,9 +15,9 @@ __all__ = ["add_parser", "run"]
 _PLANES = ("axial", "coronal", "sagittal")
 _EPILOG = """\
 The label map has 1 for the first prompt, 2 for the second, … (for the prompts in an .npz their keys); OUT.json lists
-which were found. IMAGE may be a folder of scans; OUT is then a folder, complete results in it are skipped, and a
-failing scan does not stop the others. Exit codes: 0 success, 2 wrong call, 3 some scans of a folder failed, 4 a caveat
-puts a result in doubt (named in OUT.json, the preview and a DICOM SEG)."""
+which were found. IMAGE may be a folder of scans; OUT is then a folder, complete results in it are skipped, a failing
+scan does not stop the others, and --workers or --scheduler share the scans out. Exit codes: 0 success, 2 wrong call,
+3 some scans of a folder failed, 4 a caveat puts a result in doubt (named in OUT.json, the preview and a DICOM SEG)."""
 
 
 def add_parser(commands: Any) -> None:
@@ -82,6 +82,15 @@ def add_parser(commands: Any) -> None:
     add("--threshold", type=float, default=0.5, help="probability from which a voxel counts (0.5)")
     add("--batch-size", type=int, default=4, help="slices per pass (4)")
     add("--seed", type=int, default=0, help="of the attention sampling (0)")
+    add(
+        "--workers", type=whole_number(1, 1024), default=1, metavar="N",
+        help="processes for a folder of scans, each with a model and one scan at a time (1)",
+    )  # fmt: skip
+    add("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers segment the scans of a folder")
+    add(
+        "--threads", type=whole_number(1, 4096), metavar="N",
+        help="CPU threads of each process (a share of the processors); bytes are the same for the same number",
+    )  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
     add("--memory-gb", metavar="GB", help="memory limit for reading one scan (half of the machine's)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto")

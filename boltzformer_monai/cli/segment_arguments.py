@@ -17,7 +17,7 @@ from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import read_text
 from boltzformer_monai.models.place import locate
 
-__all__ = ["check_inputs", "check_output", "model_files", "prompts_in", "run_settings"]
+__all__ = ["check_inputs", "check_output", "check_sharing", "model_files", "prompts_in", "run_settings"]
 
 # Likely a mistyped file ending, not a folder.
 _A_FILE = re.compile(
@@ -125,6 +125,12 @@ def check_inputs(arguments: argparse.Namespace) -> None:
     locate(arguments.checkpoint)
     if arguments.series is not None and not arguments.image.is_dir():
         raise ConfigError(f"--series chooses in a DICOM folder, and {arguments.image} is a file; leave it out")
+
+
+def check_sharing(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go with sharing the scans out."""
+    if arguments.scheduler is not None and arguments.workers > 1:
+        raise ConfigError("--workers is for processes of this machine; a cluster has its own, leave one of both out")
 
 
 def _ending(output: Path) -> str | None:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from boltzformer_monai.cli.segment_arguments import check_inputs, check_output, model_files, run_settings
+from boltzformer_monai.cli.segment_arguments import (
+    check_inputs,
+    check_output,
+    check_sharing,
+    model_files,
+    run_settings,
+)
 from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.run_settings import RunSettings
@@ -42,7 +48,11 @@ def plan_work(arguments: argparse.Namespace) -> Plan:
     settings = run_settings(arguments)
     check_inputs(arguments)
     check_output(arguments, settings)
+    check_sharing(arguments)
     jobs, many = _jobs(arguments, settings.ending)
+    if not many and (arguments.workers > 1 or arguments.scheduler is not None):
+        option = "--workers" if arguments.scheduler is None else "--scheduler"
+        raise ConfigError(f"{option} shares out the scans of a folder, and {arguments.image} is one scan; leave it out")
     more = [*model_files(arguments), *([arguments.prompts_file] if arguments.prompts_file else [])]
     check_targets(jobs, settings, image=arguments.image, inputs=more)
     if not many:

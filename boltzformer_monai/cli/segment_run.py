@@ -1,4 +1,4 @@
-"""Run a plan of ``boltzformer segment``, scan by scan."""
+"""Run a plan of ``boltzformer segment``: here, in several processes, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -6,28 +6,40 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.cli.segment_plan import Plan, check_seg
+import torch
+
+from boltzformer_monai import __version__
+from boltzformer_monai.cli.segment_jobs import (
+    Answer,
+    Outcome,
+    Work,
+    answer,
+    load_run,
+    segment_elsewhere,
+    segment_job,
+    segment_one,
+)
+from boltzformer_monai.cli.segment_plan import Plan
 from boltzformer_monai.cli.segment_targets import Job
-from boltzformer_monai.errors import BoltzFormerError, ConfigError, VolumeError
-from boltzformer_monai.inferers.protocols import volume_protocol
-from boltzformer_monai.inferers.result_manifest import in_doubt, is_complete, source_digest
-from boltzformer_monai.inferers.results import write_results
-from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, result_path
-from boltzformer_monai.inferers.segmenter import VolumeSegmenter
-from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
-from boltzformer_monai.io.challenge_npz import is_challenge_file, read_case_volume
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.inferers.run_settings import RunSettings, result_path
+from boltzformer_monai.io.challenge_npz import is_challenge_file
 from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.formats import is_image_file
-from boltzformer_monai.io.read import read_volume
-from boltzformer_monai.io.scan_list import Scan, files_of, find_left_out, tell_left_out
-from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.networks import BoltzFormer
-from boltzformer_monai.precision import device_by_name
+from boltzformer_monai.io.scan_list import files_of, find_left_out, tell_left_out
+from boltzformer_monai.models.config import model_sha256
+from boltzformer_monai.models.place import locate
+from boltzformer_monai.parallel import ask_workers, run_jobs
+from boltzformer_monai.precision import device_by_name, resolve_precision
+from boltzformer_monai.storage import temporary_beside
 
 __all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]
 
@@ -38,50 +50,161 @@ IN_DOUBT = 4
 """Exit code for success with a caveat that puts a result in doubt."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Shared by all scans."""
-
-    settings: RunSettings
-    model: ModelRecord
-    network: BoltzFormer
-    inferer: SlidingVolumeInferer
-
-
 def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
     """Segment the planned scans; returns the exit code.
 
     Raises:
-        BoltzFormerError: the checkpoint, the prompts or the only scan cannot be used, or a result cannot be written.
+        BoltzFormerError: the checkpoint, the prompts, the cluster or the only scan cannot be used, or a result cannot
+            be written.
     """
-    jobs = plan.jobs
-    if plan.settings.protocol is not None:
-        volume_protocol(plan.settings, {})  # before the checkpoint is loaded
-    segmenter = VolumeSegmenter.from_checkpoint(
-        arguments.checkpoint, device=device_by_name(arguments.device), precision=arguments.precision
-    )
-    settings = plan.settings
-    run = _Run(
+    jobs, settings = plan.jobs, plan.settings
+    work = Work(
         settings=settings,
-        model=segmenter.record(settings),
-        network=segmenter.network,
-        inferer=segmenter.inferer(settings, progress=sys.stderr.isatty()),
+        checkpoint=arguments.checkpoint,
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        image_files=all(job.scan.place.is_file() and is_image_file(job.scan.place) for job in jobs),
+        case=jobs[0].scan.place if is_challenge_file(jobs[0].scan.place) else None,
     )
-    if settings.modality is None and all(job.scan.place.is_file() and is_image_file(job.scan.place) for job in jobs):
-        run.inferer.windows.modality("unknown")  # image files state none: fail before reading the first
-    if run.inferer.protocol.needs_orientation and is_challenge_file(jobs[0].scan.place):
-        msg = (
-            f"{jobs[0].scan.place}: does not say where the patient's left is, by which the protocol "
-            f"{run.model.protocol} turns slices; use --protocol biomedparse, and no orientation=display"
-        )
-        raise ConfigError(msg)
-    if plan.many:
-        return _segment_many(jobs, run, left_out=_left_out(jobs, arguments.image))
-    manifest = _segment_one(jobs[0], run)
+    outcomes: Iterable[Outcome]
+    if arguments.scheduler is not None:
+        outcomes = _on_cluster(jobs, work, arguments)
+    elif min(arguments.workers, len(jobs)) > 1:
+        outcomes = _in_processes(jobs, work, min(arguments.workers, len(jobs)))
+    else:
+        run = load_run(work, progress=sys.stderr.isatty())
+        if not plan.many:
+            return _report_one(segment_one(jobs[0], run), jobs[0], settings)
+        outcomes = (segment_job(job, run) for job in jobs)
+    return _report_many(outcomes, jobs, settings, left_out=_left_out(jobs, arguments.image))
+
+
+def _in_processes(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Outcome]:
+    """Everything that decides a result is settled here, once for all processes."""
+    place, device = locate(work.checkpoint), device_by_name(work.device)
+    spread = device.type == "cuda" and work.device in ("auto", "cuda")
+    work = replace(
+        work,
+        sha256=model_sha256(place),
+        device="cuda" if spread else str(device),
+        precision=resolve_precision(work.precision, device),
+        threads=work.threads or max(1, torch.get_num_threads() // workers),
+    )
+    _log.info("%d processes of %d threads each", workers, work.threads)
+    return run_jobs(partial(segment_elsewhere, work=work), jobs, workers=workers, crashed=_crashed)
+
+
+def _on_cluster(jobs: Sequence[Job], work: Work, arguments: argparse.Namespace) -> Iterator[Outcome]:
+    """Ask the workers first: what they compute with must be the same, and the files must be there."""
+    place = locate(work.checkpoint)
+    plugins = (str(Path(name).resolve()) if name.endswith(".py") else name for name in arguments.plugins)
+    work = replace(
+        work, checkpoint=place.path.absolute(), sha256=model_sha256(place), plugins=tuple(plugins)
+    )  # absolute, because a worker has another current folder
+    folders = [arguments.output, *([arguments.preview] if arguments.preview is not None else [])]
+    with ExitStack() as stack:
+        tokens = [temporary_beside(folder.absolute() / "workers") for folder in folders]
+        for token in tokens:
+            stack.callback(token.unlink, missing_ok=True)
+            token.touch()
+        inputs = [arguments.image.absolute(), *(path.absolute() for path in place.files)]
+        question = partial(answer, work, inputs, tokens, __version__)
+        answers = ask_workers(question, arguments.scheduler)
+    first = _common(answers)
+    sharing = Counter(each.pool for each in answers.values())
+    # Dask's nanny leaves a worker one thread, which is too few for a network.
+    share = min(each.processors // sharing[each.pool] for each in answers.values())
+    work = replace(work, kind=first.device, precision=first.precision, threads=work.threads or max(1, share))
+    _log.info("%d workers of %d threads each", len(answers), work.threads)
+    return run_jobs(
+        partial(segment_elsewhere, work=work),
+        [_absolute(job) for job in jobs],
+        scheduler=arguments.scheduler,
+        crashed=_crashed,
+    )
+
+
+def _common(answers: Mapping[str, Answer]) -> Answer:
+    """An answer with the device and precision of all workers.
+
+    Raises:
+        ConfigError: a worker cannot do the work, or two would compute differently.
+    """
+    if not answers:
+        raise ConfigError("every worker was lost while it was asked; start them again")
+    (first, common), *others = answers.items()
+    for worker, each in answers.items():
+        if each.problem:
+            raise ConfigError(f"{worker}: this worker {each.problem}")
+    for worker, each in others:
+        if (each.device, each.precision) != (common.device, common.precision):
+            msg = (
+                f"{worker} computes on {each.device} in {each.precision}, {first} on {common.device} in "
+                f"{common.precision}: results would depend on the worker; give --device and --precision"
+            )
+            raise ConfigError(msg)
+    return common
+
+
+def _absolute(job: Job) -> Job:
+    scan = replace(job.scan, place=job.scan.place.absolute(), files=tuple(path.absolute() for path in job.scan.files))
+    return Job(scan, job.stem.absolute(), None if job.preview is None else job.preview.absolute())
+
+
+def _crashed(job: Job) -> Outcome:
+    problem = (
+        f"{job.scan.place}: segmenting it ended its process again and again (out of memory, or a fault in a codec)"
+    )
+    return Outcome(job=job, problem=problem)
+
+
+def _report_one(manifest: Mapping[str, Any], job: Job, settings: RunSettings) -> int:
     voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in manifest["prompts"]}
-    outcome = {"output": str(result_path(jobs[0].stem, settings)), "voxels": voxels, "found": _found(manifest)}
+    outcome = {"output": str(result_path(job.stem, settings)), "voxels": voxels, "found": _found(manifest)}
     sys.stdout.write(json.dumps(outcome | {"in_doubt": manifest["in_doubt"]}, ensure_ascii=False) + "\n")
     return IN_DOUBT if manifest["in_doubt"] else 0
+
+
+def _report_many(outcomes: Iterable[Outcome], jobs: Sequence[Job], settings: RunSettings, *, left_out: str) -> int:
+    """Log and print every outcome as it comes, then their numbers; returns the exit code."""
+    stems = {job.scan.name: job.stem for job in jobs}  # as the user wrote them
+    failed: list[str] = []
+    told: set[tuple[str, int, str]] = set()
+    done = skipped = doubtful = 0
+    try:
+        for number, outcome in enumerate(outcomes, 1):
+            name = outcome.job.scan.name
+            where = f"[{number}/{len(jobs)}] {name}"
+            for message in outcome.messages:
+                if message not in told:  # what each process says of its model and prompts
+                    told.add(message)
+                    logging.getLogger(message[0]).log(message[1], "%s", message[2])
+            doubtful += outcome.doubtful
+            if outcome.problem:
+                failed.append(f"{name}: {outcome.problem}")
+                _log.warning("%s: failed: %s", where, outcome.problem)
+            elif outcome.manifest is None:
+                skipped += 1
+            else:
+                done += 1
+                found = _found(outcome.manifest)
+                _log.info("%s: %d of %d prompts found", where, len(found), len(settings.prompts))
+                line = {
+                    "output": str(result_path(stems[name], settings)),
+                    "found": found,
+                    "in_doubt": outcome.doubtful,
+                }
+                sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except KeyboardInterrupt:
+        _log.warning("%d of %d scans are finished and kept; the same command does the rest", done + skipped, len(jobs))
+        raise
+    _log.info("%d segmented, %d were complete already, %d failed%s", done, skipped, len(failed), left_out)
+    for line in failed:
+        _log.warning("failed: %s", line)
+    if doubtful:
+        _log.warning("%d of the results are in doubt; the caveats in their JSON files say why", doubtful)
+    return SOME_FAILED if failed else IN_DOUBT if doubtful else 0
 
 
 def _left_out(jobs: Sequence[Job], folder: Path) -> str:
@@ -94,72 +217,5 @@ def _left_out(jobs: Sequence[Job], folder: Path) -> str:
     return f"; left out: {counts}" if found else ""
 
 
-def _segment_one(job: Job, run: _Run) -> dict[str, Any]:
-    scan, settings = job.scan, run.settings
-    if scan.problem:
-        raise VolumeError(scan.problem, reason="missing")
-    try:
-        source = source_digest(scan)  # before reading: a scan that changes meanwhile is another one
-        # A tilted stack keeps its grid: it is segmented slice by slice, and the mask must match it.
-        volume = _read(scan, settings)
-        with run.inferer.segment(volume, run.network) as result:
-            return write_results(
-                result, job.stem, settings, model=run.model, scan=scan, preview=job.preview, source=source
-            )
-    except MemoryError as error:
-        msg = f"{scan.place}: does not fit into memory ({error or 'no more is left'}); crop it, or close other programs"
-        raise ConfigError(msg) from error
-
-
-def _read(scan: Scan, settings: RunSettings) -> Volume:
-    if is_challenge_file(scan.place):
-        return read_case_volume(scan.place, modality=settings.modality)
-    return read_volume(scan.place, series=scan.series, files=scan.files, modality=settings.modality, tilt="keep")
-
-
-def _segment_many(jobs: Sequence[Job], run: _Run, *, left_out: str) -> int:
-    failed: list[str] = []
-    done = skipped = doubtful = 0
-    try:
-        for number, job in enumerate(jobs, 1):
-            where = f"[{number}/{len(jobs)}] {job.scan.name}"
-            try:
-                if (
-                    not job.scan.problem
-                    and is_complete(job.stem, run.settings, run.model, job.scan)
-                    and (job.preview is None or job.preview.is_file())
-                ):
-                    skipped += 1
-                    doubtful += in_doubt(job.stem)
-                    continue
-                if not job.scan.problem:
-                    check_seg(job.scan, run.settings)
-                manifest = _segment_one(job, run)
-            except (BoltzFormerError, OSError) as error:
-                if getattr(error, "reason", "") == "write":
-                    raise  # a full disk affects the next scans too
-                failed.append(f"{job.scan.name}: {error}")
-                _log.warning("%s: failed: %s", where, error)
-                continue
-            done += 1
-            doubtful += manifest["in_doubt"]
-            _log.info("%s: %d of %d prompts found", where, len(_found(manifest)), len(run.settings.prompts))
-            outcome = {
-                "output": str(result_path(job.stem, run.settings)),
-                "found": _found(manifest),
-                "in_doubt": manifest["in_doubt"],
-            }
-            sys.stdout.write(json.dumps(outcome, ensure_ascii=False) + "\n")
-    except KeyboardInterrupt:
-        _log.warning("%d of %d scans are finished and kept; the same command does the rest", done + skipped, len(jobs))
-        raise
-    _log.info("%d segmented, %d were complete already, %d failed%s", done, skipped, len(failed), left_out)
-    for line in failed:
-        _log.warning("failed: %s", line)
-    if doubtful:
-        _log.warning("%d of the results are in doubt; the caveats in their JSON files say why", doubtful)
-    return SOME_FAILED if failed else IN_DOUBT if doubtful else 0
-
-
-def _found(manifest: dict[str, Any]) -> list[str]:
+def _found(manifest: Mapping[str, Any]) -> list[str]:
     return [each["prompt"] for each in manifest["prompts"] if each["found"]]

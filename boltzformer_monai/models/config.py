@@ -12,10 +12,10 @@ from typing import Any
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import CheckpointError, cannot_open, why
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.models.place import CONFIG, WEIGHTS
+from boltzformer_monai.models.place import CONFIG, WEIGHTS, Place
 from boltzformer_monai.storage import file_sha256
 
-__all__ = ["FORMAT", "VERSION", "ModelConfig", "check_weights", "is_model_folder", "read_config"]
+__all__ = ["FORMAT", "VERSION", "ModelConfig", "check_weights", "is_model_folder", "model_sha256", "read_config"]
 
 FORMAT = "boltzformer-model"
 VERSION = 1
@@ -109,6 +109,20 @@ def check_weights(folder: Path, config: ModelConfig) -> None:
             f"and {config.weights_sha256[:16]}… is stated; fetch or copy the model again"
         )
         raise CheckpointError(msg)
+
+
+def model_sha256(place: Place) -> str:
+    """Hash of all that decides a model's results, without loading it; of a folder as its configuration says it.
+
+    Raises:
+        CheckpointError: the model cannot be read.
+    """
+    if place.is_folder:
+        return read_config(place.path).sha256
+    try:
+        return file_sha256(place.path)
+    except OSError as error:
+        raise CheckpointError(str(cannot_open(place.path, error) or error)) from error
 
 
 def is_model_folder(path: Path) -> bool:

@@ -6,13 +6,9 @@ import hashlib
 import json
 import logging
 import re
-import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from boltzformer_monai.io.dicom.gantry_tilt import resample_tilt, tilt_degrees
 from boltzformer_monai.io.grids import GRID_TOLERANCE
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.limits import read_text
+from boltzformer_monai.parallel import collected_messages
 from boltzformer_monai.registry import place_of
 from boltzformer_monai.slicing.cases import Case, used_files
 from boltzformer_monai.slicing.recipes import load_recipe
@@ -107,7 +104,7 @@ def slice_case(job: Job, settings: JobSettings) -> Outcome:
     Raises:
         StorageError: the data set cannot be written, which is no scan's fault.
     """
-    with _collected_warnings() as records:
+    with collected_messages() as records:
         outcome = _outcome(job, settings)
     return replace(outcome, warnings=tuple(record.getMessage() for record in records))
 
@@ -242,25 +239,6 @@ def _check_renamed(annotation: Segmentation, files: str, settings: JobSettings) 
             part = "+" in numbers and set(target.split()) <= set(title.split())
             if title and title != target and not part and not _NO_TITLE.fullmatch(title):
                 logger.warning('%s: segment %s is "%s" in the file, named "%s" here', files, number, title, name)
-
-
-@contextmanager
-def _collected_warnings() -> Iterator[list[logging.LogRecord]]:
-    """Collect what our readers warn of, which in another process nobody would see in order, and hush pydicom.
-
-    pydicom's own warnings quote header values, names among them.
-    """
-    log, handler = logging.getLogger("boltzformer_monai"), BufferingHandler(sys.maxsize)
-    handler.setLevel(logging.WARNING)
-    propagate, log.propagate = log.propagate, False
-    log.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pydicom")
-            yield handler.buffer
-    finally:
-        log.removeHandler(handler)
-        log.propagate = propagate
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

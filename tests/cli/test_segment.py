@@ -143,7 +143,7 @@ def test_a_negation_is_refused_before_a_scan_is_read(
 ) -> None:
     given = ["--prompts", "no left kidney", "--checkpoint", checkpoint, "--output", tmp_path / "out.nii.gz"]
     with monkeypatch.context() as patch:
-        patch.setattr("boltzformer_monai.cli.segment_run.read_volume", lambda *_, **__: pytest.fail("too late"))
+        patch.setattr("boltzformer_monai.cli.segment_jobs.read_volume", lambda *_, **__: pytest.fail("too late"))
         assert _run(scans / "scan.nii.gz", *given) == 2
     stderr = capsys.readouterr().err
     assert "'no' is not understood" in stderr

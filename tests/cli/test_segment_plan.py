@@ -96,7 +96,7 @@ def test_in_a_folder_each_scan_is_judged_before_its_inference(
     def never(*arguments: Any, **settings: Any) -> None:
         pytest.fail("a scan was read")
 
-    monkeypatch.setattr("boltzformer_monai.cli.segment_run.read_volume", never)
+    monkeypatch.setattr("boltzformer_monai.cli.segment_jobs.read_volume", never)
     out = str(tmp_path / "out")
     arguments = ["--prompts", "liver", "--checkpoint", str(checkpoint), "--output", out, "--format", "dcm"]
     assert main(["segment", str(top), *arguments]) == 3
@@ -125,7 +125,7 @@ def test_a_missing_modality_is_told_before_a_scan_is_read(
         pytest.fail("a scan was read")
 
     monkeypatch.setattr(VolumeSegmenter, "from_checkpoint", of_both)
-    monkeypatch.setattr("boltzformer_monai.cli.segment_run.read_volume", never)
+    monkeypatch.setattr("boltzformer_monai.cli.segment_jobs.read_volume", never)
     out = str(tmp_path / "out.nii.gz")
     assert main(["segment", str(at["one"]), "--prompts", "x", "--checkpoint", str(checkpoint), "--output", out]) == 2
     assert "give --modality" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from boltzformer_monai.cli import main, segment_run
+from boltzformer_monai.cli import main, segment_jobs
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.inferers import preview
@@ -147,7 +147,7 @@ def test_too_little_memory_is_one_line(
     def big(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(segment_run, "read_volume", big)
+    monkeypatch.setattr(segment_jobs, "read_volume", big)
     assert _run("scan.nii.gz", checkpoint, "o.nii.gz") == 2
     stderr = capsys.readouterr().err
     assert stderr.startswith("error: scan.nii.gz: does not fit into memory")
@@ -187,14 +187,14 @@ def test_the_contact_sheet_knows_the_modality_that_inference_settled_on(
 
 
 def test_the_source_is_what_was_read(room: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = segment_run.read_volume
+    real = segment_jobs.read_volume
 
     def changed(place: Path, **settings: Any) -> Volume:
         volume = real(place, **settings)
         os.utime(place, (1, 1))
         return volume
 
-    before = segment_run.source_digest(Scan("scan", room / "scan.nii.gz"))
-    monkeypatch.setattr(segment_run, "read_volume", changed)
+    before = segment_jobs.source_digest(Scan("scan", room / "scan.nii.gz"))
+    monkeypatch.setattr(segment_jobs, "read_volume", changed)
     assert _run("scan.nii.gz", checkpoint, "o.nii.gz") == 0
     assert json.loads((room / "o.json").read_text(encoding="utf-8"))["source"] == before
