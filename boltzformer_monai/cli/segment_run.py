@@ -200,8 +200,8 @@ def _report_many(outcomes: Iterable[Outcome], jobs: Sequence[Job], settings: Run
         _log.warning("%d of %d scans are finished and kept; the same command does the rest", done + skipped, len(jobs))
         raise
     _log.info("%d segmented, %d were complete already, %d failed%s", done, skipped, len(failed), left_out)
-    for line in failed:
-        _log.warning("failed: %s", line)
+    for failure in failed:
+        _log.warning("failed: %s", failure)
     if doubtful:
         _log.warning("%d of the results are in doubt; the caveats in their JSON files say why", doubtful)
     return SOME_FAILED if failed else IN_DOUBT if doubtful else 0
