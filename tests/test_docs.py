@@ -24,6 +24,17 @@ def test_the_speed_of_slicing_is_that_of_its_record() -> None:
             assert number in text, (page, number)
 
 
+def test_the_memory_of_weights_is_that_of_its_record() -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "weights_memory.json").read_text(encoding="utf-8"))
+    values = {row["name"]: f"{row['value']:.2f}" for row in content["results"]}
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {values[f'{step}_peak']} | {values[f'{step}_above_libraries']} |" for step in ("convert", "import", "load")
+    ]
+    assert [row for row in rows if row not in page] == []
+    assert f"({values['weights']} GB)" in page
+
+
 def test_the_tables_of_the_decoder_s_page_are_those_of_its_records() -> None:
     page = (ROOT / "docs" / "decoder.md").read_text(encoding="utf-8")
     contents = [

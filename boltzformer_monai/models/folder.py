@@ -90,7 +90,7 @@ def read_model(place: str | Path) -> dict[str, Any]:
     found = locate(place)
     if found.is_folder:
         return _content(found.path, read_config(found.path))
-    return read_weights(found.path)
+    return read_weights(found.path, mapped=True)
 
 
 def save_model(

@@ -110,7 +110,7 @@ def _checkpoint(path: Path) -> tuple[Mapping[str, Any], int]:
 
     from boltzformer_monai.networks.weights import read_weights
 
-    content = read_weights(path)
+    content = read_weights(path, mapped=True)
     if not all(isinstance(content.get(part), Mapping) for part in ("model", "description")):
         msg = f"{path} has no description of its network; boltzformer weights convert makes a model of known weights"
         raise CheckpointError(msg)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from boltzformer_monai.errors import CheckpointError
+from boltzformer_monai.networks.mapped import portions
 
 __all__ = ["write_safetensors"]
 
@@ -47,7 +48,8 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
     text += b" " * (-len(text) % _ALIGNED)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            flat = weights[name].detach().cpu().contiguous().reshape(-1)
-            if flat.numel():
-                file.write(flat.view(torch.uint8).numpy().data)
+        for portion in portions({name: weights[name] for name in names}):
+            for weight in portion.values():
+                flat = weight.detach().cpu().contiguous().reshape(-1)
+                if flat.numel():
+                    file.write(flat.view(torch.uint8).numpy().data)

@@ -27,6 +27,7 @@ from boltzformer_monai.field_types import check_value
 from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
+from boltzformer_monai.networks.mapped import copy_weights
 from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.storage import disk_refusal, replacing
 
@@ -199,7 +200,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     Raises:
         CheckpointError: the file is missing, damaged or of another package, or weights and description disagree.
     """
-    network, description = described_network(read_weights(path), path)
+    network, description = described_network(read_weights(path, mapped=True), path)
     return network.to(device).eval(), description
 
 
@@ -312,7 +313,7 @@ def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: 
         CheckpointError: weights are missing, unknown or of another shape; the message names them.
     """
     check_fit(network, weights, source=source)
-    network.load_state_dict(dict(weights))
+    copy_weights(weights, network.state_dict())
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, reject_unknown
 from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.mapped import copy_weights
 from boltzformer_monai.networks.published.importing import convert, report_of, whole_names
 from boltzformer_monai.networks.published.reading import read_published
 from boltzformer_monai.networks.published.rename import Tensors
@@ -54,10 +54,8 @@ def init_from(network: BoltzFormer, paths: Mapping[str, str | Path]) -> list[Imp
         wanted = {WHOLE: [part for part in PARTS if part not in paths], **wanted}
     plans = [_plan(network, paths[key], parts) for key, parts in wanted.items()]
     own = network.state_dict()
-    with torch.no_grad():
-        for plan in plans:
-            for name, weight in plan.weights.items():
-                own[name].copy_(weight)
+    for plan in plans:
+        copy_weights(plan.weights, own)
     return [plan.report for plan in plans]
 
 
