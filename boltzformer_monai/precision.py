@@ -81,7 +81,9 @@ def measure_step() -> dict[str, float]:
     made = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
     with torch.inference_mode(mode=False), torch.enable_grad():
-        convolutions = [torch.randn(o, i, 3, 3, generator=made) / (3 * i**0.5) for o, i in ((24, 1), (48, 24), (64, 48))]
+        convolutions = [
+            torch.randn(o, i, 3, 3, generator=made) / (3 * i**0.5) for o, i in ((24, 1), (48, 24), (64, 48))
+        ]
         linear = [torch.randn(64, 64, generator=made) / 8 for _ in range(6)]
         image = torch.rand(2, 1, 192, 192, generator=made)
         weights = [each.contiguous(memory_format=torch.channels_last) for each in convolutions] + linear

@@ -17,6 +17,7 @@ from boltzformer_monai.models.initial import describe_initial, initial_path
 from boltzformer_monai.networks.backbone import of_timm
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
+from boltzformer_monai.networks.layout import set_layout
 from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.networks.published.initial import WHOLE, describe_parts, init_from
 from boltzformer_monai.networks.published.report import ImportReport, PartReport
@@ -88,7 +89,7 @@ def training_network(
     initial: InitialWeights | None = None,
     is_main: bool = True,
 ) -> BoltzFormer:
-    """A network ready to train: with its initial weights, on its device, channels last, in the settings' precision.
+    """A network ready to train: with its initial weights, on its device, in its layout, in the settings' precision.
 
     Args:
         config: of the network.
@@ -118,7 +119,7 @@ def training_network(
         expected = {"backbone": of_timm(config), "text_encoder": True}
         random = [part for part, expect in expected.items() if expect and part not in found]
         _log_start(network, reports, settings.preset, random=random)
-    return network.to(device).to(memory_format=torch.channels_last).set_precision(settings.precision)
+    return set_layout(network.to(device), trains=True).set_precision(settings.precision)
 
 
 def _brought(network: BoltzFormer, config: NetworkConfig) -> list[ImportReport]:

@@ -28,6 +28,7 @@ from boltzformer_monai.models.folder import load_model, show_licence
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import hub_id
 from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.layout import set_layout
 from boltzformer_monai.networks.presets import create_boltzformer, network_config
 from boltzformer_monai.networks.weights import Description
 from boltzformer_monai.transforms import PromptTokenizer
@@ -145,7 +146,7 @@ class VolumeSegmenter:
         """
         model = load_model(path, device=device)
         show_licence(model)
-        network = model.network.to(memory_format=torch.channels_last).set_precision(precision)
+        network = set_layout(model.network, trains=False).set_precision(precision)
         return cls(network, model.description, sha256=model.sha256, licence=model.licence)
 
     @classmethod

@@ -24,6 +24,7 @@ from boltzformer_monai.label.files import write_object
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.models.folder import load_model
 from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.layout import set_layout
 from boltzformer_monai.networks.presets import PRESETS
 from boltzformer_monai.networks.weights import Description, load_strictly, read_weights
 from boltzformer_monai.storage import replacing
@@ -112,7 +113,7 @@ def fine_tune(
         _log.info("going on after %d of %d epochs", progress.epochs, epochs)
         load_strictly(network, read_weights(folder / "last.pt")["model"], source="last.pt")
     if progress.epochs < epochs:
-        network.to(memory_format=torch.channels_last).set_precision(precision)
+        set_layout(network, trains=True).set_precision(precision)
         _train(network, description, reader, folder, progress, epochs, learning_rate, key_metric, device, seed)
     _spare_the_labels(folder / "model.pt", network, description, reader, device)
     with replacing(output) as temporary:
