@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_what_is_named_is_taken():
 
 
 @pytest.fixture
-def bf16_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def bf16_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A CPU with bfloat16 instructions, and an empty cache folder."""
     monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))

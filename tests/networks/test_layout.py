@@ -1,4 +1,4 @@
-"""Trainings in channels last, each in a process of its own: where PyTorch writes beyond its memory, only that one dies."""
+"""Trainings in channels last, each in a process of its own, which dies where PyTorch writes beyond its memory."""
 
 from __future__ import annotations
 
