@@ -1,7 +1,7 @@
 """Which modality a text names: a DICOM header, the description of a data set, an option.
 
 Three answers are different things: CT or MR; none stated, which a user may settle; and another one, which nobody may
-call CT or MR.
+call CT or MR, and which is read only where the grey values are stored already (``OTHER``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from boltzformer_monai.errors import ConfigError, VolumeError
 
 __all__ = [
+    "OTHER",
     "SPOKEN_MODALITY",
     "modality_of_channel",
     "modality_of_header",
@@ -19,6 +20,9 @@ __all__ = [
     "settled_modality",
     "stated_modality",
 ]
+
+OTHER = "other"
+"""Neither CT nor MR: such scans have no grey scale here and are read only where their grey values are 8-bit already."""
 
 _WORD = re.compile(r"[a-z0-9]+")
 _CT = frozenset(["ct", "cta", "cbct", "ctpa", "ctac", "cect", "ncct", "hrct", "ldct", "mdct", "msct", "dect", "3dct",
@@ -67,12 +71,14 @@ def parse_modality(text: str) -> str:
     return found
 
 
-def stated_modality(text: str) -> str:
-    """Return ``"CT"`` or ``"MR"`` for what a user states.
+def stated_modality(text: str, *, stored_grey: bool = False) -> str:
+    """Return ``"CT"`` or ``"MR"`` for what a user states; ``"other"`` for another one of stored grey values.
 
     Raises:
         ConfigError: it is neither, or nothing.
     """
+    if stored_grey and (text.strip().lower() == OTHER or names_another_modality(text)):
+        return OTHER
     found = parse_modality(text)
     if found == "unknown":
         raise ConfigError(f"unknown modality {text[:60]!r}; use CT or MR")

@@ -77,3 +77,13 @@ def test_an_option_says_one() -> None:
 )  # fmt: skip
 def test_headers(text: str, sop_class: str, stated: str) -> None:
     assert modality_of_header(text, f"1.2.840.10008.5.1.4.1.1.{sop_class}") == stated
+
+
+def test_another_modality_may_be_stated_of_stored_grey_values_alone() -> None:
+    for text in ("PET", "US", "ultrasound", "other"):
+        assert stated_modality(text, stored_grey=True) == "other"
+        with pytest.raises(ConfigError, match="use CT or MR"):
+            stated_modality(text)
+    assert stated_modality("CTA", stored_grey=True) == "CT"
+    with pytest.raises(ConfigError, match="use CT or MR"):
+        stated_modality("nonsense", stored_grey=True)

@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
     add("--uncertainty", type=int, metavar="K", help="decode K times; writes OUT-uncertainty as well")
     add("--presence", choices=("auto", "off"), default="auto", help="off: keep masks on every slice")
     add("--preview", type=Path, metavar="PNG", help="contact sheet; a folder for many scans")
-    add("--modality", metavar="CT|MR", help="if neither file nor checkpoint states it")
+    add("--modality", metavar="CT|MR", help="if neither file nor checkpoint states it (PET, US, … of an .npz)")
     add("--window", nargs="+", metavar="W", help="NAME or LEVEL WIDTH in HU; default: the training's")
     add(
         "--planes", "--plane", nargs="+", choices=_PLANES, metavar="PLANE",

@@ -14,7 +14,7 @@ from typing import Any
 from boltzformer_monai import __version__
 from boltzformer_monai.data.planes import PLANE_AXES
 from boltzformer_monai.data.prompts import checked_prompts
-from boltzformer_monai.data.windows import GreyScale, parse_window
+from boltzformer_monai.data.windows import GreyScale, StoredGrey, parse_window
 from boltzformer_monai.errors import ConfigError, reject_unknown
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.volume_result import ARBITRATIONS
@@ -76,7 +76,8 @@ class RunSettings:
         preview: write a contact sheet.
         window: for all prompts, anything that :func:`~boltzformer_monai.data.windows.parse_window` takes; ``None``: the
             window each target was trained with.
-        modality: ``"CT"`` or ``"MR"`` of scans that do not state theirs; ``None``: the only one of the training.
+        modality: ``"CT"`` or ``"MR"`` of scans that do not state theirs; ``None``: the only one of the training. With
+            stored grey values any other name, which becomes ``"other"``.
         literal: pass prompts to the network unchanged, including negations, sizes and counts, which it does not know.
         protocol: how slices are shown to the network and its answers merged; ``None``: as the checkpoint says, else as
             this package's training does. See :mod:`boltzformer_monai.inferers.protocols`.
@@ -133,9 +134,10 @@ class RunSettings:
             self._set("label_values", _label_values(self.label_values, len(self.prompts)))
         if self.planes is not None:
             self._set("planes", _planes(self.planes))
-        if self.modality is not None:
-            self._set("modality", stated_modality(str(self.modality)))
         self._set("window", _window(self.window))
+        if self.modality is not None:
+            is_grey = isinstance(self.grey_scale, StoredGrey)
+            self._set("modality", stated_modality(str(self.modality), stored_grey=is_grey))
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> RunSettings:

@@ -9,8 +9,9 @@ from typing import Any
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.prompt_check import PromptReader, Reading
 from boltzformer_monai.data.prompts import find_target, normalise_prompt, normalise_site, site_contains
-from boltzformer_monai.data.windows import GreyScale, default_window, parse_window, window_from_dict
+from boltzformer_monai.data.windows import GreyScale, StoredGrey, default_window, parse_window, window_from_dict
 from boltzformer_monai.errors import CheckpointError, ConfigError, PromptError, why
+from boltzformer_monai.modality import OTHER
 
 
 class PromptWindows:
@@ -49,7 +50,8 @@ class PromptWindows:
         known = sorted({str(entry["modality"]) for entry in self.targets})
         if len(known) == 1:
             return known[0]
-        raise ConfigError("the scan does not say whether it is CT or MR; give --modality")
+        others = ", or PET, ultrasound, …" if isinstance(self.fixed, StoredGrey) else ""
+        raise ConfigError(f"the scan does not say whether it is CT or MR; give --modality (CT or MR{others})")
 
     def read(self, prompts: Sequence[str], *, literal: bool = False) -> list[Reading]:
         """Interpret prompts; see :class:`~boltzformer_monai.data.prompt_check.PromptReader`.
@@ -80,15 +82,14 @@ class PromptWindows:
         found = []
         if stated == "unknown":
             found.append(Caveat("assumed modality", f"taken as {modality}, which the file does not state"))
+        here = "another modality" if modality == OTHER else modality
         if known and modality not in known:
-            text = f"the network was trained on {' and '.join(known)}; on {modality} its masks mean little"
+            text = f"the network was trained on {' and '.join(known)}; on {here} its masks mean little"
             return [*found, Caveat("another modality", text)]
         for reading in readings:
             own = sorted({str(entry["modality"]) for entry in self.targets if entry["target"] == reading.target})
             if own and modality not in own:
-                text = (
-                    f"{reading.prompt!r} was trained on {' and '.join(own)} only; on {modality} its mask means little"
-                )
+                text = f"{reading.prompt!r} was trained on {' and '.join(own)} only; on {here} its mask means little"
                 found.append(Caveat("another modality", text, reading.prompt))
         return found
 

@@ -34,7 +34,7 @@ from boltzformer_monai.errors import ConfigError, VolumeError, not_opened, why
 from boltzformer_monai.io.orientation import LPS_TO_RAS_AFFINE
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.limits import open_file, require_room
-from boltzformer_monai.modality import names_another_modality, parse_modality, settled_modality
+from boltzformer_monai.modality import OTHER, names_another_modality, parse_modality, settled_modality
 from boltzformer_monai.storage import atomic_path
 
 __all__ = ["ENDING", "ChallengeCase", "is_challenge_file", "read_case", "read_case_volume", "write_segmentation"]
@@ -76,7 +76,7 @@ class ChallengeCase:
 
     @functools.cached_property
     def modality(self) -> str:
-        """What the prompts say of the scan, ``"CT"``, ``"MR"`` or another; ``""`` where they do not agree on one."""
+        """``"CT"``, ``"MR"`` or ``"other"``, as the prompts say; ``""`` where they do not agree on one."""
         found = {_modality(text) for text in self.prompts.values()} - {""}
         return found.pop() if len(found) == 1 else ""
 
@@ -101,7 +101,7 @@ def read_case_volume(path: str | os.PathLike[str], *, modality: str | None = Non
 
     Args:
         path: the file.
-        modality: ``"CT"`` or ``"MR"`` where the prompts do not say it.
+        modality: ``"CT"``, ``"MR"`` or ``"other"`` (PET, ultrasound, …) where the prompts do not say it.
 
     Returns:
         Array (I, J, K) = (W, H, D), float32, 0–255. The affine has the spacing; its directions are no statement of
@@ -113,7 +113,7 @@ def read_case_volume(path: str | os.PathLike[str], *, modality: str | None = Non
     place = Path(path)
     with _opened(place) as archive:
         case, images = _case(archive, place)
-        settled = settled_modality(case.modality, modality, source=f"{place}: its prompts say")
+        settled = _settled(case, modality, place)
         count = prod(case.shape)
         require_room(count, _PEAK, place)
         grey = np.empty(count, np.uint8)
@@ -407,9 +407,19 @@ def _size(archive: zipfile.ZipFile) -> int:
     return os.fstat(archive.fp.fileno()).st_size if archive.fp is not None else 0
 
 
+def _settled(case: ChallengeCase, wanted: str | None, path: Path) -> str:
+    """The modality of a case, whose grey values need none to be read."""
+    if case.modality != OTHER:
+        return settled_modality(case.modality, wanted, source=f"{path}: its prompts say")
+    if wanted in (None, OTHER):
+        return OTHER
+    msg = f"its prompts say that it is neither CT nor MR, but {wanted} was asked for; leave the modality out"
+    raise _refused(path, msg, reason="modality")
+
+
 def _modality(text: str) -> str:
     if names_another_modality(text):
-        return "another modality"
+        return OTHER
     try:
         found = parse_modality(text)
     except ConfigError:  # it names both, or neither

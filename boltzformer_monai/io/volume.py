@@ -10,8 +10,9 @@ from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import orientation
 from boltzformer_monai.io.orientation import AxisMap
+from boltzformer_monai.modality import OTHER
 
-MODALITIES = ("CT", "MR", "unknown")
+MODALITIES = ("CT", "MR", OTHER, "unknown")
 _VOXEL_MM = (1e-6, 1e4)  # no scanner is finer or coarser
 
 
@@ -22,7 +23,8 @@ class Volume:
     Attributes:
         array: (I, J, K); float32 for images (Hounsfield units for CT), an integer type for labels.
         affine: (4, 4) float64, voxel index → world millimetres in RAS+ (the convention of nibabel and NIfTI).
-        modality: ``"CT"``, ``"MR"``, or ``"unknown"`` where nothing states it. A scan of another modality is no volume.
+        modality: ``"CT"``, ``"MR"``, ``"unknown"`` where nothing states it, or ``"other"``: of such a scan, 8-bit grey
+            alone is a volume.
         source: where it came from (the path as given); never written into results.
         frame_of_reference: DICOM FrameOfReferenceUID, "" for other files; for matching annotations, never written.
         caveats: what its reader repaired or warns of; they travel with the volume into its results.

@@ -77,6 +77,39 @@ def test_prompts_of_the_command_count_instead(biomedparse: Path, tmp_path: Path)
     assert set(np.unique(reference(out)["segs"])) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "more"),
+    [
+        ("Tumor in breast ultrasound", ()),
+        ("Lesion in whole-body PET", ()),
+        ("lesion", ("--modality", "PET")),
+        ("lesion", ("--modality", "other")),
+    ],
+)
+def test_pet_and_ultrasound_are_segmented_like_ct(
+    biomedparse: Path, tmp_path: Path, prompt: str, more: tuple[str, ...]
+) -> None:
+    """Grey values are the file's own, so that the modality changes no number."""
+    image = brain(tmp_path / "case.npz", text_prompts=np.array({"5": prompt}, object))
+    assert run(image, *more, "--checkpoint", biomedparse, "--output", tmp_path / "segs.npz") == 0
+    like_ct = ("--prompts", prompt, "--modality", "CT")
+    as_ct = brain(tmp_path / "ct.npz", text_prompts=np.array({"5": "lesion"}, object))
+    assert run(as_ct, *like_ct, "--checkpoint", biomedparse, "--output", tmp_path / "as_ct.npz") == 0
+    found, expected = (reference(tmp_path / name)["segs"] for name in ("segs.npz", "as_ct.npz"))
+    assert 0 < (found == 5).sum() < found.size
+    np.testing.assert_array_equal(found == 5, expected == 1)
+    manifest = json.loads((tmp_path / "segs.json").read_text())
+    assert "another modality" not in {each["kind"] for each in manifest["caveats"]}
+
+
+def test_a_model_that_was_trained_on_ct_alone_warns(checkpoint: Path, tmp_path: Path) -> None:
+    image = brain(tmp_path / "case.npz", text_prompts=np.array({"1": "lesion in PET"}, object))
+    more = ("--checkpoint", checkpoint, "--protocol", "biomedparse", "--output", tmp_path / "segs.npz")
+    assert run(image, *more) == 4
+    texts = {each["kind"]: each["text"] for each in json.loads((tmp_path / "segs.json").read_text())["caveats"]}
+    assert "on another modality its masks mean little" in texts["another modality"]
+
+
 def test_the_orientation_is_a_setting(biomedparse: Path, tmp_path: Path) -> None:
     image = brain(tmp_path / "case.npz")
     flipped = brain(tmp_path / "flipped.npz", imgs=np.load(image)["imgs"][:, ::-1])

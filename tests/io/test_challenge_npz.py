@@ -104,12 +104,28 @@ def test_a_case_that_asks_for_single_objects_has_a_caveat(tmp_path: Path) -> Non
 
 def test_what_the_prompts_say_of_the_modality_is_not_overruled(tmp_path: Path) -> None:
     ultrasound = write(tmp_path / "us.npz", text_prompts=np.array({"1": "Tumor in breast ultrasound"}, object))
-    with pytest.raises(VolumeError, match="neither CT nor MR"):
+    with pytest.raises(VolumeError, match="neither CT nor MR, but CT was asked for"):
         read_case_volume(ultrasound, modality="CT")
+    with pytest.raises(VolumeError, match="say CT, but other was asked for"):
+        read_case_volume(write(tmp_path / "ct.npz"), modality="other")
     with pytest.raises(VolumeError, match="MR was asked for"):
         read_case_volume(write(tmp_path / "ct.npz"), modality="MR")
     both = write(tmp_path / "both.npz", text_prompts=np.array({"1": "liver in CT", "2": "liver in MRI"}, object))
     assert read_case(both).modality == ""
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Tumor in breast ultrasound", "Whole-body PET of a lesion", "Lesion in FDG-PET/CT", "Heart in US"]
+)
+def test_grey_values_of_other_modalities_are_taken_as_they_are(tmp_path: Path, prompt: str) -> None:
+    path = write(tmp_path / "case.npz", text_prompts=np.array({"1": prompt}, object))
+    for wanted in (None, "other"):
+        volume = read_case_volume(path, modality=wanted)
+        assert volume.modality == "other"
+        np.testing.assert_array_equal(volume.array, imgs().transpose(2, 1, 0))
+    silent = write(tmp_path / "silent.npz", text_prompts=np.array({"1": "lesion"}, object))
+    assert read_case_volume(silent, modality="other").modality == "other"
+    assert read_case_volume(silent).modality == "unknown"
 
 
 class Malicious:
