@@ -132,7 +132,7 @@ def export(
         groups = [list(group) for _, group in groupby(rows, key=lambda row: row.image)]
         for group in tqdm(groups, desc="exporting", unit="slice", dynamic_ncols=True, disable=not progress):
             row = group[0]
-            volume = safe_name(f"{row.volume}_{row.plane}")
+            volume = safe_name(f"{row.scan}_{row.plane}")
             patients[volume] = row.patient
             stem = PictureName(f"{volume}_{row.slice_index:04d}", row.modality, row.site).stem
             masks = _write_slice(folder, parts[row.split], stem, group, size)

@@ -63,8 +63,8 @@ def add_parser(commands: Any) -> None:
     add("--modality", metavar="CT|MR", help="if neither file nor checkpoint states it (PET, US, … of an .npz)")
     add("--window", nargs="+", metavar="W", help="NAME or LEVEL WIDTH in HU; default: the training's")
     add(
-        "--planes", "--plane", nargs="+", choices=_PLANES, metavar="PLANE",
-        help=f"{', '.join(_PLANES)}; several are averaged; default: the training's",
+        "--planes", "--plane", nargs="+", choices=(*_PLANES, "all"), metavar="PLANE",
+        help=f"{', '.join(_PLANES)}; several are averaged; default: all, those of the training",
     )  # fmt: skip
     add(
         "--in-plane", choices=("fit", "tiles"), default="fit",

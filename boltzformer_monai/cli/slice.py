@@ -110,11 +110,14 @@ class _Run:
     def _slice(self, jobs: list[Job], writer: SliceWriter, settings: JobSettings) -> None:
         done = {volume_id: (record.source, record.split) for volume_id, record in writer.records.items()}
         todo = [job for job in jobs if self.options.redo or done.get(job.volume_id) != (job.source, job.split)]
-        replaced = writer.hide(job.volume_id for job in todo)
+        same = _same_slices(jobs, writer.records)
+        replaced = writer.hide([*(job.volume_id for job in todo), *same.values()])
         paths = {job.volume_id: _paths(job.case) for job in todo}
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="slicing", unit="volume", smoothing=0.1) as bar:
             for outcome in self._outcomes(todo, settings):
                 self.outcomes.append(outcome)
+                if outcome.volume_id in same:
+                    writer.drop(same[outcome.volume_id])
                 for line in outcome.warnings:
                     self.warnings.add(line, paths[outcome.volume_id])
                 if outcome.record is not None:
@@ -153,7 +156,9 @@ class _Run:
         splits = writer.splits()
         rows = sum(1 for record in records for _ in record.rows(splits[record.entry["patient"]]))
         count = len(writer.records)
-        parts = [f"{count} volume{'s' * (count != 1)}", f"{slices} slices", f"{len(targets)} targets", f"{rows} rows"]
+        scans = len({record.scan for record in records})
+        parts = [f"{count} volume{'s' * (count != 1)}{f' of {scans} scans' if scans < count else ''}"]
+        parts += [f"{slices} slices", f"{len(targets)} targets", f"{rows} rows"]
         parts += [f"{refused} scan{'s' * (refused != 1)} refused"] if refused else []
         parts += [self.account.summary()] if self.account.left_out else []
         print(f"{', '.join(parts)} -> {self.options.output}")
@@ -164,7 +169,7 @@ class _Run:
             wanted = {
                 record.volume: name
                 for record in writer.records.values()
-                for name in (record.volume, record.entry["patient"])
+                for name in (record.volume, record.scan, record.entry["patient"])
                 if name in self.options.remove
             }
             unknown = sorted(set(self.options.remove) - set(wanted.values()))
@@ -182,12 +187,14 @@ def _jobs(
     cases: list[Case], options: argparse.Namespace, settings: JobSettings, records: Mapping[str, VolumeRecord]
 ) -> list[Job]:
     jobs = []
+    pinned = {record.scan: record.split for record in records.values()}
     for case in cases:
-        volume_id = volume_id_of(case, options)
-        before = records.get(volume_id)
+        scan = volume_id_of(case, options)
         # A pinned split stays, so that held-out patients do not move into training.
-        split = options.split or case.split or (None if before is None else before.split)
-        jobs.append(Job(case, volume_id, source_digest(case, settings), split))
+        split = options.split or case.split or pinned.get(scan)
+        for plane in settings.planes:
+            volume_id = scan if len(settings.planes) == 1 else f"{scan}-{plane}"
+            jobs.append(Job(case, volume_id, source_digest(case, settings, plane), split, plane, scan))
     seen: dict[str, Job] = {}
     for job in jobs:
         other = seen.setdefault(job.volume_id, job)
@@ -195,6 +202,16 @@ def _jobs(
             msg = f"{other.case.image} and {job.case.image} would both become volume {job.volume_id}; rename one"
             raise DatasetError(msg)
     return jobs
+
+
+def _same_slices(jobs: Sequence[Job], records: Mapping[str, VolumeRecord]) -> dict[str, str]:
+    """Volume ids of jobs → ids under which the same plane of the same scan is in the data set already.
+
+    A scan alone in its plane has no plane in its id; once it is sliced along several, all of them have.
+    """
+    wanted = {(job.scan, job.plane): job.volume_id for job in jobs}
+    found = {name: wanted.get((record.scan, record.entry["plane"]), name) for name, record in records.items()}
+    return {volume_id: name for name, volume_id in found.items() if volume_id != name}
 
 
 def _paths(case: Case) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from boltzformer_monai.cli.command_line import whole_number
+from boltzformer_monai.data.planes import checked_planes
 from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.data.slices.volume import SliceSettings, check_volume_id
 from boltzformer_monai.data.split import pseudonym
@@ -58,7 +59,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("slices").add_argument
     add("--modality", metavar="CT|MR", help="if neither labels-json, header nor recipe states it")
     add("--site", help="body site of prompts and window, e.g. abdomen (default: as above)")
-    add("--plane", default="axial", metavar="PLANE", help="axial (default), coronal or sagittal")
+    add(
+        "--plane", action="append", metavar="PLANE",
+        help="axial (default), coronal or sagittal; several, with commas between them: each scan along all of them",
+    )  # fmt: skip
     add("--window", nargs="+", metavar=("NAME", "WIDTH"), help="name, or LEVEL WIDTH in HU (default: by site)")
     add("--every", type=int, default=1, metavar="N", help="take every N-th slice (default: 1)")
     add("--neighbours", type=int, default=0, metavar="N", help="keep N slices on either side, for 2.5-D input")
@@ -93,8 +97,9 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
+    planes = checked_planes(",".join(options.plane or ["axial"]))
     slices = SliceSettings(
-        plane=options.plane,
+        plane=planes[0],
         window=None if options.window is None else parse_window(options.window),
         every=options.every,
         neighbours=options.neighbours,
@@ -106,6 +111,7 @@ def job_settings(options: argparse.Namespace, *, seed: int) -> JobSettings:
     return JobSettings(
         root=options.output,
         slices=slices,
+        planes=planes,
         recipe=options.recipe or "",
         key=options.key,
         tilt="resample" if options.resample_tilt else "refuse",

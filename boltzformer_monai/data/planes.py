@@ -15,9 +15,10 @@ The patient's right is on the left of an axial or coronal slice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,23 @@ class Slicing:
     def restore(self, slices: np.ndarray) -> np.ndarray:
         """Undo :meth:`extract`, as a view of the slices."""
         return self.axes.inverse().apply(slices)
+
+
+def checked_planes(planes: Any) -> tuple[str, ...]:
+    """Different planes, given as a list, or as a text with commas between them.
+
+    Raises:
+        ConfigError: one is unknown or given twice, or there are none.
+    """
+    named = planes.split(",") if isinstance(planes, str) else planes
+    chosen = tuple(each.strip() for each in named) if _are_texts(named) else ()
+    if not chosen or not set(chosen) <= PLANE_AXES.keys() or len(set(chosen)) < len(chosen):
+        raise ConfigError(f"planes must be different ones of {', '.join(PLANE_AXES)}, got {ascii(planes)[:80]}")
+    return chosen
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(each, str) for each in values)
 
 
 def radiological(volume: Volume, plane: str) -> Slicing:

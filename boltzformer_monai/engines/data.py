@@ -13,7 +13,9 @@ import torch
 from monai.data import list_data_collate
 from monai.transforms import Compose, Transform
 
+from boltzformer_monai.data.planes import PLANE_AXES, checked_planes
 from boltzformer_monai.data.slices.folds import Fold, choose_fold, fold_of_model
+from boltzformer_monai.data.slices.format import scan_of
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.data.slices.summary import training_data
 from boltzformer_monai.data.split import check_folds
@@ -42,6 +44,7 @@ def open_dataset(
     folds: int | None = None,
     fold: int | None = None,
     model: Mapping[str, Any] | None = None,
+    planes: str | Sequence[str] | None = None,
 ) -> SliceReader:
     """Open the slice dataset at ``dataset_dir``; by default the demo dataset, created in ``demo_dir`` if needed.
 
@@ -52,16 +55,26 @@ def open_dataset(
         fold: the fold that validates, from 0; the others train.
         model: data of the description of a model to evaluate; one that was trained on a fold of this dataset is
             evaluated with that split.
+        planes: take the slices along these alone; default: along all that there are.
 
     Raises:
-        DatasetError: the folder is missing, empty or not a slice dataset, or has fewer patients than folds.
-        ConfigError: ``folds`` or ``fold`` is out of range, or only one is given.
+        DatasetError: the folder is missing, empty or not a slice dataset, has fewer patients than folds, or no slices
+            along these planes.
+        ConfigError: ``folds`` or ``fold`` is out of range, or only one is given; or a plane is unknown.
     """
     check_folds(folds, fold)
+    chosen = () if planes is None else checked_planes(planes)
     if dataset_dir is None or str(dataset_dir) == "":
         _log.info("no data set given: using the demo data set (synthetic CT phantoms) in %s", demo_dir)
         dataset_dir = ensure_demo_dataset(demo_dir)
-    reader = SliceReader(dataset_dir)
+    reader = _of_fold(SliceReader(dataset_dir), folds=folds, fold=fold, model=model)
+    return reader if planes is None else reader.along(chosen)
+
+
+def _of_fold(
+    reader: SliceReader, *, folds: int | None, fold: int | None, model: Mapping[str, Any] | None
+) -> SliceReader:
+    """The dataset with the split that is asked for, or that the model was trained on."""
     if folds is not None and fold is not None:
         reader = choose_fold(reader, folds=folds, fold=fold)
         counts = [len({row.patient for row in reader.select(split=split)}) for split in ("train", "val")]
@@ -236,6 +249,8 @@ def collate_examples(items: Sequence[Item]) -> Item:
 def describe_data(reader: SliceReader) -> dict[str, Any]:
     """What inference needs to know: plane, and every combination of target, modality, site and window.
 
+    ``planes`` are there where scans were sliced along several: inference averages them.
+
     Combinations without any present target come last, so that others take precedence.
     """
     targets: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
@@ -245,11 +260,15 @@ def describe_data(reader: SliceReader) -> dict[str, Any]:
             entry = {"target": name, **{key: volume[key] for key in ("modality", "site", "window")}}
             if entry not in (kind := targets[(volume_id, name) in seen]):
                 kind.append(entry)
-    planes = Counter(volume["plane"] for volume in reader.volumes.values()).most_common()
-    if len(planes) > 1:
-        _log.warning("the dataset mixes planes (%s); inference will use %s", ", ".join(dict(planes)), planes[0][0])
+    planes = Counter(volume["plane"] for volume in reader.volumes.values())
+    most_common = sorted(planes, key=lambda plane: (-planes[plane], list(PLANE_AXES).index(plane)))
+    scans = Counter(scan_of(volume_id, entry) for volume_id, entry in reader.volumes.items())
+    several = max(scans.values()) > 1
+    if len(planes) > 1 and not several:
+        _log.warning("the dataset mixes planes (%s); inference will use %s", ", ".join(most_common), most_common[0])
     return {
-        "plane": planes[0][0],
+        "plane": most_common[0],
+        **({"planes": most_common} if several else {}),
         "targets": targets[True] + [entry for entry in targets[False] if entry not in targets[True]],
         "training_data": training_data(reader),
     }

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from boltzformer_monai.data.planes import slices_to_volume
+from boltzformer_monai.data.slices.format import scan_of
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
-from boltzformer_monai.errors import CheckpointError
+from boltzformer_monai.errors import CheckpointError, DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
+from boltzformer_monai.evaluation.levels import mean_level, probability_levels, threshold_level
 from boltzformer_monai.evaluation.mask_pair import MaskPair, check_tolerance
 from boltzformer_monai.evaluation.metrics import measure, metrics_for
-from boltzformer_monai.evaluation.packed_masks import PackedMasks
+from boltzformer_monai.evaluation.packed_masks import PackedLevels, PackedMasks
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.evaluation.summary import VolumeScore, summarise_volumes
+from boltzformer_monai.io.volume import Volume
 
 _log = logging.getLogger(__name__)
 
@@ -26,12 +30,15 @@ class ScoreVolumes:
     """Collect masks of slices, and score the targets of a volume once its last slice is added.
 
     Collected masks are compressed, and released with the scoring. Volumes without a row for every slice and target are
-    skipped.
+    skipped. Where a scan was sliced along several planes, their probabilities are averaged on the scan's grid as an
+    inference along these planes does, and the scan is scored once.
 
     Args:
         reader: the dataset.
         split: to evaluate.
-        rule: drops masks of slices by their presence probabilities; None keeps all.
+        rule: drops masks of slices by their presence probabilities; None keeps all. Of several planes it judges each by
+            itself; a slice that it drops counts as probability 0 in the mean.
+        threshold: smallest mean probability of a mask's voxels, of scans with several planes.
         tolerance: of the surface Dice in mm.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -46,6 +53,7 @@ class ScoreVolumes:
         reader: SliceReader,
         split: str,
         rule: PresenceRule | None = None,
+        threshold: float = 0.5,
         tolerance: float = 2.0,
         resamples: int = 1000,
         seed: int = 0,
@@ -55,19 +63,27 @@ class ScoreVolumes:
         self.rule = rule
         self.tolerance = tolerance
         self.metrics = metrics_for(3)
+        self.level = threshold_level(threshold)
+        self.entries = reader.volumes
         counts = Counter(row.volume for row in reader.select(split=split) if row.label is not None)
+        scans: dict[str, set[str]] = defaultdict(set)
+        for name in counts:
+            scans[scan_of(name, self.entries[name])].add(name)
         self.complete = {
-            name
-            for name, count in counts.items()
-            if reader.volumes[name]["complete"]
-            and count == reader.volumes[name]["slices"] * len(reader.volumes[name]["targets"])
+            scan: volumes
+            for scan, volumes in scans.items()
+            if all(
+                self.entries[name]["complete"]
+                and counts[name] == self.entries[name]["slices"] * len(self.entries[name]["targets"])
+                for name in volumes
+            )
         }
-        if counts and len(self.complete) < len(counts):
+        if len(self.complete) < len(scans):
             _log.info(
-                "scoring %d of %d volumes in 3-D; the others lack slices or targets", len(self.complete), len(counts)
+                "scoring %d of %d volumes in 3-D; the others lack slices or targets", len(self.complete), len(scans)
             )
         self.scores: list[VolumeScore] = []
-        self._waiting: dict[str, _Volume] = {}
+        self._waiting: dict[str, _Scan] = {}
 
     def clear(self) -> None:
         """Discard all masks and scores."""
@@ -80,6 +96,8 @@ class ScoreVolumes:
         predicted: np.ndarray,
         truth: np.ndarray,
         presence: np.ndarray | None = None,
+        *,
+        probability: np.ndarray | None = None,
     ) -> None:
         """Add a slice.
 
@@ -88,49 +106,72 @@ class ScoreVolumes:
             predicted: ``(P, H, W)`` bool, native pixels.
             truth: likewise.
             presence: probabilities ``(P,)``; None without presence head.
+            probability: of the pixels, ``(P, H, W)`` from 0 to 1; needed where a scan has several planes.
 
         Raises:
             CheckpointError: there is a rule, but no presence head.
+            DatasetError: there are no probabilities to average.
         """
         first = rows[0]
-        if first.volume not in self.complete:
+        volumes = self.complete.get(first.scan)
+        if volumes is None:
             return
+        if len(volumes) > 1:
+            if probability is None:
+                raise DatasetError(f"{first.scan} has several planes; their probabilities are needed for its mean")
+            predicted = probability_levels(probability)
         if self.rule is not None and presence is None:
             msg = "the checkpoint has presence thresholds, but its network no presence head; evaluate --presence False"
             raise CheckpointError(msg)
-        volume = self._waiting.setdefault(first.volume, _Volume())
-        volume.seen.add(first.slice_index)
+        scan = self._waiting.setdefault(first.scan, _Scan())
+        scan.seen.add((first.volume, first.slice_index))
         for index, row in enumerate(rows):
-            case = volume.cases.setdefault(row.target, _Case.of(row, predicted.shape[1:]))
-            case.predicted.put(row.slice_index, predicted[index])
-            case.truth.put(row.slice_index, truth[index])
+            planes = scan.cases.setdefault(row.target, {})
+            if row.volume not in planes:
+                packed = PackedMasks if len(volumes) == 1 else PackedLevels
+                planes[row.volume] = _Stack.of(row, packed, predicted.shape[1:])
+            stack = planes[row.volume]
+            stack.predicted.put(row.slice_index, predicted[index])
+            stack.truth.put(row.slice_index, truth[index])
             if presence is not None:
-                case.presence[row.slice_index] = presence[index]
-        if len(volume.seen) == first.slices:
-            self.scores += [self._score(case) for case in self._waiting.pop(first.volume).cases.values()]
+                stack.presence[row.slice_index] = presence[index]
+        if len(scan.seen) == sum(int(self.entries[name]["slices"]) for name in volumes):
+            self.scores += [
+                self._score(list(planes.values())) for planes in self._waiting.pop(first.scan).cases.values()
+            ]
 
-    def _score(self, case: _Case) -> VolumeScore:
-        row = case.row
-        has_presence = bool(np.isfinite(case.presence).all())
+    def _score(self, planes: Sequence[_Stack]) -> VolumeScore:
+        row = planes[0].row
+        has_presence = all(np.isfinite(stack.presence).all() for stack in planes)
         if self.rule is not None:
-            case.predicted.keep(self.rule.kept(case.presence))
+            for stack in planes:
+                stack.predicted.keep(self.rule.kept(stack.presence))
         height, width, depth = row.spacing
-        masks = MaskPair(
-            prediction=case.predicted.dense(),
-            truth=case.truth.dense(),
-            spacing=(depth, height, width),
-            tolerance_mm=self.tolerance,
-        )
+        prediction, truth, spacing = planes[0].predicted.dense(), planes[0].truth.dense(), (depth, height, width)
+        if len(planes) > 1:
+            grid = self._grid(row.volume)
+            mean = mean_level((self._restored(stack.predicted, stack.row) for stack in planes), len(planes))
+            prediction, truth, spacing = mean >= self.level, self._restored(planes[0].truth, row), grid.spacing
+        masks = MaskPair(prediction=prediction, truth=truth, spacing=spacing, tolerance_mm=self.tolerance)
         return VolumeScore(
-            volume=row.volume,
+            volume=row.scan,
             patient=row.patient,
             target=row.target,
             prompt=row.prompts[0],
             truth_ml=masks.truth_ml,
             predicted_ml=masks.predicted_ml,
             values=measure(masks, self.metrics),
-            presence=float(case.presence.max()) if has_presence else None,
+            presence=float(np.mean([stack.presence.max() for stack in planes])) if has_presence else None,
         )
+
+    def _grid(self, name: str) -> Volume:
+        """The grid of the scan that a volume is a plane of, without voxels."""
+        entry = self.entries[name]
+        return Volume(np.broadcast_to(np.uint8(0), [int(length) for length in entry["shape"]]), entry["affine"])
+
+    def _restored(self, packed: PackedMasks, row: SliceRow) -> np.ndarray:
+        """Slices of a plane as an array ``(I, J, K)`` of the scan."""
+        return slices_to_volume(packed.dense(), self._grid(row.volume), row.plane)
 
     def summary(self) -> dict[str, Any]:
         """The summary of :func:`~boltzformer_monai.evaluation.summary.summarise_volumes`, with the settings."""
@@ -142,7 +183,7 @@ class ScoreVolumes:
 
 
 @dataclass
-class _Case:
+class _Stack:
     """The collected slices of a volume and target."""
 
     row: SliceRow
@@ -151,14 +192,16 @@ class _Case:
     presence: np.ndarray
 
     @classmethod
-    def of(cls, row: SliceRow, pixels: tuple[int, ...]) -> _Case:
+    def of(cls, row: SliceRow, packed: type[PackedMasks], pixels: tuple[int, ...]) -> _Stack:
         shape = (row.slices, pixels[0], pixels[1])
-        return cls(row, PackedMasks(shape), PackedMasks(shape), np.full(row.slices, np.nan, np.float64))
+        return cls(row, packed(shape), PackedMasks(shape), np.full(row.slices, np.nan, np.float64))
 
 
 @dataclass
-class _Volume:
-    """The collected targets of a volume."""
+class _Scan:
+    """The collected targets of a scan."""
 
-    seen: set[int] = field(default_factory=set)
-    cases: dict[str, _Case] = field(default_factory=dict)
+    seen: set[tuple[str, int]] = field(default_factory=set)
+    """Volume and slice."""
+    cases: dict[str, dict[str, _Stack]] = field(default_factory=dict)
+    """Target → volume, one for each plane → its slices."""

@@ -99,7 +99,7 @@ class ScoreSlices:
         truths = np.stack([np.isin(values, row.label_values) for row in rows])
         if self.volumes is not None:
             probabilities = None if presence is None else presence.float().sigmoid().cpu().numpy()
-            self.volumes.add(rows, predicted, truths, probabilities)
+            self.volumes.add(rows, predicted, truths, probabilities, probability=probability)
         return [self._score(row, *arrays) for row, *arrays in zip(rows, predicted, truths, probability, strict=True)]
 
     def _score(self, row: SliceRow, predicted: np.ndarray, truth: np.ndarray, probability: np.ndarray) -> SliceScore:

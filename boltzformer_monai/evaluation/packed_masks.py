@@ -1,4 +1,4 @@
-"""The mask of a volume, collected slice by slice in compressed form."""
+"""The mask of a volume, or its probabilities, collected slice by slice in compressed form."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from boltzformer_monai.errors import DatasetError
 
-__all__ = ["PackedMasks"]
+__all__ = ["PackedLevels", "PackedMasks"]
 
 
 class _Packed(NamedTuple):
-    """A slice's mask within its bounding box: packed bits, deflated."""
+    """A slice within its bounding box, deflated."""
 
     box: tuple[slice, slice]
     data: bytes
@@ -25,6 +25,8 @@ class PackedMasks:
     Args:
         shape: ``(N, H, W)`` of the volume, slices first.
     """
+
+    dtype: type = bool
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
@@ -43,7 +45,7 @@ class PackedMasks:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if len(rows):
             box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-            self._slices[index] = _Packed(box, zlib.compress(np.packbits(mask[box]).tobytes(), 1))
+            self._slices[index] = _Packed(box, zlib.compress(self._bytes(mask[box]), 1))
 
     def keep(self, kept: np.ndarray) -> None:
         """Empty the slices where ``kept`` ``(N,)`` is False."""
@@ -56,9 +58,27 @@ class PackedMasks:
 
     def dense(self) -> np.ndarray:
         """The whole mask ``(N, H, W)`` bool."""
-        dense = np.zeros(self.shape, bool)
+        dense: np.ndarray = np.zeros(self.shape, self.dtype)
         for index, (box, data) in self._slices.items():
             height, width = (part.stop - part.start for part in box)
-            bits = np.frombuffer(zlib.decompress(data), np.uint8)
-            dense[index][box] = np.unpackbits(bits, count=height * width).view(bool).reshape(height, width)
+            values = np.frombuffer(zlib.decompress(data), np.uint8)
+            dense[index][box] = self._values(values, height * width).reshape(height, width)
         return dense
+
+    def _bytes(self, part: np.ndarray) -> bytes:
+        return np.packbits(part).tobytes()
+
+    def _values(self, stored: np.ndarray, count: int) -> np.ndarray:
+        return np.unpackbits(stored, count=count).view(bool)
+
+
+class PackedLevels(PackedMasks):
+    """Slices of 8-bit probabilities ``(H, W)`` in any order."""
+
+    dtype = np.uint8
+
+    def _bytes(self, part: np.ndarray) -> bytes:
+        return part.tobytes()
+
+    def _values(self, stored: np.ndarray, count: int) -> np.ndarray:
+        return stored

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai import __version__
-from boltzformer_monai.data.planes import PLANE_AXES
+from boltzformer_monai.data.planes import checked_planes
 from boltzformer_monai.data.prompts import checked_prompts
 from boltzformer_monai.data.windows import GreyScale, StoredGrey, parse_window
 from boltzformer_monai.errors import ConfigError, reject_unknown
@@ -27,6 +27,8 @@ __all__ = [
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm", ".npz")
 IN_PLANE = ("fit", "tiles")
+ALL_PLANES = "all"
+"""Instead of planes: all that the model was trained on."""
 _UNCERTAINTY = "-uncertainty"
 
 
@@ -36,7 +38,7 @@ class ModelRecord:
 
     Attributes:
         sha256: of the model: of the checkpoint file, or of a model folder's weights and description.
-        plane: of the slices, ``None`` where the scan decides.
+        plane: of the slices, or several that are averaged; ``None`` where the scan decides.
         presence: thresholds of the presence head, ``None`` where there are none or they are not used.
         precision: of the arithmetic, ``"fp32"`` or ``"bf16"``.
         device: its kind, e.g. ``"cpu"``; devices round differently.
@@ -46,7 +48,7 @@ class ModelRecord:
     """
 
     sha256: str
-    plane: str | None = "axial"
+    plane: str | tuple[str, ...] | None = "axial"
     presence: PresenceRule | None = None
     precision: str = "fp32"
     device: str = "cpu"
@@ -65,7 +67,7 @@ class RunSettings:
         prompts: exact texts, in the order of their label values.
         seed: of the attention sampling.
         threshold: probability from which a voxel belongs to an object, between 0 and 1.
-        planes: planes to slice along, whose probabilities are averaged; ``None``: the training's.
+        planes: planes to slice along, whose probabilities are averaged; ``None`` or ``"all"``: all of the training's.
         in_plane: ``"fit"`` scales whole slices into the network's square, ``"tiles"`` covers large ones by overlapping
             squares at their own resolution.
         presence: drop the slices in which the presence head does not find the object.
@@ -167,11 +169,13 @@ class RunSettings:
         """Plain values that decide a result; equal records of equal scans make equal files."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["batch_size"]
+        if self.planes not in (None, (ALL_PLANES,)):
+            model = dataclasses.replace(model, plane=tuple(self.planes or ()))
         record = {
             "prompts": values.pop("prompts"),
             "model": model.sha256,
             **values,
-            "planes": self.planes or (None if model.plane is None else (model.plane,)),
+            "planes": (model.plane,) if isinstance(model.plane, str) else model.plane,
             "protocol": model.protocol,
             "protocol_settings": dict(model.protocol_settings),
             "presence": None if model.presence is None else model.presence.as_dict(),
@@ -256,11 +260,7 @@ def _label_values(values: Any, count: int) -> tuple[int, ...]:
 
 
 def _planes(planes: str | Sequence[str]) -> tuple[str, ...]:
-    chosen = tuple(planes) if isinstance(planes, list | tuple) else (planes,)
-    known = all(isinstance(each, str) and each in PLANE_AXES for each in chosen)
-    if not chosen or not known or len(set(chosen)) < len(chosen):
-        raise ConfigError(f"planes must be different ones of {', '.join(PLANE_AXES)}, got {_short(planes)}")
-    return tuple(str(each) for each in chosen)
+    return (ALL_PLANES,) if planes in (ALL_PLANES, (ALL_PLANES,), [ALL_PLANES]) else checked_planes(planes)
 
 
 def _window(window: str | Sequence[Any] | Mapping[str, Any] | GreyScale | None) -> tuple[str, ...] | GreyScale | None:

@@ -48,8 +48,8 @@ class SlidingVolumeInferer(Inferer):
     slice is encoded alone there, which costs no time, and prompts are decoded in groups of one shape. On a GPU slices
     are encoded in batches, and results are equal up to rounding.
 
-    Memory grows with the volume, not with the number of prompts. Plane, windows and presence rule are those of the
-    training unless the settings say otherwise; the rule judges slices of the training's plane where that is among the
+    Memory grows with the volume, not with the number of prompts. Planes, windows and presence rule are those of the
+    training unless the settings say otherwise; the rule judges slices of the training's planes where one is among the
     planes, else of all.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +14,7 @@ import numpy as np
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import Slicing
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.levels import mean_level, threshold_level
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.io.volume import Volume
@@ -29,7 +29,8 @@ class PromptFinding:
     Attributes:
         prompt: as given.
         found: whether the mask has a voxel.
-        presence: highest presence probability of a slice; ``None`` without presence head.
+        presence: highest presence probability of a slice, of several judged planes the mean; ``None`` without presence
+            head.
         confidence: mean probability (0–1) over the mask's voxels; ``None`` if not found.
         slices: slices with a mask, along the axis of the widest spacing.
         voxels: of the mask.
@@ -187,7 +188,7 @@ class VolumeResult:
         return PromptFinding(
             prompt=self.prompts[index],
             found=voxels > 0,
-            presence=float(max(found.max() for found in presence)) if presence else None,
+            presence=float(np.mean([found.max() for found in presence])) if presence else None,
             confidence=float(values[mask].mean(dtype=np.float64) / 255) if voxels else None,
             slices=int(np.count_nonzero(mask.any(axis=others))),
             voxels=voxels,
@@ -196,13 +197,9 @@ class VolumeResult:
 
     def _mean(self, index: int, *, dropping: bool) -> np.ndarray:
         """Mean probability of the planes ``(I, J, K)`` uint8."""
-        if len(self.planes) == 1:
-            return self._of_plane(index, 0, dropping=dropping)
-        total = np.zeros(self.grid.shape, np.uint16)
-        for plane in range(len(self.planes)):
-            total += self._of_plane(index, plane, dropping=dropping)
-        total //= len(self.planes)
-        return total.astype(np.uint8)
+        return mean_level(
+            (self._of_plane(index, plane, dropping=dropping) for plane in range(len(self.planes))), len(self.planes)
+        )
 
     def _kept(self, index: int, plane: int, *, dropping: bool) -> np.ndarray:
         """Numbers of the slices that hold anything, and that neither protocol nor presence rule dropped."""
@@ -229,11 +226,6 @@ class VolumeResult:
         for number, values in enumerate(self.slicings[0].extract(self.probability(index))):
             if values.any():
                 yield number, values
-
-
-def threshold_level(threshold: float) -> int:
-    """The least 8-bit probability that reaches a threshold from 0 to 1."""
-    return min(255, math.ceil(256 * threshold))
 
 
 def in_memory_order(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -43,7 +43,9 @@ def modalities_of(data: Mapping[str, Any]) -> set[str]:
 
 
 def plane_text(data: Mapping[str, Any]) -> str:
-    """The plane of the slices, in words where no training chose it."""
+    """The plane of the slices, or several, in words where no training chose it."""
+    if data.get("planes"):
+        return ", ".join(map(str, data["planes"]))
     return str(data.get("plane") or ("as the protocol chooses" if data.get("protocol") else "axial"))
 
 

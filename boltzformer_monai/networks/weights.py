@@ -119,6 +119,7 @@ def _check_data(data: Mapping[str, Any]) -> None:
         ConfigError: a value has the wrong type, or is no plane or modality.
     """
     check_value("plane", data.get("plane", "axial"), Literal["axial", "coronal", "sagittal"])
+    check_value("planes", data.get("planes", ["axial"]), list[Literal["axial", "coronal", "sagittal"]])
     check_value("protocol", data.get("protocol"), str | None)
     check_value("protocol_settings", data.get("protocol_settings", {}), Mapping[str, bool | float | str])
     check_value("learned", data.get("learned", {}), Mapping[str, list[str]])

@@ -128,7 +128,7 @@ def write_report(
         "format": "boltzformer-slicing-report",
         "version": 1,
         "settings": {
-            "plane": settings.slices.plane,
+            "plane": ", ".join(settings.planes),
             "window": "by modality and site" if window is None else window.to_dict(),
             **{
                 name: getattr(settings.slices, name)

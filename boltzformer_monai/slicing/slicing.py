@@ -34,7 +34,7 @@ from boltzformer_monai.slicing.recipes import load_recipe
 logger = logging.getLogger(__name__)
 
 _NO_TITLE = re.compile(r"(segment|label|roi|region)?[ _-]*\d*")  # what programs call a segment that nobody named
-_NOT_FACTS = {"root", "run", "key", "recipe"}  # of the settings: not part of what decides about the slices
+_NOT_FACTS = {"root", "run", "key", "recipe", "planes"}  # of the settings: not part of what decides about the slices
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class JobSettings:
     Attributes:
         root: folder of the data set, absolute: another process may have another current folder.
         run: token of the run, see :class:`~boltzformer_monai.data.slices.writer.SliceWriter`.
-        slices: how volumes become slices.
+        slices: how volumes become slices; the plane is the job's.
+        planes: that every scan is sliced along.
         key: secret of the pseudonyms.
         recipe: the recipe that lists the cases, which every worker must have; ``""`` for none.
         tilt: what to do with a gantry tilt, ``"refuse"`` or ``"resample"``.
@@ -55,6 +56,7 @@ class JobSettings:
 
     root: Path
     slices: SliceSettings
+    planes: tuple[str, ...] = ("axial",)
     run: str = ""
     key: str = ""
     recipe: str = ""
@@ -66,15 +68,23 @@ class JobSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """A case with its id in the data set, the digest of all that decides what becomes of it, and its patient's split.
+    """A case and a plane to slice it along.
 
-    The split is drawn where it is None.
+    Attributes:
+        case: the scan.
+        volume_id: in the data set.
+        source: digest of all that decides what becomes of it.
+        split: of its patient; drawn where it is None.
+        plane: of the slices.
+        scan: id of the scan, the same for all its planes.
     """
 
     case: Case
     volume_id: str
     source: str
     split: str | None = None
+    plane: str = "axial"
+    scan: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
         image = resample_tilt(image)
     for note in notes:
         logger.warning("%s: %s", case.image, note)
-    slices = settings.slices
+    slices = replace(settings.slices, plane=job.plane)
     if isinstance(slices.window, Window) and (image.modality != "CT" or case.window is not None):
         msg = f"{case.image}: --window in HU is for CT, not for this {image.modality} scan; leave --window out"
         raise ConfigError(msg)
@@ -155,6 +165,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
         site=case.site,
         settings=slices if case.window is None else replace(slices, window=case.window),
         key=settings.key,
+        scan=job.scan,
         split=job.split,
         notes=notes,
         source=job.source,
@@ -162,7 +173,7 @@ def _slice(job: Job, settings: JobSettings) -> VolumeRecord:
     )
 
 
-def source_digest(case: Case, settings: JobSettings) -> str:
+def source_digest(case: Case, settings: JobSettings, plane: str = "axial") -> str:
     """Hash everything that decides how the slices look: settings, and names, sizes and times of the files.
 
     No folder goes into it, so an archive may move. A file that cannot be seen counts as empty; reading it will say
@@ -172,7 +183,7 @@ def source_digest(case: Case, settings: JobSettings) -> str:
         "version": (VERSION, __version__),
         "case": _facts(case),
         "files": sorted(_stamp(path) for path in used_files(case)),
-        "settings": _facts(settings),
+        "settings": _facts(replace(settings, slices=replace(settings.slices, plane=plane))),
     }
     secret = settings.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
     text = json.dumps(facts, sort_keys=True, default=repr)

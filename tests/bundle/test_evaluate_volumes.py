@@ -10,9 +10,15 @@ import pytest
 import torch
 from monai.bundle import create_workflow
 
+from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.data.slices.writer import SliceWriter
+from boltzformer_monai.engines.data import describe_data
 from boltzformer_monai.errors import ConfigError, user_error
+from boltzformer_monai.inferers.run_settings import RunSettings
+from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.networks.presets import network_config
 from boltzformer_monai.networks.weights import Description
+from tests.data.slice_cases import add, make_volume
 from tests.engines.cases import write_dataset
 from tests.networks.cases import SMALL, small_network
 
@@ -91,3 +97,30 @@ def test_mistakes_are_named(slices: Path, tmp_path: Path, overrides: dict[str, A
     assert isinstance(error, ConfigError)
     assert said in str(error)
     assert "\n" not in str(error)
+
+
+def test_the_mean_of_the_planes_is_what_a_segmentation_finds(tmp_path: Path) -> None:
+    image, label = make_volume()
+    planes = ("axial", "coronal", "sagittal")
+    for plane in planes:
+        writer = SliceWriter(tmp_path / "slices", name="unit")
+        add(writer, f"scan-{plane}", patient="scan", scan="scan", plane=plane, split="val", labels={1: "liver"})
+    reader = SliceReader(tmp_path / "slices")
+    network = small_network(presence=True)
+    description = Description(network_config("tiny", **{**SMALL, "presence": True}), describe_data(reader))
+    assert description.data["planes"] == list(planes)
+    checkpoint = tmp_path / "model.pt"
+    torch.save({"model": network.state_dict(), "description": description.state_dict()}, checkpoint)
+    segmenter = VolumeSegmenter.from_checkpoint(checkpoint, precision="fp32")
+    for chosen in (None, ["coronal"]):
+        evaluated = _volumes(reader.root, checkpoint, tmp_path / "out", precision="fp32", planes=chosen)
+        (case,) = evaluated["cases"]
+        settings = RunSettings(prompts=["liver in abdominal CT"], threshold=0.01, planes=chosen)
+        with segmenter.inferer(settings).segment(image, segmenter.network) as result:
+            found = result.findings[0]
+            assert result.planes == tuple(chosen or planes)
+        assert case["predicted_ml"] > 0
+        assert (case["volume"], case["prompt"]) == ("scan", result.prompts[0])
+        assert case["predicted_ml"] == pytest.approx(found.volume_ml, rel=0.01)
+        assert case["presence"] == pytest.approx(found.presence, abs=1e-4)
+        assert case["truth_ml"] == pytest.approx((label.array == 1).sum() * image.spacing[0] * 0.9 * 5 / 1000)

@@ -282,7 +282,7 @@ def test_how_far_a_label_may_lie_from_its_scan(scan: dict[str, Path], capsys: py
         (["--recipe", "msd", "--input", "x", "--output", "o", "--option", "agreement"], "NAME=VALUE"),
         (["--image", "i", "--output", "o", "--window", "abdomn"], "did you mean 'abdomen'"),
         (["--image", "i", "--output", "o", "--window", "1", "2", "3"], "unknown window"),
-        (["--image", "i", "--output", "o", "--plane", "oblique"], "unknown plane"),
+        (["--image", "i", "--output", "o", "--plane", "oblique"], "planes must be different ones of axial"),
         (["--image", "i", "--output", "o", "--channel", "1"], "--channel goes only with --recipe"),
         (["--image", "i", "--output", "o", "--val-fraction", "7"], "fraction"),
         (["--recipe", "msd", "--output", "o"], "--recipe needs --input"),

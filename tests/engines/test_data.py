@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.engines.data import (
     AllPromptsd,
     collate_slices,
@@ -19,8 +20,9 @@ from boltzformer_monai.engines.data import (
     validation_items,
 )
 from boltzformer_monai.engines.settings import SETTINGS
-from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.transforms import PromptTokenizer
+from tests.data.slice_cases import add
 from tests.engines.cases import write_dataset
 
 
@@ -117,6 +119,19 @@ def test_what_inference_must_know(reader: SliceReader):
     for entry in described["targets"]:
         assert (entry["modality"], entry["site"]) == ("CT", "abdomen")
         assert entry["window"] == reader.rows[0].window.to_dict()
+
+
+def test_a_model_remembers_the_planes_that_its_scans_were_sliced_along(tmp_path: Path):
+    for number, planes in enumerate((("axial", "coronal"), ("axial", "coronal", "sagittal"))):
+        for plane in planes:
+            add(SliceWriter(tmp_path), f"case{number}-{plane}", patient=f"p{number}", scan=f"case{number}", plane=plane)
+    described = describe_data(open_dataset(tmp_path, demo_dir=tmp_path))
+    assert (described["plane"], described["planes"]) == ("axial", ["axial", "coronal", "sagittal"])
+    assert len(described["targets"]) == 4  # not once for every plane
+    one = describe_data(open_dataset(tmp_path, demo_dir=tmp_path, planes="coronal"))
+    assert (one["plane"], "planes" in one) == ("coronal", False)
+    with pytest.raises(ConfigError, match="planes must be different ones of"):
+        open_dataset(tmp_path, demo_dir=tmp_path, planes=["axial", "axial"])
 
 
 def test_a_data_set_that_is_not_there(tmp_path: Path):

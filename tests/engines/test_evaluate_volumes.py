@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,16 @@ import pytest
 import torch
 from ignite.engine import Engine
 
+from boltzformer_monai.data.planes import extract_slices, slices_to_volume
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask
 from boltzformer_monai.data.slices.volume import SliceSettings
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.engines import ScoreSlices, ScoreVolumes, evaluation_items
 from boltzformer_monai.errors import CheckpointError, ConfigError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks.interfaces import Decoded
-from tests.data.slice_cases import add
+from tests.data.slice_cases import add, make_volume
 from tests.engines.cases import write_dataset
 
 RULE = PresenceRule(high=0.8, low=0.4)
@@ -108,7 +111,7 @@ def test_volumes_that_lack_slices_or_rows_are_left_out(tmp_path: Path) -> None:
     add(writer, "small", split="val", settings=SliceSettings(min_area=5))
     reader = SliceReader(tmp_path)
     scorer = ScoreVolumes(reader=reader, split="val")
-    assert scorer.complete == {"whole"}
+    assert scorer.complete.keys() == {"whole"}
     _perfect(scorer, _slices(reader))
     assert {score.volume for score in scorer.scores} == {"whole"}
     assert not scorer._waiting
@@ -142,3 +145,52 @@ def test_the_handler_hands_on_masks_and_probabilities(tmp_path: Path) -> None:
 def test_settings_are_checked(reader: SliceReader, settings: dict) -> None:
     with pytest.raises(ConfigError):
         ScoreVolumes(reader=reader, split="val", **settings)
+
+
+def _scan_in_planes(root: Path, planes: Sequence[str]) -> SliceReader:
+    writer = SliceWriter(root, name="unit")
+    for plane in planes:
+        add(writer, f"case1-{plane}", patient="case1", scan="case1", plane=plane, split="val")
+    return SliceReader(root)
+
+
+def test_planes_are_averaged_on_the_grid_of_the_scan_and_the_scan_is_scored_once(tmp_path: Path) -> None:
+    planes = ("axial", "coronal", "sagittal")
+    reader = _scan_in_planes(tmp_path, planes)
+    image, label = make_volume()
+    rng = np.random.default_rng(0)
+    found = {plane: rng.uniform(0, 1, image.shape).astype(np.float32) for plane in planes}
+    stacks = {plane: extract_slices(Volume(found[plane], image.affine), plane) for plane in planes}
+    scorer = ScoreVolumes(reader=reader, split="val", rule=RULE, threshold=0.6)
+    lost = {("axial", 2), ("sagittal", 5)}  # the presence rule drops these slices, as probability 0
+    slices = _slices(reader)
+    for rows in [slices[i] for i in rng.permutation(len(slices))]:
+        truth = np.stack([read_mask(row) for row in rows])
+        first = rows[0]
+        probability = np.repeat(stacks[first.plane][first.slice_index][None], len(rows), axis=0)
+        presence = np.full(len(rows), 0.1 if (first.plane, first.slice_index) in lost else 0.9)
+        scorer.add(rows, probability > 0.6, truth, presence, probability=probability)
+    for plane, index in lost:
+        kept = stacks[plane]
+        kept[index] = 0
+        found[plane] = slices_to_volume(kept, image, plane)
+    mean = sum((256 * found[plane]).astype(int) for plane in planes) // 3
+    predicted = mean >= 154  # 0.6 of 256
+    cases = {case["target"]: case for case in scorer.summary()["cases"]}
+    assert cases.keys() == {"liver", "right kidney", "viscera", "spleen"}
+    liver = label.array == 1
+    assert cases["liver"]["volume"] == "case1"
+    assert cases["liver"]["predicted_ml"] == pytest.approx(predicted.sum() * 0.8 * 0.9 * 5 / 1000)
+    assert cases["liver"]["truth_ml"] == pytest.approx(27 * 0.8 * 0.9 * 5 / 1000)
+    dice = 2 * (predicted & liver).sum() / (predicted.sum() + liver.sum())
+    assert cases["liver"]["dice"] == pytest.approx(dice)
+    assert cases["liver"]["presence"] == pytest.approx(0.9)
+
+
+def test_a_scan_that_lacks_slices_in_one_of_its_planes_is_left_out(tmp_path: Path) -> None:
+    reader = _scan_in_planes(tmp_path, ("axial", "coronal"))
+    assert ScoreVolumes(reader=reader, split="val").complete == {"case1": {"case1-axial", "case1-coronal"}}
+    assert ScoreVolumes(reader=reader.along(["coronal"]), split="val").complete == {"case1": {"case1-coronal"}}
+    settings = SliceSettings(plane="coronal", every=2)
+    add(SliceWriter(tmp_path), "case1-coronal", patient="case1", scan="case1", split="val", settings=settings)
+    assert ScoreVolumes(reader=SliceReader(tmp_path), split="val").complete == {}

@@ -40,6 +40,24 @@ def test_plane_and_presence_rule_are_the_training_s(segmenter: VolumeSegmenter) 
     assert trained.inferer(replace(LIVER, planes=["axial", "sagittal"])).protocol.planes == ("axial", "sagittal")
 
 
+def test_a_model_trained_along_several_planes_averages_them_all(segmenter: VolumeSegmenter) -> None:
+    rule = PresenceRule(high=0.6, low=0.2)
+    trained = _with(segmenter, plane="axial", planes=["axial", "sagittal"], presence=rule.as_dict())
+    for planes in (None, "all", ["all"]):
+        settings = replace(LIVER, planes=planes)
+        protocol = trained.inferer(settings).protocol
+        assert protocol.planes == ("axial", "sagittal")
+        assert list(protocol.rule_planes()) == ["axial", "sagittal"]
+        assert protocol.caveats() == []
+        assert settings.record(trained.record(settings))["planes"] == ["axial", "sagittal"]
+    settings = replace(LIVER, planes=("sagittal", "coronal"))
+    protocol = trained.inferer(settings).protocol
+    assert (protocol.planes, protocol.rule_planes()) == (("sagittal", "coronal"), ["sagittal"])
+    assert "trained on axial and sagittal slices; coronal ones are new to it" in protocol.caveats()[0].text
+    assert settings.record(trained.record(settings))["planes"] == ["sagittal", "coronal"]
+    assert replace(LIVER, planes="all").record(segmenter.record(LIVER))["planes"] == ["axial"]
+
+
 def test_what_the_user_should_know_of_a_checkpoint_is_known_before_any_scan(segmenter: VolumeSegmenter) -> None:
     plane, thresholds = segmenter.inferer(replace(LIVER, planes=["axial", "sagittal"])).caveats
     assert "trained on axial slices; sagittal ones are new to it" in plane.text

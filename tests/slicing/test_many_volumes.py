@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from boltzformer_monai.cli.slice import main
+from boltzformer_monai.data.check.fingerprint import check_data_sets
 from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.data.slices.summary import training_data
+from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.parallel import run_jobs
 from tests.data.slice_cases import contents
 from tests.needs import need_module
@@ -97,10 +100,55 @@ def test_other_settings_slice_again(task: Path, tmp_path: Path):
     assert all(path.name.count("coronal") for path in (tmp_path / "out" / "images").iterdir())
 
 
+PLANES = ("axial", "coronal", "sagittal")
+
+
+def test_every_scan_along_several_planes(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(arguments(task, tmp_path / "out", "--plane", "axial,coronal", "--plane", "sagittal")) == 0
+    assert "15 volumes of 5 scans" in capsys.readouterr().out
+    reader = SliceReader(tmp_path / "out")
+    assert set(reader.volumes) == {f"liver_00{number}-{plane}" for number in range(5) for plane in PLANES}
+    assert {(row.scan, row.plane) for row in reader.rows if row.volume == "liver_002-coronal"} == {
+        ("liver_002", "coronal")
+    }
+    splits = {(row.scan, row.split) for row in reader.rows}
+    assert len(splits) == 5  # a scan is in one split with all its planes
+    assert training_data(reader)["splits"]["val"]["volumes"] == 1
+    assert training_data(reader)["planes"] == dict.fromkeys(PLANES, 5)
+    assert training_data(reader)["modalities"] == {"CT": 5}
+    axial = reader.along(["axial"])
+    assert set(axial.volumes) == {f"liver_00{number}-axial" for number in range(5)}
+    with pytest.raises(DatasetError, match="no slices along coronal; planes there: axial"):
+        axial.along(["coronal"])
+    before = contents(tmp_path / "out")
+    assert main(arguments(task, tmp_path / "out", "--plane", "sagittal,coronal,axial")) == 0
+    assert "replaced" not in capsys.readouterr().err
+    changed = {name for name, text in contents(tmp_path / "out").items() if before[name] != text}
+    assert changed <= {"report.json"}
+    assert main(["--output", str(tmp_path / "out"), "--remove", "liver_002"]) == 0
+    assert {row.scan for row in SliceReader(tmp_path / "out").rows} == {f"liver_00{number}" for number in (0, 1, 3, 4)}
+
+
+def test_the_same_plane_of_a_scan_is_never_there_twice(task: Path, tmp_path: Path):
+    assert main(arguments(task, tmp_path / "out", "--plane", "coronal")) == 0
+    assert "liver_000" in SliceReader(tmp_path / "out").volumes
+    assert main(arguments(task, tmp_path / "out", "--plane", "axial,coronal")) == 0
+    reader = SliceReader(tmp_path / "out")
+    assert set(reader.volumes) == {f"liver_00{number}-{plane}" for number in range(5) for plane in PLANES[:2]}
+    assert main(arguments(task, tmp_path / "out", "--plane", "axial")) == 0
+    reader = SliceReader(tmp_path / "out")
+    assert {name for name in reader.volumes if "000" in name} == {"liver_000", "liver_000-coronal"}
+    assert {(row.scan, row.plane) for row in reader.rows if "000" in row.volume} == {
+        ("liver_000", "axial"), ("liver_000", "coronal"),
+    }  # fmt: skip
+    assert not check_data_sets([tmp_path / "out"]).count("error")
+
+
 def test_several_processes_give_the_same_bytes(task: Path, tmp_path: Path):
     spoil(task)
-    assert main(arguments(task, tmp_path / "one")) == 3
-    assert main(arguments(task, tmp_path / "two", "--workers", "2")) == 3
+    planes = ("--plane", "axial,sagittal")
+    assert main(arguments(task, tmp_path / "one", *planes)) == 3
+    assert main(arguments(task, tmp_path / "two", *planes, "--workers", "2")) == 3
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from boltzformer_monai.data.slices.format import (
     MANIFEST_FILE,
     MOST_SLICES,
     SPLITS,
+    scan_of,
     stored_slices,
 )
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
@@ -150,8 +151,11 @@ def annotated_targets(root: Path, volume_id: str, entry: Mapping[str, Any]) -> s
 
 def check_tables(data_set: DataSet, findings: Findings) -> int:
     """Check volumes, rows, splits, prompts and files; returns the number of images without a row."""
+    planes: defaultdict[str, set[str]] = defaultdict(set)
     for volume_id, entry in data_set.reader.volumes.items():
-        _check_caveats(data_set, volume_id, entry, findings)
+        planes[scan_of(volume_id, entry)].add(entry["plane"])
+    for volume_id, entry in data_set.reader.volumes.items():
+        _check_caveats(data_set, volume_id, entry, planes[scan_of(volume_id, entry)], findings)
         if not data_set.rows[volume_id]:
             findings.add("no-rows", data_set.name, volume_id)
         elif not entry["targets"]:
@@ -168,8 +172,10 @@ def check_tables(data_set: DataSet, findings: Findings) -> int:
     return _check_files(data_set, findings)
 
 
-def _check_caveats(data_set: DataSet, volume_id: str, entry: Mapping[str, Any], findings: Findings) -> None:
-    """Repeat the warnings of slicing; check the plane also in data sets older than that warning."""
+def _check_caveats(
+    data_set: DataSet, volume_id: str, entry: Mapping[str, Any], planes: Set[str], findings: Findings
+) -> None:
+    """Repeat the warnings of slicing; check the planes of the scan also in data sets older than that warning."""
     for caveat in entry.get("caveats", ()):
         if caveat["kind"] in WARNINGS and caveat["kind"] != "acquisition plane":
             findings.add("doubtful-values", data_set.name, f"{volume_id}: {caveat['text']}")
@@ -178,7 +184,7 @@ def _check_caveats(data_set: DataSet, volume_id: str, entry: Mapping[str, Any], 
         acquired = acquisition_plane(grid)
     except (TypeError, ValueError, VolumeError):
         return  # volume_grid reports it
-    if acquired not in (None, entry["plane"]):
+    if acquired is not None and acquired not in planes:
         findings.add("other-plane", data_set.name, f"{volume_id}: {entry['plane']}, acquired {acquired}")
 
 

@@ -11,12 +11,17 @@
 
 The two tables are made of the records, in the order of the volume ids.
 
-``dataset.json`` names every volume with its geometry; ``value`` in the manifest is a label value or several joined by
+``dataset.json`` names every volume with its geometry: the slices of a scan along one plane. Where a scan was sliced
+along several, each plane is a volume, and ``scan`` names the scan that it is of; else that is the volume's own id.
+``value`` in the manifest is a label value or several joined by
 ``+``; ``prompts`` is a JSON list, ``spacing`` "row x col x slice" in mm, ``window`` JSON, ``area_fraction`` the
 target's share of the slice's pixels. ``patient`` is a keyed hash; nothing else identifies a patient.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 FORMAT = "boltzformer-slices"
 VERSION = 2
@@ -34,6 +39,11 @@ VOLUME_FIELDS = (
     "patient", "modality", "site", "plane", "shape", "affine",
     "spacing", "window", "targets", "slices", "every", "neighbours", "min_area", "complete",
 )  # fmt: skip
+
+
+def scan_of(volume_id: str, entry: Mapping[str, Any]) -> str:
+    """The scan that a volume of ``dataset.json`` is a plane of."""
+    return str(entry.get("scan", volume_id))
 
 
 def slice_name(volume_id: str, plane: str, index: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from boltzformer_monai.data.image_files import open_picture
 from boltzformer_monai.data.label_names import parse_label_values
 from boltzformer_monai.data.neighbours import Offset
-from boltzformer_monai.data.slices.format import DATASET_FILE, MANIFEST_FILE, SPLITS, slice_name
+from boltzformer_monai.data.slices.format import DATASET_FILE, MANIFEST_FILE, SPLITS, scan_of, slice_name
 from boltzformer_monai.data.slices.tables import read_description, read_manifest
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import ConfigError, DatasetError, why
@@ -44,6 +44,7 @@ class SliceRow:
         volume: id of the volume in ``dataset.json``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         slices: number of slices of the whole volume.
+        scan: that the volume is a plane of; ``""`` for the volume itself.
         stored_neighbours: slices on either side that are on disk; None: all.
     """
 
@@ -63,6 +64,7 @@ class SliceRow:
     volume: str
     split: str
     slices: int = 1
+    scan: str = ""
     stored_neighbours: int | None = None
 
     @property
@@ -140,6 +142,20 @@ class SliceReader:
         other.fold = dict(fold)
         return other
 
+    def along(self, planes: Sequence[str]) -> SliceReader:
+        """The same dataset with its slices along these planes only.
+
+        Raises:
+            DatasetError: it has none.
+        """
+        other = copy.copy(self)
+        other.volumes = {name: entry for name, entry in self.volumes.items() if entry["plane"] in planes}
+        other.rows = [row for row in self.rows if row.plane in planes]
+        if not other.rows:
+            there = ", ".join(sorted({row.plane for row in self.rows})) or "none"
+            raise DatasetError(f"{self.root} has no slices along {' or '.join(planes)}; planes there: {there}")
+        return other
+
     def select(
         self,
         *,
@@ -183,6 +199,7 @@ class SliceReader:
                 plane=fields["plane"],
                 slice_index=int(fields["slice_index"]),
                 slices=int(entry["slices"]),
+                scan=scan_of(fields["volume"], entry),
                 stored_neighbours=None if entry["complete"] else int(entry["neighbours"]),
                 spacing=_parse_spacing(fields["spacing"]),
                 window=_parse_window(fields["window"]),

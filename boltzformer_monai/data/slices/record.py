@@ -20,6 +20,7 @@ from boltzformer_monai.data.slices.format import (
     MOST_SLICES,
     RECORDS_FOLDER,
     VOLUME_FIELDS,
+    scan_of,
     slice_name,
     stored_slices,
 )
@@ -57,6 +58,11 @@ class VolumeRecord:
     split: str | None = None
     notes: Sequence[str] = ()
     source: str = ""
+
+    @property
+    def scan(self) -> str:
+        """The scan that it is a plane of."""
+        return scan_of(self.volume, self.entry)
 
     def taken(self) -> range:
         """Indices of the slices with rows: every n-th one."""

@@ -9,13 +9,16 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from boltzformer_monai.data.slices.reader import SPLITS, SliceReader
+from boltzformer_monai.data.slices.format import SPLITS, scan_of
+from boltzformer_monai.data.slices.reader import SliceReader
 
 __all__ = ["training_data"]
 
 
 def training_data(reader: SliceReader) -> dict[str, Any]:
     """Counts by split, modality, site and plane, spacings in mm, and a hash of the records.
+
+    A scan that was sliced along several planes counts once, but in each of its planes.
 
     Returns:
         ``splits`` (volumes, patients, slices each), ``modalities``, ``sites``, ``planes`` (name → volumes),
@@ -29,14 +32,16 @@ def training_data(reader: SliceReader) -> dict[str, Any]:
         spacings |= {row.volume: row.spacing for row in rows}
         if rows:
             splits[split] = {
-                "volumes": len({row.volume for row in rows}),
+                "volumes": len({row.scan for row in rows}),
                 "patients": len({row.patient for row in rows}),
                 "slices": len({row.image for row in rows}),
             }
     volumes = list(reader.volumes.values())
+    scans = {scan_of(volume_id, entry): entry for volume_id, entry in reader.volumes.items()}
     return {
         "splits": splits,
-        **{f"{plural}": _counted(volume[key] for volume in volumes) for key, plural in _KINDS.items()},
+        **{plural: _counted(scan[key] for scan in scans.values()) for key, plural in _KINDS.items()},
+        "planes": _counted(volume["plane"] for volume in volumes),
         "pixel_spacing_mm": _range(max(spacing[:2]) for spacing in spacings.values()),
         "slice_spacing_mm": _range(spacing[2] for spacing in spacings.values()),
         "sha256": hashlib.sha256(json.dumps(reader.volumes, sort_keys=True, default=str).encode()).hexdigest(),
@@ -44,7 +49,7 @@ def training_data(reader: SliceReader) -> dict[str, Any]:
     }
 
 
-_KINDS = {"modality": "modalities", "site": "sites", "plane": "planes"}
+_KINDS = {"modality": "modalities", "site": "sites"}
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

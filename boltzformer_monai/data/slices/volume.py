@@ -94,6 +94,7 @@ def write_volume(
     settings: SliceSettings,
     key: str = "",
     prompts: Callable[..., tuple[str, ...]] = prompts_for,
+    scan: str | None = None,
     split: str | None = None,
     notes: Sequence[str] = (),
     source: str = "",
@@ -114,7 +115,8 @@ def write_volume(
         StorageError: the folder cannot be written.
         ConfigError: a setting is unknown or out of range.
     """
-    check_volume_id(volume_id)
+    for name in (volume_id, scan or volume_id):
+        check_volume_id(name)
     if split is not None and split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
     if (label is None) != (not labels):
@@ -131,6 +133,7 @@ def write_volume(
     values = None if label is None else label_slices(label, settings.plane)
     entry = {
         "patient": owner,
+        **({"scan": scan} if scan not in (None, volume_id) else {}),
         "modality": image.modality,
         "site": site,
         "plane": settings.plane,

@@ -175,6 +175,7 @@ class SliceWriter:
         plane: str = "axial",
         window: GreyScale | None = None,
         prompts: Callable[..., tuple[str, ...]] = prompts_for,
+        scan: str | None = None,
         split: str | None = None,
         negatives: float = 1.0,
         seed: int | None = None,
@@ -194,6 +195,8 @@ class SliceWriter:
             plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
             window: default: :func:`~boltzformer_monai.data.windows.default_window`.
             prompts: ``prompts(target, site=…, modality=…)`` returns the target's prompts.
+            scan: the scan that this volume is one plane of, where it is sliced along several, each with an id of its
+                own; default: the id.
             split: pins the patient, with all volumes, to ``"train"``, ``"val"`` or ``"test"``; of several pins the one
                 furthest from training counts.
             negatives: share of the rows of absent targets to keep, 0 to 1; all images are kept.
@@ -213,12 +216,12 @@ class SliceWriter:
             with self:
                 return self.add_volume(
                     image, label, labels, volume_id=volume_id, patient=patient, site=site, prompts=prompts,
-                    split=split, settings=chosen, progress=progress,
+                    scan=scan, split=split, settings=chosen, progress=progress,
                 )  # fmt: skip
         replaced = self.hide([volume_id])
         record = write_volume(
             self.root, image, label, labels, volume_id=volume_id, patient=patient, site=site, settings=chosen,
-            key=self._key, prompts=prompts, split=split, progress=progress, run=self.run,
+            key=self._key, prompts=prompts, scan=scan, split=split, progress=progress, run=self.run,
         )  # fmt: skip
         self.accept(record)
         rows = sum(1 for _ in record.rows(self.splits()[record.entry["patient"]]))

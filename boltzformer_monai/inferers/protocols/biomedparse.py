@@ -13,6 +13,7 @@ from torch import Tensor
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.data.planes import Slicing, plane_of_axis, radiological
 from boltzformer_monai.errors import ConfigError, did_you_mean
+from boltzformer_monai.evaluation.levels import threshold_level
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.decoding import PromptTotals
 from boltzformer_monai.inferers.encoder import Encoder, Pictures
@@ -28,9 +29,8 @@ from boltzformer_monai.inferers.protocols.biomedparse_steps import (
     slicing_axis,
 )
 from boltzformer_monai.inferers.protocols.protocol import VolumeRun, register_protocol
-from boltzformer_monai.inferers.run_settings import RunSettings
+from boltzformer_monai.inferers.run_settings import ALL_PLANES, RunSettings
 from boltzformer_monai.inferers.slice_view import Decode, DecodeSlices
-from boltzformer_monai.inferers.volume_result import threshold_level
 from boltzformer_monai.io.orientation import AxisMap
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks import Decoded
@@ -66,9 +66,8 @@ class BiomedParseProtocol:
         if orientation not in ORIENTATIONS:
             msg = f"unknown orientation {orientation[:30]!r} of the protocol biomedparse; "
             raise ConfigError(msg + did_you_mean(orientation, ORIENTATIONS))
-        if settings.planes is not None and len(settings.planes) > 1:
-            msg = f"the protocol biomedparse slices a scan along one axis, not along {len(settings.planes)} planes"
-            raise ConfigError(msg)
+        if settings.planes is not None and (len(settings.planes) > 1 or settings.planes == (ALL_PLANES,)):
+            raise ConfigError("the protocol biomedparse slices a scan along one axis, not along several planes")
         if settings.in_plane != "fit":
             raise ConfigError(f"the protocol biomedparse shows whole slices; leave in_plane {settings.in_plane!r} out")
         self.settings: Mapping[str, Any] = {"suppress": suppress, "orientation": orientation}

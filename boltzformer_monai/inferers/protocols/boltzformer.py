@@ -16,7 +16,7 @@ from boltzformer_monai.inferers.decoding import SliceDecoder
 from boltzformer_monai.inferers.encoder import Pictures
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.inferers.protocols.protocol import DEFAULT, VolumeRun, register_protocol
-from boltzformer_monai.inferers.run_settings import RunSettings
+from boltzformer_monai.inferers.run_settings import ALL_PLANES, RunSettings
 from boltzformer_monai.inferers.slice_view import SliceView, slice_view
 from boltzformer_monai.io.volume import Volume
 
@@ -25,11 +25,11 @@ __all__ = ["BoltzFormerProtocol"]
 
 @register_protocol(DEFAULT)
 class BoltzFormerProtocol:
-    """Radiological slices of the training's plane, fitted by millimetres; every prompt is found on its own.
+    """Radiological slices of the training's planes, fitted by millimetres; every prompt is found on its own.
 
     Args:
         settings: planes, tiles, and whether the presence head drops slices.
-        data: what the checkpoint says of its data: plane and presence thresholds.
+        data: what the checkpoint says of its data: planes and presence thresholds.
 
     Raises:
         CheckpointError: the checkpoint's presence thresholds cannot be used.
@@ -39,15 +39,18 @@ class BoltzFormerProtocol:
 
     def __init__(self, settings: RunSettings, data: Mapping[str, Any]) -> None:
         self.settings: Mapping[str, Any] = {}
-        self.trained_plane = str(data.get("plane", "axial"))
-        self.plane: str | None = self.trained_plane
-        self.planes = tuple(settings.planes or (self.trained_plane,))
+        self.trained_planes = tuple(map(str, data.get("planes") or (data.get("plane", "axial"),)))
+        self.plane: str | tuple[str, ...] | None = self.trained_planes
+        if len(self.trained_planes) == 1:
+            self.plane = self.trained_planes[0]
+        self.planes = self.trained_planes if settings.planes in (None, (ALL_PLANES,)) else tuple(settings.planes or ())
         self.rule = presence_rule(data, use=settings.presence)
 
     def caveats(self) -> Sequence[Caveat]:
         """Planes that the training never saw."""
-        others = [plane for plane in self.planes if plane != self.trained_plane]
-        text = f"the network was trained on {self.trained_plane} slices; {' and '.join(others)} ones are new to it"
+        others = [plane for plane in self.planes if plane not in self.trained_planes]
+        trained = " and ".join(self.trained_planes)
+        text = f"the network was trained on {trained} slices; {' and '.join(others)} ones are new to it"
         return [Caveat("another plane", text)] if others else []
 
     def slicings(self, volume: Volume) -> Sequence[Slicing]:
@@ -55,8 +58,8 @@ class BoltzFormerProtocol:
         return [radiological(volume, plane) for plane in self.planes]
 
     def rule_planes(self) -> Sequence[str] | None:
-        """The training's plane, for which the thresholds were chosen, where it is among the planes."""
-        return [plane for plane in self.planes if plane == self.trained_plane] or None
+        """The training's planes, for which the thresholds were chosen, where one is among the planes."""
+        return [plane for plane in self.planes if plane in self.trained_planes] or None
 
     def run(self, run: VolumeRun) -> None:
         """Window after window, plane after plane."""

@@ -124,8 +124,8 @@ class VolumeProtocol(Protocol):
 
     settings: Mapping[str, Any]
     """Its own, all of them, as the manifest records them."""
-    plane: str | None
-    """Of the slices, where it is always the same; ``None`` where the scan decides."""
+    plane: str | tuple[str, ...] | None
+    """Of the slices, or several that are averaged, where they are always the same; ``None`` where the scan decides."""
     rule: PresenceRule | None
     """Which slices keep a prompt's mask, given its presence; applied when the result is read."""
     needs_orientation: bool

@@ -77,7 +77,7 @@ def write_slices(
     Args:
         labels: all of them.
         folder: of the dataset.
-        data: the checkpoint's description of its training slices: windows, sites and plane.
+        data: the checkpoint's description of its training slices: windows, sites and planes.
         modality: for scans that do not state theirs.
         neighbours: slices on either side in the network's input.
 
@@ -87,13 +87,14 @@ def write_slices(
     used: list[CorrectedLabel] = []
     known = {str(entry["modality"]) for entry in data.get("targets", [])}
     only = known.pop() if len(known) == 1 else None
+    planes = list(map(str, data.get("planes") or [data.get("plane", "axial")]))
     with SliceWriter(folder, name="corrected labels", val_fraction=0) as writer:
-        wanted = {_volume_id(each) for each in labels}
+        wanted = {name for each in labels for name in _volumes(each, planes)}
         for removed in writer.hide([name for name in writer.records if name not in wanted]):
             writer.drop(removed)
         for each in labels:
-            name = _volume_id(each)
-            if name in writer.records:
+            volumes = _volumes(each, planes)
+            if volumes.keys() <= writer.records.keys():
                 used.append(each)
                 continue
             if each.sha256 and not (each.label.is_file() and file_sha256(each.label) == each.sha256):
@@ -102,15 +103,18 @@ def write_slices(
             try:
                 image = read_scan(each.image, modality or only)
                 site, window = _trained_as(each.names, image.modality, data)
-                writer.add_volume(
-                    image,
-                    read_label_map(each.label),
-                    {str(value): text for value, text in each.names.items()},
-                    volume_id=name,
-                    patient=each.image_id,
-                    site=site,
-                    settings=SliceSettings(plane=str(data.get("plane", "axial")), window=window, neighbours=neighbours),
-                )
+                label = read_label_map(each.label)
+                for name, plane in volumes.items():
+                    writer.add_volume(
+                        image,
+                        label,
+                        {str(value): text for value, text in each.names.items()},
+                        volume_id=name,
+                        patient=each.image_id,
+                        site=site,
+                        scan=_volume_id(each),
+                        settings=SliceSettings(plane=plane, window=window, neighbours=neighbours),
+                    )
             except StorageError:
                 raise
             except BoltzFormerError as error:
@@ -118,6 +122,12 @@ def write_slices(
                 continue
             used.append(each)
     return used
+
+
+def _volumes(label: CorrectedLabel, planes: Sequence[str]) -> dict[str, str]:
+    """Volume id → plane."""
+    name = _volume_id(label)
+    return {name if len(planes) == 1 else f"{name}-{plane}": plane for plane in planes}
 
 
 def _volume_id(label: CorrectedLabel) -> str:

@@ -268,7 +268,7 @@ def test_features_are_remembered(tokenizer: PromptTokenizer) -> None:
 @pytest.mark.parametrize(
     ("settings", "own", "said"),
     [
-        ({"planes": ("axial", "coronal")}, {}, "one axis, not along 2 planes"),
+        ({"planes": ("axial", "coronal")}, {}, "one axis, not along several planes"),
         ({"in_plane": "tiles"}, {}, "whole slices"),
         ({}, {"orientation": "storred"}, "did you mean 'stored'"),
         ({}, {"supress": False}, "did you mean 'suppress'"),
