@@ -102,6 +102,10 @@ class ConfigError(BoltzFormerError):
     """A setting, preset or override key is unknown or out of range."""
 
 
+class DivergenceError(ConfigError):
+    """A training led to nothing with its settings: the loss became infinite, or no validation had a value."""
+
+
 class CheckpointError(BoltzFormerError):
     """A checkpoint is missing, unreadable or belongs to another network."""
 
@@ -173,13 +177,22 @@ def user_line(error: BaseException) -> str | None:
     # What libraries raise as OSError about the content of a file has no number.
     if isinstance(root, OSError) and root.errno is not None:
         return f"{root.filename}: {why(root)}" if root.filename else why(root)
-    for each in chain:
+    if (line := memory_line(error)) is not None:
+        return line
+    of_monai = (each for each in chain if isinstance(each, ValueError) and str(each).startswith(_OF_MONAI))
+    return next((str(each).splitlines()[0] for each in of_monai), None)
+
+
+def memory_line(error: BaseException) -> str | None:
+    """The line for an error whose cause is that there was not enough memory; None where it is not."""
+    each: BaseException | None = error
+    while each is not None:
         if isinstance(each, MemoryError) or (isinstance(each, RuntimeError) and _NO_MEMORY.search(str(each))):
             size = _ALLOCATED.search(str(each))
             tried = f" (tried to allocate {size[1]})" if size else ""
             return f"not enough memory{tried}; choose smaller sizes, a smaller batch or fewer workers"
-    of_monai = (each for each in chain if isinstance(each, ValueError) and str(each).startswith(_OF_MONAI))
-    return next((str(each).splitlines()[0] for each in of_monai), None)
+        each = each.__cause__
+    return None
 
 
 def did_you_mean(

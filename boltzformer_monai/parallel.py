@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import MEMORY_VARIABLE, memory_budget, set_memory_gb
 
-__all__ = ["ask_workers", "collected_messages", "processor_count", "processor_pool", "run_jobs"]
+__all__ = ["ask_workers", "collected_messages", "end_with_parent", "processor_count", "processor_pool", "run_jobs"]
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -107,6 +107,11 @@ def _set_up_worker(workers: int) -> None:
     if MEMORY_VARIABLE not in os.environ:
         set_memory_gb(memory_budget() / workers / 1e9)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process, which :mod:`multiprocessing` started, at once when its parent ends, however it ends."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()

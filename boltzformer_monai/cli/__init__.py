@@ -17,6 +17,7 @@ def build_parser() -> CommandParser:
         evaluate,
         export_dataset,
         info,
+        search,
         segment,
         serve,
         slice,
@@ -29,7 +30,20 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"boltzformer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, slice, check, export_dataset, train, cross_validate, evaluate, segment, serve, info, weights):
+    for module in (
+        demo,
+        slice,
+        check,
+        export_dataset,
+        train,
+        cross_validate,
+        search,
+        evaluate,
+        segment,
+        serve,
+        info,
+        weights,
+    ):
         module.add_parser(commands)
     return parser
 

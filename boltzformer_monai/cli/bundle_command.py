@@ -19,8 +19,8 @@ from boltzformer_monai.limits import LARGEST_SEED, parse_json, read_text
 from boltzformer_monai.storage import require_writable
 
 _DEEPEST = 32  # levels of a configuration
-# Keys that the commands rely on.
-_FIXED = ("bundle_root", "imports", "initialize", "run", "finalize", "training", "evaluating")
+FIXED_KEYS = ("bundle_root", "imports", "initialize", "run", "finalize", "training", "evaluating")
+"""Keys that the commands rely on."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +105,22 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
     Raises:
         BoltzFormerError: a setting is unknown or out of range, data are missing, or the output cannot be written.
     """
+    overrides = bundle_overrides(options, settings)
+    from boltzformer_monai.engines.bundle import run_workflow
+
+    run_workflow(name, overrides, root=bundle_root(options.bundle_root), overlays=options.config)
+
+
+def bundle_overrides(options: argparse.Namespace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of the configuration: the command's options, then ``--set``.
+
+    Args:
+        options: of :func:`add_options`.
+        settings: configuration keys from the command's own options; None keeps the default.
+
+    Raises:
+        BoltzFormerError: as of :func:`run_bundle`, but for keys and values that only the configuration knows.
+    """
     check_options(options)
     named = {
         "dataset_dir": str(options.data.absolute()),  # a name may begin with $, MONAI's prefix of expressions
@@ -122,14 +138,9 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
         if key in named:
             msg = f"--set {key}: this command has an option for it (see boltzformer {options.command} --help)"
             raise ConfigError(msg)
-        if key in _FIXED:
+        if key in FIXED_KEYS:
             raise ConfigError(f"--set {key}: this command relies on it; use python -m monai.bundle for custom runs")
-    from boltzformer_monai.engines.bundle import run_workflow
-
-    given = {key: value for key, value in named.items() if value is not None}
-    run_workflow(
-        name, {**given, **dict(options.settings)}, root=bundle_root(options.bundle_root), overlays=options.config
-    )
+    return {key: value for key, value in named.items() if value is not None} | dict(options.settings)
 
 
 def _check_config(file: Path) -> None:

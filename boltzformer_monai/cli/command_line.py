@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from boltzformer_monai.errors import ConfigError, user_line
 
-__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "run_command", "whole_number"]
+__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "run_command", "run_parsed", "whole_number"]
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -59,10 +59,15 @@ def run_command(parser: CommandParser, argv: Sequence[str] | None = None) -> int
     User errors print one line on standard error and return 2; Ctrl-C returns 130. Other exceptions are bugs and keep
     their traceback.
     """
+    return run_parsed(lambda: parser.parse_args(argv))
+
+
+def run_parsed(parse: Callable[[], argparse.Namespace]) -> int:
+    """As :func:`run_command`, with options from elsewhere: another process that parsed the command line."""
     kept = ""
     with _messages():
         try:
-            options = parser.parse_args(argv)
+            options = parse()
             kept = getattr(options, "kept", "")
             code: int = options.run(options)
             sys.stdout.flush()

@@ -45,13 +45,12 @@ def run_settings(options: argparse.Namespace, keys: Mapping[str, Any]) -> dict[s
     return dict(json.loads(text))
 
 
-def require_same_settings(path: Path, settings: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> None:
+def require_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings where there are none; compare them where an earlier run wrote its own.
 
     Args:
         path: the record, in the output folder.
         settings: of :func:`run_settings`.
-        free: settings that may change between runs.
 
     Raises:
         ConfigError: the earlier run had other settings, which are named, or its record is damaged.
@@ -61,9 +60,7 @@ def require_same_settings(path: Path, settings: Mapping[str, Any], *, free: tupl
         try:
             earlier = read_json(path)
             differing = [
-                name
-                for name in dict.fromkeys([*earlier, *settings])
-                if name not in free and earlier.get(name) != settings.get(name)
+                name for name in dict.fromkeys([*earlier, *settings]) if earlier.get(name) != settings.get(name)
             ]
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise ConfigError(f"{path}: cannot be read ({why(error)}); choose another --output") from None
@@ -76,8 +73,12 @@ def require_same_settings(path: Path, settings: Mapping[str, Any], *, free: tupl
 
 
 @contextmanager
-def working_alone(folder: Path) -> Iterator[None]:
+def working_alone(folder: Path, *, timeout: float = 0) -> Iterator[None]:
     """Hold the lock of an output folder; a killed process loses it.
+
+    Args:
+        folder: made if it is not there.
+        timeout: seconds to wait for it; -1: as long as it takes.
 
     Raises:
         ConfigError: another process works there.
@@ -87,7 +88,7 @@ def working_alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=timeout)
         except Timeout:
             msg = f"{folder}: another process works here; wait for it, or choose another --output"
             raise ConfigError(msg) from None

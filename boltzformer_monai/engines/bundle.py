@@ -157,6 +157,41 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         ConfigError: an override refers to a missing part of the configuration.
         RuntimeError: MONAI's, around a user error; :func:`~boltzformer_monai.errors.user_line` finds it.
     """
+    workflow = _workflow(name, overrides, root, overlays)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def check_training(overrides: Mapping[str, Any], *, root: Path, overlays: Sequence[str | Path] = ()) -> str:
+    """Check keys and values of a training as its start does, its settings and its network's; return the key metric.
+
+    Nothing is written, and no network is built.
+
+    Args:
+        overrides: key → value.
+        root: the bundle's folder.
+        overlays: configuration files that override it, in this order.
+
+    Raises:
+        BoltzFormerError: one is unknown or out of range, or there is no dataset.
+    """
+    parser = _workflow("train", overrides, root, overlays).parser
+    configs = root / "configs"
+    _check_keys(parser, configs, "train")
+    _check_values(parser, _shipped(configs, "train"))
+    use_plugins(parser.get("plugins"))
+    try:
+        for part in ("settings", "network_config"):
+            parser.get_parsed_content(part)
+        key_metric = parser.get_parsed_content("key_metric")
+    except RuntimeError as error:  # MONAI wraps exceptions of expressions
+        raise user_error(error) or error from error
+    find_key_metric(key_metric)
+    return str(key_metric)
+
+
+def _workflow(name: str, overrides: Mapping[str, Any], root: Path, overlays: Sequence[str | Path]) -> ConfigWorkflow:
     # Silence its warning about the missing logging file.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     try:
@@ -169,9 +204,7 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         workflow.parser.update({**overrides, "bundle_root": str(root)})
     except (KeyError, TypeError, IndexError) as error:  # a key below a missing part
         raise ConfigError(f"an override leads nowhere ({why(error)}); see configs/{name}.json for the keys") from error
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    return workflow
 
 
 def make_training(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
 from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import TrainingSettings
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import DivergenceError
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.networks.sampling import CounterNoise
 from boltzformer_monai.networks.weights import Description, save_checkpoint
@@ -196,7 +196,7 @@ def run_training(
 
     Raises:
         StorageError: the folder cannot be written; existing checkpoints are left untouched.
-        ConfigError: the loss became infinite, or no validation gave a key metric.
+        DivergenceError: the loss became infinite, or no validation gave a key metric.
     """
     folder = Path(output_dir)
     checkpoint = folder / "model.pt"
@@ -229,7 +229,7 @@ def run_training(
             _log.warning("interrupted: the last state is in %s", folder / "last.pt")
         raise
     if checkpoints is not None and checkpoints.best is None:
-        raise ConfigError(_no_checkpoint(evaluator))
+        raise DivergenceError(_no_checkpoint(evaluator))
     if is_main:
         minutes = (time.monotonic() - started) / 60
         _log.info("trained %d epochs in %.1f minutes; best checkpoint: %s", trainer.state.epoch, minutes, checkpoint)
