@@ -13,7 +13,7 @@ import re
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,9 @@ from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.mapped import copy_weights
 from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.storage import disk_refusal, replacing
+
+Named = Callable[[str], str]
+"""Writes the name of a weight."""
 
 FORMAT = "boltzformer-checkpoint"
 VERSION = 2
@@ -294,8 +297,16 @@ def check_bytes(weights: Mapping[str, Tensor], path: str | Path) -> None:
         raise CheckpointError(msg)
 
 
-def check_described(config: NetworkConfig, weights: Mapping[str, Tensor], *, source: str) -> None:
+def check_described(
+    config: NetworkConfig, weights: Mapping[str, Tensor], *, source: str, names: Callable[[], Named] | None = None
+) -> None:
     """Compare description and weights on the meta device: an untrusted description may claim any size.
+
+    Args:
+        config: as described.
+        weights: by name.
+        source: begins the messages.
+        names: see :func:`compare`.
 
     Raises:
         CheckpointError: they do not fit.
@@ -304,30 +315,35 @@ def check_described(config: NetworkConfig, weights: Mapping[str, Tensor], *, sou
         # timm registers more parameters than it keeps: those of the head, and some twice.
         with torch.device("meta"), _at_most(3 * len(weights) + 100, source):
             network = create_boltzformer(config)
-        check_fit(network, weights, source=source)
+        compare(network.state_dict(), weights, source=source, names=names)
 
 
-def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+def load_strictly(
+    network: nn.Module, weights: Mapping[str, Tensor], *, source: str, names: Callable[[], Named] | None = None
+) -> None:
     """Load all weights or none.
 
     Raises:
         CheckpointError: weights are missing, unknown or of another shape; the message names them.
     """
-    check_fit(network, weights, source=source)
+    compare(network.state_dict(), weights, source=source, names=names)
     copy_weights(weights, network.state_dict())
 
 
-def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Compare names and shapes of weights with a network's.
-
-    Raises:
-        CheckpointError: weights are missing, unknown or of another shape; the message names them.
-    """
-    compare(network.state_dict(), weights, source=source)
-
-
-def compare(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source: str) -> None:
+def compare(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    names: Callable[[], Named] | None = None,
+) -> None:
     """Compare names and shapes of weights with those of a network, or of a part of one.
+
+    Args:
+        own: of the network.
+        weights: that it is to get.
+        source: begins the messages.
+        names: makes what writes a name as the user knows it, where that is not ours.
 
     Raises:
         CheckpointError: weights are missing, unknown or of another shape; the message names them.
@@ -340,10 +356,11 @@ def compare(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source:
         "unknown": sorted(set(weights) - set(own)),
         "of another shape": sorted(k for k in own if k in weights and own[k].shape != weights[k].shape),
     }
-    found = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
-    if found:
+    if any(problems.values()):
+        named = str if names is None else names()
+        found = [
+            f"{len(those)} {kind} ({', '.join(map(named, those[:3]))}{', …' if len(those) > 3 else ''})"
+            for kind, those in problems.items()
+            if those
+        ]
         raise CheckpointError(f"{source} does not fit this network: weights {'; '.join(found)}")

@@ -13,6 +13,7 @@ from boltzformer_monai.networks.presets import network_config
 from boltzformer_monai.networks.published.rename import (
     NOT_OF_THE_MASKS,
     Tensors,
+    UnplacedError,
     convert_backbone,
     convert_decoder,
     convert_pigma,
@@ -76,7 +77,7 @@ def convert_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensors]:
     for name, weight in weights.items():
         prefix = next((each for each in _PLACES if name.startswith(each)), None)
         if prefix is None:
-            raise CheckpointError(f"published weight {name!r} has no place in this network")
+            raise UnplacedError(name)
         local = name if prefix == "output_" else name.removeprefix(prefix)
         groups.setdefault(_PLACES[prefix], {})[local] = weight
     text = {

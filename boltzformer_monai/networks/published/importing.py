@@ -11,8 +11,9 @@ from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.presets import create_boltzformer
+from boltzformer_monai.networks.published.names import PublishedNames
 from boltzformer_monai.networks.published.reading import read_published
-from boltzformer_monai.networks.published.rename import Tensors
+from boltzformer_monai.networks.published.rename import Tensors, UnplacedError
 from boltzformer_monai.networks.published.report import ImportReport, PartReport
 from boltzformer_monai.networks.published.source import Converted, PublishedFile, Source, find_source
 from boltzformer_monai.networks.weights import check_described, load_strictly
@@ -98,7 +99,7 @@ def import_file(file: PublishedFile, *, source: str | None = None) -> Imported:
     )
     imported = Imported(name, config, converted.parts, report_of(file, known, converted, parts))
     if config is not None:
-        check_described(config, imported.state_dict(), source=str(file.path))
+        check_described(config, imported.state_dict(), source=str(file.path), names=lambda: _names(file, known))
     return imported
 
 
@@ -119,7 +120,7 @@ def load_published(network: BoltzFormer, path: str | Path, *, source: str | None
     converted = convert(file, known)
     buffers = {name: getattr(network, name) for name in ("mean", "std")}
     weights = {**whole_names(converted.parts), **buffers, **converted.buffers}
-    load_strictly(network, weights, source=str(file.path))
+    load_strictly(network, weights, source=str(file.path), names=lambda: _names(file, known))
     parts = tuple(
         PartReport(part, len(each), sum(weight.numel() for weight in each.values()))
         for part, each in converted.parts.items()
@@ -135,8 +136,16 @@ def convert(file: PublishedFile, source: Source) -> Converted:
     """
     try:
         return source.convert(file)
+    except UnplacedError as error:
+        whole = [name for name in file.weights if f".{name}".endswith(f".{error.name}")]
+        published = whole[0] if len(whole) == 1 else error.name
+        raise CheckpointError(f"{file.path}: published weight {published!r} has no place in this network") from error
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
+
+
+def _names(file: PublishedFile, source: Source) -> PublishedNames:
+    return PublishedNames(file, lambda each: whole_names(source.convert(each).parts))
 
 
 def whole_names(parts: dict[str, Tensors]) -> Tensors:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from boltzformer_monai.errors import CheckpointError, ConfigError, reject_unknow
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.mapped import copy_weights
 from boltzformer_monai.networks.published.importing import convert, report_of, whole_names
+from boltzformer_monai.networks.published.names import PublishedNames
 from boltzformer_monai.networks.published.reading import read_published
 from boltzformer_monai.networks.published.rename import Tensors
 from boltzformer_monai.networks.published.report import ImportReport, PartReport, parts_table
-from boltzformer_monai.networks.published.source import PARTS, Converted, find_source
+from boltzformer_monai.networks.published.source import PARTS, Converted, PublishedFile, Source, find_source
 from boltzformer_monai.networks.weights import compare
 
 WHOLE = "model"
@@ -83,7 +85,8 @@ def _plan(network: BoltzFormer, path: str | Path, parts: Sequence[str]) -> _Plan
     weights: Tensors = {}
     for part in parts:
         _check_settings(network, part, converted.settings.get(part, {}), where=f"{file.path} ({source.title})")
-        taken, surplus, random = _place(network, part, converted, where=str(file.path))
+        names = partial(_published_names, file, source, part, network)
+        taken, surplus, random = _place(network, part, converted, where=str(file.path), names=names)
         dropped |= surplus
         weights |= taken
         reports.append(PartReport(part, len(taken), sum(each.numel() for each in taken.values()), random))
@@ -93,7 +96,7 @@ def _plan(network: BoltzFormer, path: str | Path, parts: Sequence[str]) -> _Plan
 
 
 def _place(
-    network: BoltzFormer, part: str, converted: Converted, *, where: str
+    network: BoltzFormer, part: str, converted: Converted, *, where: str, names: Callable[[], PublishedNames]
 ) -> tuple[Tensors, dict[str, str], dict[str, str]]:
     """Compare one part with the network's.
 
@@ -105,9 +108,7 @@ def _place(
         CheckpointError: they do not fit.
     """
     own = {name: weight for name, weight in network.state_dict().items() if name.startswith(f"{part}.")}
-    weights = whole_names({part: converted.parts[part]})
-    if part == "backbone":
-        weights = _as_here(weights, own)
+    weights = _as_here(part, converted, own)
     surplus = {
         name: why
         for name in sorted(weights.keys() - own.keys())
@@ -126,13 +127,24 @@ def _place(
             random[name] = converted.optional[name]
     needed = {name: weight for name, weight in own.items() if name not in random}
     weights = {name: weight for name, weight in weights.items() if name not in random}
-    compare(needed, weights, source=where)
+    compare(needed, weights, source=where, names=names)
     return weights, surplus, random
 
 
-def _as_here(weights: Tensors, own: Collection[str]) -> Tensors:
-    """Name a backbone's weights as the network does: with or without a neck around it, and as timm's features do."""
-    places = {_bare(name): name for name in own}
+def _published_names(file: PublishedFile, source: Source, part: str, network: BoltzFormer) -> PublishedNames:
+    own = network.state_dict()
+    return PublishedNames(file, lambda each: _as_here(part, source.convert(each), own))
+
+
+def _as_here(part: str, converted: Converted, own: Collection[str]) -> Tensors:
+    """The weights of a part by their names in the network.
+
+    A backbone's may have a neck around it there, or none, and are named as timm's features are.
+    """
+    weights = whole_names({part: converted.parts[part]})
+    if part != "backbone":
+        return weights
+    places = {_bare(name): name for name in own if name.startswith("backbone.")}
     return {places.get(_bare(name), name): weight for name, weight in weights.items()}
 
 

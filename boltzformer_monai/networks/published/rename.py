@@ -61,6 +61,18 @@ _FOCAL: Table = (
 _PIGMA: Table = ((r"output_deconv\.", "deconv."), (r"output_conv\.", "conv."))
 
 
+class UnplacedError(CheckpointError):
+    """A weight has no place in the network.
+
+    Args:
+        name: published, or its end.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"published weight {name!r} has no place in this network")
+        self.name = name
+
+
 def below(weights: Mapping[str, Tensor], prefix: str) -> Tensors:
     """The weights whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
@@ -80,7 +92,7 @@ def without(weights: Mapping[str, Tensor], reasons: Mapping[str, str]) -> tuple[
     return {name: weight for name, weight in weights.items() if name not in dropped}, dropped
 
 
-def rename(name: str, table: Table, *, what: str) -> str:
+def rename(name: str, table: Table) -> str:
     """The name after the first rule that fits its beginning.
 
     Raises:
@@ -90,17 +102,17 @@ def rename(name: str, table: Table, *, what: str) -> str:
         renamed, count = re.subn(rf"^{pattern}", replacement, name)
         if count:
             return renamed
-    raise CheckpointError(f"published {what} weight {name!r} has no place in this network")
+    raise UnplacedError(name)
 
 
 def convert_decoder(weights: Mapping[str, Tensor]) -> Tensors:
     """Published predictor → :class:`~boltzformer_monai.networks.decoder.BoltzFormerDecoder`."""
-    return {rename(name, _DECODER, what="decoder"): weight for name, weight in weights.items()}
+    return {rename(name, _DECODER): weight for name, weight in weights.items()}
 
 
 def convert_existence(weights: Mapping[str, Tensor]) -> Tensors:
     """BiomedParse's classifier → :class:`~boltzformer_monai.networks.biomedparse.ExistenceClassifier`."""
-    return {rename(name, _EXISTENCE, what="existence classifier"): weight for name, weight in weights.items()}
+    return {rename(name, _EXISTENCE): weight for name, weight in weights.items()}
 
 
 def convert_pixel_decoder(weights: Mapping[str, Tensor]) -> Tensors:
@@ -114,7 +126,7 @@ def convert_pixel_decoder(weights: Mapping[str, Tensor]) -> Tensors:
             place = f"lateral.{levels - 1 - index}" if kind == "adapter" else f"smooth.{levels - index}"
             converted[f"{place}.{'conv.weight' if rest == 'weight' else rest}"] = weight
         else:
-            converted[rename(name, _PIXEL_DECODER, what="pixel decoder")] = weight
+            converted[rename(name, _PIXEL_DECODER)] = weight
     return converted
 
 
@@ -128,7 +140,7 @@ def convert_text_encoder(weights: Mapping[str, Tensor]) -> Tensors:
         if name == "lang_proj":
             converted["lang_proj.weight"] = weight.t().contiguous() if weight.dim() == 2 else weight
             continue
-        renamed = rename(name, _TEXT, what="text encoder")
+        renamed = rename(name, _TEXT)
         if match := re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", renamed):
             if not weight.dim() or weight.shape[0] % 3:
                 msg = f"published text encoder weight {name!r} of shape {list(weight.shape)} is no query, key and value"
@@ -142,7 +154,7 @@ def convert_text_encoder(weights: Mapping[str, Tensor]) -> Tensors:
 
 def convert_pigma(weights: Mapping[str, Tensor]) -> Tensors:
     """Published output convolutions → :class:`~boltzformer_monai.networks.pigma.PiGMA`."""
-    return {rename(name, _PIGMA, what="PiGMA"): weight for name, weight in weights.items()}
+    return {rename(name, _PIGMA): weight for name, weight in weights.items()}
 
 
 def convert_hiera(weights: Mapping[str, Tensor]) -> Tensors:
@@ -156,7 +168,7 @@ def convert_hiera(weights: Mapping[str, Tensor]) -> Tensors:
             timm_name = name.removeprefix("trunk.").replace("mlp.layers.0.", "mlp.fc1.")
             converted[f"backbone.model.model.{timm_name.replace('mlp.layers.1.', 'mlp.fc2.')}"] = weight
         else:
-            raise CheckpointError(f"published backbone weight {name!r} has no place in this network")
+            raise UnplacedError(name)
     return converted
 
 
@@ -170,7 +182,7 @@ def convert_focal(weights: Mapping[str, Tensor]) -> Tensors:
         if match := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
             renamed = f"layers_{int(match[1]) + 1}.downsample.{match[2]}"
         else:
-            renamed = rename(name, _FOCAL, what="backbone")
+            renamed = rename(name, _FOCAL)
         # timm writes the position-wise linear layers as 1×1 convolutions.
         is_linear = weight.dim() == 2 and re.search(r"(modulation\.(f|proj)|mlp\.fc[12])\.weight$", renamed)
         converted[f"model.{renamed}"] = weight[:, :, None, None] if is_linear else weight

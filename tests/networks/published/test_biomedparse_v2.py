@@ -29,6 +29,7 @@ from tests.networks.cases import images, prompts, randomise
 from tests.networks.published.layouts import biomedparse_v2_state
 
 LOSS = ("loss_function.loss_fn.dice_loss.class_weight", "loss_function.cls_loss_fn.pos_weight")
+ATTENTION = "sem_seg_head.predictor.transformer_self_attention_layers.4.self_attn.in_proj_weight"
 NORM = "sem_seg_head.predictor.decoder_norm.weight"
 
 
@@ -119,30 +120,45 @@ def test_every_key_of_the_released_model_has_its_place(keys: dict[str, list[int]
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: state.pop(NORM), r"1 missing \(decoder.query_decoder.mask_head.norm.weight\)"),
+        (
+            lambda state: state.pop(NORM),
+            rf"1 missing \(model.{NORM} \(here decoder.query_decoder.mask_head.norm.weight\)\)",
+        ),
         (
             lambda state: state.pop("sem_seg_head.predictor.classifier.bias"),
-            r"1 missing \(decoder.presence.head.bias\)",
+            r"1 missing \(model.sem_seg_head.predictor.classifier.bias \(here decoder.presence.head.bias\)\)",
+        ),
+        (
+            lambda state: state.pop("backbone.layers.2.blocks.11.modulation.f.bias"),
+            r"1 missing \(model.backbone.layers.2.blocks.11.modulation.f.bias \(here backbone.model.layers_2.",
+        ),
+        (
+            lambda state: state.pop("sem_seg_head.predictor.query_embed_.weight"),
+            r"1 missing \(model.sem_seg_head.predictor.query_embed_.weight \(here ",
+        ),
+        (
+            lambda state: state.pop(ATTENTION),
+            rf"1 missing \(model.{ATTENTION} \(here decoder.query_decoder.layers.4.inter.",
         ),
         (lambda state: state.pop("pixel_std"), "published weight 'pixel_std' is missing"),
         (lambda state: state.pop("sem_seg_head.predictor.query_feat_.weight"), "weights of no known source"),
         (
             lambda state: state.update({"sem_seg_head.predictor.flux.weight": torch.ones(3)}),
-            "published decoder weight 'flux.weight' has no place",
+            "published weight 'model.sem_seg_head.predictor.flux.weight' has no place",
         ),
-        (lambda state: state.update(flux=torch.ones(3)), "published weight 'flux' has no place"),
+        (lambda state: state.update(flux=torch.ones(3)), "published weight 'model.flux' has no place"),
         (
             lambda state: state.update({NORM: torch.ones(511)}),
-            r"1 of another shape \(decoder.query_decoder.mask_head.norm.weight\)",
+            rf"1 of another shape \(model.{NORM} \(here ",
         ),
         (
             lambda state: state.update({"backbone.patch_embed.proj.weight": torch.ones(192, 4, 7, 7)}),
-            r"1 of another shape \(backbone.model.stem.proj.weight\)",
+            r"1 of another shape \(model.backbone.patch_embed.proj.weight \(here backbone.model.stem.proj.weight",
         ),
         (lambda state: state.update(pixel_mean=torch.ones(1)), r"'pixel_mean' is of shape \[1\]"),
         (
             lambda state: state.update({"sem_seg_head.predictor.query_embed_.weight": torch.ones(15, 512)}),
-            r"1 of another shape \(decoder.query_decoder.query_embed.weight\)",
+            r"1 of another shape \(model.sem_seg_head.predictor.query_embed_.weight \(here ",
         ),
     ],
 )

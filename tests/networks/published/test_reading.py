@@ -131,7 +131,7 @@ def test_weights_of_nobody(tmp_path: Path):
         import_weights(tmp_path / "a.pt")
     with pytest.raises(ConfigError, match="unknown source of weights 'sam3'; did you mean 'sam2'"):
         import_weights(tmp_path / "a.pt", source="sam3")
-    with pytest.raises(CheckpointError, match="published backbone weight 'a' has no place"):
+    with pytest.raises(CheckpointError, match="published weight 'a' has no place"):
         import_weights(tmp_path / "a.pt", source="sam2")
 
 

@@ -23,7 +23,7 @@ def test_published_focal_weights():
 
 
 def test_published_backbones_are_told_apart():
-    with pytest.raises(CheckpointError, match="published backbone weight 'stem.weight'"):
+    with pytest.raises(CheckpointError, match="published weight 'stem.weight'"):
         convert_hiera({"stem.weight": torch.ones(1)})
 
 
