@@ -15,6 +15,7 @@ def build_parser() -> CommandParser:
         cross_validate,
         demo,
         evaluate,
+        export,
         export_dataset,
         info,
         search,
@@ -43,6 +44,7 @@ def build_parser() -> CommandParser:
         serve,
         info,
         weights,
+        export,
     ):
         module.add_parser(commands)
     return parser

@@ -45,7 +45,8 @@ class PiGMA(nn.Module):
         height, width = masks.shape[-2:]
         small, large = (resize(image, size) for size in ((height, width), (2 * height, 2 * width)))
         prompts = masks.shape[1]
-        small, large = (x.repeat_interleave(prompts, dim=0) for x in (small, large))  # one image per prompt
+        # One image per prompt. onnxscript translates repeat_interleave to something else.
+        small, large = (x[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1) for x in (small, large))
         lifted = self.deconv(torch.cat((small, masks.flatten(0, 1)), dim=1))
         correction = self.conv(torch.cat((large, lifted), dim=1))
         return (ensemble + correction.view_as(ensemble)) / 2
