@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ class OnnxFormat:
                 output_names=list(graph.outputs),
                 verbose=False,
             )
+        _forget_sources(translated)
         size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
         translated.save(str(path), external_data=size > _LARGEST_FILE)  # type: ignore[union-attr]
 
@@ -107,6 +109,10 @@ class TorchFormat:
         """As in the protocol."""
         with refused(graph, "exported by torch.export"):
             program = graph.program()
+        graphs = [each.graph for each in program.graph_module.modules() if isinstance(each, torch.fx.GraphModule)]
+        for node in itertools.chain.from_iterable(graph.nodes for graph in graphs):
+            node.meta.pop("stack_trace", None)  # paths of this machine
+        program.example_inputs = None  # type: ignore[assignment]  # would be kept, and are larger than the weights
         torch.export.save(program, path)
 
     def load(self, graph: Graph, path: Path) -> RunGraph:
@@ -134,6 +140,14 @@ def graph_format(name: str) -> GraphFormat:
     reject_unknown([name], FORMATS, what="form of graphs")
     FORMATS[name].require()
     return FORMATS[name]
+
+
+def _forget_sources(translated: Any) -> None:
+    """Take paths and lines of this machine out of a graph of ONNX, which are most of a small one."""
+    from onnxscript import ir
+
+    for node in ir.traversal.RecursiveGraphIterator(translated.model.graph):
+        node.metadata_props.clear()
 
 
 @contextmanager

@@ -16,19 +16,25 @@ from boltzformer_monai.transforms import PromptTokenizer
 from tests.models.conftest import DATA
 from tests.networks.cases import SMALL, randomise
 
+TINIEST: dict[str, Any] = {**SMALL, "layers": 2, "presence": True}
+"""Tracing takes seconds a layer."""
 TEXTS = ("lung nodule", "left kidney in abdominal CT", "liver", "a lesion of the spleen", "aorta")
 
 
 def balanced(config: NetworkConfig, seed: int = 0) -> BoltzFormer:
-    """A network of random weights, in evaluation mode, whose masks cover half of an image."""
+    """A network of random weights, in evaluation mode, whose masks cover half of an image and are thought present."""
     torch.manual_seed(seed)
     network = create_boltzformer(config).eval()
     randomise(network, seed)
     image = made_up_image(1, 1, config.image_size)
-    logits = reference(network, image, PromptTokenizer()(TEXTS[:1]), seed=0).expected.logits
+    found = reference(network, image, PromptTokenizer()(TEXTS[:1]), seed=0).expected
     bias: Any = network.decoder.aggregation.conv.bias  # type: ignore[union-attr]
     with torch.no_grad():
-        bias -= 2 * logits.median()  # the aggregation halves it
+        bias -= 2 * found.logits.median()  # the aggregation halves it
+    if found.presence is not None:
+        found = reference(network, image, PromptTokenizer()(TEXTS[:1]), seed=0).expected
+        with torch.no_grad():
+            network.presence.layers[-1].bias += 1 - found.presence.mean()  # type: ignore[operator, union-attr]
     return network
 
 
@@ -41,8 +47,7 @@ def write_balanced(folder: Path, config: NetworkConfig, **data: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = network_config("tiny", **{**SMALL, "presence": True})
-    return write_balanced(tmp_path_factory.mktemp("deploy") / "model", config)
+    return write_balanced(tmp_path_factory.mktemp("deploy") / "model", network_config("tiny", **TINIEST))
 
 
 @pytest.fixture(scope="session")

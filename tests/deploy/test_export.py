@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from boltzformer_monai.deploy.export import export_model
 from boltzformer_monai.deploy.formats import FORMATS, OnnxFormat, RunGraph
 from boltzformer_monai.deploy.graphs import Graph, graphs_of, plain_network
-from boltzformer_monai.deploy.parity import Parity, compare, made_up_image, reference
+from boltzformer_monai.deploy.parity import Case, Parity, compare, made_up_image, reference
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.models.folder import load_model
 from boltzformer_monai.networks import Decoded, ImageFeatures, TextFeatures, create_boltzformer, network_config
 from boltzformer_monai.networks.registries import DECODERS
 from boltzformer_monai.storage import file_sha256
 from boltzformer_monai.transforms import PromptTokenizer
-from tests.deploy.conftest import TEXTS, balanced, write_balanced
+from tests.deploy.conftest import TEXTS, TINIEST, balanced, write_balanced
 from tests.networks.cases import SMALL, randomise
 from tests.sizes import cases
 
@@ -51,7 +54,10 @@ def parities(network: Any, sessions: dict[str, Any], channels: int, size: int) -
     found = []
     for index, (images, prompts) in enumerate(SIZES):
         case = reference(
-            network, made_up_image(images, channels, size, seed=index), tokens[-prompts:], seed=7919 * (index % 2)
+            network,
+            made_up_image(images, channels, size, seed=index),
+            F.pad(tokens[-prompts:], (0, (0, 9, 77 - tokens.shape[1])[index % 3]), value=-1),
+            seed=7919 * (index % 2),
         )
         outputs = run(sessions, **{name: value.numpy() for name, value in case.inputs().items()})
         tensors = {name: torch.from_numpy(outputs[name]) for name in ("logits", "presence") if name in outputs}
@@ -66,7 +72,7 @@ def test_any_number_of_images_and_prompts_in_onnxruntime(small_model: Path, smal
         assert parity.equal_pixels >= 0.9999
         assert parity.presence is not None
         assert parity.presence <= 1e-4
-        assert parity.logits <= 1e-3
+        assert parity.logits <= 1e-4
 
 
 @pytest.mark.parametrize(("preset", "size"), cases([], thorough=[("tiny", 192), ("hiera_s", 256), ("hiera_s", 1024)]))
@@ -85,17 +91,21 @@ def test_the_seed_decides_the_draws(small_model: Path, small_onnx: Path) -> None
         run(sessions, image=image, tokens=tokens, seed=np.array(seed))["logits"] for seed in (5, 5, 6, 2**31 - 1)
     )
     assert np.array_equal(once, again)
-    assert np.abs(once - other).max() > 1e-3
+    assert np.abs(once - other).max() > 1e-4
     network = load_model(small_model).network
     case = reference(network, torch.from_numpy(image), torch.from_numpy(tokens), seed=2**31 - 1)
-    assert np.abs(case.expected.logits.numpy() - large).max() < 1e-4  # the hash of the largest seed does not overflow
+    assert np.abs(case.expected.logits.numpy() - large).max() < 1e-5  # the hash of the largest seed does not overflow
 
 
-def test_torch_export_gives_the_same(small_model: Path, tmp_path: Path) -> None:
-    parity = export_model(small_model, tmp_path / "torch", to="torch")
-    assert parity.holds
+def test_torch_export_gives_the_same(tmp_path: Path) -> None:
+    model = write_balanced(tmp_path / "model", network_config("tiny", **{**TINIEST, "layers": 1}))
+    assert export_model(model, tmp_path / "torch", to="torch").holds
+    root = str(Path(__file__).resolve().parents[2]).encode()
+    for path in (tmp_path / "torch").glob("*.pt2"):
+        with zipfile.ZipFile(path) as archive:
+            assert not any(root in archive.read(name) for name in archive.namelist())
     case = reference(
-        load_model(small_model).network, made_up_image(3, 1, SMALL["image_size"]), PromptTokenizer()(TEXTS), seed=3
+        load_model(model).network, made_up_image(3, 1, SMALL["image_size"]), PromptTokenizer()(TEXTS), seed=3
     )
     known = case.inputs()
     about = json.loads((tmp_path / "torch" / "config.json").read_text(encoding="utf-8"))
@@ -128,7 +138,7 @@ def test_the_folder_says_all_that_its_user_needs(small_model: Path, small_onnx: 
 
 
 def test_a_licence_goes_with_the_graphs(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, "onnx", _Same())
+    monkeypatch.setitem(FORMATS, "onnx", Untranslated())
     licence = {"name": "CC-BY-NC-SA-4.0", "restricted": True, "url": "https://example.org", "terms": "research only"}
     config = load_model(small_model).description.network
     write_balanced(tmp_path / "model", config, licence=licence)
@@ -136,7 +146,7 @@ def test_a_licence_goes_with_the_graphs(small_model: Path, tmp_path: Path, monke
     assert json.loads((tmp_path / "onnx" / "config.json").read_text(encoding="utf-8"))["licence"] == licence
 
 
-class _Same(OnnxFormat):
+class Untranslated(OnnxFormat):
     """Writes nothing of worth, and computes in PyTorch what a wrong graph would find."""
 
     def __init__(self, error: float = 0.0) -> None:
@@ -159,10 +169,10 @@ class _Same(OnnxFormat):
 
 def test_a_wrong_graph_is_not_written(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
-    monkeypatch.setitem(FORMATS, "onnx", _Same())
+    monkeypatch.setitem(FORMATS, "onnx", Untranslated())
     export_model(small_model, output, to="onnx")
     before = sorted((path.name, path.read_bytes()) for path in output.iterdir())
-    monkeypatch.setitem(FORMATS, "onnx", _Same(error=0.01))
+    monkeypatch.setitem(FORMATS, "onnx", Untranslated(error=0.01))
     with pytest.raises(ConfigError, match=r"find other masks than the network .*; nothing is written"):
         export_model(small_model, output, to="onnx")
     assert sorted((path.name, path.read_bytes()) for path in output.iterdir()) == before
@@ -207,26 +217,29 @@ def test_a_decoder_that_cannot_be_traced_is_named(tmp_path: Path, monkeypatch: p
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"neighbours": 1, "per_head": True, "text_prior": False},
-        {"policy": "threshold", "pigma_correction": False, "image_size": 96},
-        {"decoder": "biomedparse", "decoder_settings": {"edge_queries": 1, "attend_padding": True}, "presence": True},
-        {"in_channels": 3, "mean": (0.3,) * 3, "std": (0.2,) * 3, "exact": True},
-    ],
-)
+OTHERS = [
+    {"neighbours": 1, "per_head": True, "text_prior": False},
+    {"decoder": "biomedparse", "decoder_settings": {"edge_queries": 1, "attend_padding": True}, "presence": True},
+]
+MORE = [
+    {"policy": "threshold", "pigma_correction": False, "image_size": 96},
+    {"in_channels": 3, "mean": (0.3,) * 3, "std": (0.2,) * 3, "exact": True},
+    {"policy": "full", "layers": 3},
+]
+
+
+@pytest.mark.parametrize("overrides", cases(OTHERS, thorough=MORE))
 def test_the_graphs_of_other_networks_are_the_network(overrides: dict[str, Any]) -> None:
-    config = network_config("tiny", **{**SMALL, **overrides})
+    config = network_config("tiny", **{**SMALL, "layers": 1, **overrides})
     torch.manual_seed(0)
     network = randomise(create_boltzformer(config)).eval()
-    case = reference(
-        network, made_up_image(3, 2 * config.neighbours + 1, config.image_size), PromptTokenizer()(TEXTS), seed=4
-    )
+    image = made_up_image(3, 2 * config.neighbours + 1, config.image_size)
+    case = reference(network, image, PromptTokenizer()(TEXTS), seed=4)
     known = case.inputs()
-    for graph in graphs_of(plain_network(network, config), config, case.expected):
-        found = graph.program().module()(*(known[name] for name in graph.inputs))
-        known |= dict(zip(graph.outputs, found, strict=True))
+    with torch.no_grad():
+        for graph in graphs_of(plain_network(network, config), config, case.expected):
+            module = graph.program().module() if graph.name == "decoder" else graph.module
+            known |= dict(zip(graph.outputs, module(*(known[name] for name in graph.inputs)), strict=True))
     assert compare([case], [known]).holds
     if case.expected.edges is not None:
         assert torch.allclose(case.expected.edges, known["edges"], atol=1e-4)
@@ -235,14 +248,44 @@ def test_the_graphs_of_other_networks_are_the_network(overrides: dict[str, Any])
 def test_an_export_is_as_large_as_the_weights(small_model: Path, small_onnx: Path) -> None:
     weights = (small_model / "model.safetensors").stat().st_size
     graphs = sum(path.stat().st_size for path in small_onnx.glob("*.onnx"))
-    assert weights < graphs < weights + 1_000_000  # no constants of the draws among them
+    assert weights < graphs < weights + 500_000  # no constants of the draws among them
 
 
-def test_empty_masks_are_compared_at_their_median() -> None:
-    case = reference(
-        balanced(network_config("tiny", **SMALL)), made_up_image(1, 1, 64), PromptTokenizer()(TEXTS), seed=0
-    )
-    low = type(case)(case.image, case.tokens, 0, case.expected._replace(logits=case.expected.logits - 100))
-    exchanged = low.expected.logits.flip(1)
-    assert compare([low], [{"logits": low.expected.logits}]).equal_pixels == 1
-    assert compare([low], [{"logits": exchanged}]).equal_pixels < 0.9999
+def test_large_weights_lie_beside_their_graph(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boltzformer_monai.deploy.formats._LARGEST_FILE", 1_000_000)
+    model = load_model(small_model)
+    config = model.description.network
+    case = reference(model.network, made_up_image(1, 1, 64), PromptTokenizer()(TEXTS), seed=0)
+    graph = graphs_of(plain_network(model.network, config), config, case.expected)[1]
+    (tmp_path / "written").mkdir()
+    FORMATS["onnx"].write(graph, tmp_path / "written" / "text.onnx")
+    (tmp_path / "written").rename(tmp_path / "moved")
+    assert (tmp_path / "moved" / "text.onnx").stat().st_size < 500_000
+    assert (tmp_path / "moved" / "text.onnx.data").stat().st_size > 1_000_000
+    found = FORMATS["onnx"].load(graph, tmp_path / "moved" / "text.onnx")(case.inputs())
+    assert torch.allclose(found["text"], model.network.encode_text(case.tokens[None]).tokens[0], atol=1e-5)
+
+
+def test_nothing_tells_where_it_was_exported(small_onnx: Path) -> None:
+    root = str(Path(__file__).resolve().parents[2]).encode()
+    for path in small_onnx.iterdir():
+        assert root not in path.read_bytes(), path.name
+
+
+def test_other_draws_are_found_even_where_all_masks_are_empty() -> None:
+    network = balanced(network_config("tiny", **TINIEST))
+    image, tokens = made_up_image(2, 1, 64), PromptTokenizer()(TEXTS)
+    case, other = (reference(network, image, tokens, seed=seed) for seed in (0, 1))
+    empty = replace(case, expected=case.expected._replace(logits=case.expected.logits - 100))
+    for shift, parity in (
+        (0, compare([empty], [{**_tensors(case), "logits": case.expected.logits - 100}])),
+        (1, compare([empty], [{**_tensors(case), "logits": other.expected.logits - 100}])),
+    ):
+        assert parity.equal_pixels == 1
+        assert parity.holds == (not shift)
+
+
+def _tensors(case: Case) -> dict[str, Tensor]:
+    return {name: value for name, value in case.expected._asdict().items() if value is not None}

@@ -33,13 +33,11 @@ def test_every_name_of_the_vocabulary(theirs: tokenizers.Tokenizer) -> None:
 
 
 @settings(max_examples=count(200, thorough=5000), deadline=None)
-@given(st.text(st.characters(min_codepoint=32, max_codepoint=0x24F, exclude_characters="&"), min_size=1, max_size=40))
-def test_any_latin_text(theirs: tokenizers.Tokenizer, text: str) -> None:
-    try:
-        expected = OURS.encode(text)
-    except PromptError:
-        return
-    assert tuple(theirs.encode(" ".join(text.split())).ids) == expected
+@given(st.text(st.sampled_from([*map(chr, range(32, 126)), *"éèüöäßñçøÅÉ²µ×–"]), min_size=1, max_size=40))
+def test_any_text(theirs: tokenizers.Tokenizer, text: str) -> None:
+    # open_clip also mends what was decoded wrongly, and reads entities of HTML.
+    if text.strip() and "&" not in text:
+        assert tuple(theirs.encode(" ".join(text.split())).ids) == OURS.encode(text)
 
 
 def test_the_table_holds_the_prompts_of_the_training_and_those_asked_for(small_onnx: Path) -> None:
