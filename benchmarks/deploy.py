@@ -33,6 +33,7 @@ from boltzformer_monai.deploy.graphs import graphs_of, plain_network  # noqa: E4
 from boltzformer_monai.deploy.parity import compare, made_up_image, reference  # noqa: E402
 from boltzformer_monai.models.folder import load_model, save_model  # noqa: E402
 from boltzformer_monai.networks import CounterNoise, TextFeatures, create_boltzformer, network_config  # noqa: E402
+from boltzformer_monai.networks.layout import set_layout  # noqa: E402
 from boltzformer_monai.networks.weights import Description  # noqa: E402
 from boltzformer_monai.transforms import PromptTokenizer  # noqa: E402
 
@@ -63,7 +64,7 @@ class Exported:
         export_model(folder / "model", folder / "onnx", to="onnx")
         self.export_seconds = time.perf_counter() - start
         self.config = config
-        self.network = load_model(folder / "model").network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = set_layout(load_model(folder / "model").network, trains=False)
         self.tokens = PromptTokenizer()(TEXTS)
         first = reference(self.network, self.image(1), self.tokens[:1], seed=0)
         graphs = graphs_of(plain_network(self.network, config), config, first.expected)
@@ -100,7 +101,7 @@ def parity(exported: Exported) -> list[dict[str, Any]]:
 def seconds(exported: Exported, rounds: int) -> list[dict[str, Any]]:
     """Of each graph, and of the same part in PyTorch."""
     network, image = exported.network, exported.image(1)
-    features = network.encode_image(image.contiguous(memory_format=torch.channels_last))
+    features = network.encode_image(image)
     rows = []
     ways: dict[str, Callable[[], object]] = {}
     for prompts in (1, 5):

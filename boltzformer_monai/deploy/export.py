@@ -83,14 +83,16 @@ def export_model(place: str | Path, output: str | Path, *, to: str, prompts: Seq
             form.write(graph, path)
             run = form.load(graph, path)
             values = [{**known, **run(known)} for known in values]
+            files = sorted(folder.glob(f"{path.name}*"))  # the graph, and its weights where they are large
+            size = sum(each.stat().st_size for each in files)
             written[graph.name] = {
                 "file": path.name,
-                "bytes": sum(each.stat().st_size for each in folder.glob(f"{path.name}*")),
-                "sha256": {each.name: file_sha256(each) for each in sorted(folder.glob(f"{path.name}*"))},
+                "bytes": size,
+                "sha256": {each.name: file_sha256(each) for each in files},
                 "inputs": [_about(name, values[0][name]) for name in graph.inputs],
                 "outputs": [_about(name, values[0][name]) for name in graph.outputs],
             }
-            _log.info("%s: %.1f MB", path.name, written[graph.name]["bytes"] / 1e6)
+            _log.info("%s: %.1f MB", path.name, size / 1e6)
         parity = compare(cases, values)
         if not parity.holds:
             raise ConfigError(f"the graphs of {place} find other masks than the network ({parity}); nothing is written")
