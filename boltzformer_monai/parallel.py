@@ -68,32 +68,32 @@ def run_jobs(
 def _in_processes(
     function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, crashed: Callable[[_Job], _Result]
 ) -> Iterator[_Result]:
-    suspects: list[_Job] = []
     left = list(reversed(jobs))
-    while left:
-        with _pool(min(workers, len(left))) as pool:
+    suspects: list[_Job] = []  # were under way when a process died
+    while left or suspects:
+        alone = bool(suspects)
+        with _pool(min(workers, len(left) + len(suspects))) as pool:
             pending: dict[Future[_Result], _Job] = {}
             try:
-                while left or pending:
-                    while left and len(pending) < workers:
+                while left or suspects or pending:
+                    jobs_left, most = (suspects, 1) if suspects else (left, workers)
+                    while jobs_left and len(pending) < most:
                         # Off the list only when it is submitted: a worker may have died meanwhile.
-                        pending[pool.submit(function, left[-1])] = left[-1]
-                        left.pop()
+                        pending[pool.submit(function, jobs_left[-1])] = jobs_left[-1]
+                        jobs_left.pop()
                     for done in wait(pending, return_when=FIRST_COMPLETED).done:
                         result = done.result()
                         del pending[done]
+                        alone = False
                         yield result
             except BrokenProcessPool:  # one of the pending jobs killed its process, and the pool with it
-                suspects += pending.values()
+                if not alone:
+                    suspects += pending.values()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-    for job in suspects:  # each in a process of its own: now it is known whose fault it was
-        with _pool(1) as pool:
-            try:
-                yield pool.submit(function, job).result()
-            except BrokenProcessPool:
-                yield crashed(job)
+        if alone:  # in a new process: now it is known whose fault it was
+            yield from map(crashed, pending.values())
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

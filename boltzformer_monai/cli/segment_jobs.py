@@ -257,6 +257,7 @@ def answer(work: Work, inputs: Sequence[Path], tokens: Sequence[Path], package: 
             require_writable(token.parent)
         use_plugins(work.plugins)
         device = _device(work)
+        torch.set_num_threads(work.threads or processor_count())  # which precision is faster depends on it
         precision = resolve_precision(work.precision, device)
     except BoltzFormerError as error:
         return Answer(f"cannot do it: {error}")

@@ -83,15 +83,16 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
 def _in_processes(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Outcome]:
     """Everything that decides a result is settled here, once for all processes."""
     place, device = locate(work.checkpoint), device_by_name(work.device)
-    spread = device.type == "cuda" and work.device in ("auto", "cuda")
+    threads = work.threads or max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)  # here, too: which precision is faster depends on it
     work = replace(
         work,
         sha256=model_sha256(place),
-        device="cuda" if spread else str(device),
+        device="cuda" if device.type == "cuda" and work.device in ("auto", "cuda") else str(device),
         precision=resolve_precision(work.precision, device),
-        threads=work.threads or max(1, torch.get_num_threads() // workers),
+        threads=threads,
     )
-    _log.info("%d processes of %d threads each", workers, work.threads)
+    _log.info("%d processes of %d thread%s each", workers, threads, "s" * (threads > 1))
     return run_jobs(partial(segment_elsewhere, work=work), jobs, workers=workers, crashed=_crashed)
 
 
@@ -111,12 +112,8 @@ def _on_cluster(jobs: Sequence[Job], work: Work, arguments: argparse.Namespace) 
         inputs = [arguments.image.absolute(), *(path.absolute() for path in place.files)]
         question = partial(answer, work, inputs, tokens, __version__)
         answers = ask_workers(question, arguments.scheduler)
-    first = _common(answers)
-    sharing = Counter(each.pool for each in answers.values())
-    # Dask's nanny leaves a worker one thread, which is too few for a network.
-    share = min(each.processors // sharing[each.pool] for each in answers.values())
-    work = replace(work, kind=first.device, precision=first.precision, threads=work.threads or max(1, share))
-    _log.info("%d workers of %d threads each", len(answers), work.threads)
+    work = _alike(work, answers)
+    _log.info("%d workers of %d threads each, on %s in %s", len(answers), work.threads, work.kind, work.precision)
     return run_jobs(
         partial(segment_elsewhere, work=work),
         [_absolute(job) for job in jobs],
@@ -125,26 +122,33 @@ def _on_cluster(jobs: Sequence[Job], work: Work, arguments: argparse.Namespace) 
     )
 
 
-def _common(answers: Mapping[str, Answer]) -> Answer:
-    """An answer with the device and precision of all workers.
+def _alike(work: Work, answers: Mapping[str, Answer]) -> Work:
+    """The work with device, precision and threads that all workers have, since results depend on them.
 
     Raises:
-        ConfigError: a worker cannot do the work, or two would compute differently.
+        ConfigError: a worker cannot do the work, or two have devices of different kinds.
     """
-    if not answers:
-        raise ConfigError("every worker was lost while it was asked; start them again")
-    (first, common), *others = answers.items()
     for worker, each in answers.items():
         if each.problem:
             raise ConfigError(f"{worker}: this worker {each.problem}")
-    for worker, each in others:
-        if (each.device, each.precision) != (common.device, common.precision):
-            msg = (
-                f"{worker} computes on {each.device} in {each.precision}, {first} on {common.device} in "
-                f"{common.precision}: results would depend on the worker; give --device and --precision"
-            )
-            raise ConfigError(msg)
-    return common
+    if not answers:
+        raise ConfigError("every worker was lost while it was asked; start them again")
+    first = next(iter(answers))
+    kind = answers[first].device
+    for worker, each in answers.items():
+        if each.device != kind:
+            msg = f"{worker} computes on {each.device}, {first} on {kind}, and results would depend on who had a scan"
+            raise ConfigError(f"{msg}; give --device cpu, or stop one of both kinds")
+    precisions = {each.precision for each in answers.values()}
+    sharing = Counter(each.pool for each in answers.values())
+    # Dask's nanny leaves a worker one thread, which is too few for a network.
+    share = min(each.processors // sharing[each.pool] for each in answers.values())
+    return replace(
+        work,
+        kind=kind,
+        precision=precisions.pop() if len(precisions) == 1 else "fp32",  # some are not faster in bfloat16
+        threads=work.threads or max(1, share),
+    )
 
 
 def _absolute(job: Job) -> Job:

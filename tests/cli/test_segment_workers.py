@@ -21,7 +21,7 @@ import torch
 from boltzformer_monai import __version__
 from boltzformer_monai.cli import main, segment_jobs
 from boltzformer_monai.cli.segment_jobs import Answer, Work, answer, load_run, segment_elsewhere
-from boltzformer_monai.cli.segment_run import _common
+from boltzformer_monai.cli.segment_run import _alike
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
@@ -205,15 +205,25 @@ def test_a_worker_says_what_keeps_it_from_the_work(checkpoint: Path, tmp_path: P
     assert fine.processors >= 1
 
 
-def test_workers_that_would_compute_differently_are_refused() -> None:
-    one, two = Answer("", "a", 4, "cuda", "bf16"), Answer("", "b", 8, "cpu", "fp32")
-    assert _common({"x": one, "y": one}) == one
-    with pytest.raises(ConfigError, match="y computes on cpu in fp32, x on cuda in bf16"):
-        _common({"x": one, "y": two})
+def test_all_workers_compute_alike(checkpoint: Path) -> None:
+    work = _work(checkpoint)
+    one, two, three = (
+        Answer("", "a", 8, "cpu", "bf16"),
+        Answer("", "b", 3, "cpu", "bf16"),
+        Answer("", "b", 3, "cpu", "fp32"),
+    )
+    alike = _alike(work, {"x": one, "y": one})
+    assert (alike.kind, alike.precision, alike.threads) == ("cpu", "bf16", 4)
+    assert _alike(work, {"x": one, "y": one, "z": two}).threads == 3
+    assert _alike(work, {"x": one, "y": two, "z": three}).threads == 1
+    assert _alike(work, {"x": one, "z": three}).precision == "fp32"
+    assert _alike(replace(work, threads=7), {"x": one}).threads == 7
+    with pytest.raises(ConfigError, match="y computes on cuda, x on cpu, and results would depend"):
+        _alike(work, {"x": one, "y": replace(two, device="cuda")})
     with pytest.raises(ConfigError, match="y: this worker is ill"):
-        _common({"x": one, "y": replace(two, problem="is ill")})
+        _alike(work, {"x": one, "y": replace(two, problem="is ill")})
     with pytest.raises(ConfigError, match="lost"):
-        _common({})
+        _alike(work, {})
 
 
 def test_processes_take_the_gpus_in_turn(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
