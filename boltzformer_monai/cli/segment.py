@@ -92,7 +92,11 @@ def add_parser(commands: Any) -> None:
         help="CPU threads of each process (a share of the processors); bytes are the same for the same number",
     )  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
-    add("--memory-gb", metavar="GB", help="memory limit for reading one scan (half of the machine's)")
+    add(
+        "--memory-gb",
+        metavar="GB",
+        help="memory limit for reading one scan (half of the machine's, shared by all processes)",
+    )
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     add_plugin(parser)
     parser.set_defaults(run=run)
