@@ -58,6 +58,10 @@ def add_parser(commands: Any) -> None:
         help="which prompt gets an overlapping voxel: the most probable (default), or the first",
     )  # fmt: skip
     add("--uncertainty", type=int, metavar="K", help="decode K times; writes OUT-uncertainty as well")
+    add(
+        "--tta", type=int, default=1, metavar="N",
+        help="average each slice in N poses, slightly turned, scaled and shifted (1 to 5; takes N times as long)",
+    )  # fmt: skip
     add("--presence", choices=("auto", "off"), default="auto", help="off: keep masks on every slice")
     add("--preview", type=Path, metavar="PNG", help="contact sheet; a folder for many scans")
     add("--modality", metavar="CT|MR", help="if neither file nor checkpoint states it (PET, US, … of an .npz)")

@@ -48,6 +48,7 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
         in_plane=arguments.in_plane,
         presence=arguments.presence == "auto",
         repeats=arguments.uncertainty or 1,
+        tta=arguments.tta,
         arbitration=arguments.arbitration,
         masks=arguments.masks,
         ending=_ending(arguments.output) or f".{arguments.format or 'nii.gz'}",

@@ -20,7 +20,13 @@ from boltzformer_monai.engines.data import (
     validation_items,
 )
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
-from boltzformer_monai.engines.evaluator import ScoreSlices, evaluation_items, evaluation_transform, run_evaluation
+from boltzformer_monai.engines.evaluator import (
+    AveragingInferer,
+    ScoreSlices,
+    evaluation_items,
+    evaluation_transform,
+    run_evaluation,
+)
 from boltzformer_monai.engines.initial import InitialWeights, find_initial_weights, training_network
 from boltzformer_monai.engines.key_metric import validation_metrics
 from boltzformer_monai.engines.loss import BoltzFormerLoss
@@ -38,6 +44,7 @@ from boltzformer_monai.precision import default_device, distributed_device
 
 __all__ = [
     "SETTINGS",
+    "AveragingInferer",
     "BoltzFormerLoss",
     "DecodingInferer",
     "EpochSampler",

@@ -50,6 +50,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "tolerance_mm": (float, 0, math.inf),
     "resamples": (int, 1, 2**20),
     "repeats": (int, 1, 100),
+    "tta": (int, 1, 5),
     "folds": (int, 2, MOST_FOLDS),
     "fold": (int, 0, MOST_FOLDS - 1),
 }

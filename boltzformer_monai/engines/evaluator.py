@@ -11,8 +11,10 @@ import numpy as np
 from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
 from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
 from monai.transforms import Compose
 from torch import Tensor
+from torch.nn import functional as F
 
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
@@ -28,6 +30,7 @@ from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.storage import writing
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
 from boltzformer_monai.transforms.load import slice_fit
+from boltzformer_monai.transforms.poses import first_poses, mean_logits
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +125,37 @@ class ScoreSlices:
             intersection=masks.intersection,
             values=measure(masks, self.metrics),
         )
+
+
+class AveragingInferer(Inferer):
+    """Run the network on each slice in several poses (test-time averaging), and average the probabilities.
+
+    Args:
+        tta: how many; 1 shows the slice as it is.
+
+    Raises:
+        ConfigError: not 1 to 5.
+    """
+
+    def __init__(self, tta: int = 1) -> None:
+        super().__init__()
+        self.poses = first_poses(tta)
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Decoded:
+        """``(B, C, S, S)`` and tokens → mask and presence logits of the mean probabilities."""
+        found = [network(pose.image(inputs), *args, with_presence=True, **kwargs) for pose in self.poses]
+        if len(found) == 1:
+            return found[0]
+        logits = [
+            pose.restore(each.logits.float(), inputs.shape[-1]) if pose.moves else _enlarged(each.logits, inputs)
+            for pose, each in zip(self.poses, found, strict=True)
+        ]
+        presence = None if found[0].presence is None else mean_logits([each.presence for each in found])
+        return Decoded(mean_logits(logits), presence)
+
+
+def _enlarged(logits: Tensor, inputs: Tensor) -> Tensor:
+    return F.interpolate(logits.float(), size=inputs.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -29,7 +30,7 @@ class PromptSlices(NamedTuple):
     prompt: int
     """Index of the prompt."""
     probability: np.ndarray
-    """``min(255, floor(256 p))``, uint8 ``(B, H, W)``; p is the mean over the repetitions."""
+    """``min(255, floor(256 p))``, uint8 ``(B, H, W)``; p is the mean over the repetitions and views."""
     presence: np.ndarray | None
     """Presence probability ``(B,)`` float32; ``None`` without presence head."""
 
@@ -40,7 +41,7 @@ class PromptTotals(NamedTuple):
     prompt: int
     """Index of the prompt."""
     total: Tensor
-    """Sum of the probabilities over the draws, ``(B, H, W)`` float32."""
+    """Sum of the probabilities over repetitions and views, ``(B, H, W)`` float32."""
     presence: np.ndarray | None
     """As in :class:`PromptSlices`."""
 
@@ -72,19 +73,20 @@ class SliceDecoder:
         self.noises = [CounterNoise(seed + _SEED_STEP * repeat) for repeat in range(repeats)]
         self.texts = [network.encode_text(group.tokens[None].to(self.device)) for group in groups]
 
-    def decode(self, pictures: Pictures, view: SliceView, *, batch: int) -> Iterator[PromptSlices]:
-        """Decode slices, prompt after prompt."""
-        for prompt, total, presence in self.totals(pictures, view, batch=batch):
-            levels = total.mul_(256 / len(self.noises)).clamp_(max=255)  # the cast rounds down
+    def decode(self, pictures: Pictures, views: Sequence[SliceView], *, batch: int) -> Iterator[PromptSlices]:
+        """Decode slices, prompt after prompt; what the views show is averaged."""
+        draws = len(self.noises) * len(views)
+        for prompt, total, presence in self.totals(pictures, views, batch=batch):
+            levels = total.mul_(256 / draws).clamp_(max=255)  # the cast rounds down
             yield PromptSlices(prompt, levels.to(torch.uint8).cpu().numpy(), presence)
 
-    def totals(self, pictures: Pictures, view: SliceView, *, batch: int) -> Iterator[PromptTotals]:
+    def totals(self, pictures: Pictures, views: Sequence[SliceView], *, batch: int) -> Iterator[PromptTotals]:
         """Decode slices, prompt after prompt, without rounding; the caller may change the tensors."""
-        decode_slices = view.encode(pictures, self.encoder, batch=batch)
+        encoded = [view.encode(pictures, self.encoder, batch=batch) for view in views]
         for group, text in zip(self.groups, self.texts, strict=True):
             sums: list[Tensor] = []
             presence: list[Tensor] = []
-            for noise in self.noises:
+            for decode_slices, noise in product(encoded, self.noises):
                 decoded = decode_slices(partial(self._decode, text=text, noise=noise))
                 # Prompt by prompt: vectorised and remaining elements round differently, which must not depend on the
                 # prompt's place in the group.

@@ -29,6 +29,8 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm", ".npz")
 IN_PLANE = ("fit", "tiles")
 ALL_PLANES = "all"
 """Instead of planes: all that the model was trained on."""
+MOST_POSES = 5
+"""That are averaged, see :mod:`boltzformer_monai.transforms.poses`."""
 _UNCERTAINTY = "-uncertainty"
 
 
@@ -72,6 +74,8 @@ class RunSettings:
             squares at their own resolution.
         presence: drop the slices in which the presence head does not find the object.
         repeats: draws of the attention sampling, whose probabilities are averaged; with 2 or more there is an entropy.
+        tta: poses of each slice, slightly turned, scaled and shifted, whose probabilities are averaged (test-time
+            averaging); 1: the slice as it is.
         arbitration: which prompt gets a voxel that several claim: the most ``"probability"``, or the ``"first"``.
         masks: write one file per prompt instead of a label map.
         ending: of the segmentation files, one of :data:`ENDINGS`.
@@ -100,6 +104,7 @@ class RunSettings:
     in_plane: str = "fit"
     presence: bool = True
     repeats: int = 1
+    tta: int = 1
     arbitration: str = "probability"
     masks: bool = False
     ending: str = ".nii.gz"
@@ -118,6 +123,11 @@ class RunSettings:
             self._set(name, _boolean(name, getattr(self, name)))
         for name, least in (("seed", 0), ("repeats", 1), ("batch_size", 1)):
             self._set(name, _integer(name, getattr(self, name), least))
+        self._set("tta", _integer("tta", self.tta, 1))
+        if self.tta > MOST_POSES:
+            raise ConfigError(f"tta averages 1 to {MOST_POSES} poses of a slice, got {self.tta}")
+        if self.tta > 1 and self.in_plane == "tiles":
+            raise ConfigError("tta averages poses of whole slices; leave it or in_plane tiles out")
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
             raise ConfigError(f"the threshold must be between 0 and 1, got {_short(self.threshold)}")
         for name, known in (("in_plane", IN_PLANE), ("arbitration", ARBITRATIONS), ("ending", ENDINGS)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from boltzformer_monai.inferers.encoder import Encoder, Pictures
 from boltzformer_monai.networks import Decoded, ImageFeatures
 from boltzformer_monai.transforms import SquareFit
+from boltzformer_monai.transforms.poses import POSES, Pose
 
 OVERLAP = 0.25
 Decode = Callable[[ImageFeatures], Decoded]
@@ -33,27 +34,36 @@ class SliceView(Protocol):
         ...
 
 
-def slice_view(shape: tuple[int, int], spacing: tuple[float, float], size: int, *, tiles: bool) -> SliceView:
-    """Whole slices, or tiles for slices larger than the network's square.
+def slice_views(
+    shape: tuple[int, int], spacing: tuple[float, float], size: int, *, tiles: bool, poses: Sequence[Pose] = POSES[:1]
+) -> list[SliceView]:
+    """Whole slices in each pose, or tiles for slices larger than the network's square; their answers are averaged.
 
     Args:
         shape: ``(H, W)`` of the slices.
         spacing: mm from row to row and from column to column.
         size: edge of the network's square in pixels.
-        tiles: use tiles if the slice is larger.
+        tiles: use tiles if the slice is larger; they have no poses.
+        poses: of whole slices.
     """
     finest = min(spacing)
     grid = (round(shape[0] * spacing[0] / finest), round(shape[1] * spacing[1] / finest))
-    return (
-        TiledSlices(shape, grid, size) if tiles and max(grid) > size else WholeSlices(SquareFit(shape, spacing, size))
-    )
+    if tiles and max(grid) > size:
+        return [TiledSlices(shape, grid, size)]
+    return [WholeSlices(SquareFit(shape, spacing, size), pose) for pose in poses]
 
 
 class WholeSlices:
-    """A slice scaled into the square as a whole, as in training."""
+    """A slice scaled into the square as a whole, as in training.
 
-    def __init__(self, fit: SquareFit) -> None:
+    Args:
+        fit: into the square.
+        pose: in which the square is shown.
+    """
+
+    def __init__(self, fit: SquareFit, pose: Pose = POSES[0]) -> None:
         self.fit = fit
+        self.pose = pose
 
     def slices(self, batch: int) -> int:
         """All of the batch."""
@@ -61,13 +71,17 @@ class WholeSlices:
 
     def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> DecodeSlices:
         """Encode them in one pass."""
-        features = encoder.fitted(pictures, self.fit.image, self.fit)
+        features = encoder.fitted(pictures, self._input, (self.fit, self.pose))
 
         def decode_slices(decode: Decode) -> Decoded:
             decoded = decode(features)
-            return Decoded(self.fit.restore(decoded.logits), decoded.presence)
+            logits = self.pose.restore(decoded.logits, self.fit.size)
+            return Decoded(self.fit.restore(logits), decoded.presence)
 
         return decode_slices
+
+    def _input(self, images: Tensor) -> Tensor:
+        return self.pose.image(self.fit.image(images))
 
 
 class TiledSlices:

@@ -98,3 +98,16 @@ def test_repeats_are_different_draws_and_the_first_is_the_seed(tokenizer: Prompt
     inferer(tokenizer, 32, repeats=3, seed=5).label_map(volume, Noted())
     assert seeds[0] == 5
     assert len(set(seeds)) == 3
+
+
+def test_poses_of_a_slice_are_averaged_where_they_belong(tokenizer: PromptTokenizer) -> None:
+    """A network that finds what is bright finds the same, whichever pose it is shown in."""
+    values = np.full((40, 40, 2), -100, np.float32)
+    values[8:20, 22:30] = 100
+    volume = Volume(values, np.eye(4), "CT")
+    once, moved = Stub(lambda image: 20 * image - 10), Stub(lambda image: 20 * image - 10)
+    plain = inferer(tokenizer, 64).label_map(volume, once)
+    averaged = inferer(tokenizer, 64, tta=5).label_map(volume, moved)
+    assert sum(moved.encoded) == 5 * sum(once.encoded)
+    assert (plain == (values > 0)).all()
+    assert 2 * (averaged & plain).sum() / (averaged.sum() + plain.sum()) > 0.97

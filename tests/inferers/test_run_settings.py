@@ -49,6 +49,7 @@ def test_a_window_is_recorded_as_it_was_given(window: Any, scale: Any, recorded:
     [
         {"batch_size": 0}, {"batch_size": True}, {"threshold": 0.0}, {"threshold": 1.5}, {"threshold": "0.5"},
         {"threshold": float("nan")}, {"repeats": 0}, {"repeats": 2.0}, {"seed": -1}, {"in_plane": "crop"},
+        {"tta": 0}, {"tta": 6}, {"tta": 2, "in_plane": "tiles"},
         {"planes": "oblique"}, {"planes": ()}, {"planes": ("axial", "axial")}, {"planes": [["axial"]]}, {"planes": 1},
         {"window": "lunge"}, {"window": [1, 2, 3]}, {"modality": "PET"}, {"presence": "maybe"}, {"literal": 1},
         {"arbitration": "best"}, {"ending": ".png"}, {"ending": ".dcm", "masks": True}, {"arbitration": ["x" * 10**6]},

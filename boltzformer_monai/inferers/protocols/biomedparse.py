@@ -70,6 +70,8 @@ class BiomedParseProtocol:
             raise ConfigError("the protocol biomedparse slices a scan along one axis, not along several planes")
         if settings.in_plane != "fit":
             raise ConfigError(f"the protocol biomedparse shows whole slices; leave in_plane {settings.in_plane!r} out")
+        if settings.tta > 1:
+            raise ConfigError(f"the protocol biomedparse shows each slice once; leave tta {settings.tta} out")
         self.settings: Mapping[str, Any] = {"suppress": suppress, "orientation": orientation}
         self.suppress = suppress
         self.orientation = orientation
@@ -102,7 +104,7 @@ class BiomedParseProtocol:
         shown = [(run.slices(window)(slicing), run.decoder(run.groups(members))) for window, members in run.windows]
         count, rows, columns = slicing.shape(run.volume)
         square = PixelSquare((rows, columns), run.config.image_size)
-        view = _SquareView(square.size)
+        views = [_SquareView(square.size)]
 
         suppressed = np.zeros((2, len(run.tokens)), int)
         most = max(1, _ROOM // (4 * len(run.tokens) * square.size**2))
@@ -113,7 +115,7 @@ class BiomedParseProtocol:
             found: dict[int, PromptTotals] = {}
             for stack, decoder in shown:
                 pixels = square.image(torch.from_numpy(stack[channels])).numpy()
-                totals = decoder.totals(Pictures(pixels, decoder.device), view, batch=batch)
+                totals = decoder.totals(Pictures(pixels, decoder.device), views, batch=batch)
                 found.update((each.prompt, each) for each in totals)
             of_prompt = [found[prompt] for prompt in range(len(found))]
             counts = [self._keep(run, square, start + offset, offset, of_prompt) for offset in range(stop - start)]

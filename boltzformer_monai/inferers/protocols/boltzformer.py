@@ -17,8 +17,9 @@ from boltzformer_monai.inferers.encoder import Pictures
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.inferers.protocols.protocol import DEFAULT, VolumeRun, register_protocol
 from boltzformer_monai.inferers.run_settings import ALL_PLANES, RunSettings
-from boltzformer_monai.inferers.slice_view import SliceView, slice_view
+from boltzformer_monai.inferers.slice_view import SliceView, slice_views
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.transforms.poses import first_poses
 
 __all__ = ["BoltzFormerProtocol"]
 
@@ -71,15 +72,16 @@ class BoltzFormerProtocol:
                 row, column, across = slicing.spacing(run.volume)
                 tiles = run.settings.in_plane == "tiles"
                 shape = (stack.shape[1], stack.shape[2])
-                view = slice_view(shape, (row, column), run.config.image_size, tiles=tiles)
+                poses = first_poses(run.settings.tta)
+                views = slice_views(shape, (row, column), run.config.image_size, tiles=tiles, poses=poses)
                 config = run.config
                 offsets = channel_offsets(config.neighbours, distance_mm=config.neighbour_mm, spacing_mm=across)
-                run.passes(slicing, partial(_pass, stack, view, decoder, run.store, plane, offsets=offsets))
+                run.passes(slicing, partial(_pass, stack, views, decoder, run.store, plane, offsets=offsets))
 
 
 def _pass(
     stack: np.ndarray,
-    view: SliceView,
+    views: Sequence[SliceView],
     decoder: SliceDecoder,
     store: ProbabilityStore,
     plane: int,
@@ -89,9 +91,9 @@ def _pass(
     offsets: Sequence[Offset],
 ) -> int:
     """As many slices as a pass takes, into the store; returns the number of the next one."""
-    stop = min(start + view.slices(batch), len(stack))
+    stop = min(start + min(view.slices(batch) for view in views), len(stack))
     pictures = Pictures(_with_neighbours(stack, start, stop, offsets), decoder.device)
-    for prompt, probability, presence in decoder.decode(pictures, view, batch=batch):
+    for prompt, probability, presence in decoder.decode(pictures, views, batch=batch):
         for offset, values in enumerate(probability):
             present = None if presence is None else float(presence[offset])
             store.put(prompt, plane, start + offset, values, present)
