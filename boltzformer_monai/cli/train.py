@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.cli.bundle_command import add_options, run_bundle
@@ -18,6 +19,8 @@ _DESCRIPTION = """Train on a slice dataset and write model.pt (best validation l
 The same training as `python -m monai.bundle run training`; docs/training.md explains the settings.
 """
 
+AUTO = "auto"
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
@@ -30,6 +33,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="divide the patients of train and val into N folds",
     )
+    add("--resume", metavar="auto|PATH", help="go on where --output stopped, or from a state (default: begin)")
     add("--fold", type=whole_number(0, MOST_FOLDS - 1), metavar="K", help="the fold that validates, from 0 to N-1")
     add_options(parser)
     parser.set_defaults(run=run)
@@ -50,6 +54,8 @@ def training_keys(options: argparse.Namespace) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> int:
     """Train and print where the checkpoint is."""
     check_folds(options.folds, options.fold)
-    run_bundle("train", options, {**training_keys(options), "folds": options.folds, "fold": options.fold})
+    resume = options.resume if options.resume in (None, AUTO) else str(Path(options.resume).absolute())
+    own = {"folds": options.folds, "fold": options.fold, "resume": resume}
+    run_bundle("train", options, {**training_keys(options), **own})
     sys.stdout.write(f"{options.output / 'model.pt'}\n")
     return 0

@@ -22,6 +22,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.data.split import MOST_FOLDS, check_folds
 from boltzformer_monai.engines.key_metric import find_key_metric
+from boltzformer_monai.engines.resume import AUTO
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line, why
 from boltzformer_monai.limits import LARGEST_SEED, gigabytes, machine_memory
@@ -46,6 +47,8 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "image_size": (int, 32, 2**20),
     "batch_size": (int, 1, 2**20),
     "workers": (int, 0, 2**10),
+    "save_minutes": (float, 0, math.inf),
+    "save_steps": (int, 0, 2**31 - 1),
     "threshold": (float, 0, 1),
     "tolerance_mm": (float, 0, math.inf),
     "resamples": (int, 1, 2**20),
@@ -54,7 +57,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "folds": (int, 2, MOST_FOLDS),
     "fold": (int, 0, MOST_FOLDS - 1),
 }
-_PATHS = ("dataset_dir", "demo_dir", "output_dir", "checkpoint", "image", "output")
+_PATHS = ("dataset_dir", "demo_dir", "output_dir", "resume", "checkpoint", "image", "output")
 # MONAI's command line passes JSON literals as strings, and the string "false" is truthy.
 _JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
 # Settings that parse these strings.
@@ -141,6 +144,9 @@ def _check_places(parser: ConfigParser, name: str) -> None:
     dataset = _literal(parser, "dataset_dir")
     if dataset and name in ("train", "evaluate"):
         read_description(Path(dataset))
+    resume = _literal(parser, "resume")
+    if resume and resume != AUTO and not Path(resume).exists():
+        raise ConfigError(f"--resume {resume}: no such file or folder; give auto, a state, or a folder of a training")
     if place := _literal(parser, _WRITES.get(name, "")):
         require_writable(Path(place).parent if _WRITES[name] == "output" else Path(place))
 

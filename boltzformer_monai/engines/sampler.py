@@ -24,8 +24,8 @@ _SEED_RANGE = 2**31
 class Draw(NamedTuple):
     """An example of an epoch."""
 
-    index: int
-    """In the data set."""
+    example: int
+    """Its index in the data set."""
     seed: int
     """Of everything random about it."""
 

@@ -6,10 +6,13 @@ import json
 import logging
 import math
 import shutil
+import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping, TerminateOnNan
@@ -20,12 +23,23 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
+from boltzformer_monai.engines.resume import (
+    AUTO,
+    STATES,
+    TrainingState,
+    agreed,
+    describe_training,
+    find_state,
+    set_aside,
+    weights_digest,
+)
 from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import TrainingSettings
+from boltzformer_monai.engines.stop import StopSignals, TrainingStopped
 from boltzformer_monai.errors import DivergenceError
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.networks.sampling import CounterNoise
-from boltzformer_monai.networks.weights import Description, save_checkpoint
+from boltzformer_monai.networks.weights import Description, read_weights, save_checkpoint
 from boltzformer_monai.storage import replacing, writing
 
 _log = logging.getLogger(__name__)
@@ -99,6 +113,19 @@ class History:
         self.epochs: list[dict[str, float]] = []
         self._losses: list[float] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """The finished epochs, and the losses of the one under way."""
+        return {"epochs": self.epochs, "losses": self._losses}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it, and the file."""
+        self.epochs, self._losses = [dict(epoch) for epoch in state["epochs"]], list(state["losses"])
+        self._write()
+
+    def drop_open_epoch(self) -> None:
+        """Forget the losses of the epoch under way, which begins anew."""
+        self._losses.clear()
+
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
         """Attach to both engines."""
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
@@ -116,6 +143,9 @@ class History:
             names = (VAL_LOSS, VAL_DICE, evaluator.state.key_metric_name)
             row.update({name: float(metrics[name]) for name in dict.fromkeys(names) if name in metrics})
         self.epochs.append(row)
+        self._write()
+
+    def _write(self) -> None:
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(self.epochs, indent=1), encoding="utf-8")
 
@@ -130,16 +160,43 @@ class Checkpoints:
         folder: for the files.
         network: whose weights are saved.
         description: saved with them.
-        best: key metric of an existing ``model.pt``.
     """
 
-    def __init__(
-        self, folder: Path, network: nn.Module, description: Description, *, best: float | None = None
-    ) -> None:
+    def __init__(self, folder: Path, network: nn.Module, description: Description) -> None:
         self.folder = folder
         self.network = network
         self.description = description
-        self.best = best
+        self.best: float | None = None
+        """Key metric of ``model.pt``."""
+        self._digest = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best key metric so far, and a digest of the weights that reached it."""
+        return {"best": self.best, "digest": self._digest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it; :meth:`keep_best` looks for the weights."""
+        self.best, self._digest = state["best"], state["digest"]
+
+    def keep_best(self, source: Path, *, exact: bool) -> None:
+        """Make ``model.pt`` the best checkpoint of the state restored; without it the best is chosen anew.
+
+        Args:
+            source: folder of the training that the state is of.
+            exact: whether that training goes on unchanged, so that a ``model.pt`` later than the state will come again.
+        """
+        own = self.folder / "model.pt"
+        if self.best is None or (exact and own.is_file()):
+            return
+        for place in dict.fromkeys((own, source / "model.pt")):
+            if place.is_file() and weights_digest(read_weights(place)["model"]) == self._digest:
+                if place != own:
+                    _set_model_aside(self.folder)
+                    with replacing(own) as temporary:
+                        shutil.copyfile(place, temporary)
+                return
+        self.best = None
+        _log.warning("%s is not the best checkpoint up to this state: the best is chosen anew", source / "model.pt")
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
         """Attach to both engines."""
@@ -150,6 +207,7 @@ class Checkpoints:
         if has_improved(evaluator, self.best):
             self.best = key_value(evaluator)
             self._save("model.pt")
+            self._digest = weights_digest(self.network.state_dict())
 
     def save_last(self) -> None:
         """Write ``last.pt``."""
@@ -175,13 +233,16 @@ def run_training(
     settings: TrainingSettings,
     patience: int,
     is_main: bool = True,
-    best: float | None = None,
+    resume: str | Path | None = None,
+    save_minutes: float = 10,
+    save_steps: int = 0,
 ) -> Path:
     """Train; returns the best checkpoint.
 
-    Writes ``model.pt`` (best by the evaluator's key metric), ``last.pt``, ``history.json`` and TensorBoard events into
-    ``output_dir``. A second call does nothing: MONAI Label evaluates both ``training`` and ``run`` of the bundle.
-    Ctrl-C saves ``last.pt`` before the interrupt propagates.
+    Writes ``model.pt`` (best by the evaluator's key metric), ``last.pt``, ``history.json``, TensorBoard events and
+    ``states/`` to go on from into ``output_dir``. A second call does nothing: MONAI Label evaluates both ``training``
+    and ``run`` of the bundle. SIGTERM, SIGUSR1 and Ctrl-C end the step and save the state, Ctrl-C ``last.pt`` too. The
+    best key metric is ``evaluator.state.best_metric``.
 
     Args:
         trainer: its network is saved.
@@ -192,11 +253,18 @@ def run_training(
         settings: gradient clipping.
         patience: validations without a better key metric before training stops.
         is_main: whether this process writes and logs (rank 0 in distributed training).
-        best: key metric of the ``model.pt`` that an interrupted part of this training left in ``output_dir``.
+        resume: ``"auto"`` goes on where ``output_dir`` stopped, if the configuration is the same; a state, or a folder
+            of a training, goes on from there although settings differ; ``None`` begins.
+        save_minutes: minutes between states; 0: only after every epoch.
+        save_steps: steps between states; 0: only by ``save_minutes``.
 
     Raises:
-        StorageError: the folder cannot be written; existing checkpoints are left untouched.
+        StorageError: the folder cannot be written; existing checkpoints and states are left untouched.
         DivergenceError: the loss became infinite, or no validation gave a key metric.
+        ConfigError: what is to be resumed is another training or network.
+        CheckpointError: the states to go on from are damaged.
+        TrainingStopped: by SIGTERM or SIGUSR1, with exit code 75.
+        KeyboardInterrupt: by Ctrl-C.
     """
     folder = Path(output_dir)
     checkpoint = folder / "model.pt"
@@ -217,23 +285,103 @@ def run_training(
     # The last epoch is always validated: it may be the best, or the only one.
     trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(output_transform=_loss_of))
+    found = agreed(find_state(resume, folder) if is_main else None)
+    outputs = _Outputs(trainer, evaluator, folder, description) if is_main else None
+    state = TrainingState(
+        trainer,
+        scheduler,
+        folder=folder,
+        identity=describe_training(trainer, evaluator, description, settings),
+        parts={"early_stopping": stop, **({} if outputs is None else outputs.stateful)},
+    )
+    if found is not None:
+        _go_on(state, found, outputs, exact=resume == AUTO)
     with writing(folder):
-        checkpoints = _attach_outputs(trainer, evaluator, folder, description, best) if is_main else None
+        if outputs is not None:
+            outputs.attach(resumed_from=found)
+    if found is not None and (state.finished or state.is_over) and not state.epoch_is_open:
+        evaluator.state.best_metric = None if outputs is None else outputs.checkpoints.best
+        _log.info("%s: the training is finished already, after %d epochs", folder, trainer.state.epoch)
+        return checkpoint
     started = time.monotonic()
+    signals = StopSignals()
+    state.attach(save_minutes=save_minutes, save_steps=save_steps, stop=signals.requested, is_main=is_main)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, _stop_validation, trainer, signals)
+    for engine in (trainer, evaluator):
+        engine.logger.addFilter(_no_exception)
     try:
-        with writing(folder, much_else=True):  # TensorBoard's files
-            trainer.run()
+        with signals, writing(folder, much_else=True):  # TensorBoard's files
+            _run(trainer, state)
+    except _ValidationStopped:
+        state.save()
     except KeyboardInterrupt:
-        if checkpoints is not None:
-            checkpoints.save_last()
-            _log.warning("interrupted: the last state is in %s", folder / "last.pt")
+        if outputs is not None:
+            outputs.checkpoints.save_last()
+            _log.warning("interrupted: the last weights are in %s", folder / "last.pt")
         raise
-    if checkpoints is not None and checkpoints.best is None:
-        raise DivergenceError(_no_checkpoint(evaluator))
-    if is_main:
+    finally:
+        for engine in (trainer, evaluator):
+            engine.logger.removeFilter(_no_exception)
+        if outputs is not None:
+            outputs.close()
+    if state.stopping or signals.received is not None:
+        _report_stop(trainer, folder, signals, outputs)
+    if outputs is not None:
+        if outputs.checkpoints.best is None:
+            raise DivergenceError(_no_checkpoint(evaluator))
+        evaluator.state.best_metric = outputs.checkpoints.best
         minutes = (time.monotonic() - started) / 60
         _log.info("trained %d epochs in %.1f minutes; best checkpoint: %s", trainer.state.epoch, minutes, checkpoint)
     return checkpoint
+
+
+class _ValidationStopped(Exception):
+    """A validation was left; it will be done again."""
+
+
+def _no_exception(record: logging.LogRecord) -> bool:
+    """Whether a record of ignite's is none of an exception: these are raised, and reported where they are caught."""
+    return "terminating due to exception" not in record.getMessage()
+
+
+def _stop_validation(evaluator: Engine, trainer: Engine, signals: StopSignals) -> None:
+    """Leave a validation after an epoch when the training shall stop; several processes end it together instead."""
+    after_epoch = trainer.last_event_name == Events.EPOCH_COMPLETED
+    if signals.received is not None and after_epoch and idist.get_world_size() == 1:
+        raise _ValidationStopped
+
+
+def _run(trainer: SupervisedTrainer, state: TrainingState) -> None:
+    """Train to the end, beginning with what a state restored left open."""
+    if state.epoch_is_open:
+        trainer.fire_event(Events.EPOCH_COMPLETED)
+    if not (state.finished or state.is_over or state.stopping):
+        trainer.run()
+
+
+def _go_on(state: TrainingState, found: Path, outputs: _Outputs | None, *, exact: bool) -> None:
+    """Restore the state, and say from where the training goes on."""
+    others = state.restore(found, exact=exact)
+    position = state.trainer.state
+    if outputs is not None:
+        if position.iteration % position.epoch_length == 0 and state.epoch_done:
+            outputs.history.drop_open_epoch()
+        outputs.checkpoints.keep_best(found.parent.parent, exact=exact)
+        _log.info("going on after step %d, epoch %d, of %s", position.iteration, position.epoch, found)
+        if others:
+            _log.warning("what differs from the training before: %s", others)
+
+
+def _report_stop(trainer: SupervisedTrainer, folder: Path, signals: StopSignals, outputs: _Outputs | None) -> NoReturn:
+    name = "another process" if signals.received is None else signals.received.name
+    if outputs is not None:
+        place = folder / STATES
+        _log.warning("stopped by %s after step %d; --resume auto goes on from %s", name, trainer.state.iteration, place)
+    if signals.received is signal.SIGINT:
+        if outputs is not None:
+            outputs.checkpoints.save_last()
+        raise KeyboardInterrupt
+    raise TrainingStopped
 
 
 def _score(evaluator: Evaluator) -> float:
@@ -256,34 +404,65 @@ def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
         evaluator.run(trainer.state.epoch)
 
 
-def _attach_outputs(
-    trainer: SupervisedTrainer,
-    evaluator: SupervisedEvaluator,
-    folder: Path,
-    description: Description,
-    best: float | None,
-) -> Checkpoints:
-    """Attach checkpoints, curves, TensorBoard and progress bar; returns the checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if best is None and (folder / "model.pt").exists():
+class _Outputs:
+    """What the main process writes: checkpoints, curves, TensorBoard and the progress bar."""
+
+    def __init__(
+        self, trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, folder: Path, description: Description
+    ) -> None:
+        network = trainer.network
+        module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+        self.trainer = trainer
+        self.evaluator = evaluator
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder, module, description)
+        self.history = History(folder / "history.json")
+        self._events: Any = None
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """What belongs to a training's state."""
+        return {"checkpoints": self.checkpoints, "history": self.history}
+
+    def attach(self, *, resumed_from: Path | None) -> None:
+        """Attach to both engines, and set aside what an earlier training left in the folder.
+
+        Args:
+            resumed_from: the state that was restored; ``None`` if the training begins.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer, evaluator = self.trainer, self.evaluator
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if resumed_from is None or resumed_from.parent.resolve() != (self.folder / STATES).resolve():
+            set_aside(self.folder)
+        if self.checkpoints.best is None:
+            _set_model_aside(self.folder)
+        self.checkpoints.attach(trainer, evaluator)
+        self.history.attach(trainer, evaluator)
+        purge = None if resumed_from is None else trainer.state.iteration + 1
+        self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
+        TensorBoardStatsHandler(self._events, tag_name="train_loss", output_transform=_loss_of).attach(trainer)
+        TensorBoardStatsHandler(
+            self._events, output_transform=lambda _: None, global_epoch_transform=lambda _: trainer.state.epoch
+        ).attach(evaluator)
+        bar = ProgressBar(desc="training", persist=True)
+        bar.attach(trainer, output_transform=lambda output: {"loss": float(_loss_of(output))})
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, _log_validation, trainer, bar)
+
+    def close(self) -> None:
+        """Write what TensorBoard holds back."""
+        if self._events is not None:
+            self._events.close()
+
+
+def _set_model_aside(folder: Path) -> None:
+    """Keep the ``model.pt`` of an earlier training as ``model.previous.pt``."""
+    if (folder / "model.pt").exists():
         (folder / "model.pt").replace(folder / "model.previous.pt")
         _log.info("the checkpoint of an earlier run is kept as %s", folder / "model.previous.pt")
         if (folder / "model" / "config.json").is_file():  # made of that checkpoint, not of the one to come
             shutil.rmtree(folder / "model")
-    network = trainer.network
-    module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-    checkpoints = Checkpoints(folder, module, description, best=best)
-    checkpoints.attach(trainer, evaluator)
-    History(folder / "history.json").attach(trainer, evaluator)
-    events = str(folder / "tensorboard")
-    TensorBoardStatsHandler(log_dir=events, tag_name="train_loss", output_transform=_loss_of).attach(trainer)
-    TensorBoardStatsHandler(
-        log_dir=events, output_transform=lambda _: None, global_epoch_transform=lambda _: trainer.state.epoch
-    ).attach(evaluator)
-    bar = ProgressBar(desc="training", persist=True)
-    bar.attach(trainer, output_transform=lambda output: {"loss": float(_loss_of(output))})
-    evaluator.add_event_handler(Events.EPOCH_COMPLETED, _log_validation, trainer, bar)
-    return checkpoints
 
 
 def _log_validation(evaluator: Engine, trainer: Engine, bar: ProgressBar) -> None:

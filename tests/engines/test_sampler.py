@@ -25,12 +25,12 @@ from tests.engines.cases import write_dataset
 
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own():
     sampler = EpochSampler(50, seed=3, global_batch=8)
-    epochs = [[draw.index for draw in sampler] for _ in range(3)]
+    epochs = [[draw.example for draw in sampler] for _ in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert (len(sampler), sampler.steps) == (50, 7)
-    assert [draw.index for draw in EpochSampler(50, seed=3, global_batch=8)] == epochs[0]
-    assert [draw.index for draw in EpochSampler(50, seed=4, global_batch=8)] != epochs[0]
+    assert [draw.example for draw in EpochSampler(50, seed=3, global_batch=8)] == epochs[0]
+    assert [draw.example for draw in EpochSampler(50, seed=4, global_batch=8)] != epochs[0]
 
 
 def test_seeds_are_all_different():
@@ -65,7 +65,9 @@ def test_ranks_share_every_step_of_one_process(count: int, world: int, weighted:
         draw for start in range(0, len(ranks[0]), share) for rank in ranks for draw in rank[start : start + share]
     ]
     assert together[:count] == alone
-    assert [draw.index for draw in together[count:]] == [alone[i % count].index for i in range(len(together) - count)]
+    assert [draw.example for draw in together[count:]] == [
+        alone[i % count].example for i in range(len(together) - count)
+    ]
 
 
 def test_weights_hold_over_all_ranks():
@@ -75,7 +77,7 @@ def test_weights_hold_over_all_ranks():
     epochs = 200
     for sampler in samplers:
         for _ in range(epochs):
-            np.add.at(counts, [draw.index for draw in sampler], 1)
+            np.add.at(counts, [draw.example for draw in sampler], 1)
     expected = epochs * 120 * np.asarray(weights) / sum(weights)
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert abs(chi_square - 119) < 4 * np.sqrt(2 * 119)

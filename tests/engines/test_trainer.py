@@ -94,7 +94,8 @@ def test_only_a_better_validation_loss_replaces_the_best_checkpoint(tmp_path: Pa
 
 
 def test_the_best_checkpoint_of_an_interrupted_training_is_the_one_to_beat(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, _Network(), SimpleNamespace(state_dict=dict), best=1.0)
+    checkpoints = Checkpoints(tmp_path, _Network(), SimpleNamespace(state_dict=dict))
+    checkpoints.load_state_dict({"best": 1.0, "digest": ""})
     evaluator = _evaluator()
     for loss, written in ((1.5, False), (1.0, False), (0.5, True)):
         evaluator.state.metrics[VAL_LOSS] = loss

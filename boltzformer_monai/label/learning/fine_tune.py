@@ -1,4 +1,4 @@
-"""Fine-tune the checkpoint in use on the corrected labels for a few epochs; a stopped run resumes."""
+"""Fine-tune the checkpoint in use on the corrected labels for a few epochs: the bundle's training, which resumes."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 
-from boltzformer_monai import engines
+from boltzformer_monai import __version__, engines
 from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.data.slices.reader import SliceReader
-from boltzformer_monai.engines.key_metric import VAL_LOSS, find_key_metric, has_improved, key_value
+from boltzformer_monai.data.slices.summary import training_data
+from boltzformer_monai.engines.key_metric import VAL_LOSS, find_key_metric
+from boltzformer_monai.engines.resume import AUTO, find_state
+from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.label.files import write_object
-from boltzformer_monai.limits import read_json
 from boltzformer_monai.models.folder import load_model
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.layout import set_layout
 from boltzformer_monai.networks.presets import PRESETS
-from boltzformer_monai.networks.weights import Description, load_strictly, read_weights
+from boltzformer_monai.networks.weights import Description
 from boltzformer_monai.storage import replacing
 from boltzformer_monai.transforms import PromptTokenizer
 
@@ -40,33 +40,6 @@ _VALIDATION_ITEMS = (
 )
 # Labels are few: an epoch has every slice once.
 _EVERY_SLICE = "$engines.EpochSampler(len(@train#dataset), seed=@seed, global_batch=@batch_size)"
-
-
-@dataclasses.dataclass(kw_only=True)
-class Progress:
-    """Progress of a training, for its resumption; ``job.json`` in its folder."""
-
-    job: str
-    """Digest of labels and settings; another job starts anew."""
-    epochs: int = 0
-    """Done."""
-    best: float | None = None
-    """Key metric of ``model.pt``."""
-
-    @classmethod
-    def read(cls, folder: Path, job: str) -> Progress:
-        """Progress of the same job, or of a new one, whose folder is emptied."""
-        try:
-            found = cls(**read_json(folder / "job.json"))
-            if found.job == job and (folder / "last.pt").is_file() and (folder / "model.pt").is_file():
-                return found
-        except (OSError, ValueError, TypeError):
-            pass
-        shutil.rmtree(folder, ignore_errors=True)
-        return cls(job=job)
-
-    def write(self, folder: Path) -> None:
-        write_object(folder / "job.json", dataclasses.asdict(self))
 
 
 def fine_tune(
@@ -88,9 +61,9 @@ def fine_tune(
     Args:
         checkpoint: to start from.
         dataset: slice dataset of the corrected labels.
-        folder: for checkpoints of the run, until it is finished.
+        folder: for the training's results and states, until it is finished; one of other labels or settings is removed.
         output: the new checkpoint, replaced in one step at the end.
-        epochs: in all, those of a stopped run included.
+        epochs: in all.
         learned: names and labels, for the description in the checkpoint.
         key_metric: selects the best epoch: ``"val_loss"`` or a 2-D metric of the table.
         seed: of shuffling and augmentation.
@@ -103,23 +76,32 @@ def fine_tune(
     find_key_metric(key_metric)
     model = load_model(checkpoint, device=device)
     network, description = model.network, model.description
-    # A run that started from other weights cannot resume.
-    settings = [model.sha256, dict(learned), epochs, learning_rate, key_metric, seed]
-    job = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    progress = Progress.read(folder, job)
     reader = SliceReader(dataset)
+    set_layout(network, trains=True).set_precision(precision)
+    slices = training_data(reader)["sha256"]
+    settings = [__version__, model.sha256, dict(learned), slices, epochs, learning_rate, key_metric, seed]
+    job = _folder_of_job(folder, [*settings, network.precision])
     description.data = described(description.data, engines.describe_data(reader), learned)
-    if progress.epochs:
-        _log.info("going on after %d of %d epochs", progress.epochs, epochs)
-        load_strictly(network, read_weights(folder / "last.pt")["model"], source="last.pt")
-    if progress.epochs < epochs:
-        set_layout(network, trains=True).set_precision(precision)
-        _train(network, description, reader, folder, progress, epochs, learning_rate, key_metric, device, seed)
-    _spare_the_labels(folder / "model.pt", network, description, reader, device)
+    best = _train(network, description, reader, job, epochs, learning_rate, key_metric, device, seed)
+    _spare_the_labels(job / "model.pt", network, description, reader, device)
     with replacing(output) as temporary:
-        shutil.copyfile(folder / "model.pt", temporary)
+        shutil.copyfile(job / "model.pt", temporary)
     shutil.rmtree(folder, ignore_errors=True)
-    return progress.best
+    return best
+
+
+def _folder_of_job(folder: Path, settings: Sequence[Any]) -> Path:
+    """The folder of a training with these settings; those of others, and one with damaged states, are removed."""
+    job = folder / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    for other in folder.glob("*"):
+        if other != job:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    try:
+        find_state(AUTO, job)
+    except CheckpointError as error:
+        _log.warning("%s; the training begins anew", error)
+        shutil.rmtree(job)
+    return job
 
 
 def described(old: Mapping[str, Any], new: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,14 +146,13 @@ def _train(
     description: Description,
     reader: SliceReader,
     folder: Path,
-    progress: Progress,
     epochs: int,
     learning_rate: float,
     key_metric: str,
     device: torch.device,
     seed: int,
-) -> None:
-    """The bundle's training, with the settings of this one."""
+) -> float | None:
+    """The bundle's training, with the settings of this one; returns the best key metric."""
     config = description.network
     alike = [name for name, each in PRESETS.items() if each.backbone == config.backbone] or ["tiny"]
     preset = next((name for name in alike if PRESETS[name].decoder == config.decoder), alike[0])
@@ -180,11 +161,10 @@ def _train(
         defaults,
         image_size=config.image_size,
         mask_size=engines.mask_size_for(defaults, config.image_size),
-        schedule="constant",  # a run that is continued has no schedule to lose
+        schedule="constant",  # a few epochs from trained weights
         workers=0,
         val_interval=1,
     )
-    seed += progress.epochs
     trainer, evaluator, scheduler = engines.make_training(
         {
             "device": device,
@@ -195,7 +175,7 @@ def _train(
             "network_config": config,
             "network_def": network,
             "description": description,
-            "train#trainer#max_epochs": epochs - progress.epochs,
+            "train#trainer#max_epochs": epochs,
             "train#dataset#progress": False,
             "train#sampler": _EVERY_SLICE,
             "validate#dataset#progress": False,
@@ -204,14 +184,6 @@ def _train(
         root=bundle_root(),
     )
 
-    def keep(_: Engine) -> None:
-        if has_improved(evaluator, progress.best):
-            progress.best = key_value(evaluator)
-        progress.epochs += 1
-        progress.write(folder)
-
-    # Added when the training starts, so that it runs after the handlers that write the checkpoints.
-    trainer.add_event_handler(Events.STARTED, lambda engine: engine.add_event_handler(Events.EPOCH_COMPLETED, keep))
     engines.run_training(
         trainer,
         evaluator,
@@ -220,5 +192,7 @@ def _train(
         output_dir=folder,
         settings=settings,
         patience=settings.epochs + 1,
-        best=progress.best,
+        resume=AUTO,
     )
+    best: float | None = evaluator.state.best_metric
+    return best

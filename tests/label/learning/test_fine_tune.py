@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from itertools import count
 from pathlib import Path
@@ -15,7 +14,8 @@ from tests.needs import need_module
 
 need_module("monailabel")
 
-from boltzformer_monai import engines  # noqa: E402
+from monai.engines import SupervisedTrainer  # noqa: E402
+
 from boltzformer_monai.data.windows import NAMED_WINDOWS  # noqa: E402
 from boltzformer_monai.errors import ConfigError  # noqa: E402
 from boltzformer_monai.evaluation import metrics  # noqa: E402
@@ -109,47 +109,64 @@ def test_presence_thresholds_fall_but_never_rise(
         assert after.low <= before.low
 
 
-def test_a_stopped_training_goes_on_with_its_weights(
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (load_checkpoint(path)[0].state_dict() for path in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def interrupted(tmp_path: Path, dataset: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> None:
+    """A training whose power is cut in its third step (of three, one an epoch)."""
+    steps = count(1)
+    iteration = SupervisedTrainer._iteration
+
+    def power_cut(*arguments: Any) -> Any:
+        if next(steps) == 3:
+            raise SystemError("cut")
+        return iteration(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "_iteration", power_cut)
+        with pytest.raises(SystemError, match="cut"):
+            tuned(tmp_path, dataset, checkpoint, epochs=3, **kwargs)
+
+
+def test_a_stopped_training_ends_as_one_that_was_not(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_with(tmp_path, None)
-    write = module.Progress.write
-
-    def power_cut(self: module.Progress, folder: Path) -> None:
-        write(self, folder)
-        if self.epochs == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.Progress, "write", power_cut)
-        with pytest.raises(KeyboardInterrupt):
-            tune(tmp_path, dataset, checkpoint, epochs=3)
-    assert json.loads((tmp_path / "training" / "job.json").read_text())["epochs"] == 2
+    best = tuned(tmp_path, dataset, checkpoint, epochs=3)
+    (tmp_path / "out" / "model.pt").replace(tmp_path / "whole.pt")
+    interrupted(tmp_path, dataset, checkpoint, monkeypatch)
+    (job,) = (tmp_path / "training").iterdir()
+    assert len(json.loads((job / "history.json").read_text())) == 2
     assert not (tmp_path / "out" / "model.pt").exists()
-    stopped = load_checkpoint(tmp_path / "training" / "last.pt")[0].state_dict()
-    started = []
-    run = engines.run_training
-
-    def watched(trainer: Any, *arguments: Any, **settings: Any) -> Path:
-        started.append((copy.deepcopy(trainer.network.state_dict()), trainer.state.max_epochs, settings["best"]))
-        return run(trainer, *arguments, **settings)
-
-    monkeypatch.setattr(engines, "run_training", watched)
-    best = json.loads((tmp_path / "training" / "job.json").read_text())["best"]
-    output = tune(tmp_path, dataset, checkpoint, epochs=3)
-    ((weights, epochs, known_best),) = started
-    assert (epochs, known_best) == (1, best)
-    assert all(torch.equal(weights[name], value) for name, value in stopped.items())
+    started = count()
+    iteration = SupervisedTrainer._iteration
+    monkeypatch.setattr(SupervisedTrainer, "_iteration", lambda *a: (next(started), iteration(*a))[1])
+    assert tuned(tmp_path, dataset, checkpoint, epochs=3) == best
+    assert next(started) == 1  # step was left
+    assert same_weights(tmp_path / "out" / "model.pt", tmp_path / "whole.pt")
     assert not (tmp_path / "training").exists()
-    assert load_checkpoint(output)[1].data["learned"] == LEARNED
+    assert load_checkpoint(tmp_path / "out" / "model.pt")[1].data["learned"] == LEARNED
 
 
-def test_other_labels_begin_anew(tmp_path: Path) -> None:
-    folder = tmp_path / "training"
-    folder.mkdir()
-    for name in ("last.pt", "model.pt"):
-        (folder / name).write_bytes(b"x")
-    module.Progress(job="old", epochs=3, best=0.5).write(folder)
-    assert module.Progress.read(folder, "old").epochs == 3
-    assert module.Progress.read(folder, "new").epochs == 0
-    assert not folder.exists()
+def test_another_job_begins_anew(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = checkpoint_with(tmp_path, None)
+    interrupted(tmp_path, dataset, checkpoint, monkeypatch)
+    (old,) = (tmp_path / "training").iterdir()
+    interrupted(tmp_path, dataset, checkpoint, monkeypatch, key_metric="dice")
+    (new,) = (tmp_path / "training").iterdir()
+    assert old != new
+
+
+def test_damaged_states_begin_anew(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = checkpoint_with(tmp_path, None)
+    interrupted(tmp_path, dataset, checkpoint, monkeypatch)
+    for state in (tmp_path / "training").glob("*/states/*.pt"):
+        state.write_bytes(state.read_bytes()[:1000])
+    tune(tmp_path, dataset, checkpoint, epochs=3)
+    assert "no state can be read" in caplog.text
+    assert "the training begins anew" in caplog.text
+    assert load_checkpoint(tmp_path / "out" / "model.pt")[1].data["learned"] == LEARNED
