@@ -114,7 +114,9 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def interrupted(tmp_path: Path, dataset: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> None:
+def interrupted(
+    tmp_path: Path, dataset: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, **kwargs: Any
+) -> None:
     """A training whose power is cut in its third step (of three, one an epoch)."""
     steps = count(1)
     iteration = SupervisedTrainer._iteration
@@ -124,10 +126,10 @@ def interrupted(tmp_path: Path, dataset: Path, checkpoint: Path, monkeypatch: py
             raise SystemError("cut")
         return iteration(*arguments)
 
-    with monkeypatch.context() as patch:
+    with patches.context() as patch:
         patch.setattr(SupervisedTrainer, "_iteration", power_cut)
         with pytest.raises(SystemError, match="cut"):
-            tuned(tmp_path, dataset, checkpoint, epochs=3, **kwargs)
+            tuned(folder, dataset, checkpoint, epochs=3, **kwargs)
 
 
 def test_a_stopped_training_ends_as_one_that_was_not(
