@@ -296,13 +296,13 @@ def run_training(
     )
     if found is not None:
         _go_on(state, found, outputs, exact=resume == AUTO)
-    with writing(folder):
-        if outputs is not None:
-            outputs.attach(resumed_from=found)
     if found is not None and (state.finished or state.is_over) and not state.epoch_is_open:
         evaluator.state.best_metric = None if outputs is None else outputs.checkpoints.best
         _log.info("%s: the training is finished already, after %d epochs", folder, trainer.state.epoch)
         return checkpoint
+    with writing(folder):
+        if outputs is not None:
+            outputs.attach(resumed_from=found)
     started = time.monotonic()
     signals = StopSignals()
     state.attach(save_minutes=save_minutes, save_steps=save_steps, stop=signals.requested, is_main=is_main)

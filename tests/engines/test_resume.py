@@ -110,7 +110,7 @@ def test_stopped_by_a_signal(name: str, place: str, number: int, step: int, data
 
 
 @pytest.fixture
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a run of the bundle sets for its process."""
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     threads = torch.get_num_threads()
@@ -140,9 +140,10 @@ def train(dataset: Path, folder: Path, *, cut: int | None = None, **overrides: A
         try:
             run_workflow("train", settings(dataset, folder, **overrides), root=BUNDLE)
         except RuntimeError as error:  # MONAI wraps what an expression raises
-            while error.__cause__ is not None and not isinstance(error, Interrupted):
-                error = error.__cause__  # type: ignore[assignment]
-            raise user_error(error) or error from None
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, Interrupted):
+                cause = cause.__cause__
+            raise cause or user_error(error) or error from None
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def _cut(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cut(_cut: Path, tmp_path: Path, _global_state: None) -> Path:
+def cut(_cut: Path, tmp_path: Path, global_state: None) -> Path:
     """A copy of it."""
     import shutil
 
@@ -163,7 +164,7 @@ def cut(_cut: Path, tmp_path: Path, _global_state: None) -> Path:
     return tmp_path / "run"
 
 
-def test_nothing_to_go_on_from(dataset: Path, tmp_path: Path, _global_state: None, caplog: pytest.LogCaptureFixture):
+def test_nothing_to_go_on_from(dataset: Path, tmp_path: Path, global_state: None, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "boltzformer_monai")
     with pytest.raises(Interrupted):
         train(dataset, tmp_path / "run", cut=2, resume="auto")
@@ -214,7 +215,7 @@ def test_a_path_goes_on_with_other_settings(dataset: Path, cut: Path, caplog: py
 
 
 def test_a_finished_training_says_so_and_can_be_made_longer(
-    dataset: Path, whole: Path, tmp_path: Path, _global_state: None, caplog: pytest.LogCaptureFixture
+    dataset: Path, whole: Path, tmp_path: Path, global_state: None, caplog: pytest.LogCaptureFixture
 ):
     import shutil
 
@@ -271,7 +272,7 @@ def test_without_resume_the_states_are_kept_aside(dataset: Path, cut: Path, capl
     assert (cut / "model.previous.pt").is_file()
 
 
-def test_a_full_disk_leaves_the_older_state(dataset: Path, cut: Path, whole: Path):
+def test_a_full_disk_leaves_the_older_state(dataset: Path, cut: Path, whole: Path, caplog: pytest.LogCaptureFixture):
     resource = pytest.importorskip("resource")
     before = {path.name: path.read_bytes() for path in (cut / "states").iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -279,6 +280,7 @@ def test_a_full_disk_leaves_the_older_state(dataset: Path, cut: Path, whole: Pat
     try:
         with pytest.raises(StorageError, match=r"state_00000007\.pt: cannot be written \(File too large\); free space"):
             train(dataset, cut, resume="auto")
+        assert "terminating due to exception" not in caplog.text
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in (cut / "states").iterdir()} == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,13 @@ from boltzformer_monai.label.learning import fine_tune as module  # noqa: E402
 from boltzformer_monai.label.learning.corrected_labels import CorrectedLabel, write_slices  # noqa: E402
 from boltzformer_monai.networks import create_boltzformer, network_config  # noqa: E402
 from boltzformer_monai.networks.weights import Description, load_checkpoint  # noqa: E402
+from tests import sizes  # noqa: E402
 from tests.label.conftest import AFFINE, scan  # noqa: E402
 from tests.label.day import write_block  # noqa: E402
+from tests.offline import offline  # noqa: E402
+from tests.warm_python import run_copy  # noqa: E402
 
+KILLS = sizes.count(2, thorough=5)
 TARGET = {"target": "liver", "modality": "CT", "site": "abdomen", "window": NAMED_WINDOWS["abdomen"].to_dict()}
 LEARNED = {"names": ["Bright Block"], "labels": ["1"]}
 
@@ -114,9 +120,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def interrupted(
-    tmp_path: Path, dataset: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, **kwargs: Any
-) -> None:
+def interrupted(folder: Path, dataset: Path, checkpoint: Path, patches: pytest.MonkeyPatch, **settings: Any) -> None:
     """A training whose power is cut in its third step (of three, one an epoch)."""
     steps = count(1)
     iteration = SupervisedTrainer._iteration
@@ -129,7 +133,7 @@ def interrupted(
     with patches.context() as patch:
         patch.setattr(SupervisedTrainer, "_iteration", power_cut)
         with pytest.raises(SystemError, match="cut"):
-            tuned(folder, dataset, checkpoint, epochs=3, **kwargs)
+            tuned(folder, dataset, checkpoint, epochs=3, **settings)
 
 
 def test_a_stopped_training_ends_as_one_that_was_not(
@@ -172,3 +176,32 @@ def test_damaged_states_begin_anew(
     assert "no state can be read" in caplog.text
     assert "the training begins anew" in caplog.text
     assert load_checkpoint(tmp_path / "out" / "model.pt")[1].data["learned"] == LEARNED
+
+
+def in_process(checkpoint: Path, dataset: Path, folder: Path, moment: dict[str, Any] | None = None) -> int:
+    """A fine-tuning in a process of its own; its exit code."""
+    folder.mkdir(exist_ok=True)
+    words = ["-m", "tests.label.learning.small_tuning", checkpoint, dataset, folder, json.dumps(moment)]
+    log = folder.parent / "connections.txt"
+    ended = run_copy([str(word) for word in words], folder=folder.parent, environment=offline(log))
+    assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+    return ended.returncode
+
+
+def test_killed_at_random_moments(tmp_path: Path, dataset: Path) -> None:
+    checkpoint = checkpoint_with(tmp_path, PresenceRule(high=0.9, low=0.5))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert in_process(checkpoint, dataset, whole) == 0
+    rng, kills = random.Random(1), 0
+    while kills < KILLS:
+        moment = {"signal": "SIGKILL", "after": rng.uniform(0.0, 0.8)}
+        if in_process(checkpoint, dataset, run, moment) == -signal.SIGKILL:
+            kills += 1
+        else:  # it was done before
+            assert same_weights(run / "out.pt", whole / "out.pt")
+            run = tmp_path / f"run{kills}"
+    assert in_process(checkpoint, dataset, run) == 0
+    assert same_weights(run / "out.pt", whole / "out.pt")
+    assert load_checkpoint(run / "out.pt")[1].data == load_checkpoint(whole / "out.pt")[1].data
+    assert (run / "best.json").read_text() == (whole / "best.json").read_text()
+    assert not (run / "training").exists()
