@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from boltzformer_monai.cli import build_parser
+from boltzformer_monai.engines.stop import STOPPED
 from tests.needs import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "examples" / "slurm").glob("*.sbatch"))
+REQUEUED = [script for script in SCRIPTS if "scontrol requeue" in script.read_text(encoding="utf-8")]
 
 
 def _commands(script: Path) -> list[list[str]]:
@@ -26,7 +29,8 @@ def _commands(script: Path) -> list[list[str]]:
 
 
 def test_there_are_scripts() -> None:
-    assert SCRIPTS
+    assert len(SCRIPTS) >= 6
+    assert len(REQUEUED) >= 3
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -55,9 +59,47 @@ def test_its_header_is_read_by_slurm(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_its_commands_are_those_of_the_package(script: Path) -> None:
     commands = _commands(script)
-    assert commands
     for words in commands:
         assert build_parser().parse_args(words).command == words[0]
+    keys = _bundle_keys(script)
+    known = json.loads((ROOT / "bundles" / "boltzformer" / "configs" / "train.json").read_text(encoding="utf-8"))
+    assert keys <= {*known, "bundle_root", "config_file"}
+    assert commands or keys
+
+
+def _bundle_keys(script: Path) -> set[str]:
+    """Options of ``python -m monai.bundle run training``."""
+    _, _, rest = script.read_text(encoding="utf-8").partition("monai.bundle run training")
+    return set(re.findall(r"--(\w+) ", rest.partition("\n'")[0]))
+
+
+@pytest.mark.parametrize("script", REQUEUED, ids=lambda path: path.name)
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_a_training_that_was_asked_to_stop_is_requeued_and_no_other(script: Path, code: int, tmp_path: Path) -> None:
+    for name, line in {
+        "srun": f"exit {code}",
+        "scontrol": f'echo "$@" >> {tmp_path}/called',
+        "python": "echo b",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "DATA": "d", "OUTPUT": "o", "SLURM_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_NODELIST": "n",
+    }  # fmt: skip
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    called = (tmp_path / "called").read_text().splitlines() if (tmp_path / "called").exists() else []
+    assert ("requeue 7" in called) == (code == 75)
+
+
+@pytest.mark.parametrize("script", REQUEUED, ids=lambda path: path.name)
+def test_what_is_requeued_is_warned_and_resumes(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
+    assert "#SBATCH --requeue" in text
+    assert "#SBATCH --signal=USR1@" in text
+    assert "--resume auto" in text
+    assert STOPPED == 75
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
