@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.cli.bundle_command import add_options, run_bundle
+from boltzformer_monai.bundle_files import bundle_root
+from boltzformer_monai.cli.bundle_command import add_options, resume_auto, run_bundle
 from boltzformer_monai.cli.command_line import whole_number
 from boltzformer_monai.cli.run_settings import require_same_settings, run_settings, working_alone
 from boltzformer_monai.cli.train import add_training_options, training_keys
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     folders = [options.output / f"fold_{fold}" for fold in range(options.folds)]
     keys = {**training_keys(options), "folds": options.folds}
     settings = run_settings(options, keys)
+    keys |= resume_auto(bundle_root(options.bundle_root))
     with working_alone(options.output):
         require_same_settings(options.output / "cross-validation.json", settings)
         from boltzformer_monai.data.slices.reader import SliceReader

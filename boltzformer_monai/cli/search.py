@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boltzformer_monai.bundle_files import bundle_root
-from boltzformer_monai.cli.bundle_command import FIXED_KEYS, add_options, bundle_overrides
+from boltzformer_monai.cli.bundle_command import FIXED_KEYS, add_options, bundle_overrides, resume_auto
 from boltzformer_monai.cli.command_line import run_parsed, whole_number
 from boltzformer_monai.cli.run_settings import require_same_settings, run_settings, working_alone
 from boltzformer_monai.cli.train import add_training_options, training_keys
@@ -148,7 +148,7 @@ def _training(
     from boltzformer_monai.engines.bundle import run_workflow
 
     root = bundle_root(options.bundle_root)
-    given = {**overrides, **_device(options)}
+    given = {**overrides, **_device(options), **resume_auto(root)}
 
     def train(settings: Mapping[str, Any], folder: Path) -> float:
         of_point = {**given, **settings, "output_dir": str(folder.absolute())}

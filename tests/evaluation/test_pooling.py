@@ -1,0 +1,81 @@
+"""Evaluations of folds read back from their files: pooled, they are the evaluation of all their cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.evaluation.metrics import metrics_for
+from boltzformer_monai.evaluation.pooling import pool_evaluations
+from boltzformer_monai.evaluation.report import write_report
+from boltzformer_monai.evaluation.summary import SliceScore, VolumeScore, summarise_slices, summarise_volumes
+from boltzformer_monai.evaluation.tables import markdown_table, write_metrics_json, write_scores_csv
+
+RULE = {"high": 0.8, "low": 0.4}
+
+
+def _scores(patient: int) -> tuple[list[SliceScore], list[VolumeScore]]:
+    """Two slices and a volume; metrics of 0.1 times the patient, and a ratio where there is one."""
+    value = patient / 10
+    of_slice = {metric.name: value for metric in metrics_for(2)}
+    of_volume = {metric.name: value for metric in metrics_for(3)} | {"lesion_detection_rate": (patient, 7)}
+    slices = [
+        SliceScore(
+            f"images/v{patient}_{index}.png", f"v{patient}", f"p{patient}", "liver", "=liver", 0.1, 9, 9, 5, of_slice
+        )
+        for index in range(2)
+    ]
+    return slices, [VolumeScore(f"v{patient}", f"p{patient}", "liver", "=liver", 1 / 3, 0.1, of_volume, 0.7)]
+
+
+def _write(folder: Path, *patients: int, rule: dict[str, float] | None = RULE, tolerance: float = 2.0) -> Path:
+    slices, volumes = map(list, zip(*(_scores(patient) for patient in patients), strict=True))
+    slices, volumes = sum(slices, []), sum(volumes, [])
+    write_scores_csv(slices, folder / "scores.csv")
+    metrics = {
+        "model": {"sha256": folder.name},
+        "slices": summarise_slices(slices),
+        "volumes": {**summarise_volumes(volumes), "tolerance_mm": tolerance, "presence": rule},
+    }
+    write_metrics_json(metrics, folder / "metrics.json")
+    return folder
+
+
+def test_pooled_is_the_evaluation_of_all_cases(tmp_path: Path) -> None:
+    folders = [_write(tmp_path / "a", 1, 2, 3), _write(tmp_path / "b", 4, 5, rule=None)]
+    metrics, scores = pool_evaluations(folders)
+    slices, volumes = (
+        [score for patient in range(1, 6) for score in _scores(patient)[part]] for part in (0, 1)
+    )  # fmt: skip
+    assert scores == slices
+    assert metrics["slices"] == summarise_slices(slices)
+    expected = {**summarise_volumes(volumes), "tolerance_mm": 2.0, "presence": [RULE, None]}
+    assert metrics["volumes"] == expected
+    assert metrics["volumes"]["overall"]["dice"]["patients"] == 5
+    assert metrics["volumes"]["overall"]["lesion_detection_rate"]["mean"] == pytest.approx(15 / 35)
+    assert [fold["patients"] for fold in metrics["folds"]] == [3, 2]
+    assert [fold["volumes"]["dice"]["mean"] for fold in metrics["folds"]] == pytest.approx([0.2, 0.45])
+
+    lines = markdown_table(metrics).splitlines()
+    assert len([line for line in lines if line.startswith("| fold 1 | ")]) == 2
+    page = write_report(tmp_path / "report.html", title="Folds", metrics=metrics).read_text(encoding="utf-8")
+    assert "Presence thresholds are those of each fold&#39;s model." in page
+    assert page.count("By fold: its model on its validation patients") == 2
+    without = pool_evaluations([folders[1], _write(tmp_path / "c", 6, rule=None)])[0]
+    assert without["volumes"]["presence"] is None
+
+
+def test_what_cannot_be_pooled(tmp_path: Path) -> None:
+    first = _write(tmp_path / "a", 1, 2)
+    for other, words in (
+        (_write(tmp_path / "b", 2, 3), "evaluated the same patient; their folds are not of one dataset"),
+        (_write(tmp_path / "c", 3, tolerance=1.0), "different tolerances"),
+        (tmp_path, "cannot be read"),
+    ):
+        with pytest.raises(DatasetError, match=words):
+            pool_evaluations([first, other])
+    (tmp_path / "c" / "metrics.json").write_text('{"slices": {}}')
+    with pytest.raises(DatasetError, match="holds no evaluation of slices and volumes"):
+        pool_evaluations([first, tmp_path / "c"])
