@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.bundle_files import bundle_root
-from boltzformer_monai.cli.bundle_command import add_options, resume_auto, run_bundle
+from boltzformer_monai.cli.bundle_command import add_options, bundle_overrides, resume_auto, run_bundle
 from boltzformer_monai.cli.command_line import whole_number
 from boltzformer_monai.cli.run_settings import require_same_settings, run_settings, working_alone
 from boltzformer_monai.cli.train import add_training_options, training_keys
@@ -46,8 +46,14 @@ def run(options: argparse.Namespace) -> int:
     """Train what is not trained, evaluate what is not evaluated, pool, and print where the metrics are."""
     folders = [options.output / f"fold_{fold}" for fold in range(options.folds)]
     keys = {**training_keys(options), "folds": options.folds}
+    overrides = bundle_overrides(options, {**keys, "fold": 0})
+    from boltzformer_monai.engines.bundle import check_training
+
+    root = bundle_root(options.bundle_root)
+    checked, _ = check_training(overrides, root=root, overlays=options.config)
+    keys["preset"] = checked.preset  # "auto" is what it means on this machine, for all folds
     settings = run_settings(options, keys)
-    keys |= resume_auto(bundle_root(options.bundle_root))
+    keys |= resume_auto(root)
     with working_alone(options.output):
         require_same_settings(options.output / "cross-validation.json", settings)
         from boltzformer_monai.data.slices.reader import SliceReader

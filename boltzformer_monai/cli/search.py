@@ -50,8 +50,9 @@ _POINTS = 20
 _RESERVED = (*FIXED_KEYS, "dataset_dir", "demo_dir", "output_dir", "device", "plugins", "folds", "fold", "resume")
 # What the validation loss is computed with, or on.
 _CHANGE_THE_LOSS = (
-    "loss", "validate", "image_size", "mask_size", "prompts_per_image", "settings_overrides#balance",
-    "settings_overrides#empty_weight", "settings_overrides#negatives", "settings_overrides#mask_size",
+    "preset", "defaults", "settings", "loss", "validate", "image_size", "mask_size", "prompts_per_image",
+    "settings_overrides#balance", "settings_overrides#empty_weight", "settings_overrides#negatives",
+    "settings_overrides#mask_size",
 )  # fmt: skip
 _VAL_LOSS = "val_loss"
 
@@ -87,9 +88,10 @@ def run(options: argparse.Namespace) -> int:
     keys = {**training_keys(options), "folds": options.folds, "fold": options.fold}
     overrides = bundle_overrides(options, keys)
     space = _space(options)
-    settings = run_settings(options, {**keys, "grid" if options.space is None else "space": space.content})
     points = None if options.space is None else options.points or _POINTS
-    metric = _check(space, points, overrides, options)
+    overrides, metric = _check(space, points, overrides, options)
+    keys["preset"] = overrides.get("preset")
+    settings = run_settings(options, {**keys, "grid" if options.space is None else "space": space.content})
     with working_alone(options.output, timeout=-1):
         require_same_settings(options.output / "search.json", settings)
 
@@ -117,8 +119,14 @@ def _space(options: argparse.Namespace) -> Space:
     return Space.read(Path(options.grid) if options.space is None else options.space)
 
 
-def _check(space: Space, points: int | None, overrides: Mapping[str, Any], options: argparse.Namespace) -> str:
-    """Check the space's keys and the ends of its ranges before anything is trained; return the key metric."""
+def _check(
+    space: Space, points: int | None, overrides: Mapping[str, Any], options: argparse.Namespace
+) -> tuple[dict[str, Any], str]:
+    """Check the space's keys and the ends of its ranges before anything is trained.
+
+    Returns:
+        The overrides with the preset, and the key metric.
+    """
     from boltzformer_monai.engines.bundle import check_training
 
     if points is None:
@@ -128,17 +136,18 @@ def _check(space: Space, points: int | None, overrides: Mapping[str, Any], optio
             raise ConfigError(f"{key} is the same for all points of a search; take it out of the space")
         if key in overrides:
             raise ConfigError(f"{key} is in the space, and given as an option too; leave one out")
-    metric = ""
+    known, metric, root = dict(overrides), "", bundle_root(options.bundle_root)
     for corner in space.corners():
-        root = bundle_root(options.bundle_root)
-        metric = check_training({**overrides, **corner}, root=root, overlays=options.config)
+        settings, metric = check_training({**known, **corner}, root=root, overlays=options.config)
+        if "preset" not in space.dimensions:  # "auto" is what it means on this machine, here and on all others
+            known["preset"] = settings.preset
     changing = [
         key for key in space.dimensions if any(key == part or key.startswith(f"{part}#") for part in _CHANGE_THE_LOSS)
     ]
     if metric == _VAL_LOSS and changing:
         msg = f"{changing[0]} changes what the validation loss measures, so points would not compare"
         raise ConfigError(f"{msg}; choose another metric, e.g. --set key_metric=dice")
-    return metric
+    return known, metric
 
 
 def _training(

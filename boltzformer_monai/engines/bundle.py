@@ -170,8 +170,10 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
     workflow.finalize()
 
 
-def check_training(overrides: Mapping[str, Any], *, root: Path, overlays: Sequence[str | Path] = ()) -> str:
-    """Check keys and values of a training as its start does, its settings and its network's; return the key metric.
+def check_training(
+    overrides: Mapping[str, Any], *, root: Path, overlays: Sequence[str | Path] = ()
+) -> tuple[TrainingSettings, str]:
+    """Check keys and values of a training as its start does, its settings and its network's.
 
     Nothing is written, and no network is built.
 
@@ -179,6 +181,9 @@ def check_training(overrides: Mapping[str, Any], *, root: Path, overlays: Sequen
         overrides: key → value.
         root: the bundle's folder.
         overlays: configuration files that override it, in this order.
+
+    Returns:
+        The settings, with the preset that ``auto`` means here, and the key metric.
 
     Raises:
         BoltzFormerError: one is unknown or out of range, or there is no dataset.
@@ -189,13 +194,11 @@ def check_training(overrides: Mapping[str, Any], *, root: Path, overlays: Sequen
     _check_values(parser, _shipped(configs, "train"))
     use_plugins(parser.get("plugins"))
     try:
-        for part in ("settings", "network_config"):
-            parser.get_parsed_content(part)
-        key_metric = parser.get_parsed_content("key_metric")
+        settings, _, key_metric = map(parser.get_parsed_content, ("settings", "network_config", "key_metric"))
     except RuntimeError as error:  # MONAI wraps exceptions of expressions
         raise user_error(error) or error from error
     find_key_metric(key_metric)
-    return str(key_metric)
+    return settings, str(key_metric)
 
 
 def _workflow(name: str, overrides: Mapping[str, Any], root: Path, overlays: Sequence[str | Path]) -> ConfigWorkflow:

@@ -31,8 +31,8 @@ __all__ = ["Point", "Search"]
 _log = logging.getLogger(__name__)
 
 _NAME = "search"
-_MOST_STARTS = 3
-"""A point whose process died so often is given up: it may be what kills it."""
+_MOST_DEATHS = 3
+"""A point whose process died so often without any progress is given up: it may be what kills it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +152,12 @@ class Search:
             known = user_error(error)
             line = str(known) if isinstance(known, DivergenceError) else memory_line(error)
             if line is None:
+                self._stopped(number)
                 raise
             self._fail(number, line)
+        except BaseException:
+            self._stopped(number)
+            raise
         finally:
             lock.release()
 
@@ -171,14 +175,25 @@ class Search:
                     continue  # its process lives
                 if not self._is_whole(trial):  # killed while it was drawn
                     study.tell(trial.number, state=TrialState.FAIL)
-                elif (starts := study.user_attrs.get(f"starts {trial.number}", 1)) >= _MOST_STARTS:
-                    self._fail(trial.number, f"its process died {starts} times")
+                elif (deaths := self._deaths(study, trial.number)) >= _MOST_DEATHS:
+                    self._fail(trial.number, f"its process died {deaths} times")
                 else:
-                    _log.info("point %d was lost with its process; doing it again", trial.number)
-                    study.set_user_attr(f"starts {trial.number}", starts + 1)
+                    _log.info("point %d was left open; going on with it", trial.number)
                     return trial.number, trial.params, lock
                 lock.release()
             return self._draw(study)
+
+    def _deaths(self, study: Study, number: int) -> int:
+        """How often a point's process died since its last progress, now included: its lock is free, and it is open."""
+        before = study.user_attrs.get(f"deaths {number}", {"count": 0, "progress": 0.0})
+        written = [path.stat().st_mtime for path in self.place(number).rglob("*.pt")]  # weights and states
+        progress = max(written, default=0.0)
+        count = before["count"] + 1 if progress == before["progress"] else 1
+        if study.user_attrs.get(f"stopped {number}"):  # it was asked to stop, and said so
+            count = 0
+            study.set_user_attr(f"stopped {number}", False)
+        study.set_user_attr(f"deaths {number}", {"count": count, "progress": progress})
+        return count
 
     def _draw(self, study: Study) -> tuple[int, Mapping[str, Any], FileLock] | None:
         from optuna.trial import TrialState
@@ -196,6 +211,11 @@ class Search:
         lock = FileLock(self._locks / f"point_{trial.number}")
         lock.acquire()
         return trial.number, trial.params, lock
+
+    def _stopped(self, number: int) -> None:
+        """Leave a point open whose process ends of its own."""
+        with self._lock:
+            self._open().set_user_attr(f"stopped {number}", True)
 
     def _tell(self, number: int, value: float) -> None:
         with self._lock:

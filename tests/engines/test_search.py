@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ RANGES = {
     "batch_size": {"type": "int", "low": 2, "high": 16},
     "augmentation": {"type": "choice", "values": ["light", "none"]},
 }
+
+
+FOUR = {"learning_rate": {"type": "choice", "values": [1, 2, 3, 4]}}
 
 
 def _start(folder: Path, seconds: float) -> BaseProcess:
@@ -139,8 +143,7 @@ def test_a_line_that_was_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_point_that_fails_and_one_that_stops_the_search(tmp_path: Path) -> None:
-    space = Space({"learning_rate": {"type": "choice", "values": [1, 2, 3, 4]}})
-    search = Search(tmp_path, space, points=None, minimise=False)
+    search = Search(tmp_path, Space(FOUR), points=None, minimise=False)
 
     def objective(settings: Mapping[str, Any], place: Path) -> float:
         if settings["learning_rate"] == 1:
@@ -167,19 +170,52 @@ def test_a_point_that_fails_and_one_that_stops_the_search(tmp_path: Path) -> Non
     assert [point.value for point in search.points()] == [7.0, None, None, None]
 
 
-def test_a_point_that_kills_every_process_is_given_up(tmp_path: Path) -> None:
-    space = Space({"learning_rate": {"type": "choice", "values": [1, 2]}})
-    search = Search(tmp_path, space, points=None, minimise=True)
+def _killed(folder: Path, objective: Callable[[Mapping[str, Any], Path], float]) -> None:
+    """Work in a process that kills itself."""
 
-    def killed(settings: Mapping[str, Any], place: Path) -> float:
-        raise KeyboardInterrupt if settings["learning_rate"] == 1 else AssertionError
+    def work() -> None:
+        Search(folder, Space(FOUR), points=None, minimise=True).work(objective)
+
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_point_that_kills_every_process_is_given_up(tmp_path: Path) -> None:
+    def kills(settings: Mapping[str, Any], place: Path) -> float:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            search.work(killed)
-    search.work(lambda settings, place: float(settings["learning_rate"]))
-    reasons = {point.settings["learning_rate"]: point.reason for point in search.points()}
-    assert reasons == {1: "its process died 3 times", 2: ""}
+        _killed(tmp_path, kills)
+    Search(tmp_path, Space(FOUR), points=None, minimise=True).work(lambda settings, place: settings["learning_rate"])
+    points = Search(tmp_path, Space(FOUR), points=None, minimise=True).points()
+    assert [(point.settings["learning_rate"], point.reason) for point in points] == [
+        (2, ""), (3, ""), (4, ""), (1, "its process died 3 times"),
+    ]  # fmt: skip
+
+
+def test_processes_that_get_on_or_are_asked_to_stop_may_come_and_go(tmp_path: Path) -> None:
+    def asked(settings: Mapping[str, Any], place: Path) -> float:
+        raise SystemExit(75)
+
+    def kills(settings: Mapping[str, Any], place: Path) -> float:
+        states = list(place.glob("states/*.pt"))
+        (place / "states").mkdir(parents=True, exist_ok=True)
+        (place / "states" / f"{len(states)}.pt").touch()
+        os.utime(place / "states" / f"{len(states)}.pt", (len(states), len(states)))
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    search = Search(tmp_path, Space(FOUR), points=None, minimise=True)
+    for _ in range(5):
+        with pytest.raises(SystemExit):
+            search.work(asked)
+    for _ in range(5):
+        _killed(tmp_path, kills)
+    search.work(lambda settings, place: settings["learning_rate"])
+    assert [point.state for point in search.points()] == ["done"] * 4
 
 
 def test_a_free_search_draws_its_points_within_the_ranges(tmp_path: Path) -> None:
