@@ -15,7 +15,7 @@ from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.cli.command_line import add_plugin, whole_number
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import ConfigError, why
-from boltzformer_monai.limits import LARGEST_SEED, parse_json, read_json, read_text
+from boltzformer_monai.limits import LARGEST_SEED, parse_json, read_text
 from boltzformer_monai.storage import require_writable
 
 _DEEPEST = 32  # levels of a configuration
@@ -109,11 +109,6 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
     from boltzformer_monai.engines.bundle import run_workflow
 
     run_workflow(name, overrides, root=bundle_root(options.bundle_root), overlays=options.config)
-
-
-def resume_auto(root: Path) -> dict[str, str]:
-    """The key that lets a training go on where its output folder stopped; none where the bundle has no such key."""
-    return {"resume": "auto"} if "resume" in read_json(root / "configs" / "train.json") else {}
 
 
 def bundle_overrides(options: argparse.Namespace, settings: Mapping[str, Any]) -> dict[str, Any]:

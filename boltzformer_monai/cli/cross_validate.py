@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.bundle_files import bundle_root
-from boltzformer_monai.cli.bundle_command import add_options, bundle_overrides, resume_auto, run_bundle
+from boltzformer_monai.cli.bundle_command import add_options, bundle_overrides, run_bundle
 from boltzformer_monai.cli.command_line import whole_number
 from boltzformer_monai.cli.run_settings import require_same_settings, run_settings, working_alone
-from boltzformer_monai.cli.train import add_training_options, training_keys
+from boltzformer_monai.cli.train import AUTO, add_training_options, training_keys
 from boltzformer_monai.data.split import MOST_FOLDS
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.storage import file_sha256
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     checked, _ = check_training(overrides, root=root, overlays=options.config)
     keys["preset"] = checked.preset  # "auto" is what it means on this machine, for all folds
     settings = run_settings(options, keys)
-    keys |= resume_auto(root)
+    keys["resume"] = AUTO
     with working_alone(options.output):
         require_same_settings(options.output / "cross-validation.json", settings)
         from boltzformer_monai.data.slices.reader import SliceReader

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boltzformer_monai.bundle_files import bundle_root
-from boltzformer_monai.cli.bundle_command import FIXED_KEYS, add_options, bundle_overrides, resume_auto
+from boltzformer_monai.cli.bundle_command import FIXED_KEYS, add_options, bundle_overrides
 from boltzformer_monai.cli.command_line import run_parsed, whole_number
 from boltzformer_monai.cli.run_settings import require_same_settings, run_settings, working_alone
-from boltzformer_monai.cli.train import add_training_options, training_keys
+from boltzformer_monai.cli.train import AUTO, add_training_options, training_keys
 from boltzformer_monai.csv_cells import to_cell
 from boltzformer_monai.data.split import MOST_FOLDS, check_folds
 from boltzformer_monai.errors import ConfigError, DivergenceError
@@ -157,7 +157,7 @@ def _training(
     from boltzformer_monai.engines.bundle import run_workflow
 
     root = bundle_root(options.bundle_root)
-    given = {**overrides, **_device(options), **resume_auto(root)}
+    given = {**overrides, **_device(options), "resume": AUTO}
 
     def train(settings: Mapping[str, Any], folder: Path) -> float:
         of_point = {**given, **settings, "output_dir": str(folder.absolute())}
