@@ -109,3 +109,23 @@ def test_the_numbers_in_benchmarks_are_those_of_the_records() -> None:
         for name in ("stock", "own"):
             assert f"{values[f'second_prompt_faster_{name}']:.1f} times" in line, (record, name)
         assert f"({values['time_first_stock']:.1f} s → {values['time_second_stock']:.1f} s)" in line, record
+
+
+def test_the_figures_of_exports_are_those_of_their_record() -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "deploy.json").read_text(encoding="utf-8"))
+    values = {row["name"]: row["value"] for row in content["results"]}
+    rows: dict[str, list[str]] = {}
+    for preset in ("tiny", "hiera_s"):
+        of = {name.split()[1]: value for name, value in values.items() if name.split()[0] == preset}
+        megabytes = (f"{of[f'bytes_{name}'] / 1e6:.1f}" for name in ("image_encoder", "text_encoder", "decoder"))
+        cells = {
+            "files, MB: image encoder, text encoder, decoder": ", ".join(megabytes),
+            "equal pixels": f"{100 * of['equal_pixels']:.4f} %",
+            "logits differ by, of their spread": f"{of['logits']:.0e}",
+            "presence differs by": f"{of['presence']:.0e}" if "presence" in of else "no presence head",
+        }
+        for name, cell in cells.items():
+            rows.setdefault(name, []).append(cell)
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    for name, both in rows.items():
+        assert f"| {name} | {' | '.join(both)} |" in page, name
