@@ -1,7 +1,7 @@
 """Rank correlation (Spearman) of the uncertainty of repeated decodings with the errors of the mask, case by case.
 
     python benchmarks/uncertainty.py --input Task04_Hippocampus --slices runs/hippocampus/slices \
-        --checkpoint runs/hippocampus/model.pt --json benchmarks/results/hippocampus_uncertainty.json
+        --checkpoint runs/hippocampus/axial/model.pt --json benchmarks/results/hippocampus_uncertainty.json
 
 For every volume and target of the split: the rank correlation, over all voxels, between the entropy and the error
 (1 where mask and truth differ). Across cases: between what the mask's confidence lacks to 1, and what its Dice lacks.
@@ -44,8 +44,8 @@ class Case:
 
 
 def cases_of(segmenter: VolumeSegmenter, reader: SliceReader, task: Path, volume: str, repeats: int) -> list[Case]:
-    rows = {row.target: row for row in reader.select(volume=volume)}
-    scan = read_volume(task / "imagesTr" / f"{volume}.nii.gz", modality=reader.volumes[volume]["modality"])
+    rows = {row.target: row for row in reader.rows if row.scan == volume}
+    scan = read_volume(task / "imagesTr" / f"{volume}.nii.gz", modality=next(iter(rows.values())).modality)
     label = reorient_label(read_label_map(task / "labelsTr" / f"{volume}.nii.gz"), scan).array
     inferer = segmenter.inferer(RunSettings(prompts=[row.prompts[0] for row in rows.values()], repeats=repeats))
     cases = []
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     reader = SliceReader(arguments.slices)
     segmenter = VolumeSegmenter.from_checkpoint(arguments.checkpoint)
-    volumes = dict.fromkeys(row.volume for row in reader.select(split=arguments.split))
+    volumes = dict.fromkeys(row.scan for row in reader.select(split=arguments.split))
     cases = [
         case for volume in volumes for case in cases_of(segmenter, reader, arguments.input, volume, arguments.repeats)
     ]
