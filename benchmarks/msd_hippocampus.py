@@ -71,6 +71,7 @@ class Variant:
 CONTEXT_1 = {"neighbours": 1, "neighbour_mm": 1.0}
 CONTEXT_2 = {"neighbours": 2, "neighbour_mm": 1.5}
 CONTEXT_3 = {"neighbours": 3, "neighbour_mm": 1.0}
+EMA = {"ema": 0.999}
 VARIANTS: dict[str, Variant] = {
     "axial": Variant(),
     "coronal": Variant(("coronal",)),
@@ -80,10 +81,14 @@ VARIANTS: dict[str, Variant] = {
     "neighbours_2": Variant(network=CONTEXT_2),
     "neighbours_3": Variant(network=CONTEXT_3),
     "sagittal_neighbours_2": Variant(("sagittal",), CONTEXT_2),
+    "ema": Variant(training=EMA),
+    "neighbours_2_ema": Variant(network=CONTEXT_2, training=EMA),
     "planes": Variant(ALL, steps=10000),
     "planes_neighbours_1": Variant(ALL, CONTEXT_1, steps=10000),
     "planes_neighbours_2": Variant(ALL, CONTEXT_2, steps=10000),
     "planes_neighbours_3": Variant(ALL, CONTEXT_3, steps=10000),
+    "planes_neighbours_2_ema": Variant(ALL, CONTEXT_2, EMA, steps=10000),
+    "planes_neighbours_2_ema_long": Variant(ALL, CONTEXT_2, EMA, steps=15000),
 }
 
 

@@ -50,6 +50,8 @@ class TrainingSettings:
     """Share of warm-up steps, for the cosine schedule."""
     clip: float = 0.0
     """Largest gradient norm; 0 = no clipping."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is what is validated and saved; 0 = off."""
     balance: float = 0.0
     empty_weight: float = 1.0
     presence_weight: float = 0.5
@@ -72,6 +74,8 @@ class TrainingSettings:
             if value is not None and not low <= value <= high:
                 limit = f"between {low} and {high}" if high == 1 or value > high else f"at least {low}"
                 raise ConfigError(f"{name} must be {limit}, got {value!r}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema must be 0 (off) or more and below 1, e.g. 0.999, got {self.ema!r}")
         reject_unknown(self.freeze, PARTS, what="part to freeze")
         if set(self.freeze) == set(PARTS):
             raise ConfigError("freeze names every part, and nothing is left to train; leave one out")

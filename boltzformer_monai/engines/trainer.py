@@ -22,6 +22,7 @@ from monai.handlers import TensorBoardStatsHandler
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from boltzformer_monai.engines.average import average_weights
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
 from boltzformer_monai.engines.resume import (
     AUTO,
@@ -245,12 +246,12 @@ def run_training(
     best key metric is ``evaluator.state.best_metric``.
 
     Args:
-        trainer: its network is saved.
+        trainer: its network is saved, or with ``settings.ema`` the average of its weights.
         evaluator: run by the trainer's ValidationHandler; its key metric and comparator select the best checkpoint.
         scheduler: stepped after every iteration.
         description: saved with the weights.
         output_dir: made if needed.
-        settings: gradient clipping.
+        settings: gradient clipping, and the decay of the average of the weights.
         patience: validations without a better key metric before training stops.
         is_main: whether this process writes and logs (rank 0 in distributed training).
         resume: ``"auto"`` goes on where ``output_dir`` stopped, if the configuration is the same; a state, or a folder
@@ -286,13 +287,18 @@ def run_training(
     trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(output_transform=_loss_of))
     found = agreed(find_state(resume, folder) if is_main else None)
-    outputs = _Outputs(trainer, evaluator, folder, description) if is_main else None
+    kept, parts = _module(trainer.network), {}
+    if settings.ema:
+        average = average_weights(trainer, kept, settings.ema)
+        evaluator.network = kept = average.module
+        parts = {"average": average}
+    outputs = _Outputs(trainer, evaluator, folder, description, kept) if is_main else None
     state = TrainingState(
         trainer,
         scheduler,
         folder=folder,
         identity=describe_training(trainer, evaluator, description, settings),
-        parts={"early_stopping": stop, **({} if outputs is None else outputs.stateful)},
+        parts={"early_stopping": stop, **parts, **({} if outputs is None else outputs.stateful)},
     )
     if found is not None:
         _go_on(state, found, outputs, exact=resume == AUTO)
@@ -404,18 +410,25 @@ def _validate_last(trainer: Engine, evaluator: SupervisedEvaluator) -> None:
         evaluator.run(trainer.state.epoch)
 
 
+def _module(network: nn.Module) -> nn.Module:
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
 class _Outputs:
     """What the main process writes: checkpoints, curves, TensorBoard and the progress bar."""
 
     def __init__(
-        self, trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, folder: Path, description: Description
+        self,
+        trainer: SupervisedTrainer,
+        evaluator: SupervisedEvaluator,
+        folder: Path,
+        description: Description,
+        network: nn.Module,
     ) -> None:
-        network = trainer.network
-        module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
         self.trainer = trainer
         self.evaluator = evaluator
         self.folder = folder
-        self.checkpoints = Checkpoints(folder, module, description)
+        self.checkpoints = Checkpoints(folder, network, description)
         self.history = History(folder / "history.json")
         self._events: Any = None
 

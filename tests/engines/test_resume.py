@@ -198,6 +198,23 @@ def test_what_changes_no_number_may_differ(dataset: Path, cut: Path, whole: Path
     assert_same(moved, whole)
 
 
+def test_the_average_of_the_weights_goes_on_too(dataset: Path, whole: Path, tmp_path: Path, global_state: None):
+    averaged = {"settings_overrides": {"ema": 0.5}}
+    train(dataset, tmp_path / "whole", **averaged)
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "run", cut=7, **averaged)
+    train(dataset, tmp_path / "run", resume="auto", **averaged)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    state = read_state(StateFiles(tmp_path / "whole" / "states").newest_first()[0])
+    last, plain = (torch.load(place / "last.pt", weights_only=True)["model"] for place in (tmp_path / "whole", whole))
+    for name, weight in last.items():
+        assert torch.equal(weight, state["average"][f"module.{name}"])
+        assert torch.equal(plain[name], state["network"][name])  # the average does not change the training itself
+    assert any(not torch.equal(weight, plain[name]) for name, weight in last.items())
+    with pytest.raises(ConfigError, match=r"ema 0\.9 \(was 0\.5\)"):
+        train(dataset, tmp_path / "run", resume="auto", settings_overrides={"ema": 0.9})
+
+
 def test_a_path_goes_on_with_other_settings(dataset: Path, cut: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "boltzformer_monai")
     state = cut / "states" / "state_00000005.pt"
