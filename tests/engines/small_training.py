@@ -43,6 +43,8 @@ def send(moment: dict[str, Any]) -> None:
     """Send a signal to this process at a moment of its training."""
     from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
+    from boltzformer_monai.engines.sampler import EpochSampler
+
     number = signal.Signals[moment["signal"]]
     if "after" in moment:
         run = SupervisedTrainer.run
@@ -55,18 +57,18 @@ def send(moment: dict[str, Any]) -> None:
 
         SupervisedTrainer.run = timed  # type: ignore[method-assign]
         return
-    engine: Any = {"validation": SupervisedEvaluator, "step": SupervisedTrainer}[moment["in"]]
-    iteration = engine._iteration
+    owner: Any = {"validation": SupervisedEvaluator, "step": EpochSampler}[moment["in"]]
+    name = {"validation": "_iteration", "step": "seed_step"}[moment["in"]]
+    original = getattr(owner, name)
     seen = []
 
     def counted(self: Any, *arguments: Any) -> Any:
-        found = iteration(self, *arguments)
         seen.append(1)
         if len(seen) == moment["count"]:
             os.kill(os.getpid(), number)
-        return found
+        return original(self, *arguments)
 
-    engine._iteration = counted
+    setattr(owner, name, counted)
 
 
 def main(dataset: str, output: str, overrides: str = "{}", moment: str = "null") -> None:
@@ -79,7 +81,12 @@ def main(dataset: str, output: str, overrides: str = "{}", moment: str = "null")
     one_line_errors()
     if when := json.loads(moment):
         send(when)
-    run_workflow("train", settings(Path(dataset), Path(output), **json.loads(overrides)), root=BUNDLE)
+    given = settings(Path(dataset), Path(output), **json.loads(overrides))
+    overlays = []
+    if "WORLD_SIZE" in os.environ:  # one of several processes
+        overlays.append(BUNDLE / "configs" / "multi_gpu_train.json")
+        del given["device"]
+    run_workflow("train", given, root=BUNDLE, overlays=overlays)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,15 @@ from monai.utils import set_determinism
 from boltzformer_monai.engines import bundle
 from boltzformer_monai.engines.bundle import run_workflow
 from boltzformer_monai.engines.resume import StateFiles, read_state
+from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.errors import CheckpointError, ConfigError, StorageError, user_error
 from tests.engines.cases import write_dataset
 from tests.engines.small_training import BUNDLE, EPOCHS, settings
 from tests.offline import offline
-from tests.sizes import count
-from tests.warm_python import run_copy
+from tests.sizes import cases, count
+from tests.warm_python import run_copy, start_copy
 
-KILLS = count(4, thorough=20)
+KILLS = count(3, thorough=20)
 STEPS = 4 * EPOCHS
 
 
@@ -52,6 +54,12 @@ def process(dataset: Path, folder: Path, moment: dict[str, Any] | None = None, *
     )
 
 
+def timeless(epochs: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Curves without what is measured of a run."""
+    measured = {"images_per_second", "data_wait", "peak_memory_gb"}
+    return [{name: value for name, value in epoch.items() if name not in measured} for epoch in epochs]
+
+
 def assert_same(folder: Path, whole: Path) -> None:
     """Weights, descriptions, curves, best and the last state are alike to the bit."""
     for name in ("model.pt", "last.pt"):
@@ -60,10 +68,12 @@ def assert_same(folder: Path, whole: Path) -> None:
         assert one["model"].keys() == other["model"].keys()
         for key, weight in one["model"].items():
             assert torch.equal(weight, other["model"][key]), (name, key)
-    assert (folder / "history.json").read_text() == (whole / "history.json").read_text()
+    first, second = (json.loads((place / "history.json").read_text()) for place in (folder, whole))
+    assert timeless(first) == timeless(second)
     one, other = (read_state(StateFiles(place / "states").newest_first()[0]) for place in (folder, whole))
-    for part in ("training", "checkpoints", "history", "early_stopping", "scheduler"):
+    for part in ("training", "checkpoints", "early_stopping", "scheduler"):
         assert one[part] == other[part]
+    assert timeless(one["history"]["epochs"]) == timeless(other["history"]["epochs"]) == timeless(first)
     for name, moments in one["optimizer"].items():
         assert all(torch.equal(value, other["optimizer"][name][key]) for key, value in moments.items())
     assert one["training"]["finished"]
@@ -92,7 +102,10 @@ def test_killed_at_random_moments(workers: int, dataset: Path, whole: Path, tmp_
 
 @pytest.mark.parametrize(
     ("name", "place", "number", "step"),
-    [("SIGTERM", "step", 6, 6), ("SIGUSR1", "step", 8, 8), ("SIGTERM", "validation", 1, 4), ("SIGINT", "step", 3, 3)],
+    cases(
+        [("SIGUSR1", "step", 8, 8), ("SIGTERM", "validation", 1, 4), ("SIGINT", "step", 3, 3)],
+        thorough=[("SIGTERM", "step", 6, 6), ("SIGINT", "validation", 2, 8)],
+    ),
 )
 def test_stopped_by_a_signal(name: str, place: str, number: int, step: int, dataset: Path, whole: Path, tmp_path: Path):
     run = tmp_path / "run"
@@ -106,6 +119,32 @@ def test_stopped_by_a_signal(name: str, place: str, number: int, step: int, data
     assert states[0] == f"state_{step:08d}.pt"
     ended = process(dataset, run, save_steps=0, resume="auto")
     assert ended.returncode == 0, ended.stderr
+    assert_same(run, whole)
+
+
+def processes(dataset: Path, folder: Path, moment: dict[str, Any] | None = None, **overrides: Any) -> list[int]:
+    """A training in two processes, as torchrun starts them, of which the second gets the signal; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    copies = []
+    for rank in range(2):
+        words = ["-m", "tests.engines.small_training", dataset, folder, json.dumps(overrides)]
+        words.append(json.dumps(moment if rank else None))
+        place = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+        environment = {**offline(folder.parent / "connections.txt"), **place, "MASTER_ADDR": "127.0.0.1"}
+        log = folder.parent / f"{folder.name}-{rank}.log"
+        copies.append(start_copy([str(word) for word in words], folder=folder.parent, log=log, environment=environment))
+    return [copy.wait(300) for copy in copies]
+
+
+def test_processes_stop_and_go_on_together(dataset: Path, tmp_path: Path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert processes(dataset, whole) == [0, 0]
+    moment = {"signal": "SIGTERM", "in": "step", "count": 3}
+    assert processes(dataset, run, moment) == [75, 75]
+    assert StateFiles(run / "states").newest_first()[0].name == "state_00000003.pt"
+    assert processes(dataset, run, resume="auto") == [0, 0]
     assert_same(run, whole)
 
 
@@ -126,17 +165,15 @@ class Interrupted(Exception):
 
 def train(dataset: Path, folder: Path, *, cut: int | None = None, **overrides: Any) -> None:
     """Train here; ``cut`` ends it in a step."""
-    from monai.engines import SupervisedTrainer
+    seed_step = EpochSampler.seed_step  # at the start of a step
 
-    iteration = SupervisedTrainer._iteration
-
-    def counted(self: Any, *arguments: Any) -> Any:
-        if self.state.iteration == cut:
+    def counted(self: EpochSampler, step: int) -> None:
+        if step == cut:
             raise Interrupted
-        return iteration(self, *arguments)
+        seed_step(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SupervisedTrainer, "_iteration", counted)
+        patch.setattr(EpochSampler, "seed_step", counted)
         try:
             run_workflow("train", settings(dataset, folder, **overrides), root=BUNDLE)
         except RuntimeError as error:  # MONAI wraps what an expression raises

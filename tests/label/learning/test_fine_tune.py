@@ -16,9 +16,8 @@ from tests.needs import need_module
 
 need_module("monailabel")
 
-from monai.engines import SupervisedTrainer  # noqa: E402
-
 from boltzformer_monai.data.windows import NAMED_WINDOWS  # noqa: E402
+from boltzformer_monai.engines.sampler import EpochSampler  # noqa: E402
 from boltzformer_monai.errors import ConfigError  # noqa: E402
 from boltzformer_monai.evaluation import metrics  # noqa: E402
 from boltzformer_monai.evaluation.metrics import Metric, register_metric  # noqa: E402
@@ -123,15 +122,15 @@ def same_weights(one: Path, other: Path) -> bool:
 def interrupted(folder: Path, dataset: Path, checkpoint: Path, patches: pytest.MonkeyPatch, **settings: Any) -> None:
     """A training whose power is cut in its third step (of three, one an epoch)."""
     steps = count(1)
-    iteration = SupervisedTrainer._iteration
+    seed_step = EpochSampler.seed_step
 
-    def power_cut(*arguments: Any) -> Any:
+    def power_cut(sampler: EpochSampler, step: int) -> None:
         if next(steps) == 3:
             raise SystemError("cut")
-        return iteration(*arguments)
+        seed_step(sampler, step)
 
     with patches.context() as patch:
-        patch.setattr(SupervisedTrainer, "_iteration", power_cut)
+        patch.setattr(EpochSampler, "seed_step", power_cut)
         with pytest.raises(SystemError, match="cut"):
             tuned(folder, dataset, checkpoint, epochs=3, **settings)
 
@@ -147,8 +146,8 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     assert len(json.loads((job / "history.json").read_text())) == 2
     assert not (tmp_path / "out" / "model.pt").exists()
     started = count()
-    iteration = SupervisedTrainer._iteration
-    monkeypatch.setattr(SupervisedTrainer, "_iteration", lambda *a: (next(started), iteration(*a))[1])
+    seed_step = EpochSampler.seed_step
+    monkeypatch.setattr(EpochSampler, "seed_step", lambda *a: (next(started), seed_step(*a))[1])
     assert tuned(tmp_path, dataset, checkpoint, epochs=3) == best
     assert next(started) == 1  # step was left
     assert same_weights(tmp_path / "out" / "model.pt", tmp_path / "whole.pt")
