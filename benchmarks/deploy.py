@@ -2,10 +2,10 @@
 
     python benchmarks/deploy.py --json benchmarks/results/deploy.json
 
-Weights are random. ``equal_pixels`` is the lowest share of pixels on the same side of the threshold, or of the median
-logit where that leaves a mask empty or full, for 1 to 3 images and 1 to 5 prompts; ``presence`` the largest difference
-of a probability. Seconds are of one image and medians of rounds in turns, PyTorch with the fast decoder as
-``boltzformer segment`` has it, in float32.
+Weights are random. ``equal_pixels`` is the lowest share of pixels on the same side of the threshold ½, for 1 to 3
+images and 1 to 5 prompts; ``presence`` the largest difference of a probability; ``logits`` that of a mask's logits, by
+root mean square, as a share of their standard deviation. Seconds are of one image and medians of rounds in turns,
+PyTorch with the fast decoder as ``boltzformer segment`` has it, in float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.decoder_contest import medians  # noqa: E402
-from benchmarks.record import report, result  # noqa: E402
+from benchmarks.record import report, result, write  # noqa: E402
 from boltzformer_monai.deploy.export import export_model  # noqa: E402
 from boltzformer_monai.deploy.formats import graph_format  # noqa: E402
 from boltzformer_monai.deploy.graphs import graphs_of, plain_network  # noqa: E402
@@ -43,34 +43,25 @@ CASES = ((1, 1), (1, 5), (2, 3), (3, 2), (3, 5))
 
 
 class Exported:
-    """A model of random weights and its graphs, in a folder.
+    """A model and its graphs.
 
     Args:
-        folder: for both.
-        preset: of the network.
-        size: of the image; the preset's by default.
+        model: its folder.
+        graphs: of its export to ONNX.
     """
 
-    def __init__(self, folder: Path, preset: str, size: int | None) -> None:
-        torch.manual_seed(0)
-        overrides = {} if size is None else {"image_size": size}
-        config = network_config(preset, **overrides)
-        content = {
-            "model": create_boltzformer(config).state_dict(),
-            "description": Description(config, {"plane": "axial", "targets": []}).state_dict(),
-        }
-        save_model(content, folder / "model")
-        start = time.perf_counter()
-        export_model(folder / "model", folder / "onnx", to="onnx")
-        self.export_seconds = time.perf_counter() - start
-        self.config = config
-        self.network = set_layout(load_model(folder / "model").network, trains=False)
+    def __init__(self, model: Path, graphs: Path) -> None:
+        loaded = load_model(model)
+        self.config = loaded.description.network
+        self.network = set_layout(loaded.network, trains=False)
         self.tokens = PromptTokenizer()(TEXTS)
         first = reference(self.network, self.image(1), self.tokens[:1], seed=0)
-        graphs = graphs_of(plain_network(self.network, config), config, first.expected)
-        self.bytes = {graph.name: (folder / "onnx" / f"{graph.name}.onnx").stat().st_size for graph in graphs}
         form = graph_format("onnx")
-        self.graphs = {graph.name: form.load(graph, folder / "onnx" / f"{graph.name}.onnx") for graph in graphs}
+        self.bytes, self.graphs = {}, {}
+        for graph in graphs_of(plain_network(self.network, self.config), self.config, first.expected):
+            path = graphs / f"{graph.name}{form.suffix}"
+            self.bytes[graph.name] = sum(each.stat().st_size for each in graphs.glob(f"{path.name}*"))
+            self.graphs[graph.name] = form.load(graph, path)
 
     def image(self, count: int) -> Tensor:
         """Made-up ones."""
@@ -121,11 +112,18 @@ def seconds(exported: Exported, rounds: int) -> list[dict[str, Any]]:
 
 
 def measure(preset: str, size: int | None, rounds: int) -> list[dict[str, Any]]:
-    """All of one preset, its name before that of each result."""
+    """All of one preset with random weights, its name before that of each result."""
+    torch.manual_seed(0)
+    config = network_config(preset) if size is None else network_config(preset, image_size=size)
+    description = Description(config, {"plane": "axial", "targets": []}).state_dict()
     with tempfile.TemporaryDirectory() as folder:
-        exported = Exported(Path(folder), preset, size)
-        rows = [result(f"bytes_{name}", value, "bytes") for name, value in exported.bytes.items()]
-        rows += [result("seconds_export", exported.export_seconds, "s")]
+        model, graphs = Path(folder) / "model", Path(folder) / "onnx"
+        save_model({"model": create_boltzformer(config).state_dict(), "description": description}, model)
+        start = time.perf_counter()
+        export_model(model, graphs, to="onnx")
+        rows = [result("seconds_export", time.perf_counter() - start, "s")]
+        exported = Exported(model, graphs)
+        rows += [result(f"bytes_{name}", value, "bytes") for name, value in exported.bytes.items()]
         rows += [*parity(exported), *seconds(exported, rounds)]
     return [{**row, "name": f"{preset} {row['name']}"} for row in rows]
 
@@ -139,8 +137,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    rows = [row for preset in arguments.presets for row in measure(preset, arguments.size, arguments.rounds)]
-    report(rows, arguments.json)
+    rows: list[dict[str, Any]] = []
+    for preset in arguments.presets:
+        found = measure(preset, arguments.size, arguments.rounds)
+        report(found, None)
+        rows += found
+    if arguments.json is not None:
+        write(rows, arguments.json)
     return 0
 
 
