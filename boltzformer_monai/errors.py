@@ -114,6 +114,10 @@ class PromptError(BoltzFormerError):
     """A text prompt is empty or cannot be tokenised."""
 
 
+class RankLostError(BoltzFormerError):
+    """Another process of a training ended."""
+
+
 class CancelledError(BoltzFormerError):
     """The work was stopped from outside before it was done; no input is to blame."""
 

@@ -44,11 +44,17 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     presets = "hiera_s, hiera_bp, focal_l, biomedparse_v2 or tiny (hiera_s with a GPU, tiny without)"
     parser.add_argument("--preset", help=presets)
     parser.add_argument("--epochs", type=whole_number(1), metavar="N", help="most epochs (the preset's)")
+    parser.add_argument(
+        "--global_batch",
+        type=whole_number(1),
+        metavar="N",
+        help="examples of a step, a multiple of batch_size: gradients are accumulated (one batch)",
+    )
 
 
 def training_keys(options: argparse.Namespace) -> dict[str, Any]:
     """Keys of the configuration from the options of :func:`add_training_options`; None where they are not given."""
-    return {name: getattr(options, name) for name in ("preset", "epochs")}
+    return {name: getattr(options, name) for name in ("preset", "epochs", "global_batch")}
 
 
 def run(options: argparse.Namespace) -> int:

@@ -29,10 +29,12 @@ from boltzformer_monai.engines.evaluator import (
 )
 from boltzformer_monai.engines.initial import InitialWeights, find_initial_weights, training_network
 from boltzformer_monai.engines.key_metric import validation_metrics
-from boltzformer_monai.engines.loss import BoltzFormerLoss
+from boltzformer_monai.engines.loss import BoltzFormerLoss, StepLoss, training_loss
 from boltzformer_monai.engines.publish import publish_model
 from boltzformer_monai.engines.sampler import EpochSampler, SeededExamples
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
+from boltzformer_monai.engines.step import StepLoader, training_step
+from boltzformer_monai.engines.throughput import Throughput
 from boltzformer_monai.engines.trainer import (
     DecodingInferer,
     make_optimizer,
@@ -51,6 +53,9 @@ __all__ = [
     "InitialWeights",
     "ScoreSlices",
     "ScoreVolumes",
+    "StepLoader",
+    "StepLoss",
+    "Throughput",
     "SeededExamples",
     "TrainingSettings",
     "calibrate_checkpoint",
@@ -77,9 +82,11 @@ __all__ = [
     "start",
     "start_distributed",
     "training_items",
+    "training_loss",
     "training_network",
     "training_network_config",
     "training_settings",
+    "training_step",
     "training_transform",
     "validation_items",
     "validation_metrics",

@@ -46,6 +46,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "seed": (int, 0, LARGEST_SEED),
     "image_size": (int, 32, 2**20),
     "batch_size": (int, 1, 2**20),
+    "global_batch": (int, 1, 2**31 - 1),
     "workers": (int, 0, 2**10),
     "save_minutes": (float, 0, math.inf),
     "save_steps": (int, 0, 2**31 - 1),
@@ -88,6 +89,7 @@ def start(bundle_root: str | Path, name: str, *, plugins: str | Sequence[str] = 
     parser = _parser_in_use()
     _check_keys(parser, configs, name)
     _check_values(parser, _shipped(configs, name))
+    _replace_components(parser, _shipped(configs, name))
     _check_places(parser, name)
     use_plugins(plugins)
     if name == "train" and not is_expression(metric := parser.get("key_metric")):
@@ -103,6 +105,35 @@ def _check_keys(parser: ConfigParser, configs: Path, name: str) -> None:
         if key not in known and not free and not _is_argument(parser, key):
             hint = did_you_mean(key, sorted(known), show=_option, otherwise=f"see configs/{name}.json for the keys")
             raise ConfigError(f"unknown override {_option(key)}; {hint}")
+
+
+def _replace_components(parser: ConfigParser, shipped: Mapping[str, Any]) -> None:
+    """Take from components with another ``_target_`` the shipped arguments that this one does not have, e.g. a loss."""
+    for key, component in _entries(shipped):
+        given = parser.get(key)
+        if not isinstance(component, Mapping) or not isinstance(given, dict) or "_target_" not in component:
+            continue
+        if (target := given.get("_target_")) == component["_target_"] or is_expression(target):
+            continue
+        try:
+            located = _located(target)
+        except Exception as error:  # whatever importing somebody's module raises
+            raise ConfigError(f"{_option(key)}#_target_ {target} cannot be imported: {why(error)}") from error
+        if not callable(located):
+            msg = f"{_option(key)}#_target_ {target}: there is no such class or function; give it as MODULE.NAME"
+            raise ConfigError(msg)
+        left = [name for name, value in component.items() if name[0] != "_" and given.get(name) == value]
+        for argument in left:
+            if not _is_argument(parser, f"{key}::{argument}"):
+                del given[argument]
+        arguments = {name: value for name, value in given.items() if not name.startswith("_")}
+        try:
+            inspect.signature(located).bind(**arguments)
+        except TypeError as error:
+            msg = f"{_option(key)}#_target_ {target}: {error}; give it as {_option(key)}#ARGUMENT"
+            raise ConfigError(msg) from None
+        except ValueError:  # a class of C++ has no signature
+            continue
 
 
 def _shipped(configs: Path, name: str) -> dict[str, Any]:
@@ -256,9 +287,7 @@ def _is_argument(parser: ConfigParser, key: str) -> bool:
     component = parser.get(parent) if parent else None
     if not isinstance(component, Mapping) or "_target_" not in component:
         return False
-    target = str(component["_target_"])
-    module = target if "." in target else f"{ComponentLocator().get_component_module_name(target)}.{target}"
-    located: Any = pydoc.locate(module)
+    located = _located(component["_target_"])
     for part in inspect.getmro(located) if inspect.isclass(located) else [located] if callable(located) else []:
         parameters = inspect.signature(part).parameters
         if argument in parameters:
@@ -266,6 +295,12 @@ def _is_argument(parser: ConfigParser, key: str) -> bool:
         if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
             break  # without **kwargs nothing is passed on to the base class, e.g. PyTorch's DataLoader
     return False
+
+
+def _located(target: object) -> Any:
+    """The class or function that a ``_target_`` names; ``None`` if there is none."""
+    name = str(target)
+    return pydoc.locate(name if "." in name else f"{ComponentLocator().get_component_module_name(name)}.{name}")
 
 
 def _entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

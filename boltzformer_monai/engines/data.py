@@ -22,6 +22,7 @@ from boltzformer_monai.data.split import check_folds
 from boltzformer_monai.demo.demo import ensure_demo_dataset
 from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings
+from boltzformer_monai.engines.step import global_batch_of
 from boltzformer_monai.errors import DatasetError, reject_unknown
 from boltzformer_monai.transforms import (
     LoadSliced,
@@ -192,14 +193,23 @@ def training_transform(
     return Compose(steps).set_random_state(seed)
 
 
-def slice_sampler(items: Sequence[Item], settings: TrainingSettings, *, seed: int) -> EpochSampler:
+def slice_sampler(
+    items: Sequence[Item], settings: TrainingSettings, *, seed: int, global_batch: int | None = None
+) -> EpochSampler:
     """Sample slices by their largest target weight; without target weights every epoch has each of them once.
 
+    Args:
+        items: of the training.
+        settings: batch size and target weights.
+        seed: of the draws.
+        global_batch: examples of a step on all processes, by default one batch each.
+
     Raises:
-        ConfigError: a weight is for a target that the data set does not have.
+        ConfigError: a weight is for a target that the data set does not have, or the processes cannot share the global
+            batch in batches.
     """
     rank, world = idist.get_rank(), idist.get_world_size()
-    batch = settings.batch_size * world
+    batch = global_batch_of(global_batch, batch_size=settings.batch_size)
     if not settings.target_weights:
         return EpochSampler(len(items), seed=seed, global_batch=batch, rank=rank, world=world)
     targets = {row.target for item in items for row in item["rows"]}

@@ -10,14 +10,16 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine
-from ignite.metrics import Loss, Metric
+from ignite.metrics import Metric
 from monai.engines import Evaluator
 from monai.handlers import MeanDice
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.evaluator import ScoreSlices
+from boltzformer_monai.engines.loss import StepLoss
+from boltzformer_monai.engines.ranks import sums_of_ranks
 from boltzformer_monai.errors import ConfigError, did_you_mean
 from boltzformer_monai.evaluation import metrics as table
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
@@ -37,7 +39,7 @@ class ValidationMetrics:
     improves: Callable[[float, float], bool]
 
 
-def validation_metrics(key_metric: str, *, loss: nn.Module, reader: SliceReader, size: int) -> ValidationMetrics:
+def validation_metrics(key_metric: str, *, loss: StepLoss, reader: SliceReader, size: int) -> ValidationMetrics:
     """Metrics of the validation: the key metric, and the loss and Dice for the curves.
 
     Args:
@@ -51,7 +53,7 @@ def validation_metrics(key_metric: str, *, loss: nn.Module, reader: SliceReader,
     """
     metric = find_key_metric(key_metric)
     curves: dict[str, Metric] = {
-        VAL_LOSS: Loss(loss, output_transform=_masks_and_labels),
+        VAL_LOSS: LossOfExamples(loss),
         VAL_DICE: MeanDice(include_background=True, output_transform=_binarised),  # at mask size, present targets
     }
     if metric is None:
@@ -90,6 +92,34 @@ def has_improved(evaluator: Evaluator, best: float | None) -> bool:
     """Whether the last validation is better than ``best``, the key metric so far; NaN and infinity never are."""
     value = key_value(evaluator)
     return math.isfinite(value) and (best is None or evaluator.metric_cmp_fn(value, best))
+
+
+class LossOfExamples(Metric):
+    """The loss over all examples of a validation, whatever batches and processes they were computed in.
+
+    Args:
+        loss: of the masks.
+    """
+
+    def __init__(self, loss: StepLoss) -> None:
+        self.loss = loss
+        super().__init__(output_transform=_masks_and_labels)
+
+    def reset(self) -> None:
+        """Forget all examples."""
+        self._sum = self._weight = 0.0
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """Add logits ``(B, P, h, w)`` and masks ``(B, P, H, W)``."""
+        for logits, target in zip(*(each.split(1) for each in output), strict=True):
+            weight = float(self.loss.mask_weight(self.loss.counts(target)))
+            self._sum += weight * float(self.loss(logits, target))
+            self._weight += weight
+
+    def compute(self) -> float:
+        """The mean by weight; NaN without examples."""
+        total, weight = sums_of_ranks(self._sum, self._weight)
+        return total / weight if weight else math.nan
 
 
 class MetricOfTable(Metric):

@@ -1,7 +1,15 @@
-"""The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4), plus the presence head's loss."""
+"""The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4), plus the presence head's loss.
+
+A loss is computed on micro-batches, on several processes: what it divides by is counted over all of them first
+(:meth:`~StepLoss.counts`), and the parts are added. So the sum is the loss of the whole batch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,8 +17,56 @@ from torch.nn import functional as F
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.interfaces import Decoded
 
+__all__ = ["BoltzFormerLoss", "ReplacedLoss", "StepLoss", "training_loss"]
 
-class BoltzFormerLoss(nn.Module):
+
+@runtime_checkable
+class StepLoss(Protocol):
+    """A loss whose parts add up to that of the whole batch."""
+
+    def counts(self, target: Tensor) -> Tensor:
+        """What of masks ``(B, P, H, W)`` the loss divides by; a vector whose sum over parts is that of the whole."""
+        ...
+
+    def mask_weight(self, counts: Tensor) -> Tensor:
+        """The weight of masks with these counts: the masks' loss of several is the mean with it."""
+        ...
+
+    def __call__(self, prediction: Tensor | Decoded, target: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The part of some examples in a loss over all those ``counts`` are of; by default over these examples."""
+        ...
+
+
+class _PromptLoss(nn.Module):
+    """Counts present and absent targets, and has the presence head's loss.
+
+    Args:
+        presence_weight: of that, which is balanced between present and absent targets.
+    """
+
+    def __init__(self, *, presence_weight: float) -> None:
+        super().__init__()
+        self.presence_weight = presence_weight
+
+    def counts(self, target: Tensor) -> Tensor:
+        """Numbers of prompts whose target is in the slice, and is not: ``(2,)``."""
+        present = _present(target).sum()
+        return torch.stack([present, target.shape[0] * target.shape[1] - present])
+
+    def with_presence(self, masks: Tensor, prediction: Tensor | Decoded, target: Tensor, counts: Tensor) -> Tensor:
+        """The masks' loss with that of the presence head, where there is one."""
+        if isinstance(prediction, Tensor) or prediction.presence is None or not self.presence_weight:
+            return masks
+        logits = prediction.presence
+        is_present = _present(target).to(logits)
+        entropy = F.binary_cross_entropy_with_logits(logits, is_present, reduction="none")
+        present, absent = counts.to(logits)
+        weight = is_present / present.clamp_min(1) + (1 - is_present) / absent.clamp_min(1)
+        kinds = (counts > 0).sum()
+        return masks + self.presence_weight * (entropy * weight).sum() / kinds
+
+
+class BoltzFormerLoss(_PromptLoss):
     """Dice on the sigmoid with squared denominators + pixel-wise BCE, per prompt, averaged.
 
     Args:
@@ -21,46 +77,34 @@ class BoltzFormerLoss(nn.Module):
     """
 
     def __init__(self, *, balance: float = 0.0, empty_weight: float = 1.0, presence_weight: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(presence_weight=presence_weight)
         if min(balance, empty_weight, presence_weight) < 0:
             given = f"{balance}, {empty_weight} and {presence_weight}"
             raise ConfigError(f"balance, empty_weight and presence_weight must not be negative, got {given}")
         self.balance = balance
         self.empty_weight = empty_weight
-        self.presence_weight = presence_weight
         self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6, reduction="none")
 
-    def forward(self, prediction: Tensor | Decoded, target: Tensor) -> Tensor:
+    def mask_weight(self, counts: Tensor) -> Tensor:
+        """Prompts, those of absent targets by ``empty_weight``."""
+        return (counts[0] + self.empty_weight * counts[1]).clamp_min(1e-6)
+
+    def forward(self, prediction: Tensor | Decoded, target: Tensor, counts: Tensor | None = None) -> Tensor:
         """Loss of mask logits ``(B, P, h, w)`` against masks ``(B, P, H, W)`` in 0–1; a scalar.
 
         The presence loss is added if the prediction has presence logits. Mask logits are resized to the target's size,
         bicubic with antialiasing, as in the published code.
         """
-        if isinstance(prediction, Tensor):
-            return self._masks(prediction, target)
-        loss = self._masks(prediction.logits, target)
-        if prediction.presence is None or not self.presence_weight:
-            return loss
-        return loss + self.presence_weight * self._presence(prediction.presence, target)
+        counts = self.counts(target) if counts is None else counts
+        logits = prediction if isinstance(prediction, Tensor) else prediction.logits
+        return self.with_presence(self._masks(logits, target, counts), prediction, target, counts)
 
-    @staticmethod
-    def _presence(logits: Tensor, target: Tensor) -> Tensor:
-        present = (target.flatten(2).amax(2) > 0).to(logits)
-        entropy = F.binary_cross_entropy_with_logits(logits, present, reduction="none")
-        absent = 1 - present
-        weight = present / present.sum().clamp_min(1) + absent / absent.sum().clamp_min(1)
-        return (entropy * weight).sum() / weight.sum()
-
-    def _masks(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits, target = logits.float(), target.float()
-        if logits.shape[-2:] != target.shape[-2:]:
-            logits = F.interpolate(logits, size=target.shape[-2:], mode="bicubic", align_corners=False, antialias=True)
+    def _masks(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        logits, target = _resized(logits, target), target.float()
         dice = self.dice(logits, target).flatten(2).mean(2)
         loss = dice + self._cross_entropy(logits, target)
-        if self.empty_weight == 1:
-            return loss.mean()
-        weight = (target.flatten(2).amax(2) > 0).to(loss) * (1 - self.empty_weight) + self.empty_weight
-        return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+        weight = _present(target).to(loss) * (1 - self.empty_weight) + self.empty_weight
+        return (loss * weight).sum() / self.mask_weight(counts)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """``(B, P)``."""
@@ -72,3 +116,76 @@ class BoltzFormerLoss(nn.Module):
         factor = ((pixels - positives) / positives).clamp(1.0, self.balance)[..., None, None]
         weight = 1 + (factor - 1) * target
         return (entropy * weight).flatten(2).sum(2) / weight.flatten(2).sum(2)
+
+
+class ReplacedLoss(_PromptLoss):
+    """Another loss of the masks, e.g. one of MONAI's, in the place of :class:`BoltzFormerLoss`.
+
+    Every prompt is an example of one channel: it gets logits ``(B·P, 1, H, W)``, resized to the target's size, and
+    masks of this shape. One with a true attribute ``of_prompts`` gets the whole prediction, a tensor ``(B, P, h, w)``
+    (validation) or a ``Decoded``, and masks ``(B, P, H, W)``; then the presence head's loss is its own matter.
+
+    Its values of several micro-batches are averaged by their prompts.
+
+    Args:
+        loss: (prediction, target) → scalar.
+        presence_weight: of the presence head's loss, which is added.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], *, presence_weight: float = 0.0) -> None:
+        super().__init__(presence_weight=presence_weight)
+        self.loss = loss
+        self.of_prompts = bool(getattr(loss, "of_prompts", False))
+
+    def mask_weight(self, counts: Tensor) -> Tensor:
+        """Prompts."""
+        return counts.sum()
+
+    def forward(self, prediction: Tensor | Decoded, target: Tensor, counts: Tensor | None = None) -> Tensor:
+        """As that of :class:`BoltzFormerLoss`.
+
+        Raises:
+            ConfigError: the loss does not take this, or returns no scalar.
+        """
+        counts = self.counts(target) if counts is None else counts
+        share = target.shape[0] * target.shape[1] / counts.sum()
+        if self.of_prompts:
+            return self._value(prediction, target) * share
+        logits = prediction if isinstance(prediction, Tensor) else prediction.logits
+        logits, masks = _resized(logits, target), target.float()
+        masks = self._value(*(each.flatten(0, 1)[:, None] for each in (logits, masks))) * share
+        return self.with_presence(masks, prediction, target, counts)
+
+    def _value(self, prediction: Tensor | Decoded, target: Tensor) -> Tensor:
+        name = type(self.loss).__name__
+        try:
+            value = self.loss(prediction, target)
+        except (TypeError, ValueError, AssertionError, AttributeError) as error:
+            raise ConfigError(f"the loss {name} does not take logits and masks of one channel: {error}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ConfigError(f"the loss {name} must return a scalar, got {what}; see its reduction")
+        return value.reshape(())
+
+
+def training_loss(loss: Callable[..., Tensor], *, presence_weight: float = 0.0) -> StepLoss:
+    """A loss as the training uses it: itself if it is a :class:`StepLoss`, else in a :class:`ReplacedLoss`.
+
+    Raises:
+        ConfigError: it cannot be called.
+    """
+    if not callable(loss):
+        raise ConfigError(f"the loss must be a function of prediction and target, got {loss!r}")
+    return loss if isinstance(loss, StepLoss) else ReplacedLoss(loss, presence_weight=presence_weight)
+
+
+def _present(target: Tensor) -> Tensor:
+    """Whether the target is in the slice, ``(B, P)``."""
+    return target.flatten(2).amax(2) > 0
+
+
+def _resized(logits: Tensor, target: Tensor) -> Tensor:
+    logits = logits.float()
+    if logits.shape[-2:] == target.shape[-2:]:
+        return logits
+    return F.interpolate(logits, size=target.shape[-2:], mode="bicubic", align_corners=False, antialias=True)

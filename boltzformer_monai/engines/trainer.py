@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from boltzformer_monai.engines.average import average_weights
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
+from boltzformer_monai.engines.ranks import together
 from boltzformer_monai.engines.resume import (
     AUTO,
     STATES,
@@ -37,6 +38,7 @@ from boltzformer_monai.engines.resume import (
 from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.engines.stop import StopSignals, TrainingStopped
+from boltzformer_monai.engines.throughput import THROUGHPUT
 from boltzformer_monai.errors import DivergenceError
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.networks.sampling import CounterNoise
@@ -143,6 +145,7 @@ class History:
         if evaluator.state.epoch == engine.state.epoch:  # MONAI runs validation as the trainer's epoch
             names = (VAL_LOSS, VAL_DICE, evaluator.state.key_metric_name)
             row.update({name: float(metrics[name]) for name in dict.fromkeys(names) if name in metrics})
+        row.update({name: engine.state.metrics[name] for name in THROUGHPUT if name in engine.state.metrics})
         self.epochs.append(row)
         self._write()
 
@@ -316,7 +319,7 @@ def run_training(
     for engine in (trainer, evaluator):
         engine.logger.addFilter(_no_exception)
     try:
-        with signals, writing(folder, much_else=True):  # TensorBoard's files
+        with signals, together(), writing(folder, much_else=True):  # TensorBoard's files
             _run(trainer, state)
     except _ValidationStopped:
         state.save()

@@ -215,3 +215,45 @@ def test_the_network_to_train():
     assert network.training
     with pytest.raises(ConfigError, match="did you mean 'queries'"):
         bundle.training_network_config("tiny", image_size=64, overrides={"querys": 1})
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_the_loss_can_be_replaced(tmp_path: Path):
+    overrides = {
+        "dataset_dir": str(write_dataset(tmp_path / "slices")),
+        "output_dir": str(tmp_path / "models"),
+        "device": "cpu",
+        "preset": "tiny",
+        "image_size": 64,
+        "epochs": 1,
+        "batch_size": 2,
+        "network_overrides": {key: value for key, value in SMALL.items() if key != "image_size"},
+        "loss#_target_": "monai.losses.TverskyLoss",
+        "loss#sigmoid": True,
+        "loss#alpha": 0.3,
+    }
+    bundle.run_workflow("train", overrides, root=BUNDLE)
+    (epoch,) = json.loads((tmp_path / "models" / "history.json").read_text())
+    assert 0 < epoch["val_loss"] < 1.01
+    assert epoch["images_per_second"] > 0
+    assert 0 <= epoch["data_wait"] <= 1
+    assert epoch["peak_memory_gb"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        ({"loss#_target_": "monai.losses.NoLoss"}, r"--loss#_target_ monai.losses.NoLoss: there is no such class"),
+        ({"loss#_target_": "no_module.Loss"}, r"--loss#_target_ no_module.Loss: there is no such class"),
+        ({"loss#_target_": "monai.losses.DiceLoss", "loss#sigmiod": True}, "unknown override --loss#sigmiod"),
+        ({"loss#_target_": "monai.losses.DeepSupervisionLoss"}, "missing a required argument: 'loss'"),
+        ({"global_batch": 0}, "--global_batch must be a whole number"),
+    ],
+)
+def test_components_that_cannot_be_replaced_so(overrides: dict[str, Any], what: str):
+    with pytest.raises(RuntimeError) as raised:
+        parser(**overrides).get_parsed_content("initialize")
+    refused = user_error(raised.value)
+    assert refused is not None
+    assert what in str(refused)
+    assert "\n" not in str(refused)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceFocalLoss, DiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from boltzformer_monai.engines import BoltzFormerLoss
+from boltzformer_monai.engines import BoltzFormerLoss, training_loss
+from boltzformer_monai.engines.loss import ReplacedLoss
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.interfaces import Decoded
 
@@ -141,3 +143,72 @@ def test_the_presence_head_pays_for_both_kinds_of_prompts_alike(present: list[in
     torch.testing.assert_close(found, masks + 0.5 * torch.stack(means).mean())
     for loss, decoded in ((0.5, Decoded(logits)), (0.0, Decoded(logits, presence))):
         assert BoltzFormerLoss(presence_weight=loss)(decoded, target) == masks
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        BoltzFormerLoss(presence_weight=0.5),
+        BoltzFormerLoss(empty_weight=0.2, balance=50, presence_weight=1),
+        BoltzFormerLoss(empty_weight=0),
+        ReplacedLoss(DiceFocalLoss(sigmoid=True), presence_weight=0.5),
+    ],
+)
+def test_parts_add_up_to_the_whole(loss: BoltzFormerLoss | ReplacedLoss):
+    logits, target = some(5, 2)
+    target[:3, 1] = 0  # so that micro-batches differ in what is present
+    presence = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+    whole = loss(Decoded(logits, presence), target)
+    parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
+    counts = sum(loss.counts(target[part]) for part in parts)
+    assert counts.tolist() == [7, 3]
+    found = sum(loss(Decoded(logits[part], presence[part]), target[part], counts) for part in parts)
+    torch.testing.assert_close(found, whole)
+
+
+def test_a_loss_of_monai_sees_every_prompt_as_an_example():
+    logits, target = some(2, 3, size=12)
+    loss = training_loss(DiceLoss(sigmoid=True), presence_weight=0.5)
+    each = [
+        DiceLoss(sigmoid=True)(logits[b, p][None, None], target[b, p][None, None]) for b in (0, 1) for p in (0, 1, 2)
+    ]
+    torch.testing.assert_close(loss(logits, target), torch.stack(each).mean())
+    presence = torch.zeros(2, 3)
+    torch.testing.assert_close(loss(Decoded(logits, presence), target), torch.stack(each).mean() + 0.5 * np.log(2))
+    assert loss(logits[..., ::2, ::2], target).isfinite()
+
+
+def test_a_loss_of_prompts_sees_the_whole_prediction():
+    class OfPrompts(torch.nn.Module):
+        of_prompts = True
+
+        def forward(self, prediction: Tensor | Decoded, target: Tensor) -> Tensor:
+            seen.append((type(prediction), target.shape))
+            return (prediction.logits if isinstance(prediction, Decoded) else prediction).mean()
+
+    seen: list[tuple[type, torch.Size]] = []
+    logits, target = some()
+    loss = training_loss(OfPrompts())
+    assert loss(Decoded(logits, torch.zeros(2, 3)), target) == logits.mean()
+    assert loss(logits, target) == logits.mean()
+    assert seen == [(Decoded, target.shape), (Tensor, target.shape)]
+
+
+def test_the_training_s_own_loss_is_not_wrapped():
+    loss = BoltzFormerLoss()
+    assert training_loss(loss) is loss
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (DiceLoss(sigmoid=True, reduction="none"), r"DiceLoss must return a scalar, got a tensor of shape"),
+        (lambda prediction, target: 1.0, "must return a scalar, got 1.0"),
+        (lambda prediction: prediction.sum(), "does not take logits and masks"),
+        (3, "must be a function"),
+    ],
+)
+def test_losses_that_do_not_fit(loss: object, what: str):
+    with pytest.raises(ConfigError, match=what) as refused:
+        training_loss(loss)(*some())
+    assert "\n" not in str(refused.value)
