@@ -43,29 +43,29 @@ class StepLoader:
     """The micro-batches of one step after another.
 
     Args:
-        loader: of micro-batches; its sampler gives the examples of a step together.
+        loader: of micro-batches. An :class:`EpochSampler` gives the examples of a step together; with another sampler
+            every batch is a step.
 
     Raises:
-        ConfigError: the loader has another sampler, or a batch size that does not divide a step's examples.
+        ConfigError: the loader's batch size does not divide a step's examples.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        sampler = loader.sampler
-        if not isinstance(sampler, EpochSampler):
-            raise ConfigError(f"train#sampler must be an EpochSampler, got {type(sampler).__name__}")
-        share = sampler.global_batch // sampler.world
-        if loader.batch_size is None or share % loader.batch_size:
-            msg = f"{share} examples of a step on each process are no multiple of the batch size {loader.batch_size}"
-            raise ConfigError(msg)
         self.loader = loader
-        self.sampler = sampler
+        self.sampler = loader.sampler
         self.dataset = loader.dataset
         self.batch_size = loader.batch_size
-        self.micro_batches = share // loader.batch_size
+        self.micro_batches = 1
+        if isinstance(self.sampler, EpochSampler):
+            share = self.sampler.global_batch // self.sampler.world
+            if self.batch_size is None or share % self.batch_size:
+                msg = f"{share} examples of a step on each process are no multiple of the batch size {self.batch_size}"
+                raise ConfigError(msg)
+            self.micro_batches = share // self.batch_size
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        return self.sampler.steps
+        return self.sampler.steps if isinstance(self.sampler, EpochSampler) else len(self.loader)
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Lists of micro-batches; the last step of an epoch may have fewer."""

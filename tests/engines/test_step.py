@@ -105,8 +105,8 @@ def test_steps_of_micro_batches():
     assert (len(steps), steps.micro_batches) == (3, 2)
     batches = [[batch.tolist() for batch in step] for step in steps]
     assert batches == [[order[0:2], order[2:4]], [order[4:6], order[6:8]], [order[8:10]]]
-    with pytest.raises(ConfigError, match="EpochSampler, got SequentialSampler"):
-        StepLoader(torch.utils.data.DataLoader(_Indices()))
+    other = StepLoader(torch.utils.data.DataLoader(_Indices(), batch_size=4))
+    assert (len(other), other.micro_batches) == (3, 1)
     with pytest.raises(ConfigError, match="4 examples of a step on each process are no multiple of the batch size 3"):
         StepLoader(torch.utils.data.DataLoader(_Indices(), batch_size=3, sampler=sampler))
 
