@@ -94,13 +94,16 @@ def check_options(options: argparse.Namespace) -> None:
         _check_config(file)
 
 
-def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+def run_bundle(
+    name: str, options: argparse.Namespace, settings: Mapping[str, Any], *, tracking: str | None = None
+) -> None:
     """Check input and output, then run a configuration of the bundle.
 
     Args:
         name: ``"train"`` or ``"evaluate"``.
         options: of :func:`add_options`.
         settings: configuration keys from the command's own options; None keeps the default.
+        tracking: ``"mlflow"``, or a file of MONAI's tracking settings.
 
     Raises:
         BoltzFormerError: a setting is unknown or out of range, data are missing, or the output cannot be written.
@@ -108,7 +111,8 @@ def run_bundle(name: str, options: argparse.Namespace, settings: Mapping[str, An
     overrides = bundle_overrides(options, settings)
     from boltzformer_monai.engines.bundle import run_workflow
 
-    run_workflow(name, overrides, root=bundle_root(options.bundle_root), overlays=options.config)
+    root = bundle_root(options.bundle_root)
+    run_workflow(name, overrides, root=root, overlays=options.config, tracking=tracking)
 
 
 def bundle_overrides(options: argparse.Namespace, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
     )
     add("--resume", metavar="auto|PATH", help="go on where --output stopped, or from a state (default: begin)")
     add("--fold", type=whole_number(0, MOST_FOLDS - 1), metavar="K", help="the fold that validates, from 0 to N-1")
+    add("--tracking", metavar="mlflow|FILE", help="track in MLflow too, by default in --output, or as FILE says")
     add_options(parser)
     parser.set_defaults(run=run)
 
@@ -62,6 +63,6 @@ def run(options: argparse.Namespace) -> int:
     check_folds(options.folds, options.fold)
     resume = options.resume if options.resume in (None, AUTO) else str(Path(options.resume).absolute())
     own = {"folds": options.folds, "fold": options.fold, "resume": resume}
-    run_bundle("train", options, {**training_keys(options), **own})
+    run_bundle("train", options, {**training_keys(options), **own}, tracking=options.tracking)
     sys.stdout.write(f"{options.output / 'model.pt'}\n")
     return 0

@@ -30,6 +30,7 @@ from boltzformer_monai.engines.evaluator import (
 from boltzformer_monai.engines.initial import InitialWeights, find_initial_weights, training_network
 from boltzformer_monai.engines.key_metric import validation_metrics
 from boltzformer_monai.engines.loss import BoltzFormerLoss, StepLoss, training_loss
+from boltzformer_monai.engines.overlays import WatchedSlices
 from boltzformer_monai.engines.publish import publish_model
 from boltzformer_monai.engines.sampler import EpochSampler, SeededExamples
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
@@ -58,6 +59,7 @@ __all__ = [
     "Throughput",
     "SeededExamples",
     "TrainingSettings",
+    "WatchedSlices",
     "calibrate_checkpoint",
     "calibrate_presence",
     "collate_examples",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import inspect
 import json
 import logging
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, DEFAULT_MLFLOW_SETTINGS
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from boltzformer_monai.data.slices.tables import read_description
@@ -52,6 +54,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "save_steps": (int, 0, 2**31 - 1),
     "threshold": (float, 0, 1),
     "tolerance_mm": (float, 0, math.inf),
+    "overlays": (int, 0, 64),
     "resamples": (int, 1, 2**20),
     "repeats": (int, 1, 100),
     "tta": (int, 1, 5),
@@ -91,6 +94,7 @@ def start(bundle_root: str | Path, name: str, *, plugins: str | Sequence[str] = 
     _check_values(parser, _shipped(configs, name))
     _replace_components(parser, _shipped(configs, name))
     _check_places(parser, name)
+    _check_tracking(parser)
     use_plugins(plugins)
     if name == "train" and not is_expression(metric := parser.get("key_metric")):
         find_key_metric(metric)
@@ -182,7 +186,22 @@ def _check_places(parser: ConfigParser, name: str) -> None:
         require_writable(Path(place).parent if _WRITES[name] == "output" else Path(place))
 
 
-def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlays: Sequence[str | Path] = ()) -> None:
+def _check_tracking(parser: ConfigParser) -> None:
+    """Check that what ``--tracking`` adds can be used."""
+    lists = [value for key, value in _entries(parser.get()) if key.endswith("handlers") and isinstance(value, list)]
+    kinds = {each.get("_target_") for handlers in lists for each in handlers if isinstance(each, Mapping)}
+    if "MLFlowHandler" in kinds and importlib.util.find_spec("mlflow") is None:
+        raise ConfigError("--tracking mlflow needs MLflow; pip install 'boltzformer-monai[tracking]'")
+
+
+def run_workflow(
+    name: str,
+    overrides: Mapping[str, Any],
+    *,
+    root: Path,
+    overlays: Sequence[str | Path] = (),
+    tracking: str | None = None,
+) -> None:
     """Run a configuration of the bundle in this process, as ``python -m monai.bundle run`` does.
 
     Args:
@@ -190,12 +209,15 @@ def run_workflow(name: str, overrides: Mapping[str, Any], *, root: Path, overlay
         overrides: key → value, as ``--key value`` gives them.
         root: the bundle's folder.
         overlays: configuration files that override it, in this order.
+        tracking: ``"mlflow"``, or a file of MONAI's tracking settings.
 
     Raises:
         ConfigError: an override refers to a missing part of the configuration.
         RuntimeError: MONAI's, around a user error; :func:`~boltzformer_monai.errors.user_line` finds it.
     """
     workflow = _workflow(name, overrides, root, overlays)
+    if tracking is not None:
+        workflow.patch_bundle_tracking(workflow.parser, _tracking_settings(tracking))
     workflow.initialize()
     workflow.run()
     workflow.finalize()
@@ -246,6 +268,12 @@ def _workflow(name: str, overrides: Mapping[str, Any], root: Path, overlays: Seq
     except (KeyError, TypeError, IndexError) as error:  # a key below a missing part
         raise ConfigError(f"an override leads nowhere ({why(error)}); see configs/{name}.json for the keys") from error
     return workflow
+
+
+def _tracking_settings(tracking: str) -> dict[str, Any]:
+    if tracking in DEFAULT_EXP_MGMT_SETTINGS:
+        return copy.deepcopy(DEFAULT_EXP_MGMT_SETTINGS[tracking])  # MONAI makes them part of the configuration
+    return ConfigParser.load_config_files(tracking)  # type: ignore[no-any-return]
 
 
 def make_training(

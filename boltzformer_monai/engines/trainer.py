@@ -7,8 +7,9 @@ import logging
 import math
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from boltzformer_monai.engines.average import average_weights
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
 from boltzformer_monai.engines.ranks import together
+from boltzformer_monai.engines.remaining import RemainingTime
 from boltzformer_monai.engines.resume import (
     AUTO,
     STATES,
@@ -39,6 +41,7 @@ from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.engines.stop import StopSignals, TrainingStopped
 from boltzformer_monai.engines.throughput import THROUGHPUT
+from boltzformer_monai.engines.tracking import Tracking
 from boltzformer_monai.errors import DivergenceError
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.networks.sampling import CounterNoise
@@ -240,13 +243,14 @@ def run_training(
     resume: str | Path | None = None,
     save_minutes: float = 10,
     save_steps: int = 0,
+    handlers: Sequence[object] = (),
 ) -> Path:
     """Train; returns the best checkpoint.
 
-    Writes ``model.pt`` (best by the evaluator's key metric), ``last.pt``, ``history.json``, TensorBoard events and
-    ``states/`` to go on from into ``output_dir``. A second call does nothing: MONAI Label evaluates both ``training``
-    and ``run`` of the bundle. SIGTERM, SIGUSR1 and Ctrl-C end the step and save the state, Ctrl-C ``last.pt`` too. The
-    best key metric is ``evaluator.state.best_metric``.
+    Writes ``model.pt`` (best by the evaluator's key metric), ``last.pt``, ``history.json``, TensorBoard events,
+    ``states/`` to go on from and, however it ends, ``training.html`` into ``output_dir``. A second call does nothing:
+    MONAI Label evaluates both ``training`` and ``run`` of the bundle. SIGTERM, SIGUSR1 and Ctrl-C end the step and save
+    the state, Ctrl-C ``last.pt`` too. The best key metric is ``evaluator.state.best_metric``.
 
     Args:
         trainer: its network is saved, or with ``settings.ema`` the average of its weights.
@@ -261,6 +265,7 @@ def run_training(
             of a training, goes on from there although settings differ; ``None`` begins.
         save_minutes: minutes between states; 0: only after every epoch.
         save_steps: steps between states; 0: only by ``save_minutes``.
+        handlers: of both engines; MONAI's ``--tracking mlflow`` puts its own among them.
 
     Raises:
         StorageError: the folder cannot be written; existing checkpoints and states are left untouched.
@@ -295,18 +300,21 @@ def run_training(
         average = average_weights(trainer, kept, settings.ema)
         evaluator.network = kept = average.module
         parts = {"average": average}
-    outputs = _Outputs(trainer, evaluator, folder, description, kept) if is_main else None
+    identity = describe_training(trainer, evaluator, description, settings)
+    outputs = _Outputs(trainer, evaluator, folder, description, kept, identity, handlers) if is_main else None
     state = TrainingState(
         trainer,
         scheduler,
         folder=folder,
-        identity=describe_training(trainer, evaluator, description, settings),
+        identity=identity,
         parts={"early_stopping": stop, **parts, **({} if outputs is None else outputs.stateful)},
     )
     if found is not None:
         _go_on(state, found, outputs, exact=resume == AUTO)
     if found is not None and (state.finished or state.is_over) and not state.epoch_is_open:
         evaluator.state.best_metric = None if outputs is None else outputs.checkpoints.best
+        if outputs is not None:
+            outputs.close(finished=True)
         _log.info("%s: the training is finished already, after %d epochs", folder, trainer.state.epoch)
         return checkpoint
     with writing(folder):
@@ -332,7 +340,9 @@ def run_training(
         for engine in (trainer, evaluator):
             engine.logger.removeFilter(_no_exception)
         if outputs is not None:
-            outputs.close()
+            stopped = state.stopping or signals.received is not None
+            error = isinstance(sys.exc_info()[1], Exception)
+            outputs.close(finished=state.finished and not error, stopped=stopped and not error)
     if state.stopping or signals.received is not None:
         _report_stop(trainer, folder, signals, outputs)
     if outputs is not None:
@@ -427,12 +437,24 @@ class _Outputs:
         folder: Path,
         description: Description,
         network: nn.Module,
+        configuration: Mapping[str, Any],
+        handlers: Sequence[object],
     ) -> None:
         self.trainer = trainer
         self.evaluator = evaluator
         self.folder = folder
         self.checkpoints = Checkpoints(folder, network, description)
         self.history = History(folder / "history.json")
+        self.tracking = Tracking(
+            trainer,
+            evaluator,
+            folder=folder,
+            history=lambda: self.history.epochs,
+            configuration=configuration,
+            data=description.data.get("training_data", {}),
+            loss_of=_loss_of,
+            handlers=handlers,
+        )
         self._events: Any = None
 
     @property
@@ -450,7 +472,8 @@ class _Outputs:
 
         trainer, evaluator = self.trainer, self.evaluator
         self.folder.mkdir(parents=True, exist_ok=True)
-        if resumed_from is None or resumed_from.parent.resolve() != (self.folder / STATES).resolve():
+        goes_on = resumed_from is not None and resumed_from.parent.resolve() == (self.folder / STATES).resolve()
+        if not goes_on:
             set_aside(self.folder)
         if self.checkpoints.best is None:
             _set_model_aside(self.folder)
@@ -462,12 +485,17 @@ class _Outputs:
         TensorBoardStatsHandler(
             self._events, output_transform=lambda _: None, global_epoch_transform=lambda _: trainer.state.epoch
         ).attach(evaluator)
-        bar = ProgressBar(desc="training", persist=True)
-        bar.attach(trainer, output_transform=lambda output: {"loss": float(_loss_of(output))})
+        self.tracking.attach(self._events, resumed=goes_on)
+        bar, remaining = ProgressBar(desc="training", persist=True), RemainingTime()
+        remaining.attach(trainer)
+        bar.attach(
+            trainer, output_transform=lambda output: {"loss": float(_loss_of(output)), "left": remaining.text(trainer)}
+        )
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, _log_validation, trainer, bar)
 
-    def close(self) -> None:
-        """Write what TensorBoard holds back."""
+    def close(self, *, finished: bool, stopped: bool = False) -> None:
+        """Write the page of the training, and what TensorBoard holds back."""
+        self.tracking.close(finished=finished, stopped=stopped)
         if self._events is not None:
             self._events.close()
 

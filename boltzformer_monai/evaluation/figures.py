@@ -48,18 +48,22 @@ class OverlayPanel:
             _check_mask(self.truth, self.image.shape, "truth")
 
 
-def loss_curve(history: Sequence[Mapping[str, float | None]]) -> bytes:
+def loss_curve(history: Sequence[Mapping[str, float | None]], *, best: float | None = None) -> bytes:
     """Plot training and validation loss and, on a second axis, validation Dice over epochs.
 
     Args:
         history: dictionaries with "epoch" and any of "train_loss", "val_loss", "val_dice"; values that are missing,
             None or not finite are skipped.
+        best: epoch to mark with a dotted line.
     """
     figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
+    if best is not None:
+        axes.axvline(best, color="#555555", linestyle=":", linewidth=1)
     lines: list[Any] = []
     for key, label, colour in (("train_loss", "training loss", "#1f77b4"), ("val_loss", "validation loss", "#d62728")):
         epochs, values = _series(history, key)

@@ -174,6 +174,7 @@ def _train(
             "reader": reader,
             "network_config": config,
             "network_def": network,
+            "overlays": 0,  # nobody would see them
             "description": description,
             "train#trainer#max_epochs": epochs,
             "train#dataset#progress": False,
