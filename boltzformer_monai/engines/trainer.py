@@ -294,7 +294,8 @@ def run_training(
     # The last epoch is always validated: it may be the best, or the only one.
     trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last, evaluator)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(output_transform=_loss_of))
-    found = agreed(find_state(resume, folder) if is_main else None)
+    with together():  # a main process that refuses the state leaves the others waiting for it
+        found = agreed(find_state(resume, folder) if is_main else None)
     kept, parts = _module(trainer.network), {}
     if settings.ema:
         average = average_weights(trainer, kept, settings.ema)
