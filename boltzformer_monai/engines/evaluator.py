@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
+from boltzformer_monai.engines.mlflow_run import detach, find_mlflow_handlers, track_evaluation
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.mask_pair import MaskPair
@@ -187,8 +188,11 @@ def run_evaluation(
     output_dir: str | Path,
     bootstrap: Bootstrap | None = None,
     model: Mapping[str, Any] | None = None,
+    handlers: Sequence[object] = (),
 ) -> dict[str, Any]:
     """Evaluate once; writes ``metrics.json``, ``scores.csv`` and ``report.html`` into ``output_dir``.
+
+    MONAI's handlers of ``--tracking mlflow`` among ``handlers`` track the means.
 
     Returns:
         The metrics: under ``"slices"`` those of :func:`~boltzformer_monai.evaluation.summary.summarise_slices`, under
@@ -198,6 +202,8 @@ def run_evaluation(
     folder = Path(output_dir)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    trackers = find_mlflow_handlers(handlers)
+    detach(evaluator, trackers)
     evaluator.run()
     metrics: dict[str, Any] = {} if model is None else {"model": dict(model)}
     metrics["slices"] = summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap)
@@ -206,5 +212,6 @@ def run_evaluation(
     write_metrics_json(metrics, folder / "metrics.json")
     write_scores_csv(scorer.scores, folder / "scores.csv")
     write_report(folder / "report.html", title="Evaluation", metrics=metrics)
+    track_evaluation(trackers, folder=folder, metrics=metrics, files=("metrics.json", "scores.csv", "report.html"))
     _log.info("evaluated; results are in %s\n%s", folder, markdown_table(metrics))
     return metrics

@@ -23,7 +23,7 @@ from monai.handlers import MLFlowHandler
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.storage import replacing
 
-__all__ = ["MlflowRun", "find_mlflow_handlers"]
+__all__ = ["MlflowRun", "detach", "find_mlflow_handlers", "track_evaluation"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,15 +46,17 @@ class MlflowRun:
 
     Args:
         handler: MONAI's; it says where, and the names of experiment and run.
-        folder: of the training's results; keeps the run's id, for a training that goes on.
+        folder: of the results.
+        goes_on: whether the folder keeps the run's id, for a training that goes on.
     """
 
-    def __init__(self, handler: MLFlowHandler, folder: Path) -> None:
+    def __init__(self, handler: MLFlowHandler, folder: Path, *, goes_on: bool = True) -> None:
         from mlflow.exceptions import MlflowException
 
         self.handler = handler
         self.client = handler.client
         self.folder = folder
+        self.goes_on = goes_on
         self.run_id = ""
         self._errors: tuple[type[Exception], ...] = (MlflowException, OSError)
         self._paused = False
@@ -79,8 +81,9 @@ class MlflowRun:
                     self.client.set_terminated(before.info.run_id, "KILLED")
                 name = self.handler.run_name or f"{self.folder.absolute().name}_{time.strftime('%Y%m%d_%H%M%S')}"
                 self.run_id = self.client.create_run(self._experiment(), run_name=name).info.run_id
-                with replacing(self.folder / RUN_FILE) as temporary:
-                    temporary.write_text(json.dumps({"run_id": self.run_id}), encoding="utf-8")
+                if self.goes_on:
+                    with replacing(self.folder / RUN_FILE) as temporary:
+                        temporary.write_text(json.dumps({"run_id": self.run_id}), encoding="utf-8")
             given = {**(self.handler.experiment_param or {}), **parameters}
             self._log_parameters(given, known=before.data.params if before is not None and resumed else {})
             for place in self._artifacts():
@@ -98,6 +101,8 @@ class MlflowRun:
 
     def _find_run(self) -> Any:
         """The folder's run; None if there is none, or another place has it."""
+        if not self.goes_on:
+            return None
         try:
             run_id = str(json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))["run_id"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -129,9 +134,10 @@ class MlflowRun:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        if values:
-            self._try(lambda: self.client.log_batch(self.run_id, metrics=values))
+        values = [Metric(_NOT_IN_NAMES.sub("_", name), float(value), now, step) for name, value in metrics.items()]
+        for first in range(0, len(values), _BATCH):
+            part = values[first : first + _BATCH]
+            self._try(lambda part=part: self.client.log_batch(self.run_id, metrics=part))  # type: ignore[misc]
 
     def log_picture(self, picture: np.ndarray, *, name: str, step: int) -> None:
         """Log a picture ``(H, W, 3)`` uint8 at a step."""
@@ -178,3 +184,31 @@ def detach(engine: Engine, handlers: Sequence[MLFlowHandler]) -> None:
         ):
             if engine.has_event_handler(function, event):
                 engine.remove_event_handler(function, event)
+
+
+def track_evaluation(
+    handlers: Sequence[MLFlowHandler], *, folder: Path, metrics: Mapping[str, Any], files: Sequence[str]
+) -> None:
+    """Track the means of an evaluation as a run of its own: ``slices/all/dice``, ``volumes/liver/dice``, ….
+
+    Args:
+        handlers: of :func:`find_mlflow_handlers`; nothing happens without one.
+        folder: of the evaluation's results.
+        metrics: content of ``metrics.json``.
+        files: names of files in the folder to log.
+
+    Raises:
+        ConfigError: MLflow cannot be used.
+    """
+    for handler in handlers:
+        run = MlflowRun(handler, folder, goes_on=False)
+        run.start(resumed=False, parameters={f"model.{key}": each for key, each in metrics.get("model", {}).items()})
+        for part in ("slices", "volumes"):
+            summary = metrics.get(part, {})
+            for target, values in {"all": summary.get("overall", {}), **summary.get("by_target", {})}.items():
+                means = {name: each["mean"] for name, each in values.items() if isinstance(each, Mapping)}
+                known = {f"{part}/{target}/{name}": mean for name, mean in means.items() if mean is not None}
+                run.log_metrics(known, step=0)
+        for name in files:
+            run.log_file(folder / name)
+        run.end("FINISHED")

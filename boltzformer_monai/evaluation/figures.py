@@ -56,11 +56,13 @@ def loss_curve(history: Sequence[Mapping[str, float | None]], *, best: float | N
             None or not finite are skipped.
         best: epoch to mark with a dotted line.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if best is not None:
         axes.axvline(best, color="#555555", linestyle=":", linewidth=1)

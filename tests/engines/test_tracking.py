@@ -178,3 +178,21 @@ def test_what_mlflow_refuses_at_the_start_is_one_line(
 
 def _refuse(*_: object) -> None:
     raise mlflow.exceptions.MlflowException("no permission")
+
+
+def test_an_evaluation_is_a_run_of_its_own(folder: Path, tracked: Path) -> None:
+    output, connections = folder / "evaluation", folder / "connections.txt"
+    words = ["-m", "monai.bundle", "run", "evaluating", "--config_file", str(BUNDLE / "configs" / "evaluate.json")]
+    words += ["--bundle_root", str(BUNDLE), "--dataset_dir", str(folder / "slices"), "--output_dir", str(output)]
+    words += ["--checkpoint", str(tracked / "model.pt"), "--device", "cpu", "--logging_file", "False"]
+    done = run_copy([*words, "--tracking", "mlflow"], folder=folder, environment=offline(connections))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert attempts(connections) == []
+    metrics = json.loads((output / "metrics.json").read_text())
+    client, (run,) = _runs(output)
+    assert run.info.status == "FINISHED"
+    for part in ("slices", "volumes"):
+        assert run.data.metrics[f"{part}/all/dice"] == pytest.approx(metrics[part]["overall"]["dice"]["mean"])
+        assert f"{part}/liver/dice" in run.data.metrics
+    assert run.data.params["model.sha256"] == metrics["model"]["sha256"]
+    assert {"metrics.json", "report.html"} <= {each.path for each in client.list_artifacts(run.info.run_id)}
