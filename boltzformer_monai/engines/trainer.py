@@ -341,8 +341,9 @@ def run_training(
         for engine in (trainer, evaluator):
             engine.logger.removeFilter(_no_exception)
         if outputs is not None:
-            stopped = state.stopping or signals.received is not None
-            error = isinstance(sys.exc_info()[1], Exception)
+            ended_by = sys.exc_info()[1]
+            error = isinstance(ended_by, Exception)
+            stopped = state.stopping or signals.received is not None or isinstance(ended_by, KeyboardInterrupt)
             outputs.close(finished=state.finished and not error, stopped=stopped and not error)
     if state.stopping or signals.received is not None:
         _report_stop(trainer, folder, signals, outputs)

@@ -20,6 +20,7 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.weights import load_checkpoint
 from tests.cli.test_segment_plan import RUNNER
 from tests.engines.cases import write_dataset
+from tests.needs import need_module
 from tests.networks.cases import SMALL
 
 SMALL_NETWORK = {key: value for key, value in SMALL.items() if key != "image_size"}
@@ -111,6 +112,20 @@ def test_the_overlay_is_laid_over_and_set_over_both(
     assert seen == {"batch": 3, "prompts": 1}
 
 
+def test_a_training_is_tracked_in_the_output_folder(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_module("mlflow")
+    places: list[str] = []
+
+    def run(*_: object, handlers: list[Any], **settings: Any) -> None:
+        places.extend(each.client.tracking_uri for each in handlers if type(each).__name__ == "MLFlowHandler")
+
+    monkeypatch.setattr("boltzformer_monai.engines.run_training", run)
+    assert _train(slices, tmp_path / "run", "--tracking", "mlflow") == 0
+    assert places == [f"sqlite:///{tmp_path}/run/mlruns.db"] * 2  # of trainer and evaluator
+
+
 def test_ctrl_c_keeps_the_last_state(slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -118,6 +133,7 @@ def test_ctrl_c_keeps_the_last_state(slices: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("boltzformer_monai.engines.trainer.History._epoch", interrupt)
     assert _train(slices, tmp_path / "run") == 130
     assert load_checkpoint(tmp_path / "run" / "last.pt")
+    assert "The training was stopped" in (tmp_path / "run" / "training.html").read_text(encoding="utf-8")
 
 
 def test_a_presence_head_that_cannot_be_calibrated_is_a_warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,16 @@ def test_a_key_is_taken_as_it_is_written_and_refused_with_a_letter_more(key: str
     assert config[key.replace("#", "::")] == value
     with pytest.raises(ConfigError, match=rf"unknown override --{key}x; "):
         start(parser(**{f"{key}x": value}))
+
+
+def test_tracking_without_mlflow_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch):
+    config = parser(**{"train#handlers": [{"_target_": "MLFlowHandler"}]})
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else find(name, *rest)
+    )
+    with pytest.raises(ConfigError, match=r"pip install 'boltzformer-monai\[tracking\]'"):
+        start(config)
 
 
 def test_free_keys_are_checked_where_they_are_used():
