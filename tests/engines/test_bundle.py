@@ -126,7 +126,7 @@ def test_tracking_without_mlflow_is_refused_before_the_work(monkeypatch: pytest.
     config = parser(**{"train#handlers": [{"_target_": "MLFlowHandler"}]})
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else find(name, *rest)
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else found(name, *rest)
     )
     with pytest.raises(ConfigError, match=r"pip install 'boltzformer-monai\[tracking\]'"):
         start(config)
