@@ -26,6 +26,9 @@ def add_parser(commands: Any) -> None:
         help="model.pt of a training, a model folder, or the id of a fetched model",
     )  # fmt: skip
     parser.add_argument("--split", metavar="NAME", help="train, val or test (val)")
+    parser.add_argument(
+        "--update-card", action="store_true", help="write the numbers into the model folder's card and metrics.json too"
+    )
     add_options(parser)
     parser.set_defaults(run=run)
 
@@ -33,6 +36,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print where the metrics are."""
     checkpoint = locate(options.checkpoint).path.absolute()
-    run_bundle("evaluate", options, {"checkpoint": str(checkpoint), "split": options.split})
+    settings = {"checkpoint": str(checkpoint), "split": options.split, "update_card": options.update_card or None}
+    run_bundle("evaluate", options, settings)
     sys.stdout.write(f"{options.output / 'metrics.json'}\n")
     return 0

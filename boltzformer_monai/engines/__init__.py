@@ -31,7 +31,7 @@ from boltzformer_monai.engines.initial import InitialWeights, find_initial_weigh
 from boltzformer_monai.engines.key_metric import validation_metrics
 from boltzformer_monai.engines.loss import BoltzFormerLoss, StepLoss, training_loss
 from boltzformer_monai.engines.overlays import WatchedSlices
-from boltzformer_monai.engines.publish import publish_model
+from boltzformer_monai.engines.publish import publish_metrics, publish_model, require_card
 from boltzformer_monai.engines.sampler import EpochSampler, SeededExamples
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.step import StepLoader, training_step
@@ -77,7 +77,9 @@ __all__ = [
     "open_dataset",
     "presence_rule",
     "prompt_length",
+    "publish_metrics",
     "publish_model",
+    "require_card",
     "run_evaluation",
     "run_training",
     "slice_sampler",

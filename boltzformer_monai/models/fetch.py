@@ -20,6 +20,7 @@ from boltzformer_monai.limits import read_json
 from boltzformer_monai.models.catalogue import Entry, entry_named
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import CARD, CONFIG, WEIGHTS, hub_id
+from boltzformer_monai.models.resume import finish_download
 from boltzformer_monai.storage import FULL, REFUSED, file_sha256
 
 __all__ = ["Fetched", "fetch", "hub_address"]
@@ -174,6 +175,8 @@ def _download(
     what = f"{file} of {repo}" + (f" at {revision}" if revision else "")
     page = f"{address}/{repo}"
     try:
+        if not offline:
+            finish_download(repo, file, revision, endpoint=address)
         return Path(hf_hub_download(repo, file, revision=revision, endpoint=address, local_files_only=offline))
     except HFValidationError as error:
         raise CheckpointError(f"{repo} is no id of a model on the hub ({why(error)})") from error

@@ -12,11 +12,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from monai.bundle import create_workflow
 
 from boltzformer_monai.demo.demo import ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.errors import CheckpointError, ConfigError, DatasetError, VolumeError
-from boltzformer_monai.models.card import add_metrics
+from boltzformer_monai.models.card import add_metrics, eval_metrics
 from boltzformer_monai.models.config import read_config
 from boltzformer_monai.models.convert import convert
 from boltzformer_monai.models.folder import load_model
@@ -112,6 +113,40 @@ def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_pa
     assert set(volumes["by_target"]) == {*dice, "heart", "left lung", "right lung", "lung nodule"}
     assert volumes["overall"]["dice"]["low"] is None  # a single patient
     assert "Whole volumes" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("model", ["model.pt", "model"])
+def test_card_and_metadata_of_the_bundle_get_the_numbers_of_the_evaluation(
+    trained: Path, demo: Path, tmp_path: Path, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Path(shutil.copytree(BUNDLE, tmp_path / "bundle"))
+    (bundle / "models").mkdir(exist_ok=True)
+    shutil.copy(trained / "model.pt", bundle / "models" / "model.pt")
+    folder = Path(shutil.copytree(trained / "model", bundle / "models" / "model"))
+    (folder / "metrics.json").unlink(missing_ok=True)
+    settings = {"dataset_dir": str(demo / "slices"), "checkpoint": str(bundle / "models" / model), "resamples": 10}
+    places = {"output_dir": str(tmp_path / "eval"), "bundle_root": str(bundle)}
+    with caplog.at_level("INFO"):
+        _workflow("evaluate", **settings, **places).run()
+    command = f"boltzformer weights card {folder} --metrics {tmp_path / 'eval' / 'metrics.json'}"
+    assert f"to put these numbers into the model's card: {command}" in caplog.messages
+    assert not (folder / "metrics.json").exists()
+    _workflow("evaluate", **settings, **places, update_card=True).run()
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert metadata["eval_metrics"] == eval_metrics(metrics)
+    assert metadata["eval_metrics"]["dice_slices"] == metrics["slices"]["overall"]["dice"]["mean"]
+    assert json.loads((folder / "metrics.json").read_text())["slices"] == metrics["slices"]
+    results = {each.metric_name: each.metric_value for each in ModelCard.load(folder / "README.md").data.eval_results}
+    assert results["Dice (volumes)"] == metrics["volumes"]["overall"]["dice"]["mean"]
+
+
+def test_a_card_is_missed_before_the_evaluation(trained: Path, demo: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "model.pt", tmp_path / "alone.pt")
+    settings = {"dataset_dir": str(demo / "slices"), "checkpoint": str(tmp_path / "alone.pt")}
+    with pytest.raises(ConfigError, match="without a card; boltzformer weights convert makes its folder"):
+        _workflow("evaluate", **settings, output_dir=str(tmp_path / "eval"), update_card=True).run()
+    assert not (tmp_path / "eval" / "metrics.json").exists()
 
 
 def test_inference_labels_a_scan_on_its_grid(trained: Path, demo: Path, tmp_path: Path) -> None:

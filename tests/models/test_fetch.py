@@ -94,6 +94,37 @@ def test_a_cut_connection_goes_on_where_it_was(mirror: Mirror, entry: Entry, mon
     assert 0 < int(span.removeprefix("bytes=").removesuffix("-")) <= 300_000
 
 
+def leave_part(entry: Entry, content: bytes, name: str = "{}.0123abcd.incomplete") -> Path:
+    """What a killed process leaves of the file in the cache."""
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{entry.repo.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / name.format(hashlib.sha256(WEIGHTS).hexdigest())
+    part.write_bytes(content)
+    return part
+
+
+@pytest.mark.parametrize("name", ["{}.0123abcd.incomplete", "{}.incomplete"])
+@pytest.mark.parametrize("size", [1, 300_000, len(WEIGHTS)])
+def test_a_killed_download_goes_on_where_it_was(mirror: Mirror, entry: Entry, size: int, name: str) -> None:
+    part = leave_part(entry, WEIGHTS[:size], name)
+    assert fetch("mine").path.read_bytes() == WEIGHTS
+    assert mirror.asked("store") == ([(entry.file, f"bytes={size}-")] if size < len(WEIGHTS) else [])
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("wrong", [b"another" * 1000, WEIGHTS[:-1] + b"\0", WEIGHTS + b"more"])
+def test_a_wrong_part_does_not_reach_the_file(mirror: Mirror, entry: Entry, wrong: bytes) -> None:
+    part = leave_part(entry, wrong)
+    assert fetch("mine").path.read_bytes() == WEIGHTS
+    assert not part.exists()
+
+
+def test_a_part_of_a_file_that_was_changed_is_not_continued(mirror: Mirror, entry: Entry) -> None:
+    leave_part(entry, WEIGHTS[:300_000], "f" * 64 + ".0123abcd.incomplete")
+    assert fetch("mine").path.read_bytes() == WEIGHTS
+    assert mirror.asked("store") == [(entry.file, None)]
+
+
 @pytest.mark.parametrize("by", ["catalogue", "hub"])
 def test_what_is_not_what_its_hash_says_is_removed(
     mirror: Mirror, entry: Entry, monkeypatch: pytest.MonkeyPatch, by: str
