@@ -27,8 +27,8 @@ def finish_download(repo: str, file: str, revision: str | None, *, endpoint: str
         Exception: of huggingface_hub or its HTTP library.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers, is_xet_available
+    from huggingface_hub.file_download import http_get, is_xet_available, repo_folder_name
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
     cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
     if next((cache / folder / "blobs").glob("*.incomplete"), None) is None:
