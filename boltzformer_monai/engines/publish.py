@@ -71,9 +71,11 @@ def publish_metrics(checkpoint: str | Path, metrics: str | Path, *, update: bool
         bundle: root of the bundle.
 
     Raises:
+        ConfigError: the model has no card any more.
         DatasetError: the metrics are of another model.
         StorageError: something cannot be written.
     """
+    require_card(checkpoint, wanted=update)
     folder, file = _folder_of(checkpoint), Path(metrics)
     if folder is None:
         return

@@ -34,7 +34,7 @@ def finish_download(repo: str, file: str, revision: str | None, *, endpoint: str
     if next((cache / folder / "blobs").glob("*.incomplete"), None) is None:
         return
     url = hf_hub_url(repo, file, revision=revision, endpoint=endpoint)
-    found = get_hf_file_metadata(url, endpoint=endpoint)
+    found = get_hf_file_metadata(url)
     if found.etag is None or found.size is None or not _SHA256.fullmatch(found.etag):
         return
     if found.xet_file_data is not None and is_xet_available():

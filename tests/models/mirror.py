@@ -25,6 +25,9 @@ class Mirror:
     """File → what the store gives instead."""
     cut: dict[str, int] = field(default_factory=dict)
     """File → number of bytes after which the store breaks the connection off, once."""
+    stalled: dict[str, int] = field(default_factory=dict)
+    """File → number of bytes after which the store says nothing more, once, until :attr:`go_on` is set."""
+    go_on: threading.Event = field(default_factory=threading.Event)
     status: int | None = None
     """Of every answer of the hub."""
     requests: list[tuple[str, str, str, str | None]] = field(default_factory=list)
@@ -122,6 +125,11 @@ class _Store(_Answers):
             self.send_header(*each)
         self.end_headers()
         stop = self.mirror.cut.pop(file, len(content))
+        if (stall := self.mirror.stalled.pop(file, None)) is not None:
+            self.wfile.write(content[start:stall])
+            self.mirror.go_on.wait(60)
+            self.close_connection = True
+            return
         self.wfile.write(content[start:stop])
         if stop < len(content):
             self.close_connection = True

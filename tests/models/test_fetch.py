@@ -6,6 +6,9 @@ import dataclasses
 import hashlib
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +113,31 @@ def test_a_killed_download_goes_on_where_it_was(mirror: Mirror, entry: Entry, si
     assert fetch("mine").path.read_bytes() == WEIGHTS
     assert mirror.asked("store") == ([(entry.file, f"bytes={size}-")] if size < len(WEIGHTS) else [])
     assert not part.exists()
+
+
+def test_the_next_fetch_goes_on_where_a_process_was_killed(mirror: Mirror, entry: Entry, monkeypatch: Any) -> None:
+    content = WEIGHTS * 11  # more than the library receives at a time
+    whole = dataclasses.replace(entry, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(catalogue.CATALOGUE, "mine", whole)
+    mirror.files[entry.repo, entry.file] = content
+    mirror.stalled[entry.file] = len(content) - 1
+    command = "import sys; from huggingface_hub import hf_hub_download; hf_hub_download(*sys.argv[1:])"
+    environment = {**os.environ, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_DISABLE_XET": "1"}
+    child = subprocess.Popen([sys.executable, "-c", command, entry.repo, entry.file], env=environment)
+    try:
+        end, size = time.monotonic() + 60, 0
+        while size == 0 and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+            size = sum(part.stat().st_size for part in Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    finally:
+        child.kill()
+        child.wait()
+        mirror.go_on.set()
+    size = sum(part.stat().st_size for part in Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    assert 0 < size < len(content)
+    assert fetch("mine").path.read_bytes() == content
+    assert mirror.asked("store") == [(entry.file, None), (entry.file, f"bytes={size}-")]
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
 
 
 @pytest.mark.parametrize("wrong", [b"another" * 1000, WEIGHTS[:-1] + b"\0", WEIGHTS + b"more"])
