@@ -12,7 +12,10 @@ from typing import Any, NoReturn
 
 from boltzformer_monai.errors import ConfigError, user_line
 
-__all__ = ["INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "run_command", "run_parsed", "whole_number"]
+__all__ = [
+    "INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "real_number", "run_command", "run_parsed",
+    "whole_number",
+]  # fmt: skip
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -50,6 +53,19 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         return value
 
     number.__name__ = "whole number"
+    return number
+
+
+def real_number(least: float, most: float) -> Callable[[str], float]:
+    """Return an argparse type: a number from ``least`` to ``most``."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least:g} to {most:g}, not {value:g}")
+        return value
+
+    number.__name__ = "number"
     return number
 
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from boltzformer_monai.cli.command_line import add_plugin, whole_number
-from boltzformer_monai.limits import set_memory_gb
+from boltzformer_monai.cli.command_line import add_plugin, real_number, whole_number
+from boltzformer_monai.limits import LARGEST_SEED, set_memory_gb
 from boltzformer_monai.registry import use_plugins
 
 __all__ = ["add_parser", "run"]
@@ -57,9 +57,9 @@ def add_parser(commands: Any) -> None:
         "--arbitration", choices=("probability", "first"), default="probability",
         help="which prompt gets an overlapping voxel: the most probable (default), or the first",
     )  # fmt: skip
-    add("--uncertainty", type=int, metavar="K", help="decode K times; writes OUT-uncertainty as well")
+    add("--uncertainty", type=whole_number(2, 100), metavar="K", help="decode K times; writes OUT-uncertainty as well")
     add(
-        "--tta", type=int, default=1, metavar="N",
+        "--tta", type=whole_number(1, 5), default=1, metavar="N",
         help="average each slice in N poses, slightly turned, scaled and shifted (1 to 5; takes N times as long)",
     )  # fmt: skip
     add("--presence", choices=("auto", "off"), default="auto", help="off: keep masks on every slice")
@@ -83,9 +83,15 @@ def add_parser(commands: Any) -> None:
         help="of the protocol, e.g. suppress=false orientation=display",
     )  # fmt: skip
     add("--series", metavar="UID", help="SeriesInstanceUID, for folders with several")
-    add("--threshold", type=float, default=0.5, help="probability from which a voxel counts (0.5)")
-    add("--batch-size", type=int, default=4, help="slices per pass (4)")
-    add("--seed", type=int, default=0, help="of the attention sampling (0)")
+    add(
+        "--threshold",
+        type=real_number(0, 1),
+        default=0.5,
+        metavar="P",
+        help="probability from which a voxel counts (0.5)",
+    )
+    add("--batch-size", type=whole_number(1), default=4, metavar="N", help="slices per pass (4)")
+    add("--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help="of the attention sampling (0)")
     add(
         "--workers", type=whole_number(1, 1024), default=1, metavar="N",
         help="processes for a folder of scans, each with a model and one scan at a time (1)",

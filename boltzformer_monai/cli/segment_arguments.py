@@ -38,8 +38,6 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
     prompts = prompts or list(of_case.values())
     if not prompts:
         raise PromptError('no prompt given; name a target, e.g. --prompts "left kidney", or give --prompts-file FILE')
-    if arguments.uncertainty is not None and not 2 <= arguments.uncertainty <= 100:
-        raise ConfigError(f"--uncertainty must be a number of decodings from 2 to 100, not {arguments.uncertainty}")
     return RunSettings(
         prompts=prompts,
         seed=arguments.seed,

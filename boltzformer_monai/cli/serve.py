@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-from boltzformer_monai.cli.command_line import add_plugin
+from boltzformer_monai.cli.command_line import add_plugin, real_number, whole_number
 from boltzformer_monai.errors import BoltzFormerError, ConfigError, StorageError, why
 from boltzformer_monai.models.place import locate
 from boltzformer_monai.registry import use_plugins
@@ -53,7 +53,9 @@ def add_parser(commands: Any) -> None:
         help="model.pt of a training, a model folder, or the id of a fetched model",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
+    parser.add_argument(
+        "--port", type=whole_number(1, 65535), default=8000, metavar="N", help="port to listen on (8000)"
+    )
     parser.add_argument(
         "--workspace",
         type=Path,
@@ -63,8 +65,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default prompts (the checkpoint's targets)")
     parser.add_argument("--modality", metavar="CT|MR", help="for scans that do not state theirs")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
-    parser.add_argument("--cache-mb", type=int, help="memory for scans and image features (a quarter of the machine's)")
-    parser.add_argument("--memory-gb", type=float, metavar="GB", help="memory limit for reading one scan (half)")
+    parser.add_argument(
+        "--cache-mb", type=whole_number(0), metavar="MB",
+        help="memory for scans and image features (a quarter of the machine's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory-gb", type=real_number(0, 1e6), metavar="GB", help="memory limit for reading one scan (half)"
+    )
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
     )
@@ -172,8 +179,6 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _check_port(host: str, port: int) -> None:
-    if not 0 < port < 65536:
-        raise ConfigError(f"--port must be from 1 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

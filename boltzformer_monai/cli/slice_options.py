@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from boltzformer_monai.cli.command_line import whole_number
+from boltzformer_monai.cli.command_line import real_number, whole_number
 from boltzformer_monai.data.planes import checked_planes
 from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.data.slices.volume import SliceSettings, check_volume_id
@@ -17,7 +17,7 @@ from boltzformer_monai.data.split import pseudonym
 from boltzformer_monai.data.windows import parse_window
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.io.grids import GRID_TOLERANCE, check_grid_tolerance
-from boltzformer_monai.limits import read_text, set_memory_gb
+from boltzformer_monai.limits import LARGEST_SEED, read_text, set_memory_gb
 from boltzformer_monai.modality import stated_modality
 from boltzformer_monai.slicing.cases import Case
 from boltzformer_monai.slicing.recipes import load_recipe, recipe_names
@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("many volumes").add_argument
     add("--recipe", choices=recipe_names(), help="which data set, or 'folder' for scans of your own")
     add("--input", type=Path, metavar="DIR", help="its folder")
-    add("--channel", type=int, metavar="N", help="which channel of scans with several, from 0")
+    add("--channel", type=whole_number(0), metavar="N", help="which channel of scans with several, from 0")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="setting of the recipe")
     add("--workers", type=whole_number(1, 1024), default=1, metavar="N", help="processes, one volume each (default: 1)")
     add(
@@ -64,16 +64,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="axial (default), coronal or sagittal; several, with commas between them: each scan along all of them",
     )  # fmt: skip
     add("--window", nargs="+", metavar=("NAME", "WIDTH"), help="name, or LEVEL WIDTH in HU (default: by site)")
-    add("--every", type=int, default=1, metavar="N", help="take every N-th slice (default: 1)")
-    add("--neighbours", type=int, default=0, metavar="N", help="keep N slices on either side, for 2.5-D input")
-    add("--neighbour-mm", type=float, default=0.0, metavar="MM", help="their distance (default: adjacent slices)")
-    add("--min-area", type=int, default=0, metavar="PIXELS", help="no row for a target smaller than this")
-    add("--negatives", type=float, default=1.0, metavar="RATIO", help="share of absent targets' rows (default: 1)")
+    add("--every", type=whole_number(1), default=1, metavar="N", help="take every N-th slice (default: 1)")
+    add(
+        "--neighbours", type=whole_number(0, 1000), default=0, metavar="N",
+        help="keep N slices on either side, for 2.5-D input",
+    )  # fmt: skip
+    add(
+        "--neighbour-mm", type=real_number(0, 1000), default=0.0, metavar="MM",
+        help="their distance (default: adjacent slices)",
+    )  # fmt: skip
+    add("--min-area", type=whole_number(0), default=0, metavar="PIXELS", help="no row for a target smaller than this")
+    add(
+        "--negatives", type=real_number(0, 1), default=1.0, metavar="RATIO",
+        help="share of absent targets' rows (default: 1)",
+    )  # fmt: skip
     add("--composites", action="store_true", help="add sums that the vocabulary knows: kidney = left + right")
     add("--resample-tilt", action="store_true", help="bring scans with a gantry tilt to a right-angled grid")
     add(
         "--grid-tolerance",
-        type=float,
+        type=real_number(0, 0.5),
         default=GRID_TOLERANCE,
         metavar="SHARE",
         help=f"how far, as a share of a voxel, a label may lie from its scan's grid (default: {GRID_TOLERANCE})",
@@ -81,8 +90,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the data set").add_argument
     add("--name", help="its name (default: the folder's)")
     add("--split", choices=SPLITS, help="pin the patients to a split (default: drawn by patient)")
-    add("--val-fraction", type=float, metavar="F", help="share of patients for validation (default: 0.2)")
-    add("--seed", type=int, metavar="N", help="draws split and negatives (default: 0)")
+    add("--val-fraction", type=real_number(0, 1), metavar="F", help="share of patients for validation (default: 0.2)")
+    add("--seed", type=whole_number(0, LARGEST_SEED), metavar="N", help="draws split and negatives (default: 0)")
     add("--key-file", type=Path, metavar="FILE", help="its text is the secret key of the pseudonyms")
     add("--key", default="", help="the key itself; other users of the machine can see it")
     add("--keep-names", action="store_true", help="name volumes by their files, not by a hash")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from boltzformer_monai.limits import read_json
 from boltzformer_monai.models.place import CONFIG, WEIGHTS, Place
 from boltzformer_monai.storage import file_sha256
 
-__all__ = ["FORMAT", "VERSION", "ModelConfig", "check_weights", "is_model_folder", "model_sha256", "read_config"]
+__all__ = [
+    "FORMAT", "VERSION", "ModelConfig", "check_weights", "is_model_folder", "model_sha256", "read_config", "unchanged",
+]  # fmt: skip
 
 FORMAT = "boltzformer-model"
 VERSION = 1
@@ -84,7 +87,11 @@ def read_config(folder: Path) -> ModelConfig:
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise CheckpointError(f"{path} has not the form of a model's; fetch or copy the model again")
     config = ModelConfig(**{name: content[name] for name in kinds})
-    if content.get("description_sha256") != config.description_sha256:
+    try:
+        expected = config.description_sha256
+    except ValueError as error:  # half a character, which JSON can write and no hash takes
+        raise CheckpointError(f"{path} has not the form of a model's ({why(error)}); fetch the model again") from error
+    if content.get("description_sha256") != expected:
         msg = (
             f"{path} was changed after it was written: the hash of its description does not fit; fetch the model again"
         )
@@ -109,6 +116,27 @@ def check_weights(folder: Path, config: ModelConfig) -> None:
             f"and {config.weights_sha256[:16]}… is stated; fetch or copy the model again"
         )
         raise CheckpointError(msg)
+
+
+@contextlib.contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Refuse a file that was written or replaced in the block, which reads it and computes its hash.
+
+    Raises:
+        CheckpointError: it was.
+    """
+
+    def state() -> tuple[int, ...]:
+        try:
+            found = path.stat()
+        except OSError:
+            return ()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    before = state()
+    yield
+    if state() != before:
+        raise CheckpointError(f"{path} was changed while it was read; run the command again")
 
 
 def model_sha256(place: Place) -> str:

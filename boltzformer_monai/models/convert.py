@@ -58,12 +58,18 @@ def convert(place: str | Path, output: str | Path, *, source: str | None = None,
 
 def _content(path: Path, source: str | None, entry: Entry | None) -> tuple[Mapping[str, Any], Path | None]:
     """``{"model", "description"}``, and the checkpoint that it was read from."""
-    if source is None and entry is None:
+    if path.name == WEIGHTS and is_model_folder(path.parent):  # with its hash, which the folder states
+        path = path.parent
+    if entry is None and source in (None, "checkpoint"):
         if is_model_folder(path):
-            return read_model(path), None
+            content = read_model(path)
+            checkpoints.check_content(content, path / WEIGHTS)
+            return content, None
         file = read_published(path)
         if file.about.get("format") == checkpoints.FORMAT:
-            return {"model": file.weights, "description": file.about}, file.path
+            content = {"model": file.weights, "description": file.about}
+            checkpoints.check_content(content, file.path)
+            return content, file.path
     imported = import_weights(path, source=source)
     for line in imported.report.lines():
         _log.info("%s", line)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from boltzformer_monai.data.windows import MRPercentiles, Window, window_from_dict
 from boltzformer_monai.errors import CheckpointError, ConfigError, why
 
-__all__ = ["initial_weights", "modalities_of", "plane_text", "provenance_text", "targets_of", "training_text"]
+__all__ = [
+    "initial_weights", "modalities_of", "plane_text", "provenance_text", "readable", "targets_of", "training_text",
+]  # fmt: skip
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Refuse a part of a description that has another form: nobody checked it before.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"the model's description of its {what} cannot be used ({why(error)})") from error
 
 
 def targets_of(data: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -18,12 +34,10 @@ def targets_of(data: Mapping[str, Any]) -> list[dict[str, str]]:
         CheckpointError: the description has another form.
     """
     rows = []
-    try:
+    with readable("targets"):
         for entry in data.get("targets", ()):
             row = {name: str(entry.get(name, "")) for name in ("target", "modality", "site")}
             rows.append({**row, "window": _window_text(entry["window"]) if "window" in entry else ""})
-    except (AttributeError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"the model's description of its targets cannot be used ({why(error)})") from error
     return rows
 
 
@@ -39,21 +53,32 @@ def _window_text(content: Mapping[str, Any]) -> str:
 def modalities_of(data: Mapping[str, Any]) -> set[str]:
     """Modalities of the training data, in lower case."""
     stated = [str(entry["modality"]).lower() for entry in targets_of(data)]
-    return {*stated, *(str(each).lower() for each in data.get("modalities", ()))} - {"", "unknown"}
+    with readable("modalities"):
+        return {*stated, *(str(each).lower() for each in data.get("modalities", ()))} - {"", "unknown"}
 
 
 def plane_text(data: Mapping[str, Any]) -> str:
     """The plane of the slices, or several, in words where no training chose it."""
-    if data.get("planes"):
-        return ", ".join(map(str, data["planes"]))
+    with readable("planes"):
+        if data.get("planes"):
+            return ", ".join(map(str, data["planes"]))
     return str(data.get("plane") or ("as the protocol chooses" if data.get("protocol") else "axial"))
 
 
 def training_text(data: Mapping[str, Any]) -> list[str]:
-    """What is known of the training data, one line each."""
+    """What is known of the training data, one line each.
+
+    Raises:
+        CheckpointError: the description has another form.
+    """
     known = data.get("training_data")
     if not isinstance(known, Mapping):
         return []
+    with readable("training data"):
+        return _training_text(known)
+
+
+def _training_text(known: Mapping[str, Any]) -> list[str]:
     lines = []
     if fold := known.get("fold"):
         lines.append(f"fold {fold['fold']} of {fold['folds']}, counted from 0, validated the training")
@@ -84,5 +109,6 @@ def provenance_text(entry: Mapping[str, Any]) -> str:
     said += [f"{name} {entry[name]}" for name in ("file", "revision", "sha256") if entry.get(name)]
     licence = entry.get("licence")
     if licence:
-        said.append(f"licence {licence['name'] if isinstance(licence, Mapping) else licence}")
+        with readable("initial weights"):
+            said.append(f"licence {licence['name'] if isinstance(licence, Mapping) else licence}")
     return ", ".join(said)

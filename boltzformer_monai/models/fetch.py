@@ -1,4 +1,4 @@
-"""Fetch weights from the Hugging Face hub into its cache: only when asked, with the licence first and a hash after.
+"""Fetch weights from the Hugging Face hub into its cache: only on request, licence first and hash after.
 
 huggingface_hub downloads: it goes on where a connection was cut, and obeys HF_ENDPOINT (a mirror), HF_HUB_OFFLINE,
 TRANSFORMERS_OFFLINE, HF_HOME and HF_TOKEN.
@@ -7,6 +7,7 @@ TRANSFORMERS_OFFLINE, HF_HOME and HF_TOKEN.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from boltzformer_monai.models.place import CARD, CONFIG, WEIGHTS, hub_id
 from boltzformer_monai.models.resume import finish_download
 from boltzformer_monai.storage import FULL, REFUSED, file_sha256
 
-__all__ = ["Fetched", "fetch", "hub_address"]
+__all__ = ["Fetched", "fetch", "hub_address", "stated_sha256"]
 
 _log = logging.getLogger(__name__)
 
@@ -128,12 +129,9 @@ def _card(path: Path) -> Mapping[str, Any]:
 def _checked(repo: str, file: str, revision: str | None, licence: Licence, entry: Entry | None) -> Fetched:
     path = _download(repo, file, revision, gated=entry is not None and entry.gated)
     found = file_sha256(path)
-    blob = path.resolve()  # whose name is the hash that the hub states, for files of any size
-    expected, by = (entry.sha256, "catalogue") if entry is not None and entry.sha256 else (None, "")
-    if expected is None and _SHA256.fullmatch(blob.name):
-        expected, by = blob.name, "hub"
+    expected, by = stated_sha256(path, entry)
     if expected is not None and found != expected:
-        for each in (path, blob):  # or the cache would go on giving it
+        for each in (path, path.resolve()):  # or the cache would go on giving it
             with contextlib.suppress(OSError):
                 each.unlink()
         msg = (
@@ -148,6 +146,14 @@ def _checked(repo: str, file: str, revision: str | None, licence: Licence, entry
     else:
         _log.info("%s of %s: its sha256 is the one that the %s states", file, repo, by)
     return Fetched(path, found, by, licence, entry)
+
+
+def stated_sha256(path: Path, entry: Entry | None) -> tuple[str | None, str]:
+    """The hash that a file of the hub's cache must have, and who states it; ``None`` and ``""`` if nobody does."""
+    blob = path.resolve().name  # which is the hash that the hub states, for files of any size
+    if entry is not None and entry.sha256:
+        return entry.sha256, "catalogue"
+    return (blob, "hub") if _SHA256.fullmatch(blob) else (None, "")
 
 
 def _download(
@@ -188,7 +194,7 @@ def _download(
         elif isinstance(error.__cause__, HfHubHTTPError):
             msg = _status(error.__cause__.response.status_code, what, page)
         else:
-            cause = why(error.__cause__) if error.__cause__ is not None else "no answer"
+            cause = why(error.__cause__) if error.__cause__ is not None else "no response"
             msg = (
                 f"{what}: {address} cannot be reached ({cause}); check the connection, or name a mirror by HF_ENDPOINT"
             )
@@ -206,7 +212,7 @@ def _download(
     except HfHubHTTPError as error:
         raise CheckpointError(_status(error.response.status_code, what, page)) from error
     except OSError as error:
-        if error.errno in FULL | REFUSED:
+        if error.errno in FULL | REFUSED | {errno.ENOTDIR, errno.EEXIST}:  # the last two: a file is in the way
             msg = f"{what}: the cache cannot be written ({why(error)}); free space, or name another folder by HF_HOME"
             raise StorageError(msg) from error
         raise CheckpointError(f"{what}: was not fetched whole ({why(error)}); run the command again") from error
@@ -220,7 +226,7 @@ def _download(
 def _status(status: int, what: str, page: str) -> str:
     if status in (401, 403):
         return _gated(what, page)
-    return f"{what}: {page} answers with status {status}; try again later"
+    return f"{what}: {page} responds with status {status}; try again later"
 
 
 def _gated(what: str, page: str) -> str:

@@ -5,6 +5,7 @@ Weights are checked by the hash in ``config.json`` before they are read, and the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from boltzformer_monai.errors import CheckpointError, why
 from boltzformer_monai.models.card import write_card
-from boltzformer_monai.models.config import ModelConfig, check_weights, read_config
+from boltzformer_monai.models.config import ModelConfig, check_weights, model_sha256, read_config, unchanged
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import CONFIG, WEIGHTS, Place, locate, require_replaceable
 from boltzformer_monai.models.safetensors_file import write_safetensors
@@ -70,8 +71,9 @@ def load_model(place: str | Path, *, device: torch.device | str = "cpu") -> Load
         network, description = described_network(_content(found.path, config), found.path / WEIGHTS)
         network, sha256 = network.to(device).eval(), config.sha256
     else:
-        network, description = load_checkpoint(found.path, device=device)
-        sha256 = file_sha256(found.path)
+        with unchanged(found.path):
+            sha256 = model_sha256(found)
+            network, description = load_checkpoint(found.path, device=device)
     return LoadedModel(
         network=network,
         description=description,
@@ -116,12 +118,14 @@ def save_model(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{target}: the model's description cannot be kept as JSON ({why(error)})") from error
     with replacing_folder(target) as temporary:
-        write_safetensors(weights, temporary / WEIGHTS)
+        with contextlib.nullcontext() if checkpoint is None else unchanged(checkpoint):
+            write_safetensors(weights, temporary / WEIGHTS)  # from the checkpoint, which they are mapped from
+            checkpoint_sha256 = "" if checkpoint is None else file_sha256(checkpoint)
         config = ModelConfig(
             description=description,
             weights_sha256=file_sha256(temporary / WEIGHTS),
             parameters=sum(weight.numel() for weight in weights.values()),
-            checkpoint_sha256="" if checkpoint is None else file_sha256(checkpoint),
+            checkpoint_sha256=checkpoint_sha256,
         )
         (temporary / CONFIG).write_text(config.as_json(), encoding="utf-8")
         write_card(temporary, config, name=name or target.resolve().name)
@@ -135,5 +139,6 @@ def show_licence(model: LoadedModel) -> None:
 
 
 def _content(folder: Path, config: ModelConfig) -> dict[str, Any]:
-    check_weights(folder, config)
-    return {"model": read_weights(folder / WEIGHTS), "description": config.description}
+    with unchanged(folder / WEIGHTS):
+        check_weights(folder, config)
+        return {"model": read_weights(folder / WEIGHTS), "description": config.description}

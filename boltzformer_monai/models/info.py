@@ -8,18 +8,18 @@ from typing import Any
 
 from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
-from boltzformer_monai.models.config import check_weights, read_config
+from boltzformer_monai.models.config import check_weights, model_sha256, read_config, unchanged
 from boltzformer_monai.models.describe import (
     initial_weights,
     modalities_of,
     plane_text,
     provenance_text,
+    readable,
     targets_of,
     training_text,
 )
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import METRICS, WEIGHTS, locate
-from boltzformer_monai.storage import file_sha256
 
 __all__ = ["info_text", "model_info"]
 
@@ -48,8 +48,10 @@ def model_info(place: str | Path) -> dict[str, Any]:
         if (found.path / METRICS).is_file():
             metrics = _metrics(found.path / METRICS)
     else:
-        weights, sha256 = found.path, file_sha256(found.path)
-        description, parameters = _checkpoint(found.path)
+        weights = found.path
+        with unchanged(weights):
+            sha256 = model_sha256(found)
+            description, parameters = _checkpoint(weights)
     data, network = _part(description, "data"), _part(description, "network")
     licence, rule = Licence.of(data), PresenceRule.of(data)
     return {
@@ -66,7 +68,7 @@ def model_info(place: str | Path) -> dict[str, Any]:
         "presence": None if rule is None else rule.as_dict(),
         "training_data": data.get("training_data"),
         "initial_weights": [dict(each) for each in initial_weights(data)],
-        "learned": [str(each) for each in _mapping(data.get("learned")).get("names", [])],
+        "learned": _learned(data),
         "metrics": metrics,
     }
 
@@ -101,7 +103,8 @@ def info_text(info: Mapping[str, Any]) -> str:
     else:
         from boltzformer_monai.evaluation.tables import markdown_table
 
-        lines += ["metrics:", markdown_table(info["metrics"]).rstrip("\n")]
+        with readable("metrics"):
+            lines += ["metrics:", markdown_table(info["metrics"]).rstrip("\n")]
     return "\n".join(lines) + "\n"
 
 
@@ -117,8 +120,9 @@ def _checkpoint(path: Path) -> tuple[Mapping[str, Any], int]:
     return content["description"], sum(each.numel() for each in content["model"].values() if isinstance(each, Tensor))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _learned(data: Mapping[str, Any]) -> list[str]:
+    with readable("learned names"):
+        return [str(each) for each in (data.get("learned") or {}).get("names", [])]
 
 
 def _part(description: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from boltzformer_monai.errors import CheckpointError, did_you_mean
 from boltzformer_monai.models.catalogue import CATALOGUE, Entry, whole_model_of
 from boltzformer_monai.models.config import check_weights, is_model_folder, read_config
 from boltzformer_monai.models.describe import initial_weights
+from boltzformer_monai.models.fetch import stated_sha256
 from boltzformer_monai.models.licence import KEY, Licence
 from boltzformer_monai.models.place import WEIGHTS, hub_id, locate
 from boltzformer_monai.networks.published.reading import read_published
@@ -94,6 +95,10 @@ def _fetched(entry: Entry) -> Path:
     found = try_to_load_from_cache(entry.repo, entry.file)
     if not isinstance(found, str):
         raise CheckpointError(f"{entry.name} was not fetched; boltzformer weights fetch {entry.name}")
+    expected, by = stated_sha256(Path(found), entry)
+    if expected is not None and file_sha256(Path(found)) != expected:
+        msg = f"{found} is not what the {by} says, by its sha256; boltzformer weights fetch {entry.name}"
+        raise CheckpointError(msg)
     return Path(found)
 
 

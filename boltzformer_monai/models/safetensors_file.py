@@ -30,9 +30,12 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write named tensors, little endian; what two names share is written twice.
 
     Raises:
-        CheckpointError: a weight is of a type that the format lacks.
+        CheckpointError: a weight is no tensor, or of a type that the format lacks.
         OSError: the disk does not take it.
     """
+    if others := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
+        msg = f"{path.name}: {others[0]!r} is no tensor, and safetensors holds nothing else; let its module give one"
+        raise CheckpointError(msg)
     # The widest types first: every tensor then begins where its type wants it.
     names = sorted(weights, key=lambda name: (-weights[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -1,4 +1,4 @@
-"""Copy weights without holding them twice: the pages of a mapped file are given back as soon as they were read."""
+"""Load and write weights without holding them twice: pages of a mapped file are given back once they were read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _PORTION = 64 << 20  # bytes
 _MAPPINGS = "/proc/self/smaps"
@@ -32,12 +33,37 @@ def portions(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     _give_back(portion.values())
 
 
-@torch.no_grad()
-def copy_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Copy weights into the tensors of the same names, of a network's state dict."""
-    for portion in portions(weights):
-        for name, weight in portion.items():
-            own[name].copy_(weight)
+def load_weights(network: nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
+    """Load weights as PyTorch does, with the hooks and extra state of modules.
+
+    What modules took of a mapped file is given back, some 64 MiB at a time.
+
+    Raises:
+        RuntimeError: they do not fit; some of them may be loaded.
+    """
+    of_module: dict[str, list[Tensor]] = {}
+    for name, weight in weights.items():
+        if isinstance(weight, Tensor):
+            of_module.setdefault(name.rpartition(".")[0], []).append(weight)
+    taken: list[Tensor] = []
+
+    def loaded(its: Sequence[Tensor], module: nn.Module, keys: object) -> None:
+        taken.extend(its)
+        if sum(weight.numel() * weight.element_size() for weight in taken) >= _PORTION:
+            _give_back(taken)
+            taken.clear()
+
+    handles = [
+        module.register_load_state_dict_post_hook(partial(loaded, of_module[name]))
+        for name, module in network.named_modules()
+        if name in of_module
+    ]
+    try:
+        network.load_state_dict(weights, strict=strict)
+    finally:
+        for handle in handles:
+            handle.remove()
+        _give_back(taken)
 
 
 def _give_back(weights: Iterable[Tensor]) -> None:

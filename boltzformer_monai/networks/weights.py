@@ -12,6 +12,7 @@ import pickle
 import re
 import struct
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from boltzformer_monai.field_types import check_value
 from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
-from boltzformer_monai.networks.mapped import copy_weights
+from boltzformer_monai.networks.mapped import load_weights
 from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.storage import disk_refusal, replacing
 
@@ -216,6 +217,25 @@ def described_network(content: Mapping[str, Any], path: str | Path) -> tuple[Bol
         path: of the file that the weights are from.
 
     Raises:
+        CheckpointError: as :func:`check_content`.
+    """
+    description, weights = check_content(content, path)
+    try:
+        network = create_boltzformer(description.network)
+    except _CLAIMS as error:
+        raise _unusable(path, error) from error
+    load_strictly(network, weights, source=str(path))
+    return network, description
+
+
+def check_content(content: Mapping[str, Any], path: str | Path) -> tuple[Description, Mapping[str, Tensor]]:
+    """Description and weights of a checkpoint's content, under their current names; no network takes memory.
+
+    Args:
+        content: ``{"model": state dict, "description": plain values}``.
+        path: of the file that the weights are from.
+
+    Raises:
         CheckpointError: it is not of this package, or its weights do not fit its description.
     """
     if not all(isinstance(content.get(part), Mapping) for part in ("model", "description")):
@@ -226,11 +246,9 @@ def described_network(content: Mapping[str, Any], path: str | Path) -> tuple[Bol
     try:
         check_bytes(weights, path)
         check_described(description.network, weights, source=str(path))
-        network = create_boltzformer(description.network)
     except _CLAIMS as error:
         raise _unusable(path, error) from error
-    load_strictly(network, weights, source=str(path))
-    return network, description
+    return description, weights
 
 
 def read_description(state: Mapping[str, Any], path: str | Path) -> Description:
@@ -315,7 +333,10 @@ def check_described(
         # timm registers more parameters than it keeps: those of the head, and some twice.
         with torch.device("meta"), _at_most(3 * len(weights) + 100, source):
             network = create_boltzformer(config)
-        compare(network.state_dict(), weights, source=source, names=names)
+        if (problem := _misfit(network, weights, source=source, names=names)) is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PyTorch: nothing is copied to a meta tensor
+                _load_by_hooks(network, weights, problem)
 
 
 def load_strictly(
@@ -326,8 +347,49 @@ def load_strictly(
     Raises:
         CheckpointError: weights are missing, unknown or of another shape; the message names them.
     """
-    compare(network.state_dict(), weights, source=source, names=names)
-    copy_weights(weights, network.state_dict())
+    if (problem := _misfit(network, weights, source=source, names=names)) is not None:
+        before = {name: weight.clone() for name, weight in network.state_dict().items() if isinstance(weight, Tensor)}
+        try:
+            _load_by_hooks(network, weights, problem)
+        except CheckpointError:
+            load_weights(network, before, strict=False)
+            raise
+        return
+    try:
+        load_weights(network, weights)
+    except _CLAIMS as error:  # of a guest's module
+        raise CheckpointError(f"{source} does not fit this network ({why(error)})") from error
+
+
+def _misfit(
+    network: nn.Module, weights: Mapping[str, Tensor], *, source: str, names: Callable[[], Named] | None
+) -> CheckpointError | None:
+    """What is wrong with the weights by their names and shapes.
+
+    Raises:
+        CheckpointError: the same, where no module of the network loads in a way of its own.
+    """
+    try:
+        compare(network.state_dict(), weights, source=source, names=names)
+    except CheckpointError as error:
+        usual = nn.Module._load_from_state_dict
+        for module in network.modules():
+            if module._load_state_dict_pre_hooks or type(module)._load_from_state_dict is not usual:
+                return error
+        raise
+    return None
+
+
+def _load_by_hooks(network: nn.Module, weights: Mapping[str, Tensor], problem: CheckpointError) -> None:
+    """Load what fits once the modules' own hooks have renamed or converted it.
+
+    Raises:
+        CheckpointError: the problem stays.
+    """
+    try:
+        load_weights(network, weights)
+    except _CLAIMS as error:
+        raise problem from error
 
 
 def compare(
@@ -348,13 +410,17 @@ def compare(
     Raises:
         CheckpointError: weights are missing, unknown or of another shape; the message names them.
     """
-    others = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
+    others = [name for name, weight in weights.items() if not isinstance(weight, Tensor) and not _is_extra(name)]
     if others:
         raise CheckpointError(f"{source} is not a checkpoint: its entry {others[0]!r} is no tensor")
+    both = [name for name in own if name in weights and not _is_extra(name)]
     problems = {
         "missing": sorted(set(own) - set(weights)),
         "unknown": sorted(set(weights) - set(own)),
-        "of another shape": sorted(k for k in own if k in weights and own[k].shape != weights[k].shape),
+        "of another shape": sorted(k for k in both if own[k].shape != weights[k].shape),
+        "of another kind of number": sorted(
+            k for k in both if own[k].is_floating_point() != weights[k].is_floating_point()
+        ),
     }
     if any(problems.values()):
         named = str if names is None else names()
@@ -364,3 +430,8 @@ def compare(
             if those
         ]
         raise CheckpointError(f"{source} does not fit this network: weights {'; '.join(found)}")
+
+
+def _is_extra(name: str) -> bool:
+    """Whether it is what a module keeps beside its weights, of any form (``get_extra_state``)."""
+    return name.rpartition(".")[2] == "_extra_state"

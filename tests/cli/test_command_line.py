@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,33 @@ def test_help_imports_no_heavy_library(arguments: list[str]):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _actions(below)
+        else:
+            yield action
+
+
+def test_every_number_on_the_command_line_has_limits():
+    """``int`` and ``float`` take 2**70, infinity and what is not a number at all."""
+    numbers = 0
+    for action in _actions(build_parser()):
+        assert action.type not in (int, float, complex), action.option_strings
+        if getattr(action.type, "__name__", "").endswith("number"):
+            numbers += 1
+            for text in (str(2**70), str(-(2**70)), "1e400", "-inf", "nan"):
+                with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+                    action.type(text)
+    assert numbers > 20
+
+
+@pytest.mark.parametrize("option", ["--every", "--neighbours", "--min-area", "--channel", "--neighbour-mm", "--seed"])
+def test_a_huge_number_is_one_line(option: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["slice", "--output", "out", option, str(2**70)]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: argument {option}: must be ")
+    assert line.count("\n") == 1

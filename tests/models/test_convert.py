@@ -172,3 +172,34 @@ def test_fetch_then_segment(
     assert "no vocabulary" in {each["kind"] for each in manifest["caveats"]}
     assert not {"unknown prompt"} & {each["kind"] for each in manifest["caveats"]}
     assert np.asarray(nibabel.load("out.nii.gz").dataobj).max() <= 2
+
+
+@pytest.mark.parametrize("source", [None, "checkpoint"])
+def test_changed_weights_are_refused_by_their_own_path_too(tmp_path: Path, source: str | None) -> None:
+    convert(write_model(tmp_path / "model.pt"), tmp_path / "mine")
+    file = tmp_path / "mine" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for place in (file, tmp_path / "mine"):
+        with pytest.raises(CheckpointError, match="is not the file that"):
+            convert(place, tmp_path / "copy", source=source)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("place", ["model.pt", "mine", "mine/model.safetensors"])
+def test_naming_the_source_loses_nothing_of_the_description(tmp_path: Path, place: str) -> None:
+    convert(write_model(tmp_path / "model.pt"), tmp_path / "mine")
+    convert(tmp_path / place, tmp_path / "copy", source="checkpoint")
+    assert load_model(tmp_path / "copy").description.data == load_model(tmp_path / "model.pt").description.data
+
+
+@pytest.mark.parametrize("output", ["mine", "other.pt"])
+def test_a_checkpoint_that_lacks_a_weight_becomes_nothing(tmp_path: Path, output: str) -> None:
+    content = torch.load(write_model(tmp_path / "model.pt"), weights_only=True)
+    name = next(iter(content["model"]))
+    del content["model"][name]
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=rf"1 missing \({name}\)"):
+        convert(tmp_path / "model.pt", tmp_path / output)
+    assert not (tmp_path / output).exists()

@@ -22,6 +22,7 @@ from boltzformer_monai.models.catalogue import CATALOGUE, Entry
 from boltzformer_monai.models.convert import convert
 from boltzformer_monai.models.fetch import fetch
 from boltzformer_monai.models.folder import load_model
+from boltzformer_monai.models.initial import initial_path
 from boltzformer_monai.models.place import locate
 from tests.models.conftest import RESTRICTED, write_model
 from tests.models.mirror import Mirror, serving
@@ -154,6 +155,20 @@ def test_a_part_of_a_file_that_was_changed_is_not_continued(mirror: Mirror, entr
 
 
 @pytest.mark.parametrize("by", ["catalogue", "hub"])
+def test_a_file_that_was_changed_in_the_cache_starts_no_training(
+    mirror: Mirror, entry: Entry, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    if by == "hub":
+        monkeypatch.setitem(catalogue.CATALOGUE, "mine", dataclasses.replace(entry, sha256=None))
+    path = fetch("mine").path
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: str(path))
+    assert initial_path("mine") == path
+    path.resolve().write_bytes(WEIGHTS[:-1] + b"\0")
+    with pytest.raises(CheckpointError, match=f"is not what the {by} says, by its sha256; boltzformer weights fetch"):
+        initial_path("mine")
+
+
+@pytest.mark.parametrize("by", ["catalogue", "hub"])
 def test_what_is_not_what_its_hash_says_is_removed(
     mirror: Mirror, entry: Entry, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
@@ -277,7 +292,9 @@ def test_a_hub_that_does_not_answer(mirror: Mirror, entry: Entry, monkeypatch: p
     assert "HF_ENDPOINT" in text
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_cache_that_cannot_be_written(mirror: Mirror, entry: Entry, tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir(mode=0o500)
+@pytest.mark.parametrize("place", ["", "models--facebook--sam2-hiera-small"])
+def test_a_cache_that_cannot_be_written(mirror: Mirror, entry: Entry, tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "cache" / place
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("a file where the folder should be: refused to root, too")
     assert "name another folder by HF_HOME" in refused(StorageError, "mine")

@@ -17,7 +17,7 @@ from boltzformer_monai.models.config import read_config
 from boltzformer_monai.models.convert import convert
 from boltzformer_monai.models.folder import load_model, read_model, save_model
 from boltzformer_monai.models.safetensors_file import write_safetensors
-from boltzformer_monai.networks.weights import load_checkpoint
+from boltzformer_monai.networks.weights import load_checkpoint, read_weights
 from boltzformer_monai.storage import file_sha256
 from tests.models.conftest import DATA, RESTRICTED, write_model
 from tests.networks.cases import images, prompts
@@ -196,3 +196,27 @@ def test_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
         assert torch.equal(found[name], weight), name
     with pytest.raises(CheckpointError, match=r"weight 'c' is of the type torch.complex64"):
         write_safetensors({"c": torch.zeros(1, dtype=torch.complex64)}, tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["model.pt", "mine"])
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The hash in the results would be that of another model."""
+    place = tmp_path / kind
+    if kind == "mine":
+        save_model(read_model(checkpoint), place)
+    else:
+        shutil.copy(checkpoint, place)
+    file = place / "model.safetensors" if kind == "mine" else place
+
+    def replaced_after(path: Path, **settings: Any) -> Any:
+        content = read_weights(path, **settings)
+        shutil.copy(file, tmp_path / "new")
+        (tmp_path / "new").replace(file)
+        return content
+
+    for module in ("networks.weights", "models.folder"):
+        monkeypatch.setattr(f"boltzformer_monai.{module}.read_weights", replaced_after)
+    with pytest.raises(CheckpointError, match="was changed while it was read; run the command again"):
+        load_model(place)

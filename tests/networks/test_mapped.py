@@ -21,10 +21,19 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor
 
 def test_weights_are_copied_portion_after_portion(weights: dict[str, Tensor]) -> None:
     assert [list(portion) for portion in mapped.portions(weights)] == [list("012"), list("345"), list("678"), ["9"]]
-    own = {name: torch.zeros(5000) for name in weights}
-    mapped.copy_weights(weights, own)
+
+
+def test_weights_are_loaded_and_their_pages_given_back_on_the_way(
+    weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = torch.nn.ModuleDict({name: torch.nn.Linear(5000, 1, bias=False) for name in weights})
+    given: list[int] = []
+    monkeypatch.setattr(mapped, "_give_back", lambda those: given.append(len(those)))
+    mapped.load_weights(network, {f"{name}.weight": weight[None] for name, weight in weights.items()})
     for index in range(10):
-        assert torch.equal(own[f"{index}"], torch.arange(5000.0) + index)
+        assert torch.equal(network[f"{index}"].weight[0], torch.arange(5000.0) + index)
+    assert given == [3, 3, 3, 1]
+    assert not any(module._load_state_dict_post_hooks for module in network.modules())
 
 
 def test_weights_that_were_changed_in_memory_stay_changed(weights: dict[str, Tensor]) -> None:

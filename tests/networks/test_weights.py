@@ -125,6 +125,51 @@ def test_strict_loading_loads_nothing_of_what_does_not_fit():
     assert torch.equal(network.weight, before)
 
 
+class _Renaming(torch.nn.Linear):
+    """A guest's module whose weight had another name once, and that keeps a state beside its weights."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, bias=False)
+        self.state: object = None
+        self.register_load_state_dict_pre_hook(self._rename)
+
+    @staticmethod
+    def _rename(module: torch.nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if f"{prefix}kernel" in state:
+            state[f"{prefix}weight"] = state.pop(f"{prefix}kernel")
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+    def set_extra_state(self, state: object) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("name", ["weight", "kernel"])
+@pytest.mark.parametrize("state", [{"steps": 3}, torch.arange(5)])
+def test_modules_that_load_in_their_own_way_do_so(name: str, state: Any):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), _Renaming())
+    weights = {"0.weight": torch.zeros(2, 2), f"1.{name}": torch.ones(2, 2), "1._extra_state": state}
+    load_strictly(network, weights, source="somewhere")
+    assert torch.equal(network[0].weight, torch.zeros(2, 2))
+    assert torch.equal(network[1].weight, torch.ones(2, 2))
+    assert network[1].state is state
+
+
+def test_a_module_that_renames_does_not_make_loading_less_strict():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), _Renaming())
+    before = [parameter.clone() for parameter in network.parameters()]
+    weights = {"0.weight": torch.zeros(2, 2), "1.kernel": torch.ones(2, 2), "1._extra_state": 1, "2.x": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"1\.kernel, 2\.x"):
+        load_strictly(network, weights, source="somewhere")
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), before, strict=True))
+
+
+def test_quantised_numbers_are_not_taken_for_weights():
+    with pytest.raises(CheckpointError, match=r"1 of another kind of number \(weight\)"):
+        load_strictly(torch.nn.Linear(2, 2, bias=False), {"weight": torch.ones(2, 2, dtype=torch.int8)}, source="x")
+
+
 def test_many_misfits_are_counted_and_the_first_named():
     with pytest.raises(CheckpointError, match=r"12 unknown \(a0, a1, a10, …\)"):
         load_strictly(torch.nn.Identity(), {f"a{i}": torch.ones(1) for i in range(12)}, source="x")

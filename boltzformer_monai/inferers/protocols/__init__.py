@@ -1,4 +1,4 @@
-"""Volume protocols: how a network is shown a volume, and how its answers become those of the volume."""
+"""Volume protocols: how slices become the network's input, and its predictions those of the volume."""
 
 from __future__ import annotations
 

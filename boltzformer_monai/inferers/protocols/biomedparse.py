@@ -101,7 +101,7 @@ class BiomedParseProtocol:
     def run(self, run: VolumeRun) -> None:
         """Slice after slice: all prompts, in all windows, before any of them is kept."""
         (slicing,) = run.slicings
-        shown = [(run.slices(window)(slicing), run.decoder(run.groups(members))) for window, members in run.windows]
+        inputs = [(run.slices(window)(slicing), run.decoder(run.groups(members))) for window, members in run.windows]
         count, rows, columns = slicing.shape(run.volume)
         square = PixelSquare((rows, columns), run.config.image_size)
         views = [_SquareView(square.size)]
@@ -113,7 +113,7 @@ class BiomedParseProtocol:
             stop = min(start + min(batch, most), count)
             channels = in_our_order(channel_indices(count, start, stop, run.config.neighbours))
             found: dict[int, PromptTotals] = {}
-            for stack, decoder in shown:
+            for stack, decoder in inputs:
                 pixels = square.image(torch.from_numpy(stack[channels])).numpy()
                 totals = decoder.totals(Pictures(pixels, decoder.device), views, batch=batch)
                 found.update((each.prompt, each) for each in totals)
@@ -122,7 +122,7 @@ class BiomedParseProtocol:
             suppressed[:] += np.sum(counts, axis=0)  # at the end: a pass that the memory does not hold is tried again
             return stop
 
-        run.passes(slicing, work, windows=len(shown))
+        run.passes(slicing, work, windows=len(inputs))
         for prompt, dropped, found in zip(run.settings.prompts, *suppressed.tolist(), strict=True):
             if dropped:
                 text = f"{prompt!r} was left out in {dropped} of its {found} slices, for a more certain prompt there"

@@ -55,7 +55,7 @@ class BoltzFormerProtocol:
         return [Caveat("another plane", text)] if others else []
 
     def slicings(self, volume: Volume) -> Sequence[Slicing]:
-        """The planes asked for, in radiological display."""
+        """The planes of the run, in radiological display."""
         return [radiological(volume, plane) for plane in self.planes]
 
     def rule_planes(self) -> Sequence[str] | None:
@@ -92,8 +92,8 @@ def _pass(
 ) -> int:
     """As many slices as a pass takes, into the store; returns the number of the next one."""
     stop = min(start + min(view.slices(batch) for view in views), len(stack))
-    pictures = Pictures(_with_neighbours(stack, start, stop, offsets), decoder.device)
-    for prompt, probability, presence in decoder.decode(pictures, views, batch=batch):
+    images = Pictures(_with_neighbours(stack, start, stop, offsets), decoder.device)
+    for prompt, probability, presence in decoder.decode(images, views, batch=batch):
         for offset, values in enumerate(probability):
             present = None if presence is None else float(presence[offset])
             store.put(prompt, plane, start + offset, values, present)

@@ -38,7 +38,7 @@ class VolumeRun:
     Attributes:
         volume: the scan.
         slicings: how it is sliced, as the protocol said.
-        windows: for each window the prompts that are shown in it, by their number.
+        windows: for each window the prompts whose slices it prepares, by their number.
         tokens: of all prompts ``(P, N_T)``, −1 = padding.
         context: tokens that the text encoder reads at most.
         together: prompts to decode together, where the protocol leaves the choice.
@@ -50,7 +50,7 @@ class VolumeRun:
         batch: slices per pass.
         stacks: makes the slices, and may remember them.
         advance: told how many slices are done, those of each window counted.
-        should_stop: asked before every pass.
+        should_stop: checked before every pass.
         tell: takes what must be known of the result and is found only while it is made.
     """
 
@@ -94,8 +94,8 @@ class VolumeRun:
 
         Args:
             slicing: whose slices.
-            work: (first slice, pictures per pass) → the first slice that is not done yet. It is tried again with fewer
-                pictures where the device's memory does not hold them.
+            work: (first slice, slices per pass) → the first slice that is not done yet. It is tried again with fewer
+                slices where the device's memory does not hold them.
             windows: that each pass does.
 
         Raises:
@@ -105,7 +105,7 @@ class VolumeRun:
         start, count = 0, slicing.shape(self.volume)[0]
         while start < count:
             if self.should_stop is not None and self.should_stop():
-                msg = f"stopped as asked after {start} of {count} {slicing.plane} slices; nothing was kept"
+                msg = f"stopped on request after {start} of {count} {slicing.plane} slices; nothing was kept"
                 raise CancelledError(msg)
             first = start
             start = self._one_pass(work, first)
@@ -116,7 +116,7 @@ class VolumeRun:
 
 
 class VolumeProtocol(Protocol):
-    """How a network is shown a volume, and how its answers become those of the volume.
+    """How slices become the network's input, and its predictions those of the volume.
 
     It is registered with :func:`register_protocol` and made of the user's :class:`RunSettings`, what the checkpoint
     says of its data, and settings of its own by name.

@@ -11,7 +11,7 @@ from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.presets import network_config
 from boltzformer_monai.networks.published.boltzformer import SETTINGS, convert_parts
-from boltzformer_monai.networks.published.rename import NOT_OF_THE_MASKS, Tensors, convert_existence, without
+from boltzformer_monai.networks.published.rename import NOT_OF_THE_MASKS, Tensors, convert_existence, placed, without
 from boltzformer_monai.networks.published.source import Converted, PublishedFile, register_source
 
 _LIGHTNING = "model."  # before the network's names in the checkpoint, beside the loss's
@@ -37,13 +37,13 @@ class BiomedParseV2Source:
     def convert(self, file: PublishedFile) -> Converted:
         """Rename all parts, and put the input channels into this package's order."""
         weights, dropped = without(file.weights, _DROPPED)
-        weights = {name.removeprefix(_LIGHTNING): weight for name, weight in weights.items()}
+        weights = placed((name.removeprefix(_LIGHTNING), weight) for name, weight in weights.items())
         existence = {n.removeprefix(_PREDICTOR): w for n, w in weights.items() if n.startswith(_CLASSIFIER)}
-        others = {
-            name.replace("query_feat_.", "query_feat.").replace("query_embed_.", "query_embed."): weight
+        others = placed(
+            (name.replace("query_feat_.", "query_feat.").replace("query_embed_.", "query_embed."), weight)
             for name, weight in weights.items()
             if name not in _NORMALISATION and not name.startswith(_CLASSIFIER)
-        }
+        )
         parts = convert_parts(others)
         parts["backbone"] = _reorder_channels(parts["backbone"])
         parts["decoder"] |= {f"presence.{name}": weight for name, weight in convert_existence(existence).items()}

@@ -19,6 +19,7 @@ from boltzformer_monai.networks.published.rename import (
     convert_pigma,
     convert_pixel_decoder,
     convert_text_encoder,
+    placed,
     without,
 )
 from boltzformer_monai.networks.published.source import Converted, PublishedFile, register_source
@@ -80,9 +81,9 @@ def convert_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensors]:
             raise UnplacedError(name)
         local = name if prefix == "output_" else name.removeprefix(prefix)
         groups.setdefault(_PLACES[prefix], {})[local] = weight
-    text = {
-        name.removeprefix("encoder_transformer."): weight for name, weight in groups.get("text_encoder", {}).items()
-    }
+    text = placed(
+        (name.removeprefix("encoder_transformer."), weight) for name, weight in groups.get("text_encoder", {}).items()
+    )
     decoder = {f"query_decoder.{name}": w for name, w in convert_decoder(groups.get("decoder", {})).items()}
     decoder |= {f"aggregation.{name}": w for name, w in convert_pigma(groups.get("aggregation", {})).items()}
     return {

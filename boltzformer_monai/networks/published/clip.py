@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from boltzformer_monai.errors import CheckpointError, why
 from boltzformer_monai.networks.published.boltzformer import UNICL
-from boltzformer_monai.networks.published.rename import Tensors, convert_text_encoder, without
+from boltzformer_monai.networks.published.rename import Tensors, convert_text_encoder, placed, without
 from boltzformer_monai.networks.published.source import Converted, PublishedFile, register_source
 
 _TOKENS = "token_embedding.weight"
@@ -41,10 +43,9 @@ class ClipSource:
         """Rename tower and projection."""
         weights, dropped = without(file.weights, _IMAGES)
         layout, prefix = _layout(weights) or ("open_clip", "")
-        notes: tuple[str, ...] = ()
         if layout == "transformers":
             part = _from_transformers(weights, prefix)
-            settings = _of_transformers(file.about)
+            settings, notes = _of_transformers(file.about)
         else:
             part = convert_text_encoder(_bare(weights, prefix, inner="transformer." if layout == "open_clip" else ""))
             settings, notes = (UNICL, ()) if layout == "unicl" else _of_open_clip(file.about)
@@ -75,29 +76,47 @@ def _layout(names: Collection[str]) -> tuple[str, str] | None:
 
 def _bare(weights: Mapping[str, Tensor], prefix: str, *, inner: str) -> Tensors:
     """The names of the tower without what stands before them, and its projection as ``lang_proj``."""
-    bare = {name.removeprefix(prefix).removeprefix(inner): weight for name, weight in weights.items()}
+    bare = placed((name.removeprefix(prefix).removeprefix(inner), weight) for name, weight in weights.items())
     if "text_projection.weight" in bare:  # a linear layer, which is applied from the left
         bare["text_projection"] = bare.pop("text_projection.weight").t()
-    return {"lang_proj" if name == "text_projection" else name: weight for name, weight in bare.items()}
+    return placed(("lang_proj" if name == "text_projection" else name, weight) for name, weight in bare.items())
 
 
 def _from_transformers(weights: Mapping[str, Tensor], prefix: str) -> Tensors:
-    return {
-        "lang_proj.weight" if name == "text_projection.weight" else f"model.{name.removeprefix(prefix)}": weight
+    return placed(
+        ("lang_proj.weight" if name == "text_projection.weight" else f"model.{name.removeprefix(prefix)}", weight)
         for name, weight in weights.items()
-    }
+    )
 
 
-def _of_transformers(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the tower's ``config.json``, with the defaults of transformers."""
+def _of_transformers(about: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Settings of the tower's ``config.json``, with the defaults of transformers; without it they are not known."""
     if not about:
-        return {"text_norm_eps": 1e-5}
-    text = about.get("text_config", about)
-    return {
-        "text_norm_eps": float(text.get("layer_norm_eps", 1e-5)),
-        "text_activation": str(text.get("hidden_act", "quick_gelu")),
-        "text_heads": int(text.get("num_attention_heads", 8)),
-    }
+        note = (
+            "no config.json lies beside the file: its activation and heads are not known, nor whether "
+            "text_activation 'quick_gelu' or 'gelu' is right"
+        )
+        return {"text_norm_eps": 1e-5}, (note,)
+    text = about.get("text_config") or about
+    with _readable("config.json"):
+        return {
+            "text_norm_eps": float(text.get("layer_norm_eps", 1e-5)),
+            "text_activation": str(text.get("hidden_act", "quick_gelu")),
+            "text_heads": int(text.get("num_attention_heads", 8)),
+        }, ()
+
+
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    """Refuse a configuration of another form.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    try:
+        yield
+    except (AttributeError, ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the {file} beside the weights cannot be used ({why(error)})") from error
 
 
 def _of_open_clip(about: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -109,6 +128,6 @@ def _of_open_clip(about: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, 
             "text_activation 'quick_gelu', open_clip's others 'gelu'"
         )
         return {"text_norm_eps": 1e-5}, (note,)
-    text = model.get("text_cfg", {})
     settings = {"text_norm_eps": 1e-5, "text_activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
-    return {**settings, "text_heads": int(text.get("heads", 8))}, ()
+    with _readable("open_clip_config.json"):
+        return {**settings, "text_heads": int(model.get("text_cfg", {}).get("heads", 8))}, ()

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, reject_unknown
 from boltzformer_monai.networks.boltzformer import BoltzFormer
-from boltzformer_monai.networks.mapped import copy_weights
+from boltzformer_monai.networks.mapped import load_weights
 from boltzformer_monai.networks.published.importing import convert, report_of, whole_names
 from boltzformer_monai.networks.published.names import PublishedNames
 from boltzformer_monai.networks.published.reading import read_published
-from boltzformer_monai.networks.published.rename import Tensors
+from boltzformer_monai.networks.published.rename import Tensors, below, placed
 from boltzformer_monai.networks.published.report import ImportReport, PartReport, parts_table
 from boltzformer_monai.networks.published.source import PARTS, Converted, PublishedFile, Source, find_source
 from boltzformer_monai.networks.weights import compare
@@ -55,9 +55,9 @@ def init_from(network: BoltzFormer, paths: Mapping[str, str | Path]) -> list[Imp
     if WHOLE in paths:
         wanted = {WHOLE: [part for part in PARTS if part not in paths], **wanted}
     plans = [_plan(network, paths[key], parts) for key, parts in wanted.items()]
-    own = network.state_dict()
     for plan in plans:
-        copy_weights(plan.weights, own)
+        for part in PARTS:
+            load_weights(getattr(network, part), below(plan.weights, f"{part}."), strict=False)
     return [plan.report for plan in plans]
 
 
@@ -145,7 +145,7 @@ def _as_here(part: str, converted: Converted, own: Collection[str]) -> Tensors:
     if part != "backbone":
         return weights
     places = {_bare(name): name for name in own if name.startswith("backbone.")}
-    return {places.get(_bare(name), name): weight for name, weight in weights.items()}
+    return placed((places.get(_bare(name), name), weight) for name, weight in weights.items())
 
 
 def _bare(name: str) -> str:

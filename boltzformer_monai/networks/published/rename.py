@@ -7,7 +7,7 @@ Every function is strict: a name without a place is an error. What is left out o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -73,6 +73,27 @@ class UnplacedError(CheckpointError):
         self.name = name
 
 
+class _Placed(dict[str, Tensor]):
+    """Weights under new names, each of which one weight takes."""
+
+    def __setitem__(self, name: str, weight: Tensor) -> None:
+        if name in self:
+            raise CheckpointError(f"two published weights are {name!r} here; one of them has no place in this network")
+        super().__setitem__(name, weight)
+
+
+def placed(pairs: Iterable[tuple[str, Tensor]]) -> Tensors:
+    """Weights under new names.
+
+    Raises:
+        CheckpointError: two of them have the same; a dict would lose one without a word.
+    """
+    found = _Placed()
+    for name, weight in pairs:
+        found[name] = weight
+    return found
+
+
 def below(weights: Mapping[str, Tensor], prefix: str) -> Tensors:
     """The weights whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
@@ -107,18 +128,18 @@ def rename(name: str, table: Table) -> str:
 
 def convert_decoder(weights: Mapping[str, Tensor]) -> Tensors:
     """Published predictor → :class:`~boltzformer_monai.networks.decoder.BoltzFormerDecoder`."""
-    return {rename(name, _DECODER): weight for name, weight in weights.items()}
+    return placed((rename(name, _DECODER), weight) for name, weight in weights.items())
 
 
 def convert_existence(weights: Mapping[str, Tensor]) -> Tensors:
     """BiomedParse's classifier → :class:`~boltzformer_monai.networks.biomedparse.ExistenceClassifier`."""
-    return {rename(name, _EXISTENCE): weight for name, weight in weights.items()}
+    return placed((rename(name, _EXISTENCE), weight) for name, weight in weights.items())
 
 
 def convert_pixel_decoder(weights: Mapping[str, Tensor]) -> Tensors:
     """Published pixel decoder → :class:`~boltzformer_monai.networks.pixel_decoder.PixelDecoder`."""
     levels = max((int(m[1]) for name in weights if (m := re.match(r"layer_(\d+)\.", name))), default=4)
-    converted: Tensors = {}
+    converted: Tensors = _Placed()
     for name, weight in weights.items():
         if match := re.match(r"(adapter|layer)_(\d+)\.(.*)", name):
             kind, index, rest = match[1], int(match[2]), match[3]
@@ -135,7 +156,7 @@ def convert_text_encoder(weights: Mapping[str, Tensor]) -> Tensors:
 
     ``lang_proj``, the matrix from its width to d channels, is applied from the right: transposed here.
     """
-    converted: Tensors = {}
+    converted: Tensors = _Placed()
     for name, weight in weights.items():
         if name == "lang_proj":
             converted["lang_proj.weight"] = weight.t().contiguous() if weight.dim() == 2 else weight
@@ -154,13 +175,13 @@ def convert_text_encoder(weights: Mapping[str, Tensor]) -> Tensors:
 
 def convert_pigma(weights: Mapping[str, Tensor]) -> Tensors:
     """Published output convolutions → :class:`~boltzformer_monai.networks.pigma.PiGMA`."""
-    return {rename(name, _PIGMA): weight for name, weight in weights.items()}
+    return placed((rename(name, _PIGMA), weight) for name, weight in weights.items())
 
 
 def convert_hiera(weights: Mapping[str, Tensor]) -> Tensors:
     """SAM 2's trunk and neck → :class:`~boltzformer_monai.networks.backbone.FeaturePyramidNeck` over timm's Hiera."""
     count = sum(1 for name in weights if re.fullmatch(r"neck\.convs\.\d+\.conv\.weight", name))
-    converted: Tensors = {}
+    converted: Tensors = _Placed()
     for name, weight in weights.items():
         if match := re.fullmatch(r"neck\.convs\.(\d+)\.conv\.(weight|bias)", name):
             converted[f"convs.{count - 1 - int(match[1])}.{match[2]}"] = weight
@@ -174,7 +195,7 @@ def convert_hiera(weights: Mapping[str, Tensor]) -> Tensors:
 
 def convert_focal(weights: Mapping[str, Tensor]) -> Tensors:
     """Published FocalNet → :class:`~boltzformer_monai.networks.backbone.TimmBackbone` with output norms."""
-    converted: Tensors = {}
+    converted: Tensors = _Placed()
     for name, weight in weights.items():
         if match := re.fullmatch(r"norm(\d)\.(weight|bias)", name):
             converted[f"norms.{match[1]}.{match[2]}"] = weight

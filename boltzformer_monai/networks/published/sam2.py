@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from boltzformer_monai.networks.published.rename import below, convert_hiera, without
+from boltzformer_monai.networks.published.rename import below, convert_hiera, placed, without
 from boltzformer_monai.networks.published.source import Converted, PublishedFile, register_source
 
 _DROPPED = {
@@ -29,7 +29,8 @@ class Sam2Source:
         encoder = below(weights, "image_encoder.")
         strangers = {name: weight for name, weight in weights.items() if not name.startswith("image_encoder.")}
         surplus = {r"^convs\.": "the network has no neck"}
-        return Converted({"backbone": convert_hiera({**encoder, **strangers})}, dropped=dropped, surplus=surplus)
+        backbone = convert_hiera(placed([*encoder.items(), *strangers.items()]))
+        return Converted({"backbone": backbone}, dropped=dropped, surplus=surplus)
 
     def config(self, file: PublishedFile) -> None:
         """An image encoder is no whole network."""

@@ -13,6 +13,7 @@ from boltzformer_monai.networks.published.rename import (
     convert_focal,
     convert_pixel_decoder,
     convert_text_encoder,
+    placed,
     without,
 )
 from boltzformer_monai.networks.published.source import Converted, PublishedFile, register_source
@@ -39,11 +40,11 @@ class SeemSource:
     def convert(self, file: PublishedFile) -> Converted:
         """Rename backbone, pixel decoder and text encoder."""
         weights, dropped = without(file.weights, _DROPPED)
-        text = {name.removeprefix("lang_encoder."): weight for name, weight in below(weights, _TEXT).items()}
+        text = placed((name.removeprefix("lang_encoder."), weight) for name, weight in below(weights, _TEXT).items())
         known = ("backbone.", "sem_seg_head.pixel_decoder.", _TEXT)
         strangers = {name: weight for name, weight in weights.items() if not name.startswith(known)}
         parts = {
-            "backbone": convert_focal({**below(weights, "backbone."), **strangers}),
+            "backbone": convert_focal(placed([*below(weights, "backbone.").items(), *strangers.items()])),
             "pixel_decoder": convert_pixel_decoder(below(weights, "sem_seg_head.pixel_decoder.")),
             "text_encoder": convert_text_encoder(text),
         }

@@ -82,6 +82,14 @@ def test_a_small_networks_weights_come_back(tmp_path: Path):
     assert torch.equal(target.backbone.model.stem.proj.weight, source.backbone.model.stem.proj.weight)
 
 
+def test_an_extra_weight_for_the_place_of_another_is_refused(tmp_path: Path):
+    state = biomedparse_v2_state(small_network(1))
+    state["sem_seg_head.predictor.query_feat.weight"] = torch.zeros(1)  # the real one ends in query_feat_
+    torch.save(lightning(state), tmp_path / "small.ckpt")
+    with pytest.raises(CheckpointError, match=r"two published weights are .*query_feat\.weight' here"):
+        load_published(small_network(2), tmp_path / "small.ckpt")
+
+
 def test_the_report_of_a_lightning_file(tmp_path: Path):
     path = tmp_path / "small.ckpt"
     torch.save(lightning(biomedparse_v2_state(small_network(1))), path)

@@ -17,7 +17,8 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModel
 
 from boltzformer_monai.errors import CheckpointError, ConfigError
 from boltzformer_monai.networks import BoltzFormer, create_boltzformer
-from boltzformer_monai.networks.published import init_from
+from boltzformer_monai.networks.published import PublishedFile, init_from
+from boltzformer_monai.networks.published.clip import ClipSource
 from boltzformer_monai.networks.text_encoder import TextEncoder
 from tests.networks.cases import SMALL, prompts, randomise
 from tests.networks.published.layouts import text_tower
@@ -186,3 +187,32 @@ def test_what_has_no_place_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match="published weight 'flux' has no place"):
         init_from(network(), {"text_encoder": tmp_path / "clip.pt"})
     assert prompts(3).shape == (1, 1, 3)
+
+
+_TOWER = {
+    "transformers": ("text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.weight"),
+    "open_clip": ("token_embedding.weight", "transformer.resblocks.0.ln_1.weight"),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "about"),
+    [
+        ("transformers", {"text_config": 5}),
+        ("transformers", {"text_config": {"num_attention_heads": "many"}}),
+        ("transformers", {"layer_norm_eps": [1]}),
+        ("open_clip", {"model_cfg": {"text_cfg": None}}),
+        ("open_clip", {"model_cfg": {"text_cfg": {"heads": "many"}}}),
+    ],
+)
+def test_a_configuration_of_another_form_is_one_line(layout: str, about: dict[str, Any]):
+    file = PublishedFile(Path("model.safetensors"), dict.fromkeys(_TOWER[layout], torch.ones(1)), about=about)
+    with pytest.raises(CheckpointError, match=r"config.json beside the weights cannot be used") as caught:
+        ClipSource().convert(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tower_of_transformers_without_its_configuration_says_what_is_not_known():
+    weights = dict.fromkeys(_TOWER["transformers"], torch.ones(1))
+    (note,) = ClipSource().convert(PublishedFile(Path("pytorch_model.bin"), weights)).notes
+    assert "its activation and heads are not known" in note

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from boltzformer_monai.errors import CheckpointError
-from boltzformer_monai.networks.published.rename import convert_focal, convert_hiera, convert_text_encoder
+from boltzformer_monai.networks.published.rename import (
+    convert_focal,
+    convert_hiera,
+    convert_pixel_decoder,
+    convert_text_encoder,
+    placed,
+)
 
 
 def test_published_focal_weights():
@@ -31,3 +37,19 @@ def test_published_backbones_are_told_apart():
 def test_a_projection_that_is_not_three_is_named(shape: tuple[int, ...]):
     with pytest.raises(CheckpointError, match="'resblocks.3.attn.in_proj_weight' of shape .* no query, key and value"):
         convert_text_encoder({"resblocks.3.attn.in_proj_weight": torch.ones(shape)})
+
+
+def test_two_weights_for_one_place_are_refused():
+    """A dict would take the last of them, and the other would be missed by nobody."""
+    one = torch.ones(1)
+    for convert, names in (
+        (convert_hiera, ("trunk.blocks.0.mlp.layers.0.weight", "trunk.blocks.0.mlp.fc1.weight")),
+        (convert_pixel_decoder, ("layer_1.weight", "layer_1.conv.weight")),
+    ):
+        with pytest.raises(CheckpointError, match="two published weights are .* one of them has no place"):
+            convert(dict.fromkeys(names, one))
+
+
+def test_the_last_of_equal_names_is_not_taken_silently():
+    with pytest.raises(CheckpointError, match="two published weights are 'a' here"):
+        placed([("a", torch.zeros(1)), ("b", torch.zeros(1)), ("a", torch.ones(1))])
