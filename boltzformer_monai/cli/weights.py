@@ -11,6 +11,7 @@ from typing import Any
 from boltzformer_monai.cli.command_line import add_plugin
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.registry import use_plugins
+from boltzformer_monai.storage import require_writable
 
 _LIST = """List the public weights that are known: what they are, their licence and size, and where they are from."""
 _FETCH = """Fetch weights from the Hugging Face hub into its cache, and print where they are.
@@ -99,6 +100,7 @@ def run_fetch(options: argparse.Namespace) -> int:
         from boltzformer_monai.models.place import require_replaceable
 
         require_replaceable(output)
+        require_writable(output.absolute().parent, make=False)
     found = fetch(options.name, accept_licence=options.accept_licence, file=options.file, revision=options.revision)
     if becomes_model:
         from boltzformer_monai.models.convert import convert

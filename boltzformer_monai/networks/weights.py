@@ -217,7 +217,7 @@ def described_network(content: Mapping[str, Any], path: str | Path) -> tuple[Bol
         path: of the file that the weights are from.
 
     Raises:
-        CheckpointError: as :func:`check_content`.
+        CheckpointError: as :func:`check_content`, or a weight is no finite number: every mask would be empty.
     """
     description, weights = check_content(content, path)
     try:
@@ -225,6 +225,11 @@ def described_network(content: Mapping[str, Any], path: str | Path) -> tuple[Bol
     except _CLAIMS as error:
         raise _unusable(path, error) from error
     load_strictly(network, weights, source=str(path))
+    used = itertools.chain(network.named_parameters(), (("mean", network.mean), ("std", network.std)))
+    # A sum takes no memory, and is finite for no weight that holds infinity or NaN.
+    if (wrong := next((name for name, weight in used if not weight.detach().sum().isfinite()), None)) is not None:
+        msg = f"{path}: its weight {wrong} holds numbers that are not finite; take another checkpoint"
+        raise CheckpointError(msg)
     return network, description
 
 

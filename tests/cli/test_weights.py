@@ -117,6 +117,16 @@ def test_mistakes_are_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_place_that_takes_no_folder_is_told_before_the_download(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boltzformer_monai.models.fetch._download", lambda *_, **__: pytest.fail("it was fetched"))
+    (tmp_path / "file").write_text("in the way")
+    command = ["weights", "fetch", "biomedparse_v2", "--accept-licence", "--output", str(tmp_path / "file" / "mine")]
+    assert main(command) == 2
+    assert f"cannot write into {tmp_path / 'file'}" in _one_line(capsys)
+
+
 def test_fetching_from_a_mirror_reaches_nobody_else(tmp_path: Path) -> None:
     """As from a shell, with no other address to be reached: fetch a model by its id, then say what it is, offline."""
     folder = tmp_path / "mine"

@@ -170,6 +170,20 @@ def test_quantised_numbers_are_not_taken_for_weights():
         load_strictly(torch.nn.Linear(2, 2, bias=False), {"weight": torch.ones(2, 2, dtype=torch.int8)}, source="x")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["mean", "decoder.query_decoder.query_feat.weight"])
+def test_weights_that_are_no_numbers_are_refused(
+    saved: tuple[BoltzFormer, Path], tmp_path: Path, name: str, value: float
+):
+    """Every mask would be empty, and nothing would say so."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["model"][name].flatten()[-1] = value
+
+    with pytest.raises(CheckpointError, match=f"its weight {name} holds numbers that are not finite"):
+        load_checkpoint(altered(saved[1], tmp_path / "altered.pt", change))
+
+
 def test_many_misfits_are_counted_and_the_first_named():
     with pytest.raises(CheckpointError, match=r"12 unknown \(a0, a1, a10, …\)"):
         load_strictly(torch.nn.Identity(), {f"a{i}": torch.ones(1) for i in range(12)}, source="x")
