@@ -62,7 +62,7 @@ def mistakes(tmp_path: Path, at: dict[str, Path]) -> dict[str, list[str]]:
         "SOPClassUID (0008,0016)": ["segment", odd, *common, seg],
         "is no DICOM": ["segment", one, *common, seg],
         "holds no DICOM slices": ["segment", str(many), *common, seg, "--series", "1.2"],
-        "threshold must be between": ["segment", one, *common, out, "--threshold", "2"],
+        "--threshold: must be from 0 to 1": ["segment", one, *common, out, "--threshold", "2"],
         "no bundle at": ["demo", "--bundle-root", str(tmp_path)],
     }
 

@@ -263,7 +263,7 @@ def test_how_far_a_label_may_lie_from_its_scan(scan: dict[str, Path], capsys: py
         assert main(arguments(scan, *options)) == code
         said = capsys.readouterr().err
         if code:
-            assert ("share of a voxel" if options else "of a voxel) apart") in said
+            assert ("--grid-tolerance: must be from 0 to 0.5, not 0.6" if options else "of a voxel) apart") in said
         else:
             assert f"({100 * share:.2g} % of a voxel) off the scan's" in (scan["output"] / "report.json").read_text()
 
