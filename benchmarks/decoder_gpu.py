@@ -36,7 +36,7 @@ from benchmarks.cuda import (  # noqa: E402
 )
 from benchmarks.decoder_contest import SMOKE, Inputs, Sizes, Step, Tail, medians, settings, wall_seconds  # noqa: E402
 from benchmarks.dense import DenseTail, dense_network  # noqa: E402
-from benchmarks.record import write  # noqa: E402
+from benchmarks.record import result, write  # noqa: E402
 from boltzformer_monai.networks import create_boltzformer  # noqa: E402
 
 Row = dict[str, Any]
@@ -199,11 +199,11 @@ def dice_and_bce(logits: Tensor, target: Tensor) -> Tensor:
     return dice.mean() + F.binary_cross_entropy_with_logits(logits, target)
 
 
-def row(name: str, value: float | None, unit: str) -> Row:
-    """One result, printed at once: a later measurement may run out of time."""
+def row(name: str, value: float | None, unit: str, *, note: str = "") -> Row:
+    """One result, printed at once: a later measurement may run out of time. The note says why there is no value."""
     shown = "–" if value is None else f"{value:.4f}"
-    print(f"{name:<48}{shown:>14}  {unit}", flush=True)
-    return {"name": name, "value": value, "unit": unit}
+    print(f"{name:<48}{shown:>14}  {unit}{note and f'  ({note})'}", flush=True)
+    return {**result(name, value, unit), **({"note": note} if note else {})}
 
 
 def main(argv: list[str] | None = None) -> int:
