@@ -183,10 +183,10 @@ def label_map_rows(
             score = dice(int((mine & true).sum()), int(mine.sum()), int(true.sum()))
             if score is not None:
                 observations.append(Observation(rows[targets[0]].patient, score, 1.0, name))
-    table = []
+    table: list[dict[str, object]] = []
     for name, group in (("mean", targets), ("joined", ["joined"])):
-        found = Bootstrap().estimate([each for each in observations if each.group in group]).as_dict()
-        table.extend(result(f"label map {name} {key}", found[key], "Dice") for key in ("mean", "low", "high"))
+        estimate = Bootstrap().estimate([each for each in observations if each.group in group]).as_dict()
+        table.extend(result(f"label map {name} {key}", estimate[key], "Dice") for key in ("mean", "low", "high"))
     return table
 
 
