@@ -61,7 +61,7 @@ def test_prompts_of_a_call_are_padded_to_its_longest(golden: Path, fast: bool, p
         return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).long()
 
     tokenizer.context = sizes["context"]  # type: ignore[attr-defined]
-    settings: Any = SimpleNamespace(image_size=sizes["image_size"], neighbours=1, presence=True)
+    settings: Any = SimpleNamespace(image_size=sizes["image_size"], neighbours=1, neighbour_mm=0.0, presence=True)
     inferer = SlidingVolumeInferer(
         RunSettings(prompts=TEXTS, modality="CT", window={"kind": "stored"}, protocol=protocol),
         description=Description(settings, {"protocol": "biomedparse"}),
