@@ -85,7 +85,7 @@ def test_a_mask_for_each_prompt(scans: Path, checkpoint: Path, tmp_path: Path, i
         (["--prompts", "liver", " Liver "], "given twice"),
         (["--prompts-file", "nothing.txt"], "nothing.txt"),
         (["--prompts", "liver", "--threshold", "1"], "threshold must be between 0 and 1"),
-        (["--prompts", "liver", "--batch-size", "0"], "batch_size must be a whole number of at least 1"),
+        (["--prompts", "liver", "--batch-size", "0"], "--batch-size: must be at least 1, not 0"),
         (["--prompts", "liver", "--uncertainty", "1"], "--uncertainty"),
         (["--prompts", "liver", "--planes", "axial", "axial"], "planes must be different"),
         (["--prompts", "liver", "--preview", "p.jpg"], ".png"),

@@ -155,6 +155,10 @@ def test_a_fetched_file_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(CheckpointError, match="was not fetched; boltzformer weights fetch sam2_hiera_small"):
         find_initial_weights({"backbone": "sam2_hiera_small"}, config=CONFIG)
     saved(path, small_network(1))
+    with pytest.raises(CheckpointError, match="is not what the catalogue says"):
+        find_initial_weights({"backbone": "sam2_hiera_small"}, config=CONFIG)
+    stated = (file_sha256(path), "catalogue")
+    monkeypatch.setattr("boltzformer_monai.models.initial.stated_sha256", lambda *_: stated)
     assert find_initial_weights({"backbone": "sam2_hiera_small"}, config=CONFIG).places == {"backbone": path}
     assert set(asked) == {("facebook/sam2-hiera-small", "sam2_hiera_small.pt")}
 
