@@ -89,14 +89,12 @@ def test_uncertainty_is_ranked_against_the_error(tmp_path: Path) -> None:
     write_label_map(label.array, label, tmp_path / "labelsTr" / "one.nii.gz")
 
     class Reader:
-        volumes = {"one": {"modality": "CT"}}
-
-        def select(self, *, volume: str) -> list[argparse.Namespace]:
-            assert volume == "one"
-            return [
-                argparse.Namespace(target=name, prompts=(f"{name} in CT",), label_values=(value,))
-                for name, value in (("liver", 1), ("stomach", 77))
-            ]
+        rows = [
+            argparse.Namespace(
+                scan="one", modality="CT", target=name, prompts=(f"{name} in CT",), label_values=(value,)
+            )
+            for name, value in (("liver", 1), ("stomach", 77))
+        ]
 
     cases = uncertainty.cases_of(_segmenter(), Reader(), tmp_path, "one", 2)
     assert [case.target for case in cases] == ["liver"]  # what is absent has no error to rank
