@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from boltzformer_monai.errors import StorageError, why
 
@@ -205,6 +207,17 @@ def replacing(path: str | os.PathLike[str], advice: str = "") -> Iterator[Path]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             yield temporary
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, indent: int = 1, advice: str = "") -> None:
+    """Write a JSON file as :func:`replacing` does. Values that are no JSON are written as text.
+
+    Raises:
+        StorageError: the file cannot be written; an older one stays as it was.
+    """
+    with replacing(path, advice) as temporary:
+        text = json.dumps(content, indent=indent, ensure_ascii=False, default=str)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, and for all processes that tests start: `make test` has as many workers as there are cores.
@@ -10,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from monai.utils import set_determinism  # noqa: E402
 
 from tests.needs import missing  # noqa: E402
 
@@ -41,3 +44,11 @@ def golden() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bundle_in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that run the bundle in their own process: what it sets there is undone."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    yield
+    set_determinism(None)

@@ -16,7 +16,7 @@ from boltzformer_monai.cli.bundle_command import check_options
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.limits import read_json, read_text
-from boltzformer_monai.storage import replacing, writing
+from boltzformer_monai.storage import write_json, writing
 
 __all__ = ["require_same_settings", "run_settings", "working_alone"]
 
@@ -68,8 +68,7 @@ def require_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
             what = ", ".join("the dataset" if name == "data" else f"--{name}" for name in differing)
             msg = f"{path.parent} was begun with other settings: {what}; repeat them, or choose another --output"
             raise ConfigError(msg)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, settings)
 
 
 @contextmanager

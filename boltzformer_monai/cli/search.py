@@ -6,7 +6,6 @@ import argparse
 import copy
 import csv
 import importlib.util
-import json
 import logging
 import math
 import multiprocessing
@@ -27,7 +26,7 @@ from boltzformer_monai.data.split import MOST_FOLDS, check_folds
 from boltzformer_monai.errors import ConfigError, DivergenceError
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.parallel import end_with_parent
-from boltzformer_monai.storage import replacing
+from boltzformer_monai.storage import replacing, write_json
 
 if TYPE_CHECKING:
     from boltzformer_monai.engines.search import Point, Search
@@ -245,9 +244,7 @@ def _write_results(search: Search, *, name: str, overlay: Mapping[str, Any], out
     best = points[0] if points and points[0].state == "done" else None
     if best is None:
         raise ConfigError(f"no point of the search came to an end; {output / 'points.csv'} says why")
-    with replacing(output / "best.json") as temporary:
-        content = {**overlay, **best.settings}
-        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    write_json(output / "best.json", {**overlay, **best.settings}, indent=4)
     _log.info(
         "the best is point %d, trained in %s; as a configuration: train --config %s",
         best.number,

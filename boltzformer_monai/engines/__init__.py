@@ -30,18 +30,14 @@ from boltzformer_monai.engines.evaluator import (
 from boltzformer_monai.engines.initial import InitialWeights, find_initial_weights, training_network
 from boltzformer_monai.engines.key_metric import validation_metrics
 from boltzformer_monai.engines.loss import BoltzFormerLoss, StepLoss, training_loss
+from boltzformer_monai.engines.optimizer import make_optimizer, make_scheduler
 from boltzformer_monai.engines.overlays import WatchedSlices
 from boltzformer_monai.engines.publish import publish_metrics, publish_model, require_card
 from boltzformer_monai.engines.sampler import EpochSampler, SeededExamples
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.step import StepLoader, training_step
 from boltzformer_monai.engines.throughput import Throughput
-from boltzformer_monai.engines.trainer import (
-    DecodingInferer,
-    make_optimizer,
-    make_scheduler,
-    run_training,
-)
+from boltzformer_monai.engines.trainer import DecodingInferer, run_training
 from boltzformer_monai.evaluation.presence_rule import presence_rule
 from boltzformer_monai.precision import default_device, distributed_device
 

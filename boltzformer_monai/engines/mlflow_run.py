@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
 from boltzformer_monai.errors import ConfigError, why
-from boltzformer_monai.storage import replacing
+from boltzformer_monai.storage import write_json
 
 __all__ = ["MlflowRun", "detach", "find_mlflow_handlers", "track_evaluation"]
 
@@ -82,8 +82,7 @@ class MlflowRun:
                 name = self.handler.run_name or f"{self.folder.absolute().name}_{time.strftime('%Y%m%d_%H%M%S')}"
                 self.run_id = self.client.create_run(self._experiment(), run_name=name).info.run_id
                 if self.goes_on:
-                    with replacing(self.folder / RUN_FILE) as temporary:
-                        temporary.write_text(json.dumps({"run_id": self.run_id}), encoding="utf-8")
+                    write_json(self.folder / RUN_FILE, {"run_id": self.run_id})
             given = {**(self.handler.experiment_param or {}), **parameters}
             self._log_parameters(given, known=before.data.params if before is not None and resumed else {})
             for place in self._artifacts():

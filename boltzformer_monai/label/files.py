@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import file_sha256, replacing, sync, temporary_beside
+from boltzformer_monai.storage import file_sha256, sync, temporary_beside
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -21,16 +21,6 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def write_object(path: Path, content: Mapping[str, Any], advice: str = "") -> None:
-    """Write a JSON object atomically; creates the folder if needed. Values that are no JSON are written as text.
-
-    Raises:
-        StorageError: it cannot be written; the message ends with the advice.
-    """
-    with replacing(path, advice) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from boltzformer_monai.models.describe import (
 )
 from boltzformer_monai.models.licence import Licence
 from boltzformer_monai.models.place import CARD, METRICS, hub_id
-from boltzformer_monai.storage import replacing
+from boltzformer_monai.storage import replacing, write_json
 
 __all__ = ["add_metrics", "eval_metrics", "read_metrics", "write_bundle_metrics", "write_card"]
 
@@ -88,8 +87,7 @@ def add_metrics(folder: Path, metrics: Path, *, name: str | None = None) -> dict
         for key, value in content.items()
         if key not in _PARTS or value.get("cases") != []
     }
-    with replacing(folder / METRICS) as temporary:
-        temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / METRICS, kept)
     write_card(folder, config, name=name or folder.resolve().name, metrics=kept)
     return kept
 
@@ -147,8 +145,7 @@ def write_bundle_metrics(metrics: Mapping[str, Any], bundle: Path) -> Path:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is no bundle's metadata; give the folder of a bundle")
     content["eval_metrics"] = eval_metrics(metrics)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content, indent=4)
     return path
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from filelock import FileLock
-from monai.utils import set_determinism
 
 from boltzformer_monai.cli import main
 from boltzformer_monai.data.slices.folds import choose_fold
@@ -21,13 +18,7 @@ from boltzformer_monai.networks.weights import load_checkpoint
 from tests.cli.test_train import SMALL_NETWORK
 from tests.engines.cases import write_dataset
 
-
-@pytest.fixture(autouse=True)
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    yield
-    set_determinism(None)
+pytestmark = pytest.mark.usefixtures("bundle_in_process")
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.utils import set_determinism
 
 from boltzformer_monai.cli import main
 from boltzformer_monai.cli import search as command
@@ -19,15 +17,9 @@ from boltzformer_monai.networks.weights import load_checkpoint
 from tests.cli.test_train import SMALL_NETWORK
 from tests.engines.cases import write_dataset
 
+pytestmark = pytest.mark.usefixtures("bundle_in_process")
+
 SMALL = ["--set", "image_size=64", "--set", f"network_overrides={SMALL_NETWORK}", "--preset", "tiny"]
-
-
-@pytest.fixture(autouse=True)
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    yield
-    set_determinism(None)
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.utils import set_determinism
 
 from boltzformer_monai.cli import bundle_command, main
 from boltzformer_monai.data.slices.folds import choose_fold
@@ -23,20 +21,14 @@ from tests.engines.cases import write_dataset
 from tests.needs import need_module
 from tests.networks.cases import SMALL
 
+pytestmark = pytest.mark.usefixtures("bundle_in_process")
+
 SMALL_NETWORK = {key: value for key, value in SMALL.items() if key != "image_size"}
 
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("slices"))
-
-
-@pytest.fixture(autouse=True)
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    yield
-    set_determinism(None)
 
 
 def _train(slices: Path, output: Path, *more: str) -> int:

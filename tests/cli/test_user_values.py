@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from monai.utils import set_determinism
 
 from boltzformer_monai.cli import main
 from boltzformer_monai.engines import data
@@ -44,16 +41,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process; no slice may be read."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-
+def _no_slice_is_read(bundle_in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         pytest.fail("a slice was read")
 
     monkeypatch.setattr(data.LoadSliced, "__call__", never)
-    yield
-    set_determinism(None)
 
 
 HUGE = 2**70

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow
-from monai.utils import set_determinism
 
 from boltzformer_monai import engines
 from boltzformer_monai.engines import bundle
@@ -23,15 +21,9 @@ from boltzformer_monai.networks.weights import load_checkpoint
 from tests.engines.cases import write_dataset
 from tests.networks.cases import SMALL
 
+pytestmark = pytest.mark.usefixtures("bundle_in_process")
+
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "boltzformer"
-
-
-@pytest.fixture(autouse=True)
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    yield
-    set_determinism(None)
 
 
 def parser(**overrides: Any) -> ConfigParser:

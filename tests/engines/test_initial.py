@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from monai.utils import set_determinism
 
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.engines import SETTINGS, find_initial_weights, make_optimizer, training_network
@@ -33,20 +30,14 @@ from tests.networks.cases import SMALL, small_network
 from tests.networks.published.test_initial import saved
 from tests.networks.published.test_sam2 import sam2_state
 
+pytestmark = pytest.mark.usefixtures("bundle_in_process")
+
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "boltzformer"
 CPU = torch.device("cpu")
 NARROW = {key: value for key, value in SMALL.items() if key != "image_size"}
 CONFIG = network_config("tiny", **SMALL)
 TINY = SETTINGS["tiny"]
 RESTRICTED = Licence(name="CC-BY-NC-4.0", restricted=True, terms="no commercial use")
-
-
-@pytest.fixture(autouse=True)
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    yield
-    set_determinism(None)
 
 
 def network_from(init_from: dict[str, Any], settings: Any = TINY, config: Any = CONFIG, seed: int = 5) -> BoltzFormer:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import sys
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.utils import set_determinism
 
 from boltzformer_monai.cli import main
 from boltzformer_monai.data.slices.reader import SliceReader
@@ -35,12 +32,9 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process, and the table of metrics."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+def _own_metrics(bundle_in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of metrics of each test's own."""
     monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
-    yield
-    set_determinism(None)
 
 
 def train(slices: Path, output: Path, *more: str, epochs: int = 1) -> int:

@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.label_store import LabelStore
-from boltzformer_monai.label.files import read_object, write_object
-from boltzformer_monai.storage import sweep, temporary_beside, writing
+from boltzformer_monai.label.files import read_object
+from boltzformer_monai.storage import sweep, temporary_beside, write_json, writing
 
 
 class Cache:
@@ -89,7 +89,7 @@ class Cache:
         known = self.notes(image)
         merged = {key: value for key, value in {**known, **info}.items() if value is not None}
         if merged != known:
-            write_object(self.root / "images" / f"{image}.json", merged)
+            write_json(self.root / "images" / f"{image}.json", merged)
 
 
 def compact(volume: Volume) -> np.ndarray:

@@ -11,8 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from boltzformer_monai.data.prompts import normalise_prompt
-from boltzformer_monai.label.files import write_object
-from boltzformer_monai.storage import writing
+from boltzformer_monai.storage import write_json, writing
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,8 @@ class LabelNumbers:
                 self._read()
                 for name in self._fresh(wanted)[: DECLARED - len(self._numbers)]:
                     self._numbers[name] = len(self._numbers) + 1
-                write_object(self.file, {"names": sorted(self._numbers, key=self._numbers.__getitem__)}, _ADVICE)
+                names = sorted(self._numbers, key=self._numbers.__getitem__)
+                write_json(self.file, {"names": names}, advice=_ADVICE)
                 self._stamp = None
 
     def values(self, prompts: Sequence[str], *, temporary: Sequence[str] = ()) -> list[int]:

@@ -15,10 +15,11 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from boltzformer_monai.errors import BoltzFormerError, StorageError
 from boltzformer_monai.inferers.result_manifest import source_digest
 from boltzformer_monai.io.scan_list import Scan
-from boltzformer_monai.label.files import read_object, write_object
+from boltzformer_monai.label.files import read_object
 from boltzformer_monai.label.infer_request import parse_request
 from boltzformer_monai.label.safe_ids import image_path
 from boltzformer_monai.label.service import Segmented, SegmentService
+from boltzformer_monai.storage import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class UncertaintyScoring(ScoringMethod):
                 _log.warning("%s: not scored: %s", image_id, error)
                 score, made_of = UNUSABLE, None
             scores[image_id] = {"score": score, "of": made_of}
-            write_object(scores_file(self.service), scores, "free space, or give another --conf workspace PATH")
+            write_json(scores_file(self.service), scores, advice="free space, or give another --conf workspace PATH")
         return found
 
 
