@@ -31,7 +31,18 @@ from boltzformer_monai.precision import device_by_name, resolve_precision
 from boltzformer_monai.registry import use_plugins
 from boltzformer_monai.storage import require_writable
 
-__all__ = ["Answer", "Outcome", "Run", "Work", "answer", "load_run", "segment_elsewhere", "segment_job", "segment_one"]
+__all__ = [
+    "Outcome",
+    "Run",
+    "Work",
+    "WorkerInfo",
+    "load_run",
+    "segment_elsewhere",
+    "segment_job",
+    "segment_one",
+    "worker_info",
+    "worker_problem",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +105,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a worker of a cluster says of itself.
+class WorkerInfo:
+    """A worker of a cluster.
 
     Attributes:
         problem: what keeps it from the work, "" for nothing.
@@ -238,8 +249,8 @@ def segment_elsewhere(job: Job, work: Work) -> Outcome:
     return replace(outcome, messages=tuple((each.name, each.levelno, each.getMessage()) for each in records))
 
 
-def answer(work: Work, inputs: Sequence[Path], tokens: Sequence[Path], package: str) -> Answer:
-    """What this worker of a cluster says of itself before the work.
+def worker_info(work: Work, inputs: Sequence[Path], tokens: Sequence[Path], package: str) -> WorkerInfo:
+    """Check this worker of a cluster before the work.
 
     Args:
         work: to be done.
@@ -248,10 +259,12 @@ def answer(work: Work, inputs: Sequence[Path], tokens: Sequence[Path], package: 
         package: version that it must have.
     """
     if __version__ != package:
-        return Answer(f"has version {__version__} of boltzformer-monai, and this command {package}; install the same")
+        return WorkerInfo(
+            f"has version {__version__} of boltzformer-monai, and this command {package}; install the same"
+        )
     for path in (*inputs, *tokens):
         if not path.exists():
-            return Answer(f"does not see {path if path in inputs else path.parent}; all need the same file system")
+            return WorkerInfo(f"does not see {path if path in inputs else path.parent}; all need the same file system")
     try:
         for token in tokens:
             require_writable(token.parent)
@@ -260,5 +273,10 @@ def answer(work: Work, inputs: Sequence[Path], tokens: Sequence[Path], package: 
         torch.set_num_threads(work.threads or processor_count())  # which precision is faster depends on it
         precision = resolve_precision(work.precision, device)
     except BoltzFormerError as error:
-        return Answer(f"cannot do it: {error}")
-    return Answer("", processor_pool(), processor_count(), device.type, precision)
+        return WorkerInfo(f"cannot do it: {error}")
+    return WorkerInfo("", processor_pool(), processor_count(), device.type, precision)
+
+
+def worker_problem(work: Work, inputs: Sequence[Path], package: str) -> str:
+    """What keeps a worker that joined the cluster later from the work, "" for nothing; as :func:`worker_info`."""
+    return worker_info(work, inputs, [], package).problem

@@ -18,14 +18,15 @@ import torch
 
 from boltzformer_monai import __version__
 from boltzformer_monai.cli.segment_jobs import (
-    Answer,
     Outcome,
     Work,
-    answer,
+    WorkerInfo,
     load_run,
     segment_elsewhere,
     segment_job,
     segment_one,
+    worker_info,
+    worker_problem,
 )
 from boltzformer_monai.cli.segment_plan import Plan
 from boltzformer_monai.cli.segment_targets import Job
@@ -110,39 +111,39 @@ def _on_cluster(jobs: Sequence[Job], work: Work, arguments: argparse.Namespace) 
             stack.callback(token.unlink, missing_ok=True)
             token.touch()
         inputs = [arguments.image.absolute(), *(path.absolute() for path in place.files)]
-        question = partial(answer, work, inputs, tokens, __version__)
-        answers = ask_workers(question, arguments.scheduler)
-    work = _alike(work, answers)
-    _log.info("%d workers of %d threads each, on %s in %s", len(answers), work.threads, work.kind, work.precision)
+        workers = ask_workers(partial(worker_info, work, inputs, tokens, __version__), arguments.scheduler)
+    work = _alike(work, workers)
+    _log.info("%d workers of %d threads each, on %s in %s", len(workers), work.threads, work.kind, work.precision)
     return run_jobs(
         partial(segment_elsewhere, work=work),
         [_absolute(job) for job in jobs],
         scheduler=arguments.scheduler,
         crashed=_crashed,
+        problem=partial(worker_problem, work, inputs, __version__),
     )
 
 
-def _alike(work: Work, answers: Mapping[str, Answer]) -> Work:
+def _alike(work: Work, workers: Mapping[str, WorkerInfo]) -> Work:
     """The work with device, precision and threads that all workers have, since results depend on them.
 
     Raises:
         ConfigError: a worker cannot do the work, or two have devices of different kinds.
     """
-    for worker, each in answers.items():
+    for worker, each in workers.items():
         if each.problem:
             raise ConfigError(f"{worker}: this worker {each.problem}")
-    if not answers:
+    if not workers:
         raise ConfigError("every worker was lost while it was asked; start them again")
-    first = next(iter(answers))
-    kind = answers[first].device
-    for worker, each in answers.items():
+    first = next(iter(workers))
+    kind = workers[first].device
+    for worker, each in workers.items():
         if each.device != kind:
             msg = f"{worker} computes on {each.device}, {first} on {kind}, and results would depend on who had a scan"
             raise ConfigError(f"{msg}; give --device cpu, or stop one of both kinds")
-    precisions = {each.precision for each in answers.values()}
-    sharing = Counter(each.pool for each in answers.values())
+    precisions = {each.precision for each in workers.values()}
+    sharing = Counter(each.pool for each in workers.values())
     # Dask's nanny leaves a worker one thread, which is too few for a network.
-    share = min(each.processors // sharing[each.pool] for each in answers.values())
+    share = min(each.processors // sharing[each.pool] for each in workers.values())
     return replace(
         work,
         kind=kind,

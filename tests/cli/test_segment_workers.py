@@ -20,7 +20,14 @@ import torch
 
 from boltzformer_monai import __version__
 from boltzformer_monai.cli import main, segment_jobs
-from boltzformer_monai.cli.segment_jobs import Answer, Work, answer, load_run, segment_elsewhere
+from boltzformer_monai.cli.segment_jobs import (
+    Work,
+    WorkerInfo,
+    load_run,
+    segment_elsewhere,
+    worker_info,
+    worker_problem,
+)
 from boltzformer_monai.cli.segment_run import _alike
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.demo.phantom import make_phantom
@@ -194,13 +201,15 @@ def test_a_process_loads_its_model_once_and_never_another(
 
 def test_a_worker_says_what_keeps_it_from_the_work(checkpoint: Path, tmp_path: Path) -> None:
     work, token = _work(checkpoint), tmp_path / "token"
-    assert "same file system" in answer(work, [tmp_path], [token], __version__).problem
+    assert "same file system" in worker_info(work, [tmp_path], [token], __version__).problem
     token.touch()
-    assert str(tmp_path / "no") in answer(work, [tmp_path / "no"], [token], __version__).problem
-    assert "install the same" in answer(work, [tmp_path], [token], "0.0").problem
-    assert "no device" in answer(replace(work, device="cuda:99"), [tmp_path], [token], __version__).problem
-    assert "no_such_plugin" in answer(replace(work, plugins=("no_such_plugin",)), [], [token], __version__).problem
-    fine = answer(replace(work, precision="bf16"), [tmp_path], [token], __version__)
+    assert str(tmp_path / "no") in worker_info(work, [tmp_path / "no"], [token], __version__).problem
+    assert "install the same" in worker_info(work, [tmp_path], [token], "0.0").problem
+    assert "no device" in worker_info(replace(work, device="cuda:99"), [tmp_path], [token], __version__).problem
+    assert "no_such_plugin" in worker_info(replace(work, plugins=("no_such_plugin",)), [], [token], __version__).problem
+    assert "install the same" in worker_problem(work, [tmp_path], "0.0")
+    assert worker_problem(work, [tmp_path], __version__) == ""
+    fine = worker_info(replace(work, precision="bf16"), [tmp_path], [token], __version__)
     assert (fine.problem, fine.device, fine.precision) == ("", "cuda" if torch.cuda.is_available() else "cpu", "bf16")
     assert fine.processors >= 1
 
@@ -208,9 +217,9 @@ def test_a_worker_says_what_keeps_it_from_the_work(checkpoint: Path, tmp_path: P
 def test_all_workers_compute_alike(checkpoint: Path) -> None:
     work = _work(checkpoint)
     one, two, three = (
-        Answer("", "a", 8, "cpu", "bf16"),
-        Answer("", "b", 3, "cpu", "bf16"),
-        Answer("", "b", 3, "cpu", "fp32"),
+        WorkerInfo("", "a", 8, "cpu", "bf16"),
+        WorkerInfo("", "b", 3, "cpu", "bf16"),
+        WorkerInfo("", "b", 3, "cpu", "fp32"),
     )
     alike = _alike(work, {"x": one, "y": one})
     assert (alike.kind, alike.precision, alike.threads) == ("cpu", "bf16", 4)
