@@ -11,12 +11,14 @@ _SWITCHES = {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1"
 
 
 def switch_off_telemetry() -> None:
-    """Set what the libraries read. MLflow, which MONAI imports where it is installed, reports once it tracks a run.
+    """Set what the libraries read: MLflow reports once it tracks a run, huggingface_hub asks who started the process.
 
-    ``python -m monai.bundle`` has imported MLflow before anything of ours; it is told again then.
+    ``python -m monai.bundle`` has imported both before anything of ours; they are told again then.
     """
-    for name, value in _SWITCHES.items():
-        os.environ.setdefault(name, value)
+    set_here = {name for name, value in _SWITCHES.items() if os.environ.setdefault(name, value) == value}
     mlflow = sys.modules.get("mlflow")
     if mlflow is not None and hasattr(mlflow, "telemetry"):  # none before MLflow 3.2; missing while it is imported
         mlflow.telemetry.set_telemetry_client()
+    hub = sys.modules.get("huggingface_hub.constants")
+    if hub is not None and "HF_HUB_DISABLE_TELEMETRY" in set_here:
+        hub.HF_HUB_DISABLE_TELEMETRY = True  # type: ignore[attr-defined]

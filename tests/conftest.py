@@ -41,8 +41,11 @@ def golden() -> Path:
     return _shared_folder("BOLTZFORMER_SHARED_GOLDEN", "golden")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Whatever number a command sets in the process of the tests (``--threads``) ends with its test."""
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(1)
 
 

@@ -7,14 +7,11 @@ import random
 import re
 import signal
 import socket
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from monai.utils import set_determinism
 
 from boltzformer_monai.engines import bundle
 from boltzformer_monai.engines.bundle import run_workflow
@@ -148,17 +145,6 @@ def test_processes_stop_and_go_on_together(dataset: Path, tmp_path: Path):
     assert_same(run, whole)
 
 
-@pytest.fixture
-def global_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of the bundle sets for its process."""
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    set_determinism(None)
-
-
 class Interrupted(Exception):
     pass
 
@@ -193,7 +179,7 @@ def _cut(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cut(_cut: Path, tmp_path: Path, global_state: None) -> Path:
+def cut(_cut: Path, tmp_path: Path, bundle_in_process: None) -> Path:
     """A copy of it."""
     import shutil
 
@@ -201,7 +187,9 @@ def cut(_cut: Path, tmp_path: Path, global_state: None) -> Path:
     return tmp_path / "run"
 
 
-def test_nothing_to_go_on_from(dataset: Path, tmp_path: Path, global_state: None, caplog: pytest.LogCaptureFixture):
+def test_nothing_to_go_on_from(
+    dataset: Path, tmp_path: Path, bundle_in_process: None, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level("INFO", "boltzformer_monai")
     with pytest.raises(Interrupted):
         train(dataset, tmp_path / "run", cut=2, resume="auto")
@@ -235,7 +223,7 @@ def test_what_changes_no_number_may_differ(dataset: Path, cut: Path, whole: Path
     assert_same(moved, whole)
 
 
-def test_the_average_of_the_weights_goes_on_too(dataset: Path, whole: Path, tmp_path: Path, global_state: None):
+def test_the_average_of_the_weights_goes_on_too(dataset: Path, whole: Path, tmp_path: Path, bundle_in_process: None):
     averaged = {"settings_overrides": {"ema": 0.5}}
     train(dataset, tmp_path / "whole", **averaged)
     with pytest.raises(Interrupted):
@@ -269,7 +257,7 @@ def test_a_path_goes_on_with_other_settings(dataset: Path, cut: Path, caplog: py
 
 
 def test_a_finished_training_says_so_and_can_be_made_longer(
-    dataset: Path, whole: Path, tmp_path: Path, global_state: None, caplog: pytest.LogCaptureFixture
+    dataset: Path, whole: Path, tmp_path: Path, bundle_in_process: None, caplog: pytest.LogCaptureFixture
 ):
     import shutil
 

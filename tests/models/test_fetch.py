@@ -53,6 +53,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # What the library asks once in a process, by what program it is called, it would ask in the first of these tests.
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None, raising=False)
     monkeypatch.setattr(socket.socket, "connect", watched)
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
     with serving() as servers:
