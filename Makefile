@@ -14,10 +14,10 @@ EXTRAS ?= $(shell $(PYTHON) -c 'import sys; print("dev,label" if sys.version_inf
 PACKAGE = -e '.[$(EXTRAS)]'
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo page test lint format clean
+.PHONY: help install demo page test test-slow lint format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make the environment and install the package with its development tools
 
@@ -27,8 +27,11 @@ demo: $(STAMP) ## phantoms, slices, training, evaluation and a segmented volume,
 page: ## fetch the viewer of the label server's page (needs npm)
 	$(PYTHON) viewer/vendor.py
 
-test: $(STAMP) ## run the tests, in JOBS processes (2)
-	$(BIN)/python -m pytest $(PARALLEL)
+test: $(STAMP) ## run the tests but those marked slow, in JOBS processes (2)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-slow: $(STAMP) ## run the slow ones: kills, new processes, browsers, real sizes
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 lint: $(STAMP) ## check style (ruff), types (mypy) and the flow of imports (import-linter)
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.offline import attempts, offline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +51,7 @@ def test_the_child_really_is_offline(tmp_path: Path) -> None:
     assert attempts(tmp_path / "connections.txt") == ["example.invalid"]
 
 
+@pytest.mark.slow
 def test_tracking_training_and_segmenting_reach_nobody(tmp_path: Path) -> None:
     """MLflow tracks, the bundle trains an epoch, its checkpoint segments a scan; everything on this machine."""
     done = _run(_DAY, tmp_path, str(tmp_path), str(ROOT / "bundles" / "boltzformer"))

@@ -9,8 +9,7 @@ import sys
 import pytest
 
 _HUB = """
-import monai.bundle  # imports huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import constants  # as `python -m monai.bundle` has done before
 assert not constants.HF_HUB_DISABLE_TELEMETRY
 import boltzformer_monai
 print(constants.HF_HUB_DISABLE_TELEMETRY)

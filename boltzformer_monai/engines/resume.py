@@ -271,6 +271,7 @@ class TrainingState:
             "format": _FORMAT,
             "version": _VERSION,
             "identity": self.identity,
+            "threads": torch.get_num_threads(),
             "step": self.trainer.state.iteration,
             "epoch_length": self.trainer.state.epoch_length,
             "epoch_done": self.epoch_done,
@@ -317,6 +318,9 @@ class TrainingState:
             raise CheckpointError(
                 f"{path} does not fit this training ({error}); start anew without --resume"
             ) from error
+        threads = torch.get_num_threads()
+        if found.get("threads") != threads and next(_module(self.trainer.network).parameters()).device.type == "cpu":
+            _log.info("%s is of %s threads, here are %d: sums differ in rounding", path, found.get("threads"), threads)
         self._restore_position(found, sampler)
         self._restore_rates(content["scheduler"])
         self.finished &= not others

@@ -207,6 +207,7 @@ def test_a_folder_without_recordings_is_refused(tmp_path: Path, capsys: pytest.C
         decoder.golden_error(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_small_on_the_cpu(tmp_path: Path):
     file = tmp_path / "gpu.json"
     assert decoder_gpu.main(["--device", "cpu", "--size", "64", "--smoke", "--json", str(file)]) == 0
@@ -241,6 +242,7 @@ def test_what_the_gpu_benchmark_times_as_compiled_is_compiled(part: str, kind: s
     assert ours.decoder is plain
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_the_gpu_benchmark_says_in_one_line_that_it_needs_one_and_does_without_monai():
     program = (

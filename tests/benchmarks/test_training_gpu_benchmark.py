@@ -55,6 +55,7 @@ def test_it_measures_variants_parts_and_a_training(tmp_path: Path):
     assert not any("compiled" in name for name in rows)
 
 
+@pytest.mark.slow
 def test_what_does_not_run_is_a_row_that_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step = Contestant.step
 
@@ -83,6 +84,7 @@ def test_what_does_not_run_is_a_row_that_says_why(tmp_path: Path, monkeypatch: p
     assert rows["loss_end_training_phantoms"]["value"] > 0
 
 
+@pytest.mark.slow
 def test_when_the_time_is_over_what_there_is_is_written(tmp_path: Path):
     rows = measured(tmp_path / "gpu.json", "--compile", "--minutes", "0")
     assert rows["ms_step_fast_compiled_b2"]["note"] == "no time left"
@@ -150,6 +152,7 @@ def test_a_missing_dataset_is_named_before_the_work(tmp_path: Path, capsys: pyte
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_it_says_in_one_line_that_it_needs_a_gpu_and_does_without_monai():
     absent = "monai", "nibabel", "SimpleITK"

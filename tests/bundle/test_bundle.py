@@ -208,6 +208,7 @@ def test_mistakes_are_named(demo: Path, name: str, overrides: dict[str, Any], ki
     assert "\n" not in str(cause)
 
 
+@pytest.mark.slow
 def test_from_the_shell_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
     config = str(BUNDLE / "configs" / "train.json")
     command = ["-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", config]

@@ -36,6 +36,7 @@ def _models(output: Path) -> list[int]:
     return [path.stat().st_mtime_ns for path in sorted(output.glob("fold_*/model.pt"))]
 
 
+@pytest.mark.slow
 def test_every_patient_is_scored_by_the_model_that_did_not_see_it(
     slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def _table(output: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_a_table_and_settings_to_train_with(
     slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

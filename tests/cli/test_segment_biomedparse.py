@@ -44,6 +44,7 @@ def kinds(manifest: dict[str, Any]) -> set[str]:
     return {each["kind"] for each in manifest["caveats"]}
 
 
+@pytest.mark.slow
 def test_fifteen_prompts_on_a_whole_real_scan(shared_data: Path, model: Path, tmp_path: Path) -> None:
     image, out = shared_data / "amos_0018" / "image.nii.gz", tmp_path / "out.nii.gz"
     more = ("--prompts", *ORGANS, "--modality", "CT", "--preview", str(tmp_path / "out.png"))

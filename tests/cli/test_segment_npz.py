@@ -213,6 +213,7 @@ ORGANS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_fifteen_prompts_on_a_real_scan_as_nifti_and_as_case(
     shared_data: Path, biomedparse: Path, tmp_path: Path
 ) -> None:

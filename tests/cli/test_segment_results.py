@@ -35,6 +35,7 @@ def _run(*arguments: object) -> int:
     return main(["segment", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_everything_at_once(scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     need_module("highdicom")
     (tmp_path / "prompts.txt").write_text("\ufeff# organs\n\nlung nodule\n", encoding="utf-8")
@@ -132,6 +133,7 @@ def test_a_file_without_prompts(tmp_path: Path, content: bytes) -> None:
         prompts_in(tmp_path / "p.txt")
 
 
+@pytest.mark.slow
 def test_a_real_dicom_series_becomes_a_seg(shared_data: Path, checkpoint: Path, tmp_path: Path) -> None:
     highdicom = need_module("highdicom")
     series = shared_data / "ts_ct_dicom" / "dicom"

@@ -93,6 +93,7 @@ def _killing(processes: Callable[[], list[int]], out: Path, killed: list[int]) -
     thread.join()
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_give_the_same_bytes(
     archive: Path,
     checkpoint: Path,
@@ -118,6 +119,7 @@ def test_two_processes_of_which_one_is_killed_give_the_same_bytes(
     )
 
 
+@pytest.mark.slow
 def test_two_dask_workers_of_which_one_is_killed_give_the_same_bytes(
     archive: Path, checkpoint: Path, serial: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

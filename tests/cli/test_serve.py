@@ -157,6 +157,7 @@ class TestWithTheExtra:
         assert "--workspace" in _one_line(capsys)
 
 
+@pytest.mark.slow
 def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     need_module("monailabel")
     from tests.label.live_server import running
@@ -173,6 +174,7 @@ def test_starts_on_this_machine_only_and_stops_by_ctrl_c(studies: Path, checkpoi
     assert text.rstrip().endswith("interrupted")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_told_to_stop_leaves_nothing_behind(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     """As systemd and docker do it: SIGTERM to the server alone, while it keeps a result and scores."""
     need_module("monailabel")

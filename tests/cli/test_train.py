@@ -104,6 +104,7 @@ def test_the_overlay_is_laid_over_and_set_over_both(
     assert seen == {"batch": 3, "prompts": 1}
 
 
+@pytest.mark.slow
 def test_a_training_is_tracked_in_the_output_folder(
     slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.deploy import Exported, parity, seconds
 
 
+@pytest.mark.slow
 def test_every_part_is_compared_and_timed(small_model: Path, small_onnx: Path) -> None:
     exported = Exported(small_model, small_onnx)
     assert exported.bytes == {

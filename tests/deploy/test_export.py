@@ -66,6 +66,7 @@ def parities(network: Any, sessions: dict[str, Any], channels: int, size: int) -
     return found
 
 
+@pytest.mark.slow
 def test_any_number_of_images_and_prompts_in_onnxruntime(small_model: Path, small_onnx: Path) -> None:
     network = load_model(small_model).network
     for parity in parities(network, graphs_in(small_onnx), 1, SMALL["image_size"]):
@@ -110,6 +111,7 @@ def test_the_seed_decides_the_draws(small_model: Path, small_onnx: Path) -> None
     assert np.abs(case.expected.logits.numpy() - large).max() < 1e-5  # the hash of the largest seed does not overflow
 
 
+@pytest.mark.slow
 def test_torch_export_gives_the_same(tmp_path: Path) -> None:
     model = write_balanced(tmp_path / "model", network_config("tiny", **{**TINIEST, "layers": 1}))
     assert export_model(model, tmp_path / "torch", to="torch").holds
@@ -241,6 +243,7 @@ MORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", cases(OTHERS, thorough=MORE))
 def test_the_graphs_of_other_networks_are_the_network(overrides: dict[str, Any]) -> None:
     config = network_config("tiny", **{**SMALL, "layers": 1, **overrides})

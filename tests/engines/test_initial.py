@@ -60,6 +60,7 @@ def train(tmp_path: Path, slices: Path, name: str, **overrides: Any) -> Path:
     return tmp_path / name
 
 
+@pytest.mark.slow
 def test_hiera_s_differs_from_random_in_its_backbone_only(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """The real backbone and decoder; the text encoder has one layer and 128 pixels are enough to build it."""
     config = network_config("hiera_s", image_size=128, text_layers=1)
@@ -297,6 +298,7 @@ def hippocampi(shared_data: Path, root: Path, count: int = 4) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["phantoms", "real"])
 def test_weights_of_a_longer_run_give_a_lower_loss(tmp_path: Path, kind: str, request: pytest.FixtureRequest):
     """Two epochs from them, and two from random weights, on the same slices."""

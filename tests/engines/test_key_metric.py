@@ -45,6 +45,7 @@ def train(slices: Path, output: Path, *more: str, epochs: int = 1) -> int:
     return main(["train", *arguments, *(part for each in settings for part in ("--set", each))])
 
 
+@pytest.mark.slow
 def test_a_guest_metric_selects_another_epoch_than_the_loss(slices: Path, tmp_path: Path) -> None:
     calls = count()
     register_metric(Metric(name="age", compute=lambda masks: next(calls), dimensions=(2,), better="lower"))

@@ -77,6 +77,7 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert not [path for path in folder.rglob(".boltzformer-*") if path.parent.name != "states"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_moments(workers: int, dataset: Path, whole: Path, tmp_path: Path):
     rng, kills, launches = random.Random(workers), 0, 0
@@ -97,6 +98,7 @@ def test_killed_at_random_moments(workers: int, dataset: Path, whole: Path, tmp_
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "place", "number", "step"),
     cases(
@@ -135,6 +137,7 @@ def processes(dataset: Path, folder: Path, moment: dict[str, Any] | None = None,
     return [copy.wait(300) for copy in copies]
 
 
+@pytest.mark.slow
 def test_processes_stop_and_go_on_together(dataset: Path, tmp_path: Path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert processes(dataset, whole) == [0, 0]
@@ -217,12 +220,14 @@ def test_another_configuration_is_named_and_refused(dataset: Path, cut: Path):
     assert len(StateFiles(cut / "states").newest_first()) == 2
 
 
+@pytest.mark.slow
 def test_what_changes_no_number_may_differ(dataset: Path, cut: Path, whole: Path):
     moved = cut.rename(cut.parent / "moved")
     train(dataset, moved, resume="auto", workers=1, save_steps=3, settings_overrides={"cache": False})
     assert_same(moved, whole)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_goes_on_too(dataset: Path, whole: Path, tmp_path: Path, bundle_in_process: None):
     averaged = {"settings_overrides": {"ema": 0.5}}
     train(dataset, tmp_path / "whole", **averaged)
@@ -240,6 +245,15 @@ def test_the_average_of_the_weights_goes_on_too(dataset: Path, whole: Path, tmp_
         train(dataset, tmp_path / "run", resume="auto", settings_overrides={"ema": 0.9})
 
 
+def test_another_number_of_threads_is_named(dataset: Path, cut: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "boltzformer_monai")
+    torch.set_num_threads(2)
+    with pytest.raises(Interrupted):
+        train(dataset, cut, cut=8, resume="auto")
+    assert "is of 1 threads, here are 2: sums differ in rounding" in caplog.text
+
+
+@pytest.mark.slow
 def test_a_path_goes_on_with_other_settings(dataset: Path, cut: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "boltzformer_monai")
     state = cut / "states" / "state_00000005.pt"
@@ -314,6 +328,7 @@ def test_without_resume_the_states_are_kept_aside(dataset: Path, cut: Path, capl
     assert (cut / "model.previous.pt").is_file()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_state(dataset: Path, cut: Path, whole: Path, caplog: pytest.LogCaptureFixture):
     resource = pytest.importorskip("resource")
     before = {path.name: path.read_bytes() for path in (cut / "states").iterdir()}

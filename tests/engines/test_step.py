@@ -51,6 +51,7 @@ def test_accumulation_equals_the_whole_batch(batch_size: int, dataset: Path, who
     assert_same(outcome(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(dataset: Path, whole: Any, tmp_path: Path):
     for process in (started := ranks.processes(dataset, tmp_path)):
         process.wait(200)
@@ -58,6 +59,7 @@ def test_two_processes_equal_one(dataset: Path, whole: Any, tmp_path: Path):
     assert_same(outcome(tmp_path), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 def test_a_process_that_dies_ends_the_other_within_seconds(dataset: Path, tmp_path: Path):
     survivor, victim = ranks.processes(dataset, tmp_path, epochs=10_000)

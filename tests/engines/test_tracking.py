@@ -56,6 +56,7 @@ def _runs(folder: Path) -> tuple[Any, list[Any]]:
     return client, client.search_runs(experiments)
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_whole_training_in_one_run(tracked: Path) -> None:
     client, runs = _runs(tracked)
     history = json.loads((tracked / "history.json").read_text())
@@ -98,6 +99,7 @@ def test_the_page_is_written_at_the_end(tracked: Path) -> None:
     assert text.count("<img") >= 2
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_says_so(folder: Path, tracked: Path) -> None:
     words = ["-m", "tests.engines.small_training", str(folder / "slices"), str(folder / "stopped"), "{}"]
     moment = json.dumps({"signal": "SIGTERM", "in": "step", "count": 6})
@@ -180,6 +182,7 @@ def _refuse(*_: object) -> None:
     raise mlflow.exceptions.MlflowException("no permission")
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_run_of_its_own(folder: Path, tracked: Path) -> None:
     output, connections = folder / "evaluation", folder / "connections.txt"
     words = ["-m", "monai.bundle", "run", "evaluating", "--config_file", str(BUNDLE / "configs" / "evaluate.json")]

@@ -52,6 +52,7 @@ def test_guests_measure_in_millimetres(table: dict[tuple[int, str], metrics.Metr
     )
 
 
+@pytest.mark.slow
 def test_an_installed_package_offers_one(tmp_path: Path) -> None:
     site = tmp_path / "site"
     offer = "[boltzformer_monai.metrics]\ncentre = guest_centre\n"
@@ -70,6 +71,7 @@ def test_an_installed_package_offers_one(tmp_path: Path) -> None:
     assert "the metric 'centre' cannot be imported from guest_centre (ModuleNotFoundError" in failed.stderr
 
 
+@pytest.mark.slow
 def test_guests_appear_in_everything_that_an_evaluation_writes(tmp_path: Path) -> None:
     slices = write_dataset(tmp_path / "slices")
     common = {"dataset_dir": str(slices), "bundle_root": str(CONFIGS.parent)}

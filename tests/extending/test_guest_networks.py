@@ -84,6 +84,7 @@ def test_guests_are_the_examples_of_the_documentation() -> None:
         assert f"```python\n{text}```" in page, guest.name
 
 
+@pytest.mark.slow
 def test_a_decoder_is_trained_by_the_bundle_and_segments(
     slices: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_decoder_is_trained_by_the_bundle_and_segments(
     assert loaded.decoder.factor == pytest.approx(2 / 4)
 
 
+@pytest.mark.slow
 def test_a_policy_is_trained_and_segments(slices: Path, scan: Path, tmp_path: Path) -> None:
     network = {"policy": "top", "policy_settings": {"share": 0.25}}
     checkpoint = train(slices, tmp_path / "run", "--plugin", str(POLICY), network=network)
@@ -122,6 +124,7 @@ def test_a_policy_is_trained_and_segments(slices: Path, scan: Path, tmp_path: Pa
     segment(scan, checkpoint, "--plugin", POLICY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "hiera_tiny_224"])
 def test_a_timm_backbone_needs_settings_alone(name: str, slices: Path, scan: Path, tmp_path: Path) -> None:
     network = {"backbone": name, "backbone_settings": {"drop_path_rate": 0.1}}
@@ -137,6 +140,7 @@ def test_a_backbone_of_a_guest_feeds_the_network() -> None:
     assert network(images(1), prompts(3)).shape == (1, 1, 32, 32)
 
 
+@pytest.mark.slow
 def test_a_backbone_of_a_guest_is_trained_and_segments(slices: Path, scan: Path, tmp_path: Path) -> None:
     network = {"backbone": "pooled", "backbone_settings": {"width": 6}}
     checkpoint = train(slices, tmp_path / "run", "--plugin", str(BACKBONE), network=network)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
 from boltzformer_monai.registry import PLUGINS
 from tests.extending.guests import ROOT, python
@@ -24,6 +25,7 @@ def test_the_guest_is_the_example_of_the_documentation() -> None:
     assert f"```python\n{GUEST.read_text(encoding='utf-8')}```" in page
 
 
+@pytest.mark.slow
 def test_it_slices_in_the_plane_of_acquisition(checkpoint: Path, tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(40, 100, (4, 30, 32)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(values, np.diag([6.0, 1.0, 1.0, 1.0])), tmp_path / "scan.nii.gz")

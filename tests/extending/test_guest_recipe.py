@@ -45,6 +45,7 @@ def test_the_guest_is_the_example_of_the_documentation() -> None:
     assert f"```python\n{text}```" in (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_slice_train_and_segment_in_new_processes(archive: Path, installed: dict[str, str], tmp_path: Path) -> None:
     def run(*arguments: object) -> str:
         done = python("-W", "ignore", *arguments, env=installed, cwd=tmp_path)

@@ -67,6 +67,7 @@ def record(slices: int) -> Arrays:
     return arrays
 
 
+@pytest.mark.slow
 def test_the_recordings(recording: Path, capsys: pytest.CaptureFixture[str]):
     assert check.main([str(recording), str(recording.with_name("keys_biomedparse_v2.json"))]) == 0
     printed = capsys.readouterr().out
@@ -93,6 +94,7 @@ def test_a_changed_number_is_found(recording: Path, tmp_path: Path, name: str):
     assert check.main([str(tmp_path / "changed.npz")]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 2, 3])
 def test_a_network_of_other_sizes(tmp_path: Path, slices: int):
     arrays = record(slices)

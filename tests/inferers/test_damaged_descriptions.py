@@ -14,7 +14,7 @@ from boltzformer_monai.errors import CheckpointError
 from boltzformer_monai.inferers import PromptWindows, RunSettings, VolumeSegmenter
 from tests.sizes import count
 
-DAMAGED = count(200, thorough=5000)
+DAMAGED = count(60, thorough=5000)
 _VALUES = [
     None, True, 0, -1, 1.5, 10**400, float("nan"), float("inf"), "", "oblique", "PET", "9" * 3000, "two\nlines", b"CT",
     [], [1], [[]], [{}], {}, {"kind": "hu"}, {1: 2}, {"high": 2, "low": 0.1}, torch.zeros(2),

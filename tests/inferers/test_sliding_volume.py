@@ -64,6 +64,7 @@ def _everything(network: BoltzFormer, scan: Volume, asked: SlidingVolumeInferer)
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"in_plane": "tiles", "repeats": 2, "planes": ("axial", "coronal")}], ids=str)
 def test_same_bytes_whatever_the_batch_and_the_other_prompts(
     network: BoltzFormer, scan: Volume, tokenizer: PromptTokenizer, settings: dict

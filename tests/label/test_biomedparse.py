@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.models.small_biomedparse import LICENCE, write_small_biomedparse
 from tests.needs import need_module
 
@@ -12,6 +14,7 @@ need_module("monailabel")
 from tests.label.live_server import running  # noqa: E402
 
 
+@pytest.mark.slow
 def test_it_is_served_with_its_protocol_and_licence(studies: Path, tmp_path: Path) -> None:
     model = write_small_biomedparse(tmp_path / "small_v2")
     conf = {"checkpoint": model, "modality": "CT", "device": "cpu"}

@@ -153,6 +153,7 @@ def test_corrected_label_reaches_archive_and_training(server: Server) -> None:
     assert server.segment(seg.SeriesInstanceUID, ["liver"]).status_code == 404
 
 
+@pytest.mark.slow
 def test_a_seg_from_elsewhere_is_learned_with_its_names(server: Server) -> None:
     uid = server.series["abdomen"]
     reply = server.segment(uid, ["Unheard Of"]).json()
@@ -170,6 +171,7 @@ def test_a_seg_from_elsewhere_is_learned_with_its_names(server: Server) -> None:
     assert "Unheard Of" in server.get("/info/").json()["models"]["boltzformer"]["config"]["prompts"]
 
 
+@pytest.mark.slow
 def test_archive_down_is_said_and_overcome(server: Server) -> None:
     uid = server.series["abdomen"]
     server.archive.stop()

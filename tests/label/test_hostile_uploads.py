@@ -140,6 +140,7 @@ def _mapped_files(process: int) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_hostile_uploads_neither_fill_the_memory_nor_hold_up_others(
     checkpoint: Path, studies: Path, tmp_path: Path
 ) -> None:

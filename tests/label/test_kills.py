@@ -167,6 +167,7 @@ def started(studies: Path, folder: Path) -> tuple[Copy, int]:
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_that_was_acknowledged(studies: Path, tmp_path: Path) -> None:
     writers = Writers(tmp_path, seed=1)
     for _ in range(KILLS):
@@ -182,6 +183,7 @@ def test_kills_lose_nothing_that_was_acknowledged(studies: Path, tmp_path: Path)
     assert writers.count > KILLS * WRITERS
 
 
+@pytest.mark.slow
 def test_a_real_server_that_is_killed(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
     writers = Writers(tmp_path, seed=2)
     conf = {"checkpoint": checkpoint, "modality": "CT", "workspace": tmp_path / "workspace"}

@@ -79,6 +79,14 @@ class _Visit:
         self.page.wait_for_timeout(2000)  # it draws
         return dict(json.loads(waited.value.request.post_data.split("\r\n")[3]))
 
+    def run_with(self, prompts: str) -> dict[str, Any]:
+        """Segment prompts; what was asked for. On a busy machine OHIF sometimes forgets what its dialog was told."""
+        for _ in range(3):
+            self.options(prompts)
+            if "prompts" in (asked := self.run(_AUTO)):
+                return asked
+        raise AssertionError(f"OHIF asks without its options: {asked}")
+
     def colours(self) -> int:
         """Pixels of the views that are not grey."""
         png = self.page.locator(".viewport-element").first.screenshot()
@@ -99,13 +107,13 @@ def visited(archive: Orthanc, browser: Any, checkpoint: Path, tmp_path: Path) ->
         context.close()
 
 
+@pytest.mark.slow
 def test_masks_are_drawn_and_a_seg_comes_back(visited: _Visit, tmp_path: Path) -> None:
     page, server = visited.page, visited.server
     visited.open("PHANTOM, 1")
     assert page.get_by_text("01-Jan-2000").count() == 1, "a study of another patient is offered"
     before = visited.colours()
-    visited.options("left kidney")
-    assert visited.run(_AUTO)["prompts"] == "left kidney"
+    assert visited.run_with("left kidney")["prompts"] == "left kidney"
     assert visited.colours() > before + 500
     page.locator(f"label[for=tab-{_CLASSES}]").click()
     names = page.locator(f".tab:has(#tab-{_CLASSES}) .bodyTableContainer tr").all_inner_texts()

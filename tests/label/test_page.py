@@ -26,6 +26,7 @@ def _coordinates(hits: np.ndarray) -> tuple[float, float]:
     return float(rows.mean() / hits.shape[0]), float(columns.mean() / hits.shape[1])
 
 
+@pytest.mark.slow
 def test_masks_appear_in_their_colours_and_are_listed(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, phantoms = stub
     with visit(browser, url) as seen:
@@ -66,6 +67,7 @@ def test_masks_appear_in_their_colours_and_are_listed(browser: Any, stub: tuple[
         assert seen.coloured(RED).sum() < 20
 
 
+@pytest.mark.slow
 def test_right_is_right(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, _ = stub
     with visit(browser, url) as seen:
@@ -83,6 +85,7 @@ def test_right_is_right(browser: Any, stub: tuple[str, Phantoms]) -> None:
         assert seen.page.inner_text("#place").startswith("R ")
 
 
+@pytest.mark.slow
 def test_downloads_lie_on_the_grid_of_the_scan(browser: Any, stub: tuple[str, Phantoms], tmp_path: Path) -> None:
     url, phantoms = stub
     scan, truth, _, _ = phantoms.images["abdomen one"]
@@ -120,6 +123,7 @@ def test_only_what_there_is_is_offered(browser: Any, stub: tuple[str, Phantoms])
         assert seen.page.locator("#uncertainty-opacity").is_disabled()
 
 
+@pytest.mark.slow
 def test_the_uncertainty_is_drawn_with_a_slider_of_its_own(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, _ = stub
     with visit(browser, url) as seen:
@@ -132,6 +136,7 @@ def test_the_uncertainty_is_drawn_with_a_slider_of_its_own(browser: Any, stub: t
         assert (np.abs(shown - seen.picture()).max(2) > 40).mean() > 0.005
 
 
+@pytest.mark.slow
 def test_the_window_decides_the_greys(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, _ = stub
     with visit(browser, url) as seen:
@@ -145,6 +150,7 @@ def test_the_window_decides_the_greys(browser: Any, stub: tuple[str, Phantoms]) 
         assert seen.picture().mean() < soft
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, phantoms = stub
     with visit(browser, url) as seen:

@@ -21,6 +21,7 @@ from tests.label.page_stub import PAGE, Phantoms  # noqa: E402
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 640}}])
 def test_it_is_readable_in_the_dark_and_on_a_small_screen(
     browser: Any, stub: tuple[str, Phantoms], options: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.needs import need_module
 
@@ -14,6 +15,7 @@ from tests.label.browser import RED, visit  # noqa: E402
 from tests.label.page_stub import REFUSAL, Phantoms  # noqa: E402
 
 
+@pytest.mark.slow
 def test_errors_are_one_line_and_the_page_goes_on(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, phantoms = stub
     with visit(browser, url) as seen:
@@ -34,6 +36,7 @@ def test_errors_are_one_line_and_the_page_goes_on(browser: Any, stub: tuple[str,
         seen.page.locator("#status.error").filter(has_text="2 to 20").wait_for()
 
 
+@pytest.mark.slow
 def test_nothing_is_drawn_where_there_is_no_room(browser: Any, stub: tuple[str, Phantoms]) -> None:
     """NiiVue would give WebGL tiles of negative size; once there is room, the picture is there again."""
     url, _ = stub
@@ -71,6 +74,7 @@ def test_lost_graphics_are_told_and_no_black_picture_is_called_a_result(
         seen.wait_status(r"voxels")
 
 
+@pytest.mark.slow
 def test_another_scan_takes_the_masks_away(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, _ = stub
     with visit(browser, url) as seen:
@@ -100,6 +104,7 @@ def test_a_result_that_comes_too_late_is_not_laid_over_another_scan(browser: Any
         assert seen.page.inner_text("#status").startswith("chest_2")
 
 
+@pytest.mark.slow
 def test_a_request_can_be_stopped(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, phantoms = stub
     with visit(browser, url) as seen:
@@ -128,6 +133,7 @@ def test_a_request_can_be_stopped(browser: Any, stub: tuple[str, Phantoms]) -> N
         assert [order["prompts"] for order in phantoms.orders] == [["liver"], ["spleen"]]
 
 
+@pytest.mark.slow
 def test_what_is_being_drawn_can_no_longer_be_stopped(browser: Any, stub: tuple[str, Phantoms]) -> None:
     url, _ = stub
     held: list[Any] = []

@@ -42,6 +42,7 @@ def address(studies: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFa
         yield f"{server.url}/boltzformer/"
 
 
+@pytest.mark.slow
 def test_a_visit(browser: Any, address: str, studies: Path, tmp_path: Path) -> None:
     with visit(browser, address) as seen:
         seen.open()
@@ -72,6 +73,7 @@ def test_a_visit(browser: Any, address: str, studies: Path, tmp_path: Path) -> N
         assert "kept from before" in seen.page.inner_text("#status")
 
 
+@pytest.mark.slow
 def test_what_is_not_found_and_what_is_refused(browser: Any, address: str) -> None:
     with visit(browser, address) as seen:
         seen.open()

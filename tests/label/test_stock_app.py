@@ -75,6 +75,7 @@ def test_the_prompt_is_a_text_to_edit(server: Server) -> None:
     assert model["labels"]["first prompt"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_typed_is_what_is_segmented(server: Server, checkpoint: Path, studies: Path) -> None:
     """The same voxels as of our own way, for each prompt; and the other prompt is another mask."""
     segmenter = VolumeSegmenter.from_checkpoint(checkpoint)

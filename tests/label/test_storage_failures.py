@@ -162,6 +162,7 @@ def seen_of(store: FolderDatastore) -> Known:
     return found
 
 
+@pytest.mark.slow
 def test_whatever_call_fails_nothing_is_half_done(client: Any, store: FolderDatastore, tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     life = Life(client, studies, seed=0)

@@ -243,6 +243,7 @@ def test_all_scans_at_once(day: Day) -> None:
     assert np.array_equal(voxels(label), voxels(alone))
 
 
+@pytest.mark.slow
 def test_a_corrected_label_teaches_its_name_once(day: Day, client: Any, tmp_path: Path) -> None:
     """While it is trained a second training is refused; numbers that were given before stay."""
     numbers, before = day.labels(), day.checksum()
@@ -273,6 +274,7 @@ def test_a_corrected_label_teaches_its_name_once(day: Day, client: Any, tmp_path
     assert day.server.post("/train/boltzformer?run_sync=true").json()["trained"] is False
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_and_the_rest_was_kept(day: Day) -> None:
     day.save("second", "Other Block", 5)
     # Prompts that the network does not know have passing numbers, which a restart forgets.

@@ -58,6 +58,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Pat
     return network, tmp_path / "biomedparse_v2.ckpt"
 
 
+@pytest.mark.slow
 def test_biomedparse_becomes_a_model(published: tuple[Any, Path], tmp_path: Path) -> None:
     network, file = published
     convert(file, tmp_path / "mine")
@@ -147,6 +148,7 @@ def test_a_model_folder_gives_initial_weights(tmp_path: Path) -> None:
     assert import_weights(tmp_path / "mine").config == load_model(tmp_path / "model.pt").description.network
 
 
+@pytest.mark.slow
 def test_fetch_then_segment(
     published: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

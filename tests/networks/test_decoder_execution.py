@@ -62,6 +62,7 @@ def make_inputs(
     return levels, draw(batch, D, 16, 24), draw(batch, prompts, 4, D), draw(batch, 3, 64, 96)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(  # the fast form: folded and absorbed, built and projected; the plain one is the same for both
     ("fast", "queries"), cases([("plain", 3), ("fast", 3), ("fast", 40)], thorough=[("plain", 40)]), indirect=["fast"]

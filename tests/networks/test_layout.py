@@ -45,6 +45,7 @@ for case in CASES:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start at once")
 def test_odd_widths_and_any_number_of_channels_train():
     cases = [(n, "fp32", {"backbone_settings": {"widths": widths}}) for n in range(1, 8) for widths in _WIDTHS]

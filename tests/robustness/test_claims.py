@@ -30,6 +30,7 @@ def _outcomes(folder: Path, *count: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_each_bomb_is_one_line_and_exit_code_2_in_3_gigabytes(tmp_path: Path) -> None:
     outcomes = _outcomes(tmp_path)
     assert len(outcomes) > 20

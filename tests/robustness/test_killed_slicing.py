@@ -96,6 +96,7 @@ def kill_at_work(words: list[str], output: Path, more: int, delay: float) -> boo
     return process.wait(60) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chain", "workers"), cases([(0, 1), (3, 2)], thorough=[(1, 2), (2, 1)]))
 def test_killed_at_random_moments_and_started_again(
     task: Path, undisturbed: dict[str, bytes], tmp_path: Path, chain: int, workers: int

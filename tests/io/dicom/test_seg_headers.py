@@ -115,6 +115,7 @@ def objections(path: Path) -> set[str]:
     return {line for line in found.stderr.splitlines() if line.startswith("Error")}
 
 
+@pytest.mark.slow
 def test_random_header_faults(write_series: SeriesWriter, tmp_path: Path) -> None:
     import highdicom
     import pydicom

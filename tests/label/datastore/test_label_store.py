@@ -77,6 +77,7 @@ CHANGES: dict[str, tuple[list[Change], Change, tuple[int, object] | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [KILL, errno.ENOSPC])
 @pytest.mark.parametrize("name", CHANGES)
 def test_wherever_a_change_ends_there_is_the_old_label_or_the_new_one(name: str, code: int, tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def interrupted(folder: Path, dataset: Path, checkpoint: Path, patches: pytest.M
             tuned(folder, dataset, checkpoint, epochs=3, **settings)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_ends_as_one_that_was_not(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     assert load_checkpoint(tmp_path / "out" / "model.pt")[1].data["learned"] == LEARNED
 
 
+@pytest.mark.slow
 def test_another_job_begins_anew(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = checkpoint_with(tmp_path, None)
     interrupted(tmp_path, dataset, checkpoint, monkeypatch)
@@ -164,6 +166,7 @@ def test_another_job_begins_anew(tmp_path: Path, dataset: Path, monkeypatch: pyt
     assert old != new
 
 
+@pytest.mark.slow
 def test_damaged_states_begin_anew(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +190,7 @@ def in_process(checkpoint: Path, dataset: Path, folder: Path, moment: dict[str, 
     return ended.returncode
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path, dataset: Path) -> None:
     checkpoint = checkpoint_with(tmp_path, PresenceRule(high=0.9, low=0.5))
     whole, run = tmp_path / "whole", tmp_path / "run"

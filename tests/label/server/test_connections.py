@@ -135,6 +135,7 @@ def test_the_oldest_go_when_there_are_too_many() -> None:
             link.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serve", [True, False], ids=["serve", "start_server"])
 @pytest.mark.parametrize("half", [_HALF_HEADER, _HALF_BODY], ids=["headers", "bodies"])
 def test_many_slow_clients_do_not_silence_the_server(

@@ -198,6 +198,7 @@ def released_size(keys: dict[str, list[int]], tmp_path: Path) -> Iterator[Path]:
     path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="measures memory by /proc")
 def test_a_file_of_the_released_size_takes_little_more_than_its_weights(released_size: Path):
     """Pages of mapped files included; a conversion with all libraries, a network in memory above these."""
