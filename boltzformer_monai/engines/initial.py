@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from boltzformer_monai.engines.layer_supervision import supervise_layers
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, reject_unknown
 from boltzformer_monai.models.initial import describe_initial, initial_path
@@ -93,16 +94,19 @@ def training_network(
 
     Args:
         config: of the network.
-        settings: precision, and what is frozen. Weights that a file lacks are trained also in a frozen part.
+        settings: precision, whether layers are supervised, and what is frozen. Weights that a file lacks are trained
+            also in a frozen part.
         device: where the network goes.
         initial: see :func:`find_initial_weights`; random without.
         is_main: whether this process logs.
 
     Raises:
         CheckpointError: the initial weights do not fit the network.
-        ConfigError: it computes otherwise than their source, or a part would be frozen at random.
+        ConfigError: it computes otherwise than their source, a part would be frozen at random, or the decoder has no
+            masks between its layers that could be supervised.
     """
     network = create_boltzformer(config)
+    supervise_layers(network, settings)
     places = {} if initial is None else initial.places
     reports = [*_brought(network, config), *(init_from(network, places) if places else [])]
     found = {each.part for report in reports for each in report.parts}

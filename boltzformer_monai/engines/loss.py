@@ -1,5 +1,7 @@
 """The training loss: Dice + binary cross-entropy, equal weight (Sec. 3.3, A.4), plus the presence head's loss.
 
+Where ``layer_supervision`` says so, the masks between the decoder's layers are compared with the target, too.
+
 A loss is computed on micro-batches, on several processes: what it divides by is counted over all of them first
 (:meth:`~StepLoss.counts`), and the parts are added. So the sum is the loss of the whole batch.
 """
@@ -42,11 +44,13 @@ class _PromptLoss(nn.Module):
 
     Args:
         presence_weight: of that, which is balanced between present and absent targets.
+        layer_supervision: weight of the mean loss of the masks in ``Decoded.layers``.
     """
 
-    def __init__(self, *, presence_weight: float) -> None:
+    def __init__(self, *, presence_weight: float, layer_supervision: float) -> None:
         super().__init__()
         self.presence_weight = presence_weight
+        self.layer_supervision = layer_supervision
 
     def counts(self, target: Tensor) -> Tensor:
         """Numbers of prompts whose target is in the slice, and is not: ``(2,)``."""
@@ -65,6 +69,14 @@ class _PromptLoss(nn.Module):
         kinds = (counts > 0).sum()
         return masks + self.presence_weight * (entropy * weight).sum() / kinds
 
+    def layers(self, prediction: Tensor | Decoded, target: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Masks between the layers, and the target of each averaged to their size: ``(B, P·K, h, w)``."""
+        if isinstance(prediction, Tensor) or prediction.layers is None or not self.layer_supervision:
+            return None
+        logits = prediction.layers.float()
+        small = F.adaptive_avg_pool2d(target.float(), (logits.shape[-2], logits.shape[-1]))
+        return logits.flatten(1, 2), small[:, :, None].expand_as(logits).flatten(1, 2)
+
 
 class BoltzFormerLoss(_PromptLoss):
     """Dice on the sigmoid with squared denominators + pixel-wise BCE, per prompt, averaged.
@@ -74,13 +86,23 @@ class BoltzFormerLoss(_PromptLoss):
             equally; 0 (paper) weights all pixels equally. Helps small objects when training from random weights.
         empty_weight: weight of prompts whose target is absent from the slice (paper: 1).
         presence_weight: weight of the presence head's cross-entropy, balanced between present and absent targets.
+        layer_supervision: weight of the same loss of the masks in ``Decoded.layers``, averaged over them; the target is
+            averaged to their size. 0 (paper) leaves them out.
     """
 
-    def __init__(self, *, balance: float = 0.0, empty_weight: float = 1.0, presence_weight: float = 0.0) -> None:
-        super().__init__(presence_weight=presence_weight)
-        if min(balance, empty_weight, presence_weight) < 0:
-            given = f"{balance}, {empty_weight} and {presence_weight}"
-            raise ConfigError(f"balance, empty_weight and presence_weight must not be negative, got {given}")
+    def __init__(
+        self,
+        *,
+        balance: float = 0.0,
+        empty_weight: float = 1.0,
+        presence_weight: float = 0.0,
+        layer_supervision: float = 0.0,
+    ) -> None:
+        super().__init__(presence_weight=presence_weight, layer_supervision=layer_supervision)
+        if min(balance, empty_weight, presence_weight, layer_supervision) < 0:
+            names = "balance, empty_weight, presence_weight and layer_supervision"
+            given = f"{balance}, {empty_weight}, {presence_weight} and {layer_supervision}"
+            raise ConfigError(f"{names} must not be negative, got {given}")
         self.balance = balance
         self.empty_weight = empty_weight
         self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6, reduction="none")
@@ -97,14 +119,16 @@ class BoltzFormerLoss(_PromptLoss):
         """
         counts = self.counts(target) if counts is None else counts
         logits = prediction if isinstance(prediction, Tensor) else prediction.logits
-        return self.with_presence(self._masks(logits, target, counts), prediction, target, counts)
-
-    def _masks(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-        logits, target = _resized(logits, target), target.float()
-        dice = self.dice(logits, target).flatten(2).mean(2)
-        loss = dice + self._cross_entropy(logits, target)
+        loss = self._each(_resized(logits, target), target.float())
+        if (layers := self.layers(prediction, target)) is not None:
+            loss = loss + self.layer_supervision * self._each(*layers).unflatten(1, (target.shape[1], -1)).mean(2)
         weight = _present(target).to(loss) * (1 - self.empty_weight) + self.empty_weight
-        return (loss * weight).sum() / self.mask_weight(counts)
+        masks = (loss * weight).sum() / self.mask_weight(counts)
+        return self.with_presence(masks, prediction, target, counts)
+
+    def _each(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Dice + cross-entropy of every mask, ``(B, P)``."""
+        return self.dice(logits, target).flatten(2).mean(2) + self._cross_entropy(logits, target)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """``(B, P)``."""
@@ -130,10 +154,13 @@ class ReplacedLoss(_PromptLoss):
     Args:
         loss: (prediction, target) → scalar.
         presence_weight: of the presence head's loss, which is added.
+        layer_supervision: weight of the same loss of the masks in ``Decoded.layers``, taken together.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], *, presence_weight: float = 0.0) -> None:
-        super().__init__(presence_weight=presence_weight)
+    def __init__(
+        self, loss: Callable[..., Tensor], *, presence_weight: float = 0.0, layer_supervision: float = 0.0
+    ) -> None:
+        super().__init__(presence_weight=presence_weight, layer_supervision=layer_supervision)
         self.loss = loss
         self.of_prompts = bool(getattr(loss, "of_prompts", False))
 
@@ -153,8 +180,10 @@ class ReplacedLoss(_PromptLoss):
             return self._value(prediction, target) * share
         logits = prediction if isinstance(prediction, Tensor) else prediction.logits
         logits, masks = _resized(logits, target), target.float()
-        masks = self._value(*(each.flatten(0, 1)[:, None] for each in (logits, masks))) * share
-        return self.with_presence(masks, prediction, target, counts)
+        value = self._value(*(each.flatten(0, 1)[:, None] for each in (logits, masks)))
+        if (layers := self.layers(prediction, target)) is not None:
+            value = value + self.layer_supervision * self._value(*(each.flatten(0, 1)[:, None] for each in layers))
+        return self.with_presence(value * share, prediction, target, counts)
 
     def _value(self, prediction: Tensor | Decoded, target: Tensor) -> Tensor:
         name = type(self.loss).__name__
@@ -168,7 +197,9 @@ class ReplacedLoss(_PromptLoss):
         return value.reshape(())
 
 
-def training_loss(loss: Callable[..., Tensor], *, presence_weight: float = 0.0) -> StepLoss:
+def training_loss(
+    loss: Callable[..., Tensor], *, presence_weight: float = 0.0, layer_supervision: float = 0.0
+) -> StepLoss:
     """A loss as the training uses it: itself if it is a :class:`StepLoss`, else in a :class:`ReplacedLoss`.
 
     Raises:
@@ -176,7 +207,9 @@ def training_loss(loss: Callable[..., Tensor], *, presence_weight: float = 0.0) 
     """
     if not callable(loss):
         raise ConfigError(f"the loss must be a function of prediction and target, got {loss!r}")
-    return loss if isinstance(loss, StepLoss) else ReplacedLoss(loss, presence_weight=presence_weight)
+    if isinstance(loss, StepLoss):
+        return loss
+    return ReplacedLoss(loss, presence_weight=presence_weight, layer_supervision=layer_supervision)
 
 
 def _present(target: Tensor) -> Tensor:

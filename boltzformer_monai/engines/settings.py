@@ -17,6 +17,9 @@ from boltzformer_monai.precision import Precision
 
 _log = logging.getLogger(__name__)
 
+LAYER_STRIDES = (1, 2, 4, 8)
+"""What the sides of S are divided by in the supervision of layers: an image's are multiples of 32, those of S of 8."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
@@ -56,6 +59,10 @@ class TrainingSettings:
     empty_weight: float = 1.0
     presence_weight: float = 0.5
     """Weight of the presence head's loss; ``NetworkConfig.presence`` adds the head."""
+    layer_supervision: float = 0.0
+    """Weight of the mean loss of the masks that every query has between the decoder's layers; 0 (paper) = none."""
+    layer_supervision_stride: int = 1
+    """Each side of these masks, a quarter of the image's, is divided by it: less memory for large images."""
     augmentation: Literal["paper", "light", "none"] = "paper"
     precision: Precision = "auto"
     cache: bool = False
@@ -68,12 +75,15 @@ class TrainingSettings:
         least = dict.fromkeys(("epochs", "patience", "val_interval", "batch_size", "prompts_per_image", "mask_size"), 1)
         least |= dict.fromkeys(("learning_rate", "weight_decay", "clip", "balance"), 0)
         least |= dict.fromkeys(("empty_weight", "presence_weight", "workers", "warm_up", "negatives"), 0)
-        least |= dict.fromkeys(("backbone_lr_factor", "text_lr_factor"), 0)
+        least |= dict.fromkeys(("backbone_lr_factor", "text_lr_factor", "layer_supervision"), 0)
         for name, low in least.items():
             value, high = getattr(self, name), 1 if name in ("warm_up", "negatives") else 2**31 - 1
             if value is not None and not low <= value <= high:
                 limit = f"between {low} and {high}" if high == 1 or value > high else f"at least {low}"
                 raise ConfigError(f"{name} must be {limit}, got {value!r}")
+        if (stride := self.layer_supervision_stride) not in LAYER_STRIDES:
+            allowed = ", ".join(map(str, LAYER_STRIDES))
+            raise ConfigError(f"layer_supervision_stride must be one of {allowed}, got {stride!r}")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema must be 0 (off) or more and below 1, e.g. 0.999, got {self.ema!r}")
         reject_unknown(self.freeze, PARTS, what="part to freeze")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from boltzformer_monai.engines.average import average_weights
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
+from boltzformer_monai.engines.layer_supervision import supervise_layers
 from boltzformer_monai.engines.ranks import together
 from boltzformer_monai.engines.remaining import RemainingTime
 from boltzformer_monai.engines.resume import (
@@ -203,7 +204,7 @@ def run_training(
         scheduler: stepped after every iteration.
         description: saved with the weights.
         output_dir: made if needed.
-        settings: gradient clipping, and the decay of the average of the weights.
+        settings: gradient clipping, the decay of the average of the weights, and whether layers are supervised.
         patience: validations without a better key metric before training stops.
         is_main: whether this process writes and logs (rank 0 in distributed training).
         resume: ``"auto"`` goes on where ``output_dir`` stopped, if the configuration is the same; a state, or a folder
@@ -242,6 +243,7 @@ def run_training(
     with together():  # a main process that refuses the state leaves the others waiting for it
         found = agreed(find_state(resume, folder) if is_main else None)
     kept, parts = _module(trainer.network), {}
+    supervise_layers(kept, settings)
     if settings.ema:
         average = average_weights(trainer, kept, settings.ema)
         evaluator.network = kept = average.module

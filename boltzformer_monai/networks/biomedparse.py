@@ -167,10 +167,13 @@ class BiomedParseDecoder(MaskDecoder):
         """Decode P prompts on each of B images: logits, and outlines, ``(B, P, H/4, W/4)``."""
         text = self._visible(text)
         decoder = cast(ObservedDecoder, self.query_decoder).observed()
-        masks, _ = decoder.decode(image.levels, image.semantic_map, *text, generator=generator)
+        masks, _, layers = self.decode(decoder, image, text, generator)
         logits = self.aggregation(masks)
         presence = None if self.presence is None else self.presence(decoder.tokens, *decoder.context(*text))
-        return Decoded(logits[:, :, 0], presence, logits[:, :, 1] if logits.shape[2] > 1 else None)
+        if layers is not None:  # those of the edge queries are no masks
+            queries, of_masks = self.aggregation.weights.shape[1], int((self.aggregation.weights[0] > 0).sum())
+            layers = layers.unflatten(2, (-1, queries))[:, :, :, :of_masks].flatten(2, 3)
+        return Decoded(logits[:, :, 0], presence, logits[:, :, 1] if logits.shape[2] > 1 else None, layers)
 
     def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
         """As in the base class."""

@@ -166,7 +166,8 @@ class BoltzFormer(nn.Module):
             decoded = self.decoder(image, text, generator=self._noise(generator))
         presence = None if decoded.presence is None else decoded.presence.float()
         edges = None if decoded.edges is None else decoded.edges.float()
-        return Decoded(decoded.logits.float(), presence, edges)
+        layers = None if decoded.layers is None else decoded.layers.float()
+        return Decoded(decoded.logits.float(), presence, edges, layers)
 
     def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
         """The patches that each query attends to, for figures.

@@ -155,6 +155,7 @@ class BoltzFormerDecoder(nn.Module):
         text_valid: Tensor,
         *,
         generator: Randomness = None,
+        trace: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode P prompts on each image.
 
@@ -164,6 +165,7 @@ class BoltzFormerDecoder(nn.Module):
             text: text tokens T ``(B, P, N_T, d)``.
             text_valid: ``(B, P, N_T)`` boolean, ``False`` = padding.
             generator: source of the random draws.
+            trace: where given, the queries ``(B, P, m, d)`` before every layer are appended to it.
 
         Returns:
             Mask logits ``(B, P, m, h, w)``, and the final queries ``(B, P, m, d)``.
@@ -177,6 +179,8 @@ class BoltzFormerDecoder(nn.Module):
         queries, text = self.condition(text, position, valid)
         for index, layer in enumerate(self.layers):
             level = index % self.levels
+            if trace is not None:
+                trace.append(queries)
             attend = self.attention_set(queries, semantic_map, features[level].shape[-2:], index, generator)
             queries, text = self.run_layer(layer, queries, text, position, valid, patches[level], attend)
         return self.mask_logits(queries, semantic_map), queries
@@ -185,6 +189,21 @@ class BoltzFormerDecoder(nn.Module):
         """μᵀS with μ = MLP(q), the mask before the sigmoid (Eq. 1 and 3): ``(B, P, m, d)`` → ``(B, P, m, h, w)``."""
         logits = torch.einsum("bpmd,bdhw->bpmhw", self.mask_head(queries), semantic_map)
         return logits if self.mask_bias is None else logits + self.mask_bias
+
+    def layer_masks(self, trace: Sequence[Tensor], semantic_map: Tensor, *, stride: int = 1) -> Tensor:
+        """Mask logits of the queries between the layers, for their supervision.
+
+        Args:
+            trace: queries before every layer, of :meth:`decode`; at least two layers'.
+            semantic_map: S ``(B, d, h, w)``.
+            stride: the logits are averaged over squares of so many pixels; S is, which is the same and cheaper.
+
+        Returns:
+            ``(B, P, (layers − 1)·m, h/stride, w/stride)``: all but those before the first layer, which saw no patch.
+        """
+        if stride > 1:
+            semantic_map = F.avg_pool2d(semantic_map, stride)
+        return self.mask_logits(torch.cat(tuple(trace[1:]), dim=2), semantic_map)
 
     def condition(self, text: Tensor, position: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Q0 = FFN(LayerNorm([Q, T] + SelfAttn[Q, T])) (Eq. 4): text ``(B, P, N_T, d)`` → queries and text."""

@@ -80,6 +80,8 @@ class Decoded(NamedTuple):
     """Logits ``(B, P)`` that the object is in the slice at all; ``None`` for a decoder without presence head."""
     edges: Tensor | None = None
     """Logits of the object's outline, of the size of ``logits``; ``None`` for a decoder without edge queries."""
+    layers: Tensor | None = None
+    """Mask logits of K earlier predictions, ``(B, P, K, h, w)``, for :attr:`Decoder.layer_logits`; else ``None``."""
 
 
 class Decoder(Protocol):
@@ -87,8 +89,12 @@ class Decoder(Protocol):
 
     Register its factory with :func:`~boltzformer_monai.networks.registries.register_decoder`; it is called with the
     :class:`~boltzformer_monai.networks.config.NetworkConfig` and ``decoder_settings``. Optional members: ``presence``,
-    the presence head, and ``attention_sets``, see
-    :meth:`~boltzformer_monai.networks.boltzformer.BoltzFormer.attention_sets`.
+    the presence head, ``attention_sets``, see
+    :meth:`~boltzformer_monai.networks.boltzformer.BoltzFormer.attention_sets`, and, for a training that supervises
+    layers (``TrainingSettings.layer_supervision``), which sets them:
+
+    - ``layer_logits``, ``False`` at first: whether ``Decoded.layers`` is wanted, in training mode alone;
+    - ``layer_stride``, 1 at first: each side of their maps is divided by it, by averages.
     """
 
     def __call__(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:

@@ -12,6 +12,7 @@ from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
 from boltzformer_monai.networks.fast.pigma import FastPiGMA
+from boltzformer_monai.networks.fast.semantic_map import SemanticMap
 from boltzformer_monai.networks.interfaces import Decoded, ImageFeatures, TextFeatures
 from boltzformer_monai.networks.pigma import PiGMA
 from boltzformer_monai.networks.presence import PresenceHead
@@ -30,6 +31,10 @@ class MaskDecoder(nn.Module):
         aggregation: mask logits of m queries and the image → ``(B, P, H/2, W/2)``.
         presence: queries after the last layer ``(B, P, m, d)``, mask logits and the finest visual features → presence
             logits ``(B, P)``; ``None`` (paper) has none.
+
+    Attributes:
+        layer_logits: in training mode, also give ``Decoded.layers``: the mask logits of every query between the layers.
+        layer_stride: average them over squares of so many pixels of S.
     """
 
     def __init__(
@@ -39,13 +44,30 @@ class MaskDecoder(nn.Module):
         self.query_decoder = query_decoder
         self.aggregation = aggregation
         self.presence = presence
+        self.layer_logits = False
+        self.layer_stride = 1
 
     def forward(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:
         """Decode P prompts on each of B images; see :class:`~boltzformer_monai.networks.interfaces.Decoder`."""
-        masks, queries = self.query_decoder.decode(image.levels, image.semantic_map, *text, generator=generator)
+        masks, queries, layers = self.decode(self.query_decoder, image, text, generator)
         logits = self.aggregation(masks, image.image)
         presence = None if self.presence is None else self.presence(queries, logits, image.levels[-1])
-        return Decoded(logits, presence)
+        return Decoded(logits, presence, layers=layers)
+
+    def decode(
+        self, query_decoder: BoltzFormerDecoder, image: ImageFeatures, text: TextFeatures, generator: Randomness
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """Masks and queries of the query decoder, and ``Decoded.layers`` where wanted."""
+        if not (self.layer_logits and self.training):
+            return *query_decoder.decode(image.levels, image.semantic_map, *text, generator=generator), None
+        # So many masks need S itself, once for all of them.
+        lazy = isinstance(image.semantic_map, SemanticMap)
+        semantic_map = image.semantic_map.build().fine if lazy else image.semantic_map
+        trace: list[Tensor] = []
+        masks, queries = query_decoder.decode(image.levels, semantic_map, *text, generator=generator, trace=trace)
+        if len(trace) < 2:  # a single layer has none before it
+            return masks, queries, None
+        return masks, queries, query_decoder.layer_masks(trace, semantic_map, stride=self.layer_stride)
 
     @torch.no_grad()
     def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:

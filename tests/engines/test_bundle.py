@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow
+from torch import Tensor
 
 from boltzformer_monai import engines
 from boltzformer_monai.engines import bundle
+from boltzformer_monai.engines.layer_supervision import supervise_layers
+from boltzformer_monai.engines.loss import BoltzFormerLoss
 from boltzformer_monai.engines.settings import SETTINGS
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, user_error
 from boltzformer_monai.networks.weights import load_checkpoint
@@ -220,22 +223,60 @@ def test_the_network_to_train():
         bundle.training_network_config("tiny", image_size=64, overrides={"querys": 1})
 
 
-@pytest.mark.filterwarnings("ignore:parsing config_file")
-def test_the_loss_can_be_replaced(tmp_path: Path):
-    overrides = {
-        "dataset_dir": str(write_dataset(tmp_path / "slices")),
-        "output_dir": str(tmp_path / "models"),
+def of_one_epoch(folder: Path, **overrides: Any) -> dict[str, Any]:
+    return {
+        "dataset_dir": str(write_dataset(folder / "slices")),
+        "output_dir": str(folder / "models"),
         "device": "cpu",
         "preset": "tiny",
         "image_size": 64,
         "epochs": 1,
         "batch_size": 2,
         "network_overrides": {key: value for key, value in SMALL.items() if key != "image_size"},
-        "loss#_target_": "monai.losses.TverskyLoss",
-        "loss#sigmoid": True,
-        "loss#alpha": 0.3,
+        **overrides,
     }
-    bundle.run_workflow("train", overrides, root=BUNDLE)
+
+
+def test_every_layer_is_supervised_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Tensor | None] = []
+    layers = BoltzFormerLoss.layers
+
+    def watched(loss: BoltzFormerLoss, prediction: Any, target: Tensor) -> Any:
+        seen.append(None if isinstance(prediction, Tensor) else prediction.layers)
+        return layers(loss, prediction, target)
+
+    monkeypatch.setattr(BoltzFormerLoss, "layers", watched)
+    settings = {"layer_supervision": 0.5, "layer_supervision_stride": 2}
+    bundle.run_workflow("train", of_one_epoch(tmp_path, settings_overrides=settings), root=BUNDLE)
+    in_training = [each for each in seen if each is not None]
+    assert {tuple(each.shape) for each in in_training} == {(2, 4, 9, 8, 8)}  # three layers' queries, at half of S
+    assert len(in_training) < len(seen)  # the validation is without
+    network, _ = load_checkpoint(tmp_path / "models" / "model.pt")
+    assert network.decoder.layer_logits is False
+
+
+def test_a_decoder_without_layers_is_not_supervised(tmp_path: Path):
+    config = bundle.training_network_config("tiny", image_size=64, overrides={"dim": 16, "heads": 2, "hidden": 24})
+    network = engines.training_network(config, SETTINGS["tiny"], device=torch.device("cpu"))
+    supervised = replace(SETTINGS["tiny"], layer_supervision=0.5)
+    supervise_layers(network, supervised)
+    assert network.decoder.layer_logits
+    supervise_layers(network, SETTINGS["tiny"])
+    assert not network.decoder.layer_logits
+    network.decoder = torch.nn.Identity()
+    supervise_layers(network, SETTINGS["tiny"])
+    with pytest.raises(ConfigError, match="the decoder Identity has no layer_logits, so its layers cannot be"):
+        supervise_layers(network, supervised)
+    network.decoder.layer_logits = False
+    supervise_layers(network, supervised)
+    with pytest.raises(ConfigError, match="has no layer_stride"):
+        supervise_layers(network, replace(supervised, layer_supervision_stride=4))
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_the_loss_can_be_replaced(tmp_path: Path):
+    loss = {"loss#_target_": "monai.losses.TverskyLoss", "loss#sigmoid": True, "loss#alpha": 0.3}
+    bundle.run_workflow("train", of_one_epoch(tmp_path, **loss), root=BUNDLE)
     (epoch,) = json.loads((tmp_path / "models" / "history.json").read_text())
     assert 0 < epoch["val_loss"] < 1.01
     assert epoch["images_per_second"] > 0

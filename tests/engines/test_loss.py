@@ -121,7 +121,7 @@ def test_half_precision_is_computed_in_float32():
     assert float(loss) == pytest.approx(by_hand(logits.bfloat16().float(), target).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"balance": -1}, {"empty_weight": -0.1}])
+@pytest.mark.parametrize("settings", [{"balance": -1}, {"empty_weight": -0.1}, {"layer_supervision": -1}])
 def test_impossible_settings(settings: dict[str, float]):
     with pytest.raises(ConfigError, match="must not be negative"):
         BoltzFormerLoss(**settings)
@@ -151,19 +151,55 @@ def test_the_presence_head_pays_for_both_kinds_of_prompts_alike(present: list[in
         BoltzFormerLoss(presence_weight=0.5),
         BoltzFormerLoss(empty_weight=0.2, balance=50, presence_weight=1),
         BoltzFormerLoss(empty_weight=0),
-        ReplacedLoss(DiceFocalLoss(sigmoid=True), presence_weight=0.5),
+        BoltzFormerLoss(empty_weight=0.2, layer_supervision=0.5),
+        ReplacedLoss(DiceFocalLoss(sigmoid=True), presence_weight=0.5, layer_supervision=0.5),
     ],
 )
 def test_parts_add_up_to_the_whole(loss: BoltzFormerLoss | ReplacedLoss):
     logits, target = some(5, 2)
     target[:3, 1] = 0  # so that micro-batches differ in what is present
     presence = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
-    whole = loss(Decoded(logits, presence), target)
+    layers = layers_of(5, 2)
+    whole = loss(Decoded(logits, presence, layers=layers), target)
     parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
     counts = sum(loss.counts(target[part]) for part in parts)
     assert counts.tolist() == [7, 3]
-    found = sum(loss(Decoded(logits[part], presence[part]), target[part], counts) for part in parts)
+    found = sum(loss(Decoded(logits[part], presence[part], None, layers[part]), target[part], counts) for part in parts)
     torch.testing.assert_close(found, whole)
+
+
+def layers_of(batch: int = 2, prompts: int = 3, masks: int = 4, size: int = 6) -> Tensor:
+    return 2 * torch.randn(batch, prompts, masks, size, size, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("settings", [{}, {"balance": 50.0, "empty_weight": 0.2}])
+def test_masks_between_the_layers_cost_their_mean(settings: dict[str, float]):
+    logits, target = some()
+    target[0, 1] = 0
+    layers = layers_of()
+    small = F.avg_pool2d(target, 2)
+    balance, empty = settings.get("balance", 0.0), settings.get("empty_weight", 1.0)
+    of_layers = np.mean([by_hand(layers[:, :, k], small, balance=balance) for k in range(4)], axis=0)
+    weight = np.where(target.flatten(2).amax(2).numpy() > 0, 1, empty)
+    each = by_hand(logits, target, balance=balance) + 0.5 * of_layers
+    loss = BoltzFormerLoss(layer_supervision=0.5, **settings)
+    found = loss(Decoded(logits, layers=layers), target)
+    assert float(found) == pytest.approx(float((each * weight).sum() / weight.sum()), rel=1e-5)
+    without = BoltzFormerLoss(**settings)(logits, target)
+    assert loss(logits, target) == loss(Decoded(logits), target) == without  # validation has no layers
+    assert BoltzFormerLoss(**settings)(Decoded(logits, layers=layers), target) == without
+
+
+def test_masks_between_the_layers_of_a_loss_of_monai():
+    logits, target = some()
+    layers, small = layers_of(), F.avg_pool2d(target, 2)
+    dice = DiceLoss(sigmoid=True)
+    each = [
+        dice(layers[b, p, k][None, None], small[b, p][None, None]) for b in (0, 1) for p in (0, 1, 2) for k in range(4)
+    ]
+    loss = training_loss(dice, layer_supervision=0.5)
+    expected = loss(logits, target) + 0.5 * torch.stack(each).mean()
+    torch.testing.assert_close(loss(Decoded(logits, layers=layers), target), expected)
 
 
 def test_a_loss_of_monai_sees_every_prompt_as_an_example():

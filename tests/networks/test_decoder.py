@@ -163,6 +163,24 @@ def test_the_policy_is_shown_the_mask_logits_at_the_level(form: Form):
     torch.testing.assert_close(shown[0], at_level[:, None].expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_masks_between_the_layers_are_those_of_the_queries_there(form: Form, stride: int):
+    decoder = make_decoder(form, mask_bias=0.7)
+    features, semantic_map, text = make_inputs()
+    trace: list[Tensor] = []
+    valid = torch.ones(text.shape[:3], dtype=torch.bool)
+    decoder.decode(features, semantic_map, text, valid, generator=CounterNoise(), trace=trace)
+    assert len(trace) == 4
+    found = decoder.layer_masks(trace, semantic_map, stride=stride)
+    assert found.shape == (2, 3, 9, 16 // stride, 24 // stride)
+    for number, layer in enumerate((1, 2, 3)):
+        shorter = make_decoder(form, mask_bias=0.7, layers=layer)
+        shorter.load_state_dict(decoder.state_dict(), strict=False)
+        expected = F.avg_pool2d(decode(shorter, features, semantic_map, text).flatten(1, 2), stride)
+        here = found[:, :, 3 * number : 3 * number + 3].flatten(1, 2)
+        torch.testing.assert_close(here, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_impossible_settings_are_refused(form: Form):
     with pytest.raises(ConfigError, match="queries must be at least 1, got 0"):
         make_decoder(form, queries=0)

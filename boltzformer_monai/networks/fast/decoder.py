@@ -47,6 +47,7 @@ class FastBoltzFormerDecoder(BoltzFormerDecoder):
         text_valid: Tensor,
         *,
         generator: Randomness = None,
+        trace: list[Tensor] | None = None,
     ) -> tuple[Masks, Tensor]:
         """As in the base class, with lazy masks: the aggregation may need fewer than m."""
         self.check_levels(features)
@@ -64,9 +65,15 @@ class FastBoltzFormerDecoder(BoltzFormerDecoder):
         queries, text = self.condition(text, position, valid)
         for index, layer in enumerate(self.layers):
             level = index % self.levels
+            if trace is not None:
+                trace.append(queries)
             attend = self.draw(self._level_logits(queries, maps[sizes[level]]), index, generator)
             queries, text = self.run_layer(layer, queries, text, position, valid, patches[level], attend)
         return Masks(self.mask_head(queries), semantic, self.mask_bias), queries
+
+    def mask_logits(self, queries: Tensor, semantic_map: Tensor) -> Tensor:
+        """As in the base class."""
+        return Masks(self.mask_head(queries), SemanticMap(semantic_map), self.mask_bias).logits()
 
     @torch.no_grad()
     def _level_logits(self, queries: Tensor, level_map: LevelMap) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +149,28 @@ def test_a_network_is_the_same_in_both_forms(queries: int):
         assert isinstance(fast.encode_image(image).semantic_map, SemanticMap)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.presence, expected.presence, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("settings", [{}, {"mask_bias": -2.0, "queries": 20}])
+def test_layers_and_their_gradients_are_the_same_in_both_forms(stride: int, settings: dict[str, Any]):
+    gradients = []
+    for form in (False, True):
+        network = small_network(policy="full", fast=form, **settings).train()
+        network.decoder.layer_logits, network.decoder.layer_stride = True, stride
+        layers = network(images(2), prompts(3, 5, batch=2), with_presence=True).layers
+        assert layers.shape == (2, 2, 3 * network.decoder.query_decoder.query_feat.num_embeddings, *2 * [16 // stride])
+        layers.sigmoid().square().sum().backward()
+        of_weights = {name: x.grad for name, x in network.named_parameters() if x.grad is not None}
+        gradients.append({"layers": layers.detach(), **of_weights})
+        assert network.eval()(images(2), prompts(3, 5, batch=2), with_presence=True).layers is None
+    plain, fast = gradients
+    assert plain.keys() == fast.keys()
+    assert any(name.startswith("backbone") for name in plain)
+    assert not any("decoder.layers.3" in name for name in plain)  # the last layer is behind them
+    for name, value in plain.items():
+        scale = float(value.abs().max() + 1)
+        torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-4 * scale, msg=lambda t, n=name: f"{n}: {t}")
 
 
 def test_a_checkpoint_does_not_depend_on_the_form(tmp_path: Path, network_settings: Callable[..., Description]):
