@@ -22,6 +22,7 @@ def build_parser() -> CommandParser:
         segment,
         serve,
         slice,
+        study,
         train,
         weights,
     )
@@ -39,6 +40,7 @@ def build_parser() -> CommandParser:
         train,
         cross_validate,
         search,
+        study,
         evaluate,
         segment,
         serve,

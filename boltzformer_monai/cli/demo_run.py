@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask, read_png
@@ -22,9 +21,9 @@ from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.tables import write_metrics_json
 from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
+from boltzformer_monai.inferers.slice_prediction import predict_slice
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.read import read_label_map, read_volume
-from boltzformer_monai.transforms.load import image_tensor, slice_fit
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], ou
 
 def _write_report(segmenter: VolumeSegmenter, reader: SliceReader, metrics: dict[str, Any], output: Path) -> None:
     rows = _examples(reader.select(split="test", present=True))
-    predictions = [_predict(segmenter, row) for row in rows]
+    predictions = [predict_slice(segmenter, row) for row in rows]
     panels = [
         OverlayPanel(image=read_png(row.image), prediction=each.mask, truth=read_mask(row), title=row.prompts[0])
         for row, each in zip(rows, predictions, strict=True)
@@ -135,34 +134,3 @@ def _examples(rows: Sequence[SliceRow]) -> list[SliceRow]:
         ordered = sorted((row for row in rows if row.target == target), key=lambda row: row.area_fraction)
         chosen.append(ordered[len(ordered) // 2])
     return chosen
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prediction:
-    """The network's prediction for one prompt on one slice."""
-
-    mask: np.ndarray
-    """``(H, W)`` on the slice."""
-    square: np.ndarray
-    """The network's input, ``(S, S)`` uint8."""
-    truth: np.ndarray
-    """The target in that square, ``(S, S)`` bool."""
-    sets: list[np.ndarray]
-    """The first query's attention set per layer, ``(h, w)`` bool on the level's grid."""
-
-
-@torch.inference_mode()
-def _predict(segmenter: VolumeSegmenter, row: SliceRow) -> _Prediction:
-    network = segmenter.network
-    pixels = read_png(row.image)
-    fit = slice_fit(pixels.shape, row, segmenter.description.network.image_size)
-    square = fit.image(image_tensor(pixels))
-    features = network.encode_image(square)
-    text = network.encode_text(segmenter.tokenizer([row.prompts[0]])[None])
-    logits = network.decode(features, text).logits
-    return _Prediction(
-        mask=(fit.restore(logits)[0, 0] > 0).numpy(),
-        square=(square[0, 0] * 255).round().to(torch.uint8).numpy(),
-        truth=fit.label(torch.from_numpy(read_mask(row)).float()[None, None])[0, 0].bool().numpy(),
-        sets=[each.flatten(0, -4)[0, 0].numpy() for each in network.attention_sets(features, text)],
-    )

@@ -11,7 +11,7 @@ import math
 import os
 import pydoc
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -201,6 +201,7 @@ def run_workflow(
     root: Path,
     overlays: Sequence[str | Path] = (),
     tracking: str | None = None,
+    before: Callable[[ConfigParser], None] | None = None,
 ) -> None:
     """Run a configuration of the bundle in this process, as ``python -m monai.bundle run`` does.
 
@@ -210,6 +211,7 @@ def run_workflow(
         root: the bundle's folder.
         overlays: configuration files that override it, in this order.
         tracking: ``"mlflow"``, or a file of MONAI's tracking settings.
+        before: called between initialisation and run; finds the parts by ``parser.get_parsed_content``.
 
     Raises:
         ConfigError: an override refers to a missing part of the configuration.
@@ -219,6 +221,8 @@ def run_workflow(
     if tracking is not None:
         workflow.patch_bundle_tracking(workflow.parser, _tracking_settings(tracking))
     workflow.initialize()
+    if before is not None:
+        before(workflow.parser)
     workflow.run()
     workflow.finalize()
 
@@ -252,6 +256,21 @@ def check_training(
         raise user_error(error) or error from error
     find_key_metric(key_metric)
     return settings, str(key_metric)
+
+
+def check_evaluation(overrides: Mapping[str, Any], *, root: Path) -> None:
+    """Check keys and values of an evaluation as its start does; nothing is loaded.
+
+    Args:
+        overrides: key → value.
+        root: the bundle's folder.
+
+    Raises:
+        ConfigError: one is unknown or out of range.
+    """
+    parser = _workflow("evaluate", overrides, root, ()).parser
+    _check_keys(parser, root / "configs", "evaluate")
+    _check_values(parser, _shipped(root / "configs", "evaluate"))
 
 
 def _workflow(name: str, overrides: Mapping[str, Any], root: Path, overlays: Sequence[str | Path]) -> ConfigWorkflow:

@@ -20,7 +20,7 @@ from boltzformer_monai.evaluation.tiles import tile_panels
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.transforms.load import slice_fit
 
-__all__ = ["Overlay", "WatchedSlices", "choose_watched", "draw_overlays"]
+__all__ = ["Overlay", "WatchedSlices", "around_target", "choose_watched", "draw_overlays"]
 
 _AROUND = 6.0  # edge of the cut-out, in extents of the target
 _LEAST_MM = 48.0
@@ -88,7 +88,7 @@ class WatchedSlices:
         image, truth = read_png(row.image), read_mask(row)
         native = slice_fit(image.shape, row, self.size).restore(logits[None, None].float().cpu())[0, 0]
         predicted = (native > 0).numpy()
-        part = _around(truth, row.spacing[:2])
+        part = around_target(truth, row.spacing[:2])
         return Overlay(
             image=image[part],
             truth=truth[part],
@@ -150,7 +150,7 @@ def _key(row: SliceRow) -> tuple[str, str]:
     return str(row.image), row.target
 
 
-def _around(truth: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slice]:
+def around_target(truth: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slice]:
     """A square around the target, a few times its extent, within the slice; everything if there is no target."""
     places = np.argwhere(truth)
     if not len(places):

@@ -92,15 +92,19 @@ def overlay(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None 
     return overlay_grid([OverlayPanel(image, prediction, truth, title)])
 
 
-def overlay_grid(panels: Sequence[OverlayPanel]) -> bytes:
-    """Plot several overlays in one figure, up to four per row.
+def overlay_grid(panels: Sequence[OverlayPanel], *, columns: int | None = None) -> bytes:
+    """Plot several overlays in one figure.
+
+    Args:
+        panels: row after row.
+        columns: panels per row, by default up to four.
 
     Raises:
         ConfigError: there is no panel.
     """
     if not panels:
         raise ConfigError("an overlay grid needs at least one panel")
-    grid = _grid(len(panels), panels[0].image.shape)
+    grid = _grid(len(panels), panels[0].image.shape, columns=columns)
     for axes, panel in zip(grid.axes, panels, strict=False):
         _show(axes, blend(panel.image, panel.prediction, np.array([PREDICTION_COLOUR])), panel.title)
         _outline(axes, panel.truth)

@@ -12,7 +12,7 @@ from ignite.engine import Engine
 
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask
 from boltzformer_monai.engines.data import validation_items
-from boltzformer_monai.engines.overlays import WatchedSlices, _around, choose_watched, draw_overlays
+from boltzformer_monai.engines.overlays import WatchedSlices, around_target, choose_watched, draw_overlays
 from boltzformer_monai.networks.interfaces import Decoded
 from tests.engines.cases import write_dataset
 
@@ -93,10 +93,10 @@ def test_the_predictions_are_those_of_the_validation(reader: SliceReader) -> Non
 def test_the_cut_out_holds_the_target() -> None:
     truth = np.zeros((200, 300), bool)
     truth[5:9, 280:290] = True
-    part = _around(truth, (1.0, 1.0))
+    part = around_target(truth, (1.0, 1.0))
     assert truth[part].sum() == truth.sum()
     assert truth[part].shape == (60, 60)
-    assert truth[_around(truth, (2.0, 1.0))].shape == (30, 60)
+    assert truth[around_target(truth, (2.0, 1.0))].shape == (30, 60)
     truth[:] = True
-    assert truth[_around(truth, (1.0, 1.0))].shape == truth.shape
-    assert truth[_around(~truth, (1.0, 1.0))].shape == truth.shape
+    assert truth[around_target(truth, (1.0, 1.0))].shape == truth.shape
+    assert truth[around_target(~truth, (1.0, 1.0))].shape == truth.shape

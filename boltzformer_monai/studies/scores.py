@@ -1,0 +1,241 @@
+"""One row for every scored instance of a study, and means of rows: overall, by size, by target."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from boltzformer_monai.csv_cells import from_cell, to_cell
+from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.errors import DatasetError, why
+from boltzformer_monai.evaluation.bootstrap import Bootstrap, Estimate, Observation
+from boltzformer_monai.evaluation.tables import read_scores_csv
+from boltzformer_monai.limits import open_text
+from boltzformer_monai.storage import replacing
+
+__all__ = [
+    "GROUPS", "SMALL", "STRATA", "Mean", "ScoreRow", "in_group", "mean_dice", "missed_share", "patient_interval",
+    "read_rows", "rows_of_evaluation", "write_rows",
+]  # fmt: skip
+
+STRATA: Mapping[str, tuple[float, float]] = {
+    "below 0.01 %": (0.0, 1e-4),
+    "0.01 to 0.1 %": (1e-4, 1e-3),
+    "0.1 to 1 %": (1e-3, 1e-2),
+    "1 % and more": (1e-2, math.inf),
+}
+"""Share of the image's pixels, least and limit."""
+SMALL = "below 0.1 %"
+"""The small objects of headline and gate."""
+GROUPS: Mapping[str, tuple[float, float]] = {
+    "all": (0.0, math.inf),
+    SMALL: (0.0, 1e-3),
+    "below 1 %": (0.0, 1e-2),
+    **STRATA,
+}
+"""Groups of present instances by their share of the image."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """The score of a target in an image.
+
+    Attributes:
+        arm: of the study.
+        seed: of the training.
+        fold: that its patient validates; None without folds.
+        data: name of the data set.
+        patient: pseudonym; ``""`` where there are none, and every image is a case of its own.
+        image: name.
+        target: canonical name.
+        area_share: the target's share of the image, 0 to 1; 0: absent.
+        diameter_mm: of the circle of the target's area; None without millimetres.
+        dice: 0 to 1; None where the target is absent.
+        missed: whether no pixel of the target was found; None where it is absent.
+        confidence: highest probability of the mask, 0 to 1; None where that is not known.
+    """
+
+    arm: str
+    seed: int
+    fold: int | None
+    data: str
+    patient: str
+    image: str
+    target: str
+    area_share: float
+    diameter_mm: float | None
+    dice: float | None
+    missed: bool | None
+    confidence: float | None
+
+    @property
+    def unit(self) -> str:
+        """What is resampled: the patient, or the image where there is none."""
+        return self.patient or self.image
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(ScoreRow))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean and what it is of.
+
+    Attributes:
+        value: None without instances.
+        instances: number of targets in images.
+        patients: number of patients, or of images without.
+    """
+
+    value: float | None
+    instances: int
+    patients: int
+
+
+def rows_of_evaluation(
+    scores: Path, reader: SliceReader, *, arm: str, seed: int, fold: int | None, data: str
+) -> list[ScoreRow]:
+    """Rows of a table that an evaluation wrote.
+
+    Args:
+        scores: its ``scores.csv``.
+        reader: of the dataset that was evaluated.
+        arm: see :class:`ScoreRow`.
+        seed: of the training.
+        fold: that was evaluated.
+        data: name of the data set.
+
+    Raises:
+        DatasetError: the table is damaged, or of another dataset.
+    """
+    places = {row.image.relative_to(reader.root).as_posix(): row for row in reader.rows}
+    rows = []
+    for score in read_scores_csv(scores):
+        if (place := places.get(score.image)) is None:
+            raise DatasetError(f"{scores}: {score.image} is not in {reader.root}; evaluate again")
+        area_mm2 = score.truth * place.spacing[0] * place.spacing[1]
+        measured = score.present and place.modality.lower() != "other"
+        confidence = score.values.get("confidence")
+        rows.append(
+            ScoreRow(
+                arm=arm,
+                seed=seed,
+                fold=fold,
+                data=data,
+                patient=score.patient,
+                image=score.image,
+                target=score.target,
+                area_share=score.area_fraction if score.present else 0.0,
+                diameter_mm=2 * math.sqrt(area_mm2 / math.pi) if measured else None,
+                dice=2 * score.intersection / (score.truth + score.predicted) if score.present else None,
+                missed=score.intersection == 0 if score.present else None,
+                confidence=confidence if isinstance(confidence, float) else None,
+            )
+        )
+    return rows
+
+
+def write_rows(rows: Iterable[ScoreRow], path: Path) -> None:
+    """Write rows as CSV atomically; a cell is empty without a value."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(_COLUMNS)
+        for row in rows:
+            cells = (getattr(row, name) for name in _COLUMNS)
+            table.writerow("" if cell is None else int(cell) if cell is True or cell is False else to_cell(cell)
+                           for cell in cells)  # fmt: skip
+
+
+def read_rows(path: Path) -> list[ScoreRow]:
+    """Read a table of :func:`write_rows`.
+
+    Raises:
+        DatasetError: it is missing or damaged.
+    """
+    try:
+        with open_text(path) as file:
+            return [_row(fields) for fields in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{path}: cannot be read as scores of a study ({why(error)})") from None
+
+
+def _row(fields: Mapping[str, str]) -> ScoreRow:
+    def number(name: str) -> float | None:
+        return float(fields[name]) if fields[name] else None
+
+    missed = number("missed")
+    return ScoreRow(
+        arm=from_cell(fields["arm"]),
+        seed=int(fields["seed"]),
+        fold=int(fields["fold"]) if fields["fold"] else None,
+        data=from_cell(fields["data"]),
+        patient=from_cell(fields["patient"]),
+        image=from_cell(fields["image"]),
+        target=from_cell(fields["target"]),
+        area_share=float(fields["area_share"]),
+        diameter_mm=number("diameter_mm"),
+        dice=number("dice"),
+        missed=None if missed is None else bool(missed),
+        confidence=number("confidence"),
+    )
+
+
+def in_group(rows: Iterable[ScoreRow], group: str) -> list[ScoreRow]:
+    """The present instances of a group of :data:`GROUPS`."""
+    least, limit = GROUPS[group]
+    return [row for row in rows if row.dice is not None and least <= row.area_share < limit]
+
+
+def mean_dice(rows: Iterable[ScoreRow], group: str = "all") -> Mean:
+    """Mean Dice of a group: of ``"all"`` the mean over targets, as in the evaluation; of the others over instances."""
+    chosen = in_group(rows, group)
+    by_target: dict[str, list[float]] = defaultdict(list)
+    for row in chosen:
+        by_target[row.target if group == "all" else ""].append(float(row.dice or 0.0))
+    value = fmean(map(fmean, by_target.values())) if by_target else None
+    return Mean(value, len(chosen), len({row.unit for row in chosen}))
+
+
+def missed_share(rows: Iterable[ScoreRow], group: str = "all") -> Mean:
+    """Share of a group's instances of which no pixel was found."""
+    chosen = in_group(rows, group)
+    value = fmean(bool(row.missed) for row in chosen) if chosen else None
+    return Mean(value, len(chosen), len({row.unit for row in chosen}))
+
+
+def patient_interval(
+    ours: Sequence[ScoreRow], theirs: Sequence[ScoreRow], group: str = "all", *, bootstrap: Bootstrap | None = None
+) -> Estimate:
+    """Mean difference of two arms with a bootstrap interval over patients, within seeds.
+
+    Every resample takes the same patients for all seeds and both arms, so the interval says how much the difference
+    hangs on these patients; what hangs on the seeds is in
+    :func:`~boltzformer_monai.studies.statistics.paired_difference`.
+
+    Args:
+        ours: rows of an arm, of all seeds.
+        theirs: of the other; instances that only one of them has are left out.
+        group: of :data:`GROUPS`.
+        bootstrap: by default 95 % from 1000 resamples.
+    """
+
+    def by_instance(rows: Sequence[ScoreRow]) -> dict[tuple[Any, ...], ScoreRow]:
+        return {(row.data, row.image, row.target, row.seed): row for row in in_group(rows, group)}
+
+    one, other = by_instance(ours), by_instance(theirs)
+    observations = [
+        Observation(
+            f"{row.data}/{row.unit}",
+            float(row.dice or 0.0) - float(other[instance].dice or 0.0),
+            group=row.target if group == "all" else "",
+        )
+        for instance, row in one.items()
+        if instance in other
+    ]
+    return (bootstrap or Bootstrap()).estimate(observations)

@@ -1,0 +1,83 @@
+"""The verdict of a page says what its numbers say, and the page shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from boltzformer_monai.studies.page import verdict
+from boltzformer_monai.studies.scores import SMALL
+
+
+def _row(mean: float, p: float | None, *, void: str = "open", group: str = SMALL, n: int = 5) -> dict[str, Any]:
+    return {
+        "arm": "b", "against": "f", "claim": "sampling helps", "of_paper": True, "group": group, "mean": mean,
+        "sd": 0.01, "n": n, "low": mean - 0.01, "high": mean + 0.01, "p": p, "adjusted": p,
+        "detectable": 0.02 if n > 1 else None, "instances": 30, "void": void,
+    }  # fmt: skip
+
+
+def _verdict(*rows: dict[str, Any], done: int = 10) -> tuple[str, list[str]]:
+    arms = {"b": {"title": "Boltzmann"}, "f": {"title": "full"}}
+    experiments = {f"e{number}": {"title": f"E{number}", "comparisons": [row]} for number, row in enumerate(rows)}
+    return verdict({"study": {"arms": arms}, "runs": {"done": done, "planned": 10}, "experiments": experiments})
+
+
+@pytest.mark.parametrize(
+    ("rows", "first"),
+    [
+        ([_row(0.05, 0.001)], "The paper's order shows in all 1 comparisons."),
+        ([_row(0.05, 0.2)], "The paper's order does not show: of 1 comparisons 1 not resolved."),
+        ([_row(0.05, None, n=1)], "The paper's order does not show: of 1 comparisons 1 not resolved."),
+        ([_row(-0.05, 0.001)], "The paper's order does not show: of 1 comparisons 1 reversed."),
+        (
+            [_row(-0.05, 0.001), _row(0.05, 0.001)],
+            "The paper's order does not show as a whole: of 2 comparisons 1 reversed, 1 as claimed.",
+        ),
+        ([_row(0.05, 0.001, void="void")], "Void: attention is unused in every comparison, so nothing can be said"),
+        (
+            [_row(0.05, 0.001, void="void"), _row(0.05, 0.001)],
+            "The paper's order does not show as a whole: of 2 comparisons 1 void, 1 as claimed.",
+        ),
+        ([], "There is nothing to compare yet."),
+    ],
+)
+def test_the_first_line_is_what_the_tests_say(rows: list[dict[str, Any]], first: str) -> None:
+    line, sentences = _verdict(*rows)
+    assert line.startswith(first)
+    assert len(sentences) == len(rows)
+    assert _verdict(*rows, done=3)[0].startswith("Preliminary, 3 of 10 runs: ")
+
+
+def test_sentences_have_numbers_with_their_n() -> None:
+    (sentence,) = _verdict(_row(-0.0123, 0.04))[1]
+    assert sentence == (
+        "Boltzmann − full, E0, objects below 0.1 % of the image: −1.2 points of Dice (95 % −2.2 to −0.2, p 0.040, "
+        "5 seeds, 30 targets in images): the reverse of what was expected."
+    )
+    assert "not resolved; 5 seeds could show 2.0 points." in _verdict(_row(0.01, 0.5))[1][0]
+    assert "one seed says nothing of others" in _verdict(_row(0.01, None, n=1))[1][0]
+    assert "void: attention unused." in _verdict(_row(0.01, 0.001, void="void"))[1][0]
+    partly = _verdict(_row(0.05, 0.001, void="partly void"))[1][0]
+    assert partly.endswith("sampling helps; attention is unused on some of its data sets.")
+    assert _verdict(_row(0.05, 0.001, void="not measured"))[1][0].endswith("was not measured.")
+
+
+def test_what_the_paper_does_not_claim_is_said_but_not_counted() -> None:
+    line, sentences = _verdict(_row(0.05, 0.001), {**_row(-0.05, 0.001), "of_paper": False})
+    assert line == "The paper's order shows in all 1 comparisons."
+    assert len(sentences) == 2
+
+
+def test_small_objects_go_before_all() -> None:
+    small, every = _row(0.05, 0.5), _row(0.05, 0.001, group="all")
+    arms = {"b": {"title": "Boltzmann"}, "f": {"title": "full"}}
+    results = {
+        "study": {"arms": arms},
+        "runs": {"done": 1, "planned": 1},
+        "experiments": {"e": {"title": "E", "comparisons": [every, small]}},
+    }
+    line, sentences = verdict(results)
+    assert "1 not resolved" in line
+    assert ["objects below 0.1 %" in sentence for sentence in sentences] == [True]
