@@ -121,7 +121,7 @@ def rows_of_evaluation(
             raise DatasetError(f"{scores}: {score.image} is not in {reader.root}; evaluate again")
         area_mm2 = score.truth * place.spacing[0] * place.spacing[1]
         measured = score.present and place.modality.lower() != "other"
-        confidence = score.values.get("confidence")
+        confidence = getattr(score, "confidence", None)
         rows.append(
             ScoreRow(
                 arm=arm,

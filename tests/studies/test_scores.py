@@ -53,18 +53,17 @@ def test_an_evaluation_s_table_becomes_rows(tmp_path: Path) -> None:
     image = reader.rows[0].image.relative_to(reader.root).as_posix()
     known = {"image": image, "volume": "case0", "patient": "p", "prompt": "liver", "area_fraction": 100 / 1024}
     scores = [
-        SliceScore(**known, target="liver", truth=100, predicted=60, intersection=40, values={"confidence": 0.9}),
+        SliceScore(**known, target="liver", truth=100, predicted=60, intersection=40, values={"dice": 0.5}),
         SliceScore(**{**known, "area_fraction": 0.0}, target="stomach", truth=0, predicted=5, intersection=0,
-                   values={"confidence": 0.6}),
+                   values={"dice": None}),
     ]  # fmt: skip
     write_scores_csv(scores, tmp_path / "scores.csv")
     place = {"arm": "one", "seed": 3, "fold": 1, "data": "demo"}
     liver, stomach = rows_of_evaluation(tmp_path / "scores.csv", reader, **place)  # type: ignore[arg-type]
-    assert (liver.dice, liver.missed, liver.confidence) == (pytest.approx(0.5), False, 0.9)
+    assert (liver.dice, liver.missed) == (pytest.approx(0.5), False)
     assert liver.diameter_mm == pytest.approx(2 * math.sqrt(100 * 2.0 * 2.0 / math.pi))  # pixels of 2 mm
     assert (liver.arm, liver.seed, liver.fold, liver.data, liver.patient) == ("one", 3, 1, "demo", "p")
     assert (stomach.dice, stomach.missed, stomach.area_share, stomach.diameter_mm) == (None, None, 0.0, None)
-    assert stomach.confidence == 0.6
     write_scores_csv([SliceScore(**{**known, "image": "images/x.png"}, target="liver", truth=1, predicted=1,
                                  intersection=1)], tmp_path / "other.csv")  # fmt: skip
     with pytest.raises(DatasetError, match="images/x.png is not in"):
