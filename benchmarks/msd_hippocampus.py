@@ -110,6 +110,14 @@ def bundle(name: str, run_id: str, **overrides: str) -> None:
     step("-m", "monai.bundle", "run", run_id, "--config_file", config, "--bundle_root", str(BUNDLE), *flags)
 
 
+def slice_task(task: Path, slices: Path) -> None:
+    """Along all planes; one patient in five validates."""
+    step(
+        "preprocessing/slice_volumes.py", "--recipe", "msd", "--input", str(task), "--output", str(slices),
+        "--val-fraction", "0.2", "--plane", ",".join(ALL),
+    )  # fmt: skip
+
+
 def schedule(reader: SliceReader, steps: int) -> dict[str, str]:
     """Epochs of about so many steps in all, with a validation every seventh of them, and no early stopping."""
     items = training_items(reader, split="train", prompts_per_image=PROMPTS, negatives=SETTINGS["negatives"])
@@ -211,10 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     task, output = arguments.input.resolve(), arguments.output.resolve() / arguments.variant
     started = time.monotonic()
     slices = arguments.output.resolve() / "slices"
-    step(
-        "preprocessing/slice_volumes.py", "--recipe", "msd", "--input", str(task), "--output", str(slices),
-        "--val-fraction", "0.2", "--plane", ",".join(ALL),
-    )  # fmt: skip
+    slice_task(task, slices)
     sliced, used = time.monotonic(), processor_minutes()
     reader = SliceReader(slices).along(variant.planes)
     overrides = training_overrides(variant, reader, arguments.steps or variant.steps)

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--set",
         dest="settings",
-        type=_setting,
+        type=parse_setting,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -58,7 +58,7 @@ def add_bundle_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE`` → key and value: a Python literal, JSON, or else the text."""
     key, equals, value = text.partition("=")
     if not key or not equals:

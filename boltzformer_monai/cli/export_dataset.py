@@ -1,10 +1,14 @@
-"""Export a slice dataset in BiomedParse's layout.
+"""Export a slice dataset in the layout of BiomedParse, or of nnU-Net.
 
     boltzformer export-dataset --input SLICES --output DIR [--size 1024] [--split-as val=test]
+    boltzformer export-dataset --input SLICES --output nnUNet_raw --to nnunet [--recipe msd --scans TASK] [--per-target]
 
-DIR gets ``train``, ``train_mask``, ``test``, ``test_mask`` with RGB images NAME_MODALITY_SITE.png and masks
-NAME_MODALITY_SITE_TARGET.png (0 and 255), each slice centred in a black square, and ``train.json`` and ``test.json``
-with images, masks and prompts. Slices without a target, and absent targets, are left out.
+For BiomedParse DIR gets ``train``, ``train_mask``, ``test``, ``test_mask`` with RGB images NAME_MODALITY_SITE.png and
+masks NAME_MODALITY_SITE_TARGET.png (0 and 255), each slice centred in a black square, and ``train.json`` and
+``test.json`` with images, masks and prompts. Slices without a target, and absent targets, are left out.
+
+For nnU-Net v2 DIR gets Dataset001_NAME with dataset.json, splits_final.json (the same split) and volumes: those of
+--recipe and --scans, or without them the dataset's 8-bit slices. Targets that overlap need --per-target.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from boltzformer_monai.cli.command_line import CommandParser, run_command, whole_number
+from boltzformer_monai.cli.originals import add_original_options, find_scans
 from boltzformer_monai.data.slices.format import SPLITS
+from boltzformer_monai.data.split import MOST_FOLDS
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.slicing.biomedparse_names import (
@@ -50,7 +56,7 @@ _SPLIT_AS = {"train": "train", "val": "train", "test": "test"}
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    _set_up(commands.add_parser("export-dataset", help="export a slice dataset in BiomedParse's layout",
+    _set_up(commands.add_parser("export-dataset", help="export a slice dataset for BiomedParse or nnU-Net",
                                 description=__doc__))  # fmt: skip
 
 
@@ -63,6 +69,8 @@ def _set_up(parser: CommandParser) -> CommandParser:
     add = parser.add_argument
     add("--input", type=Path, required=True, metavar="SLICES", help="folder of the slice dataset")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder; an older export is replaced")
+    add("--to", choices=("biomedparse", "nnunet"), default="biomedparse", help="whose layout (biomedparse)")
+    add = parser.add_argument_group("BiomedParse").add_argument
     add("--size", type=whole_number(1, 2**14), default=1024, metavar="N", help="edge of the images in pixels (1024)")
     add(
         "--split-as",
@@ -71,12 +79,22 @@ def _set_up(parser: CommandParser) -> CommandParser:
         metavar="SPLIT=PART",
         help="where train, val and test go: train, test or none (val=train)",
     )
+    add = parser.add_argument_group("nnU-Net").add_argument
+    add("--target", dest="targets", action="append", default=[], metavar="NAME", help="to write; may be repeated (all)")
+    add("--per-target", action="store_true", help="one dataset per target, with the scans that annotate it")
+    add("--number", type=whole_number(1, 999), default=1, metavar="N", help="of the (first) dataset (1)")
+    add("--folds", type=whole_number(2, MOST_FOLDS), metavar="N", help="in splits_final.json (the dataset's own split)")
+    add_original_options(parser)
     parser.set_defaults(run=run, kept="the output is as it was before")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export, and print the number of files."""
+    """Export, and print what was written."""
+    if options.to == "nnunet":
+        return _run_nnunet(options)
+    if options.recipe or options.targets or options.per_target or options.folds:
+        raise ConfigError("--recipe, --target, --per-target and --folds are for --to nnunet")
     pairs = [text.partition("=") for text in options.split_as]
     if not all(split in SPLITS and part in (*_PARTS, "none") for split, _, part in pairs):
         raise ConfigError(f"--split-as takes pairs such as val=test or val=none, not {' '.join(options.split_as)}")
@@ -88,6 +106,23 @@ def run(options: argparse.Namespace) -> int:
         progress=True,
     )
     print(f"{images} images, {masks} masks -> {options.output}")
+    return 0
+
+
+def _run_nnunet(options: argparse.Namespace) -> int:
+    """Export for nnU-Net, and print the folders."""
+    if options.split_as:
+        raise ConfigError("--split-as is for BiomedParse; nnU-Net gets the dataset's own split")
+    _check_apart(options.output, options.input)
+    from boltzformer_monai.data.slices.reader import SliceReader
+    from boltzformer_monai.experts.nnunet import export_nnunet
+
+    reader = SliceReader(options.input)
+    folders = export_nnunet(
+        reader, options.output, originals=find_scans(options, reader), targets=options.targets,
+        per_target=options.per_target, number=options.number, folds=options.folds, progress=True,
+    )  # fmt: skip
+    print("\n".join(map(str, folders)))
     return 0
 
 
@@ -223,10 +258,14 @@ def _write_slice(folder: Path, part: str, stem: str, rows: Sequence[SliceRow], s
     return kept
 
 
-def _check_output(output: Path, slices: Path) -> None:
+def _check_apart(output: Path, slices: Path) -> None:
     target, source = output.resolve(), slices.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise DatasetError(f"{output}: lies in the slice dataset, or contains it; choose another output folder")
+
+
+def _check_output(output: Path, slices: Path) -> None:
+    _check_apart(output, slices)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not _is_export(output):
         msg = f"{output}: exists and is not an export of this command; choose another output folder or empty it"
         raise DatasetError(msg)

@@ -25,7 +25,7 @@ from boltzformer_monai.slicing.single import single_case
 from boltzformer_monai.slicing.slice_report import Account, check_mapping, take_account
 from boltzformer_monai.slicing.slicing import JobSettings
 
-__all__ = ["add_options", "check_options", "job_settings", "listed_cases", "volume_id_of"]
+__all__ = ["add_options", "check_options", "job_settings", "listed_cases", "read_key", "volume_id_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.memory_gb is not None:
         set_memory_gb(options.memory_gb)
     if options.key_file is not None:
-        options.key = _read_key(options)
+        options.key = read_key(options)
     pseudonym("x", key=options.key)  # refuses a key that is too long
     # Absolute, because a worker of a cluster has another current folder.
     for name in ("output", "image", "label", "input"):
@@ -213,7 +213,7 @@ def check_options(options: argparse.Namespace) -> None:
         )
 
 
-def _read_key(options: argparse.Namespace) -> str:
+def read_key(options: argparse.Namespace) -> str:
     if options.key:
         raise ConfigError("give --key-file or --key, not both")
     try:

@@ -94,11 +94,15 @@ class ScoreSlices:
 
         Presence logits ``(P,)`` affect the volume scores only.
         """
-        if rows[0].label is None:
-            raise DatasetError(f"{rows[0].image} has no label to compare with")
-        values = read_png(rows[0].label)
-        fit = slice_fit(values.shape, rows[0], self.size)
-        native = fit.restore(logits[None].float().cpu())[0]
+        fit = slice_fit(_label_of(rows).shape, rows[0], self.size)
+        return self.score_native(fit.restore(logits[None].float().cpu())[0], rows, presence=presence)
+
+    def score_native(
+        self, logits: Tensor, rows: Sequence[SliceRow], *, presence: Tensor | None = None
+    ) -> list[SliceScore]:
+        """As :meth:`score`, with logits ``(P, H, W)`` in native pixels."""
+        values = _label_of(rows)
+        native = logits.float().cpu()
         predicted, probability = (native > self.logit).numpy(), native.sigmoid().numpy()
         truths = np.stack([np.isin(values, row.label_values) for row in rows])
         if self.volumes is not None:
@@ -126,6 +130,12 @@ class ScoreSlices:
             intersection=masks.intersection,
             values=measure(masks, self.metrics),
         )
+
+
+def _label_of(rows: Sequence[SliceRow]) -> np.ndarray:
+    if rows[0].label is None:
+        raise DatasetError(f"{rows[0].image} has no label to compare with")
+    return read_png(rows[0].label)
 
 
 class AveragingInferer(Inferer):
@@ -199,12 +209,26 @@ def run_evaluation(
         ``"volumes"`` those of :class:`~boltzformer_monai.engines.evaluate_volumes.ScoreVolumes` where the scorer has
         one; under ``"model"`` which model was evaluated, where that is given.
     """
+    trackers = find_mlflow_handlers(handlers)
+    detach(evaluator, trackers)
+    with writing(Path(output_dir)):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    evaluator.run()
+    return write_evaluation(scorer, output_dir=output_dir, bootstrap=bootstrap, model=model, trackers=trackers)
+
+
+def write_evaluation(
+    scorer: ScoreSlices,
+    *,
+    output_dir: str | Path,
+    bootstrap: Bootstrap | None = None,
+    model: Mapping[str, Any] | None = None,
+    trackers: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Write ``metrics.json``, ``scores.csv`` and ``report.html`` of what a scorer has seen; returns the metrics."""
     folder = Path(output_dir)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    trackers = find_mlflow_handlers(handlers)
-    detach(evaluator, trackers)
-    evaluator.run()
     metrics: dict[str, Any] = {} if model is None else {"model": dict(model)}
     metrics["slices"] = summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap)
     if scorer.volumes is not None:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import ignite.distributed as idist
 import torch
@@ -23,9 +23,8 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor, nn
 
 from boltzformer_monai.engines.sampler import EpochSampler
-from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import CheckpointError, ConfigError
-from boltzformer_monai.networks.weights import Description, read_weights, save_checkpoint
+from boltzformer_monai.networks.weights import read_weights, save_checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +50,33 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any) -> Any:
         """Restore it."""
+        ...
+
+
+class Described(Protocol):
+    """What is saved with a network's weights."""
+
+    data: dict[str, Any]
+    """Of the slices: ``training_data``, ``initial_weights``, …"""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; under ``network`` all that the network is built from."""
+        ...
+
+
+class LoopSettings(Protocol):
+    """A dataclass of a training's settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def clip(self) -> float:
+        """Largest gradient norm; 0 = no clipping."""
+        ...
+
+    @property
+    def ema(self) -> float:
+        """Decay of a moving average of the weights; 0 = off."""
         ...
 
 
@@ -148,7 +174,7 @@ def set_aside(folder: Path) -> None:
 
 
 def describe_training(
-    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, description: Description, settings: TrainingSettings
+    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, description: Described, settings: LoopSettings
 ) -> dict[str, Any]:
     """All that decides the numbers of a training, as plain values by name."""
     loader = trainer.data_loader

@@ -30,6 +30,8 @@ from boltzformer_monai.engines.remaining import RemainingTime
 from boltzformer_monai.engines.resume import (
     AUTO,
     STATES,
+    Described,
+    LoopSettings,
     TrainingState,
     agreed,
     describe_training,
@@ -38,14 +40,13 @@ from boltzformer_monai.engines.resume import (
     weights_digest,
 )
 from boltzformer_monai.engines.sampler import EpochSampler
-from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.engines.stop import StopSignals, TrainingStopped
 from boltzformer_monai.engines.throughput import THROUGHPUT
 from boltzformer_monai.engines.tracking import Tracking
 from boltzformer_monai.errors import DivergenceError
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.networks.sampling import CounterNoise
-from boltzformer_monai.networks.weights import Description, read_weights, save_checkpoint
+from boltzformer_monai.networks.weights import read_weights, save_checkpoint
 from boltzformer_monai.storage import replacing, write_json, writing
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Checkpoints:
         description: saved with them.
     """
 
-    def __init__(self, folder: Path, network: nn.Module, description: Description) -> None:
+    def __init__(self, folder: Path, network: nn.Module, description: Described) -> None:
         self.folder = folder
         self.network = network
         self.description = description
@@ -181,9 +182,9 @@ def run_training(
     evaluator: SupervisedEvaluator,
     *,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    description: Description,
+    description: Described,
     output_dir: str | Path,
-    settings: TrainingSettings,
+    settings: LoopSettings,
     patience: int,
     is_main: bool = True,
     resume: str | Path | None = None,
@@ -384,7 +385,7 @@ class _Outputs:
         trainer: SupervisedTrainer,
         evaluator: SupervisedEvaluator,
         folder: Path,
-        description: Description,
+        description: Described,
         network: nn.Module,
         configuration: Mapping[str, Any],
         handlers: Sequence[object],

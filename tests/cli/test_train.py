@@ -223,7 +223,7 @@ def test_wrong_settings_are_one_line(
     ],
 )
 def test_a_value_is_a_python_literal_or_json_or_a_text(text: str, value: object) -> None:
-    assert bundle_command._setting(text) == ("a", value)
+    assert bundle_command.parse_setting(text) == ("a", value)
 
 
 def test_without_the_extra_the_line_names_it(
