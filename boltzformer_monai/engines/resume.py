@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -463,7 +464,9 @@ def _is_plain(value: object) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, as a file gives them back."""
+    """Lists for tuples, and values for enumerations, as a file gives them back."""
+    if isinstance(value, Enum):  # some of MONAI's are texts too, and a file with them could not be read
+        value = value.value
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -114,8 +114,8 @@ def evaluate_expert(
     require_writable(Path(output_dir))
     network, plan, about = load_expert(checkpoint, device=device)
     if plan.original != (originals is not None):
-        needed, found = ("the original scans", "without") if plan.original else ("the dataset's slices", "with")
-        raise CheckpointError(f"{checkpoint} was trained on {needed}; evaluate it {found} --recipe and --scans")
+        seen, todo = ("the original scans", "with") if plan.original else ("the dataset's slices", "without")
+        raise CheckpointError(f"{checkpoint} was trained on {seen}; evaluate it {todo} --recipe and --scans")
     opened = open_dataset(data, demo_dir="", model=about)
     reader = of_targets(choose_plane(opened, plan.plane), plan.targets)
     volumes = ScoreVolumes(

@@ -142,7 +142,7 @@ class Pooling:
     divisor: tuple[int, ...]
 
 
-def pooling(patch: Sequence[int], spacing: Sequence[float]) -> Pooling:
+def pooling(patch: Sequence[int] | np.ndarray, spacing: Sequence[float] | np.ndarray) -> Pooling:
     """The levels of a network for a patch.
 
     Args:
@@ -238,18 +238,27 @@ def _patch(median: np.ndarray, mm: np.ndarray, budget: int) -> tuple[np.ndarray,
     dimensions = len(mm)
     edge = (_WHOLE_PATCH[dimensions] * mm.prod()) ** (1 / dimensions)
     patch = np.minimum(np.round(edge / mm), median).astype(np.int64)
-    while True:
-        levels = pooling(patch, mm)
-        patch = _divisible(patch, levels)
-        axis = int((patch / median).argmax())
-        step = levels.divisor[axis]
-        if 2 * patch.prod() <= budget or patch[axis] - step < 2 * _LEAST_EDGE:
-            return patch, levels
-        smaller = patch.copy()
-        smaller[axis] -= step
-        larger = patch.copy()
-        larger[axis] -= pooling(smaller, mm).divisor[axis]  # with fewer poolings a smaller step may do
-        patch = larger if _divisible(larger, pooling(larger, mm))[axis] < patch[axis] else smaller
+    patch = _divisible(patch, pooling(patch, mm))
+    while 2 * patch.prod() > budget:
+        smaller = (_shrunk(patch, axis, mm) for axis in np.argsort(-patch / median, kind="stable"))
+        if (found := next((each for each in smaller if each is not None), None)) is None:
+            break
+        patch = found
+    return patch, pooling(patch, mm)
+
+
+def _shrunk(patch: np.ndarray, axis: int, mm: np.ndarray) -> np.ndarray | None:
+    """The next smaller patch along an axis; None if too few levels would be left."""
+    step = pooling(patch, mm).divisor[axis]
+    smaller, larger = patch.copy(), patch.copy()
+    smaller[axis] -= step
+    if smaller[axis] < 1:
+        return None
+    larger[axis] -= pooling(smaller, mm).divisor[axis]  # with fewer poolings a smaller step may do
+    found = _divisible(larger, pooling(larger, mm))
+    if found[axis] >= patch[axis]:
+        found = _divisible(smaller, pooling(smaller, mm))
+    return found if len(pooling(found, mm).strides) > _LEAST_POOLINGS and found.prod() < patch.prod() else None
 
 
 def _divisible(patch: np.ndarray, levels: Pooling) -> np.ndarray:

@@ -113,7 +113,9 @@ def expert_settings(device: torch.device | str, overrides: Mapping[str, Any]) ->
     """
     known = [field.name for field in dataclasses.fields(ExpertSettings)]
     reject_unknown(overrides, known, what="expert setting")
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+    chosen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
+    }
     defaults = _ON_CPU if torch.device(device).type == "cpu" else _ON_GPU
     if defaults is _ON_CPU and "steps" not in chosen:
         _log.info("no GPU: a small network for %d steps; nnU-Net trains %d", _ON_CPU["steps"], _ON_GPU["steps"])
