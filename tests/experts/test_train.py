@@ -100,7 +100,7 @@ def test_an_expert_for_one_target_in_slices(slices: Path, tmp_path: Path) -> Non
     where = ["--data", str(slices), "--device", "cpu"]
     settings = {**SMALL, "budget": 2**13}
     given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    assert main(["expert", "train", *where, "--output", str(tmp_path), "--dimensions", "2", "--steps", "20", "--target",
+    assert main(["expert", "train", *where, "--output", str(tmp_path), "--dimensions", "2", "--steps", "40", "--target",
                  "posterior hippocampus", "--folds", "2", "--fold", "1", *given]) == 0  # fmt: skip
     where += ["--checkpoint", str(tmp_path / "last.pt")]
     assert main(["expert", "evaluate", *where, "--output", str(tmp_path / "eval")]) == 0
