@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     train = actions.add_parser("train", help="plan and train", description=_TRAIN)
     _add_common(train)
     add = train.add_argument
-    add("--dimensions", type=int, choices=(2, 3), help="2 for slices, 3 for volumes (3)")
+    add("--dimensions", type=whole_number(2, 3), metavar="2|3", help="2 for slices, 3 for volumes (3)")
     add("--target", dest="targets", action="append", metavar="NAME", help="to segment; may be repeated (all)")
     add("--steps", type=whole_number(1), metavar="N", help="of the optimizer (2000, with a GPU 250000)")
     add("--set", dest="settings", type=parse_setting, action="append", default=[], metavar="NAME=VALUE",
