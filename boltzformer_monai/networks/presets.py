@@ -10,6 +10,7 @@ from torch import nn
 
 from boltzformer_monai.errors import reject_unknown
 from boltzformer_monai.networks.backbone import make_backbone
+from boltzformer_monai.networks.baselines import SAM, SEEM
 from boltzformer_monai.networks.biomedparse import BIOMEDPARSE
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
@@ -116,7 +117,8 @@ def create_boltzformer(preset: str | NetworkConfig = "hiera_s", **overrides: Any
             activation=config.text_activation,
             norm_eps=config.text_norm_eps,
         )
-    lazy_map = config.decoder in (BOLTZMANN, BIOMEDPARSE) and config.fast  # custom decoders get S as a tensor
+    # SAM reads no S at all; other decoders, and those of guests, get it as a tensor.
+    lazy_map = config.decoder in (BOLTZMANN, BIOMEDPARSE, SEEM, SAM) and config.fast
     return BoltzFormer(
         backbone=backbone,
         pixel_decoder=PixelDecoder(

@@ -191,8 +191,11 @@ class Masks:
         return logits if self.bias is None else logits + self.bias
 
     def combined(self, weights: Tensor) -> Tensor:
-        """Weighted sums of the masks, ``(k, m)`` → ``(B, P, k, h, w)``: Σ wₘ(μₘᵀS) = (Σ wₘμₘ)ᵀS, so k products."""
-        bias = None if self.bias is None else self.bias * weights.sum(1)[:, None, None]
+        """Weighted sums of the masks, ``(k, m)`` or ``(B, P, k, m)`` → ``(B, P, k, h, w)``.
+
+        Σ wₘ(μₘᵀS) = (Σ wₘμₘ)ᵀS, so k products.
+        """
+        bias = None if self.bias is None else self.bias * weights.sum(-1)[..., None, None]
         mu = torch.matmul(weights.to(self.mu.dtype), self.mu)
         return Masks(mu, self.semantic, bias).logits()
 
