@@ -25,6 +25,8 @@ from boltzformer_monai.networks.registries import register_decoder
 from boltzformer_monai.networks.sampling import Randomness
 
 SAM = "sam"
+MOST_TOKENS = 512
+"""Tokens that every prompt can be padded to."""
 
 
 @register_decoder(SAM)
@@ -42,7 +44,7 @@ class SamDecoder(nn.Module):
         heads: attention heads; attention to and from the image is half as wide.
         layers: two-way blocks.
         hidden: width of their feed-forward layers (SAM: 2048).
-        prompt_tokens: prompts are padded to multiples of it; see
+        prompt_tokens: prompts are padded to multiples of it, at most 512; see
             :class:`~boltzformer_monai.networks.baselines.text.PromptTokens`.
 
     Attributes:
@@ -73,6 +75,9 @@ class SamDecoder(nn.Module):
         if width % 8 or width % (2 * heads):
             limits = f"a multiple of 8 and of twice its {heads} heads"
             raise ConfigError(f"width of the decoder {self.name!r} must be {limits}, got {width}")
+        if prompt_tokens > MOST_TOKENS:  # no weight has this size, so a file could claim any
+            msg = f"prompt_tokens of the decoder {self.name!r} must be at most {MOST_TOKENS}, got {prompt_tokens}"
+            raise ConfigError(msg)
         self.text = PromptTokens(dim=config.dim, width=width, slots=prompt_tokens)
         self.embedding = nn.Conv2d(config.dim, width, 1)
         self.mask_decoder = self.library_decoder(

@@ -171,6 +171,7 @@ def test_it_is_shown_no_attention_sets(decoder: str) -> None:
         ({"settings": {"width": 24, "heads": 8}}, "multiple of 8 and of twice its 8 heads, got 24"),
         ({"settings": {"heads": 0}}, "heads of the decoder 'sam2' must be at least 1, got 0"),
         ({"settings": {"prompt_tokens": 0}}, "prompt_tokens of the decoder 'sam2' must be at least 1"),
+        ({"settings": {"prompt_tokens": 10**9}}, "prompt_tokens of the decoder 'sam2' must be at most 512"),
         ({"settings": {"layers": 2.0}}, "layers of the decoder 'sam2' must be a whole number"),
         ({"settings": {"widht": 16}}, "unknown setting 'widht' of the decoder 'sam2'; did you mean 'width'"),
         ({"policy": "full"}, "the decoder 'sam2' has no policy, got 'full'; leave it out"),
