@@ -82,13 +82,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8, help="images of a training step")
     parser.add_argument("--prompts", type=int, default=4, help="prompts of each")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=contestants(published=False), help="some of them")
     parser.add_argument("--json", type=Path, help="the record to write")
     given = parser.parse_args(arguments)
     overrides = {"image_size": given.size} if given.size else {}
 
     results = []
     steps: dict[str, Callable[[], object]] = {}
-    for name, settings in contestants(published=given.sizes == "published").items():
+    all_of_them = contestants(published=given.sizes == "published")
+    for name in given.only or all_of_them:
+        settings = all_of_them[name]
         config = network_config(given.preset, **overrides, **settings)
         trained = set_layout(network_of(config).train(), trains=True)
         network = set_layout(network_of(config).eval(), trains=False)

@@ -240,6 +240,9 @@ MORE = [
     {"policy": "threshold", "pigma_correction": False, "image_size": 96},
     {"in_channels": 3, "mean": (0.3,) * 3, "std": (0.2,) * 3, "exact": True},
     {"policy": "full", "layers": 3},
+    {"decoder": "sam", "decoder_settings": {"prompt_tokens": 77}, "presence": True},
+    {"decoder": "sam2", "decoder_settings": {"prompt_tokens": 77}, "presence": True},
+    {"decoder": "seem", "presence": True},
 ]
 
 

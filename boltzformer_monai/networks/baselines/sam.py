@@ -112,45 +112,48 @@ class SamDecoder(nn.Module):
 
     def forward(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> Decoded:
         """Decode P prompts on each of B images; see :class:`~boltzformer_monai.networks.interfaces.Decoder`."""
-        features = self.features(image)
+        features, shape = self.features(image), text.valid.shape[:2]
         if text.tokens.shape[2] <= self.text.slots:  # so is every prompt: nothing needs to be read from the device
-            masks, presence = self.predict(features, self.text(text, self.text.slots))
+            pairs = [each[:, None].expand(-1, shape[1], -1, -1, -1).flatten(0, 1) for each in features]
+            masks, presence = self.predict(pairs, self.text(text, self.text.slots).flatten(0, 1))
         else:
             masks, presence = self._predict_by_length(features, text)
-        logits = double(masks if self.mask_bias is None else masks + self.mask_bias)
-        return Decoded(logits, presence if self.has_presence else None)
+        logits = double(masks.unflatten(0, shape))
+        if self.mask_bias is not None:
+            logits = logits + self.mask_bias
+        return Decoded(logits, presence.unflatten(0, shape) if self.has_presence else None)
 
     def features(self, image: ImageFeatures) -> tuple[Tensor, ...]:
         """What the prompts of an image share: ``(B, width, H/16, W/16)``."""
         return (self.embedding(image.levels[1]),)
 
     def predict(self, features: Sequence[Tensor], tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and prompts ``(B, P, N, width)`` → mask logits ``(B, P, H/4, W/4)``, presence logits ``(B, P)``."""
+        """N pairs, features and prompts ``(N, L, width)`` → mask ``(N, H/4, W/4)`` and presence logits ``(N,)``."""
         masks, quality = self.mask_decoder(**self.inputs(features[0], tokens))[:2]
-        return masks[:, :, 0], quality[..., 0]
+        return masks[:, 0, 0], quality[:, 0, 0]
 
     def inputs(self, embedding: Tensor, tokens: Tensor) -> dict[str, Tensor | bool]:
-        """Arguments of the library's decoder, for the one mask."""
+        """Arguments of the library's decoder for one mask of each pair, each an image with one prompt."""
         position = sine_position_encoding(
             embedding.shape[2], embedding.shape[3], embedding.shape[1], device=embedding.device
         )
         return {
             "image_embeddings": embedding,
             "image_positional_embeddings": position.expand(embedding.shape[0], -1, -1, -1),
-            "sparse_prompt_embeddings": tokens,
+            "sparse_prompt_embeddings": tokens[:, None],
             "dense_prompt_embeddings": embedding.new_zeros(()),
             "multimask_output": False,
         }
 
     def _predict_by_length(self, features: Sequence[Tensor], text: TextFeatures) -> tuple[Tensor, Tensor]:
-        """As :meth:`predict`, prompts of one padded length after another; which ones there are is data."""
+        """As :meth:`predict` for all pairs, one padded length after another; which ones there are is data."""
         lengths = self.text.lengths(text.valid)
         order, found = [], []
         for length in lengths.unique().tolist():
             images, prompts = (lengths == length).nonzero(as_tuple=True)
             own = TextFeatures(*(part[images, prompts][:, None] for part in text))
-            found.append(self.predict([each[images] for each in features], self.text(own, length)))
+            found.append(self.predict([each[images] for each in features], self.text(own, length)[:, 0]))
             order.append(images * lengths.shape[1] + prompts)
         back = torch.cat(order).argsort()
-        masks, presence = (torch.cat(parts)[back, 0] for parts in zip(*found, strict=True))
-        return masks.unflatten(0, lengths.shape), presence.unflatten(0, lengths.shape)
+        masks, presence = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
+        return masks, presence

@@ -60,4 +60,4 @@ class Sam2Decoder(SamDecoder):
         """As in the base class."""
         embedding, *finer = features
         masks, _, _, score = self.mask_decoder(**self.inputs(embedding, tokens), high_resolution_features=finer)
-        return masks[:, :, 0], score[..., 0]
+        return masks[:, 0, 0], score[:, 0, 0]
