@@ -97,6 +97,15 @@ class SamDecoder(nn.Module):
         config._attn_implementation = "sdpa"
         return SamMaskDecoder(config)
 
+    def train(self, mode: bool = True) -> SamDecoder:
+        """As in PyTorch; the library's decoder, which has no dropout, stays in evaluation mode.
+
+        In training mode that of transformers 4.54 to 4.56.0 asks for a rate of dropout that it does not have.
+        """
+        super().train(mode)
+        self.mask_decoder.eval()
+        return self
+
     @property
     def presence(self) -> nn.Module | None:
         """The presence head, ``None`` where the network has none."""

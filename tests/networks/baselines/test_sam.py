@@ -134,6 +134,7 @@ def test_each_image_has_prompts_of_its_own_length(decoder: str) -> None:
 @pytest.mark.parametrize("decoder", ["sam", "sam2"])
 def test_all_that_is_trained_has_a_gradient(decoder: str, presence: bool, length: int) -> None:
     model = network(decoder, presence=presence).train()
+    assert not any(each.training for each in model.decoder.mask_decoder.modules())
     decoded = model(images(2), prompts(length, 2, batch=2), with_presence=True)
     assert (decoded.presence is not None) == presence == (model.presence is not None)
     (decoded.logits.square().sum() + (decoded.presence.sum() if presence else 0)).backward()
