@@ -88,7 +88,7 @@ class SamDecoder(nn.Module):
         for head in self.untrained():
             head.requires_grad_(False)
 
-    def library_decoder(self, dim: int, **sizes: int) -> nn.Module:
+    def library_decoder(self, dim: int, **sizes: Any) -> nn.Module:
         """The decoder of transformers, at random; one mask token, as a text is not ambiguous like a point."""
         from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
         from transformers.models.sam.modeling_sam import SamMaskDecoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class Sam2Decoder(SamDecoder):
     name: ClassVar[str] = SAM2
     leaves_features: ClassVar[bool] = False
 
-    def library_decoder(self, dim: int, **sizes: int) -> nn.Module:
+    def library_decoder(self, dim: int, **sizes: Any) -> nn.Module:
         """The decoder of transformers, at random; its convolutions of the finer features read d channels."""
         try:
             from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig
