@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from boltzformer_monai.engines.settings import TrainingSettings
+from boltzformer_monai.engines.resume import LoopSettings
 from boltzformer_monai.errors import ConfigError
 
 __all__ = ["supervise_layers"]
 
 
-def supervise_layers(network: nn.Module, settings: TrainingSettings) -> None:
+def supervise_layers(network: nn.Module, settings: LoopSettings) -> None:
     """Set ``layer_logits`` and ``layer_stride`` of the network's decoder, see the protocol ``Decoder``.
 
     Raises:

@@ -80,6 +80,16 @@ class LoopSettings(Protocol):
         """Decay of a moving average of the weights; 0 = off."""
         ...
 
+    @property
+    def layer_supervision(self) -> float:
+        """Weight of the loss of the masks between a decoder's layers; 0 = off."""
+        ...
+
+    @property
+    def layer_supervision_stride(self) -> int:
+        """What their resolution is divided by."""
+        ...
+
 
 class StateFiles(BaseSaveHandler):
     """The last two states of a training, each whole or not there.

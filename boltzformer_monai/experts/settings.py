@@ -100,6 +100,16 @@ class ExpertSettings:
         """None of the weights: what is saved is the network itself."""
         return 0.0
 
+    @property
+    def layer_supervision(self) -> float:
+        """None: there is no decoder with layers; coarser outputs have ``deep_supervision``."""
+        return 0.0
+
+    @property
+    def layer_supervision_stride(self) -> int:
+        """Without meaning here."""
+        return 1
+
 
 def expert_settings(device: torch.device | str, overrides: Mapping[str, Any]) -> ExpertSettings:
     """Settings for a device, with what a user chose.
