@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def _mirrored(window: SlidingWindowInferer, network: ExpertNetwork, inputs: Tens
     flips = [list(each) for count in range(len(axes) + 1) for each in itertools.combinations(axes, count)]
     total = torch.zeros(())
     for flip in flips:
-        logits = window(inputs.flip(flip) if flip else inputs, network)
+        logits = cast(Tensor, window(inputs.flip(flip) if flip else inputs, network))
         total = total.to(logits) + (logits.flip(flip) if flip else logits)
     return total / len(flips)
 

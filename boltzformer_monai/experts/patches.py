@@ -166,9 +166,11 @@ def _window(array: np.ndarray, start: np.ndarray, size: np.ndarray) -> np.ndarra
     found = np.zeros((len(array), *size), array.dtype)
     low, high = np.maximum(start, 0), np.minimum(start + size, array.shape[1:])
     if (high > low).all():
-        source = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        target = tuple(slice(int(a), int(b)) for a, b in zip(low - start, high - start, strict=True))
-        found[(slice(None), *target)] = array[(slice(None), *source)]
+        source, target = (
+            (slice(None), *(slice(int(a), int(b)) for a, b in zip(low - first, high - first, strict=True)))
+            for first in (np.zeros_like(start), start)
+        )
+        found[target] = array[source]
     return found
 
 

@@ -171,7 +171,8 @@ class BiomedParseDecoder(MaskDecoder):
         logits = self.aggregation(masks)
         presence = None if self.presence is None else self.presence(decoder.tokens, *decoder.context(*text))
         if layers is not None:  # those of the edge queries are no masks
-            queries, of_masks = self.aggregation.weights.shape[1], int((self.aggregation.weights[0] > 0).sum())
+            weights = cast(Tensor, self.aggregation.weights)
+            queries, of_masks = weights.shape[1], int((weights[0] > 0).sum())
             layers = layers.unflatten(2, (-1, queries))[:, :, :, :of_masks].flatten(2, 3)
         return Decoded(logits[:, :, 0], presence, logits[:, :, 1] if logits.shape[2] > 1 else None, layers)
 
