@@ -54,6 +54,7 @@ with it. ``docs/data.md`` shows this table."""
 
 
 _LONGEST = 160  # letters of a foreign message
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # A data loader's worker process hands over the text of its error only.
 _IN_WORKER = re.compile(r"boltzformer_monai\.errors\.\w+: (.+)")
 # PyTorch's words where an allocation fails, and the size in them and in NumPy's.
@@ -77,12 +78,12 @@ class VolumeError(BoltzFormerError):
     """A scan or label cannot be read, or its geometry cannot be trusted.
 
     Args:
-        message: one line: what, where, what to do.
+        message: one line: what, where, what to do. Control characters, of a damaged header or an odd name, become "?".
         reason: one of :data:`REASONS`.
     """
 
     def __init__(self, message: str, *, reason: str = "damaged") -> None:
-        super().__init__(message)
+        super().__init__(_CONTROL.sub("?", message))
         self.reason = reason
 
 

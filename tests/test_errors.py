@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from boltzformer_monai.errors import ConfigError, did_you_mean, reject_unknown, user_line, why
+from boltzformer_monai.errors import ConfigError, VolumeError, did_you_mean, reject_unknown, user_line, why
 
 
 def raised(call: str) -> BaseException:
@@ -87,3 +87,8 @@ def _wrapped(error: BaseException, cause: BaseException) -> BaseException:
 )
 def test_the_line_for_the_user_or_none_for_a_bug(error: BaseException, line: str | None) -> None:
     assert user_line(error) == line
+
+
+def test_what_a_damaged_file_holds_stays_on_one_line():
+    line = str(VolumeError("a\nb.dcm: its RescaleSlope 2\x00\x0c\x1b[31m\u2028 is unusable"))
+    assert line == "a?b.dcm: its RescaleSlope 2???[31m? is unusable"

@@ -100,7 +100,8 @@ def _geometry(plane: Dataset, turn: Dataset, measures: Dataset, scale: Dataset, 
     for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         stated = scale.get(name)
         if (value is None and stated is not None) or (name == "RescaleSlope" and value == (0.0,)):
-            raise VolumeError(f"{place}: its {name} {stated} is unusable; the header is damaged", reason="no rescale")
+            msg = f"{place}: its {name} {str(stated)[:40]!r} is unusable; the header is damaged"
+            raise VolumeError(msg, reason="no rescale")
     return FrameGeometry(
         position=stated_numbers(plane, "ImagePositionPatient", 3),
         cosines=stated_numbers(turn, "ImageOrientationPatient", 6),

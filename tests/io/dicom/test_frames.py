@@ -162,7 +162,7 @@ def with_short_pixels(dataset: Any) -> None:
         (with_too_many_frames, "2000000000 frames", "damaged"),
         (with_a_turned_frame, "enhanced.dcm frame 5 have different orientations", "orientation"),
         (with_a_missing_frame, "enhanced.dcm frame 5", "uneven spacing"),
-        (with_a_zero_slope, "RescaleSlope 0", "no rescale"),
+        (with_a_zero_slope, "RescaleSlope '0", "no rescale"),
         (with_short_pixels, "truncated", "truncated"),
     ],
 )
