@@ -26,6 +26,8 @@ from tests.label.dicom_series import add_phantom, masks_by_highdicom, stored  # 
 from tests.label.live_server import running  # noqa: E402
 from tests.label.orthanc import Orthanc, orthanc  # noqa: E402
 
+pytestmark = pytest.mark.slow  # one day of one server: every test goes on where the one before ended
+
 ASKED: dict[str, Any] = {"threshold": 0.3, "presence": False}
 USER = ("reader", "s3cret")
 _PATIENCE_S = 300
@@ -153,7 +155,6 @@ def test_corrected_label_reaches_archive_and_training(server: Server) -> None:
     assert server.segment(seg.SeriesInstanceUID, ["liver"]).status_code == 404
 
 
-@pytest.mark.slow
 def test_a_seg_from_elsewhere_is_learned_with_its_names(server: Server) -> None:
     uid = server.series["abdomen"]
     reply = server.segment(uid, ["Unheard Of"]).json()
@@ -171,7 +172,6 @@ def test_a_seg_from_elsewhere_is_learned_with_its_names(server: Server) -> None:
     assert "Unheard Of" in server.get("/info/").json()["models"]["boltzformer"]["config"]["prompts"]
 
 
-@pytest.mark.slow
 def test_archive_down_is_said_and_overcome(server: Server) -> None:
     uid = server.series["abdomen"]
     server.archive.stop()

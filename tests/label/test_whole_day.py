@@ -33,6 +33,8 @@ from tests.label.day import write_block, write_studies  # noqa: E402
 from tests.label.live_server import Server, running  # noqa: E402
 from tests.sizes import count  # noqa: E402
 
+pytestmark = pytest.mark.slow  # one day of one server: every test goes on where the one before ended
+
 FIFTEEN = (
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
     "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate",
@@ -243,7 +245,6 @@ def test_all_scans_at_once(day: Day) -> None:
     assert np.array_equal(voxels(label), voxels(alone))
 
 
-@pytest.mark.slow
 def test_a_corrected_label_teaches_its_name_once(day: Day, client: Any, tmp_path: Path) -> None:
     """While it is trained a second training is refused; numbers that were given before stay."""
     numbers, before = day.labels(), day.checksum()
@@ -274,7 +275,6 @@ def test_a_corrected_label_teaches_its_name_once(day: Day, client: Any, tmp_path
     assert day.server.post("/train/boltzformer?run_sync=true").json()["trained"] is False
 
 
-@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_and_the_rest_was_kept(day: Day) -> None:
     day.save("second", "Other Block", 5)
     # Prompts that the network does not know have passing numbers, which a restart forgets.
