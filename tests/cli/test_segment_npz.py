@@ -229,7 +229,7 @@ def test_fifteen_prompts_on_a_real_scan_as_nifti_and_as_case(
     np.testing.assert_allclose(labels.affine, scan.affine, atol=1e-4)
     found = np.asarray(labels.dataobj)
     assert found.shape == scan.shape
-    assert len(np.unique(found)) > 3
+    assert len(np.unique(found)) > 2
     grey = NAMED_WINDOWS["abdomen"].apply(volume.array).transpose(2, 1, 0)
     spacing = np.array(volume.spacing)
     write(tmp_path / "case.npz", imgs=grey, spacing=spacing, text_prompts=np.array(prompts, object))
