@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 
 _DESCRIPTION = """Compare systems on small objects: train and evaluate all arms of a study, and make its page.
 
-    boltzformer study studies/small.json --output STUDY --minutes 55
-    boltzformer study studies/small.json --output STUDY --workers 2
+    boltzformer study studies/phantoms.json --output STUDY --minutes 55
+    boltzformer study studies/phantoms.json --output STUDY --workers 2
 
 Writes STUDY/study.html, results.json, scores.csv and figures/. A study is done in pieces: the same command goes on
 where it was, also after a kill, and ends with code 75 while there is more to do. docs/studies.md has the file's form.
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("study", help="compare systems over seeds, with statistics", description=_DESCRIPTION)
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY.json", help="data sets, arms, experiments, comparisons")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for runs and results")
+    add("--output", type=Path, metavar="DIR", help="folder for runs and results (needed but for --list)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=whole_number(1, 256), default=1, metavar="N", help="runs at a time (1)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the runs")
@@ -64,7 +64,10 @@ def run(options: argparse.Namespace) -> int:
 
     study = read_study(options.study)
     root = bundle_root(options.bundle_root)
-    require_writable(options.output, make=False)
+    if options.output is not None:
+        require_writable(options.output, make=False)
+    elif not options.list:
+        raise ConfigError("--output DIR is needed: the folder for runs and results")
     from boltzformer_monai.engines.stop import STOPPED
     from boltzformer_monai.studies.runner import check_study, do_runs, planned_runs, prepare_data
 

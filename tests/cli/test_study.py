@@ -25,6 +25,8 @@ from boltzformer_monai.studies.scores import ScoreRow
 from tests.engines.cases import write_dataset
 from tests.studies.cases import write
 
+ROOT = Path(__file__).resolve().parents[2]
+
 pytestmark = pytest.mark.usefixtures("bundle_in_process")
 
 
@@ -313,3 +315,18 @@ def test_what_there_is_to_do_is_listed(place: Path, tmp_path: Path, capsys: pyte
     assert _study(place, tmp_path / "study", "--list", "--only", "mains") == 2
     assert "unknown experiment (--only) 'mains'; did you mean 'main'?" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_what_ships_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every study of the repository, and the example of the documentation on data that a maker makes."""
+    shipped = sorted((ROOT / "studies").glob("*.json"))
+    assert shipped
+    example = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "studies.md").read_text(), re.DOTALL)[0])
+    del example["data"]["lesions"]
+    example["experiments"]["policies"]["data"] = ["phantoms"]
+    (tmp_path / "example.json").write_text(json.dumps(example))
+    for study in (*shipped, tmp_path / "example.json"):
+        assert main(["study", str(study), "--list"]) == 0, study
+    assert capsys.readouterr().out == "policies: 15 runs\npolicies: 10 runs\n"
+    assert main(["study", str(shipped[0])]) == 2
+    assert capsys.readouterr().err == "error: --output DIR is needed: the folder for runs and results\n"
