@@ -44,7 +44,7 @@ def test_tags(tag: str) -> None:
 def test_messages_show_no_folder_of_the_server() -> None:
     replies = ErrorResponses([Path("/data/Ward 3/new scans"), Path("/data/Ward 3/new scans/.boltzformer")])
     shown = {
-        "/data/Ward 3/new scans/a.nii.gz: damaged\n at byte 3": "a.nii.gz: damaged at byte 3",
+        "/data/Ward 3/new scans/a.nii.gz: damaged\n at byte 3": "a.nii.gz: damaged? at byte 3",
         "/data/Ward 3/new scans/.boltzformer/model/model.pt: no": "model/model.pt: no",
         "cannot read /etc/hosts and /var/lib/x y": "cannot read hosts and x y",
         "POST /boltzformer/api/segment, DELETE /train/, GET /datastore/?output=all": (
