@@ -64,7 +64,7 @@ def calibrate_presence(
         batch_size=batch_size,
         collate_fn=lambda items: collate_slices([transform(item) for item in items]),
     )
-    scorer = ScoreSlices(root=reader.root, size=size)
+    scorer = ScoreSlices(root=reader.root, size=size, metrics=[])  # counts of pixels
     # (volume, target) → slice index → presence probability, target in the slice, mask overlaps the target
     slices: dict[tuple[str, str], dict[int, tuple[float, bool, bool]]] = defaultdict(dict)
     training = network.training

@@ -15,6 +15,7 @@ from boltzformer_monai.data.slices.format import scan_of
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow
 from boltzformer_monai.errors import CheckpointError, DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
+from boltzformer_monai.evaluation.detection import FAINT, ObjectScore, find_objects, highest_confidence
 from boltzformer_monai.evaluation.levels import mean_level, probability_levels, threshold_level
 from boltzformer_monai.evaluation.mask_pair import MaskPair, check_tolerance
 from boltzformer_monai.evaluation.metrics import measure, metrics_for
@@ -83,11 +84,13 @@ class ScoreVolumes:
                 "scoring %d of %d volumes in 3-D; the others lack slices or targets", len(self.complete), len(scans)
             )
         self.scores: list[VolumeScore] = []
+        self.objects: list[ObjectScore] = []
         self._waiting: dict[str, _Scan] = {}
 
     def clear(self) -> None:
         """Discard all masks and scores."""
         self.scores.clear()
+        self.objects.clear()
         self._waiting.clear()
 
     def add(
@@ -106,7 +109,8 @@ class ScoreVolumes:
             predicted: ``(P, H, W)`` bool, native pixels.
             truth: likewise.
             presence: probabilities ``(P,)``; None without presence head.
-            probability: of the pixels, ``(P, H, W)`` from 0 to 1; needed where a scan has several planes.
+            probability: of the pixels, ``(P, H, W)`` from 0 to 1; needed where a scan has several planes. Without it
+                objects have no confidence.
 
         Raises:
             CheckpointError: there is a rule, but no presence head.
@@ -116,10 +120,13 @@ class ScoreVolumes:
         volumes = self.complete.get(first.scan)
         if volumes is None:
             return
+        levels = None if probability is None else probability_levels(probability)
         if len(volumes) > 1:
-            if probability is None:
+            if levels is None:
                 raise DatasetError(f"{first.scan} has several planes; their probabilities are needed for its mean")
-            predicted = probability_levels(probability)
+            predicted, levels = levels, None
+        elif levels is not None:
+            levels[(levels < threshold_level(FAINT)) & ~predicted] = 0  # no candidate's, and most of the memory
         if self.rule is not None and presence is None:
             msg = "the checkpoint has presence thresholds, but its network no presence head; evaluate --presence False"
             raise CheckpointError(msg)
@@ -133,27 +140,39 @@ class ScoreVolumes:
             stack = planes[row.volume]
             stack.predicted.put(row.slice_index, predicted[index])
             stack.truth.put(row.slice_index, truth[index])
+            if levels is not None:
+                stack.levels.put(row.slice_index, levels[index])
+                stack.with_levels += 1
             if presence is not None:
                 stack.presence[row.slice_index] = presence[index]
         if len(scan.seen) == sum(int(self.entries[name]["slices"]) for name in volumes):
-            self.scores += [
-                self._score(list(planes.values())) for planes in self._waiting.pop(first.scan).cases.values()
-            ]
+            for planes in self._waiting.pop(first.scan).cases.values():
+                self._score(list(planes.values()))
 
-    def _score(self, planes: Sequence[_Stack]) -> VolumeScore:
+    def _score(self, planes: Sequence[_Stack]) -> None:
         row = planes[0].row
         has_presence = all(np.isfinite(stack.presence).all() for stack in planes)
         if self.rule is not None:
             for stack in planes:
-                stack.predicted.keep(self.rule.kept(stack.presence))
+                kept = self.rule.kept(stack.presence)
+                stack.predicted.keep(kept)
+                stack.levels.keep(kept)
         height, width, depth = row.spacing
-        prediction, truth, spacing = planes[0].predicted.dense(), planes[0].truth.dense(), (depth, height, width)
         if len(planes) > 1:
-            grid = self._grid(row.volume)
-            mean = mean_level((self._restored(stack.predicted, stack.row) for stack in planes), len(planes))
-            prediction, truth, spacing = mean >= self.level, self._restored(planes[0].truth, row), grid.spacing
+            spacing = self._grid(row.volume).spacing
+            levels: np.ndarray | None = mean_level(
+                (self._restored(stack.predicted, stack.row) for stack in planes), len(planes)
+            )
+            prediction, truth = levels >= self.level, self._restored(planes[0].truth, row)
+        else:
+            spacing = (depth, height, width)
+            prediction, truth = planes[0].predicted.dense(), planes[0].truth.dense()
+            levels = planes[0].levels.dense() if planes[0].with_levels == row.slices else None
         masks = MaskPair(prediction=prediction, truth=truth, spacing=spacing, tolerance_mm=self.tolerance)
-        return VolumeScore(
+        objects = find_objects(
+            masks, part="volumes", case=row.scan, patient=row.patient, target=row.target, levels=levels
+        )
+        score = VolumeScore(
             volume=row.scan,
             patient=row.patient,
             target=row.target,
@@ -162,7 +181,11 @@ class ScoreVolumes:
             predicted_ml=masks.predicted_ml,
             values=measure(masks, self.metrics),
             presence=float(np.mean([stack.presence.max() for stack in planes])) if has_presence else None,
+            diameter_mm=masks.diameter_mm,
+            confidence=highest_confidence(objects),
         )
+        self.scores.append(score)
+        self.objects += objects
 
     def _grid(self, name: str) -> Volume:
         """The grid of the scan that a volume is a plane of, without voxels."""
@@ -176,7 +199,7 @@ class ScoreVolumes:
     def summary(self) -> dict[str, Any]:
         """The summary of :func:`~boltzformer_monai.evaluation.summary.summarise_volumes`, with the settings."""
         return {
-            **summarise_volumes(self.scores, metrics=self.metrics, bootstrap=self.bootstrap),
+            **summarise_volumes(self.scores, metrics=self.metrics, bootstrap=self.bootstrap, objects=self.objects),
             "tolerance_mm": self.tolerance,
             "presence": None if self.rule is None else self.rule.as_dict(),
         }
@@ -190,11 +213,16 @@ class _Stack:
     predicted: PackedMasks
     truth: PackedMasks
     presence: np.ndarray
+    levels: PackedLevels
+    """Probabilities, of a single plane."""
+    with_levels: int = 0
+    """Slices whose probabilities are known."""
 
     @classmethod
     def of(cls, row: SliceRow, packed: type[PackedMasks], pixels: tuple[int, ...]) -> _Stack:
         shape = (row.slices, pixels[0], pixels[1])
-        return cls(row, packed(shape), PackedMasks(shape), np.full(row.slices, np.nan, np.float64))
+        empty = np.full(row.slices, np.nan, np.float64)
+        return cls(row, packed(shape), PackedMasks(shape), empty, PackedLevels(shape))
 
 
 @dataclass

@@ -22,6 +22,9 @@ from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
 from boltzformer_monai.engines.mlflow_run import detach, find_mlflow_handlers, track_evaluation
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
+from boltzformer_monai.evaluation.calibration import Reliability, add_pixels, write_calibration_csv
+from boltzformer_monai.evaluation.detection import ObjectScore, find_objects, highest_confidence, write_objects_csv
+from boltzformer_monai.evaluation.levels import probability_levels
 from boltzformer_monai.evaluation.mask_pair import MaskPair
 from boltzformer_monai.evaluation.metrics import Metric, measure, metrics_for
 from boltzformer_monai.evaluation.report import write_report
@@ -37,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class ScoreSlices:
-    """Handler that scores logits: one :class:`SliceScore` per slice and target.
+    """Handler that scores logits: one :class:`SliceScore` per slice and target, their objects, and their calibration.
 
     Args:
         root: the dataset's folder; scores name images relative to it.
@@ -45,7 +48,12 @@ class ScoreSlices:
         threshold: smallest probability of a mask's pixels.
         tolerance: of surface metrics in mm.
         volumes: collects the masks for 3-D scores.
-        metrics: of the table; by default all 2-D metrics.
+        metrics: of the table; by default all 2-D metrics. Objects and calibration are found for all metrics only.
+
+    Attributes:
+        scores: one per slice and target.
+        objects: of all slices, and candidates.
+        pixels: reliability of the probabilities.
     """
 
     def __init__(
@@ -66,7 +74,10 @@ class ScoreSlices:
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold must be between 0 and 1, got {threshold}")
         self.logit = float(np.log(threshold / (1 - threshold)))
+        self.in_detail = metrics is None
         self.scores: list[SliceScore] = []
+        self.objects: list[ObjectScore] = []
+        self.pixels: Reliability = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator; every run starts with empty scores."""
@@ -75,7 +86,8 @@ class ScoreSlices:
         ProgressBar(desc="evaluation", persist=False).attach(engine)
 
     def _clear(self) -> None:
-        self.scores.clear()
+        for found in (self.scores, self.objects, self.pixels):
+            found.clear()
         if self.volumes is not None:
             self.volumes.clear()
 
@@ -92,7 +104,7 @@ class ScoreSlices:
     def score(self, logits: Tensor, rows: Sequence[SliceRow], *, presence: Tensor | None = None) -> list[SliceScore]:
         """Score logits ``(P, s, s)`` of one slice's P rows in native pixels.
 
-        Presence logits ``(P,)`` affect the volume scores only.
+        Presence logits ``(P,)`` affect the masks of volumes only.
         """
         fit = slice_fit(_label_of(rows).shape, rows[0], self.size)
         return self.score_native(fit.restore(logits[None].float().cpu())[0], rows, presence=presence)
@@ -105,12 +117,18 @@ class ScoreSlices:
         native = logits.float().cpu()
         predicted, probability = (native > self.logit).numpy(), native.sigmoid().numpy()
         truths = np.stack([np.isin(values, row.label_values) for row in rows])
+        probabilities = None if presence is None else presence.float().sigmoid().cpu().numpy()
         if self.volumes is not None:
-            probabilities = None if presence is None else presence.float().sigmoid().cpu().numpy()
             self.volumes.add(rows, predicted, truths, probabilities, probability=probability)
-        return [self._score(row, *arrays) for row, *arrays in zip(rows, predicted, truths, probability, strict=True)]
+        shown = [None] * len(rows) if probabilities is None else [float(each) for each in probabilities]
+        return [
+            self._score(row, *arrays, presence=each)
+            for row, *arrays, each in zip(rows, predicted, truths, probability, shown, strict=True)
+        ]
 
-    def _score(self, row: SliceRow, predicted: np.ndarray, truth: np.ndarray, probability: np.ndarray) -> SliceScore:
+    def _score(
+        self, row: SliceRow, predicted: np.ndarray, truth: np.ndarray, probability: np.ndarray, presence: float | None
+    ) -> SliceScore:
         masks = MaskPair(
             prediction=predicted,
             truth=truth,
@@ -118,8 +136,17 @@ class ScoreSlices:
             tolerance_mm=self.tolerance,
             probability=probability,
         )
+        image = row.image.relative_to(self.root).as_posix()
+        objects: list[ObjectScore] = []
+        if self.in_detail:
+            levels = probability_levels(probability)
+            add_pixels(self.pixels, (row.target, row.patient), levels, truth)
+            objects = find_objects(
+                masks, part="slices", case=image, patient=row.patient, target=row.target, levels=levels
+            )
+            self.objects += objects
         return SliceScore(
-            image=row.image.relative_to(self.root).as_posix(),
+            image=image,
             volume=row.volume,
             patient=row.patient,
             target=row.target,
@@ -129,6 +156,9 @@ class ScoreSlices:
             predicted=masks.predicted_size,
             intersection=masks.intersection,
             values=measure(masks, self.metrics),
+            diameter_mm=masks.diameter_mm,
+            confidence=highest_confidence(objects),
+            presence=presence,
         )
 
 
@@ -200,7 +230,7 @@ def run_evaluation(
     model: Mapping[str, Any] | None = None,
     handlers: Sequence[object] = (),
 ) -> dict[str, Any]:
-    """Evaluate once; writes ``metrics.json``, ``scores.csv`` and ``report.html`` into ``output_dir``.
+    """Evaluate once; writes metrics, tables (CSV) and ``report.html`` into ``output_dir``.
 
     MONAI's handlers of ``--tracking mlflow`` among ``handlers`` track the means.
 
@@ -230,12 +260,17 @@ def write_evaluation(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {} if model is None else {"model": dict(model)}
-    metrics["slices"] = summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap)
+    in_detail = {"objects": scorer.objects, "pixels": scorer.pixels} if scorer.in_detail else {}
+    metrics["slices"] = summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap, **in_detail)
     if scorer.volumes is not None:
         metrics["volumes"] = scorer.volumes.summary()
     write_metrics_json(metrics, folder / "metrics.json")
     write_scores_csv(scorer.scores, folder / "scores.csv")
+    of_volumes = [] if scorer.volumes is None else scorer.volumes.objects
+    write_objects_csv([*scorer.objects, *of_volumes], folder / "objects.csv")
+    write_calibration_csv(scorer.pixels, folder / "calibration.csv")
     write_report(folder / "report.html", title="Evaluation", metrics=metrics)
-    track_evaluation(trackers, folder=folder, metrics=metrics, files=("metrics.json", "scores.csv", "report.html"))
+    files = ("metrics.json", "scores.csv", "objects.csv", "calibration.csv", "report.html")
+    track_evaluation(trackers, folder=folder, metrics=metrics, files=files)
     _log.info("evaluated; results are in %s\n%s", folder, markdown_table(metrics))
     return metrics

@@ -15,7 +15,7 @@ from boltzformer_monai.data.slices.reader import SliceRow, read_mask, read_png
 from boltzformer_monai.engines.data import Item
 from boltzformer_monai.evaluation.figures import OverlayPanel
 from boltzformer_monai.evaluation.mask_pair import dice
-from boltzformer_monai.evaluation.summary import SMALL_AREA_FRACTION
+from boltzformer_monai.evaluation.strata import SMALL_AREA_FRACTION
 from boltzformer_monai.evaluation.tiles import tile_panels
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.transforms.load import slice_fit

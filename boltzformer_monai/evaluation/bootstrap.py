@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from boltzformer_monai.errors import ConfigError
 
 __all__ = ["Bootstrap", "Estimate", "Observation"]
 
-_CHUNK = 1 << 22  # weights (resamples × patients) in memory at once
+_CHUNK = 1 << 22  # numbers (resamples × patients) in memory at once
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Estimate:
         high: upper end.
         cases: number of observations.
         patients: number of patients.
+        total: sum of the weights: what a ratio's parts are counted of; the number of cases of a mean.
     """
 
     mean: float | None
@@ -49,6 +50,7 @@ class Estimate:
     high: float | None
     cases: int
     patients: int
+    total: float
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -97,22 +99,39 @@ class Bootstrap:
             values[place] += entry.value
             weights[place] += entry.weight
         if not patients:
-            return Estimate(None, None, None, 0, 0)
+            return Estimate(None, None, None, 0, 0, 0.0)
         mean = float(_means(np.ones((1, len(patients))), values, weights)[0])
-        low = high = None
-        if len(patients) > 1:
-            tails = [50 * (1 - self.level), 50 * (1 + self.level)]
-            low, high = (float(end) for end in np.percentile(self._resampled(values, weights), tails))
-        return Estimate(mean, low, high, len(observations), len(patients))
+        low, high = self.interval(lambda counts: _means(counts, values, weights)[:, None], len(patients))[0]
+        return Estimate(mean, low, high, len(observations), len(patients), float(weights.sum()))
 
-    def _resampled(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Means of all resamples ``(R,)``; ``values`` and ``weights`` are (patients, groups)."""
-        count = len(values)
+    def interval(
+        self, statistic: Callable[[np.ndarray], np.ndarray], patients: int, *, width: int = 1
+    ) -> list[tuple[float | None, float | None]]:
+        """Intervals of any statistics of the patients.
+
+        Args:
+            statistic: how often each patient was drawn ``(R, patients)`` → ``(R, statistics)``; NaN where a resample
+                has no value, which is left out.
+            patients: how many there are.
+            width: numbers that it holds at once for each resample, if more than the patients.
+
+        Returns:
+            Low and high end of each statistic; None for fewer than two patients.
+        """
+        if patients < 2:
+            return [(None, None)] * statistic(np.ones((1, patients))).shape[1]
         generator = np.random.default_rng(self.seed)
-        step = max(1, _CHUNK // count)
+        step = max(1, _CHUNK // max(patients, width))
         sizes = [min(step, self.resamples - start) for start in range(0, self.resamples, step)]
-        resamples = (generator.multinomial(count, np.full(count, 1 / count), size=size) for size in sizes)
-        return np.concatenate([_means(counts, values, weights) for counts in resamples])
+        resamples = (generator.multinomial(patients, np.full(patients, 1 / patients), size=size) for size in sizes)
+        values = np.concatenate([statistic(counts) for counts in resamples])
+        tails = [50 * (1 - self.level), 50 * (1 + self.level)]
+        ends = []
+        for column in values.T:
+            known = column[~np.isnan(column)]
+            low, high = np.percentile(known, tails) if len(known) else (None, None)
+            ends.append((None, None) if low is None else (float(low), float(high)))
+        return ends
 
 
 def _means(counts: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:

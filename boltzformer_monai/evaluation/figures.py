@@ -1,4 +1,4 @@
-"""Figures as PNG bytes: learning curves, overlays (the paper's Figure 9) and sampled patches (its Figures 4 to 8)."""
+"""Figures as PNG bytes: learning curves, overlays (the paper's Figure 9), sampled patches (4–8), FROC, reliability."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.components import IOU_THRESHOLDS
+from boltzformer_monai.evaluation.froc import fractions
 from boltzformer_monai.evaluation.overlay import blend, grey_rgb, new_figure, plain_text, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["OverlayPanel", "loss_curve", "overlay", "overlay_grid", "sampled_patches"]
+__all__ = [
+    "OverlayPanel", "froc_curves", "loss_curve", "overlay", "overlay_grid", "reliability_curves", "sampled_patches",
+]  # fmt: skip
 
 PREDICTION_COLOUR = (0.10, 0.80, 0.30)
 TRUTH_COLOUR = (0.95, 0.15, 0.15)
 _DIMMED = 0.22  # brightness of patches that were not sampled
 _LIFTED = 0.15  # least brightness of sampled patches, so that sampled air is visible
 _MAX_COLUMNS = 4
+_COLOURS = ("#1f77b4", "#d62728", "#2ca02c")
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,58 @@ def loss_curve(history: Sequence[Mapping[str, float | None]], *, best: float | N
     if lines:
         names = [str(line.get_label()) for line in lines]  # above the axes, which have two scales
         axes.legend(lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False)
+    return png_bytes(figure)
+
+
+def froc_curves(froc: Mapping[str, Any]) -> bytes:
+    """Plot sensitivity over false positives per scan, one curve for each IoU, and the mask itself as a dot on each.
+
+    Args:
+        froc: of :func:`~boltzformer_monai.evaluation.froc.summarise_froc`; its ``overall`` is plotted.
+    """
+    figure = new_figure(6.4, 3.8)
+    axes = figure.add_subplot()
+    marks = froc["false_positives"]
+    for (suffix, entry), colour in zip(froc["overall"].items(), _COLOURS, strict=False):
+        if not entry["curve"]:
+            continue
+        label = f"IoU above {IOU_THRESHOLDS[suffix]:g} ({entry['objects']} objects)"
+        axes.plot(*zip(*entry["curve"], strict=True), color=colour, label=label, drawstyle="steps-post")
+        left, right = (entry["curve"][end][0] for end in (0, -1))
+        place = min(max(entry["mask_false_positives"], left), right)
+        axes.plot([place], [entry["mask_sensitivity"]], "o", color=colour, markersize=5)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(marks, fractions(froc))
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel(f"false positives per {froc['per']}")
+    axes.set_ylabel("objects found")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="lower right")
+    return png_bytes(figure)
+
+
+def reliability_curves(calibration: Mapping[str, Mapping[str, Any] | None]) -> bytes:
+    """Plot how often probabilities came true, over their mean in each bin; the diagonal is perfect.
+
+    Args:
+        calibration: what the probabilities are of → its summary by
+            :func:`~boltzformer_monai.evaluation.calibration.summarise_calibration`, of which ``overall`` is plotted.
+    """
+    figure = new_figure(4.6, 4.2)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#555555", linestyle=":", linewidth=1)
+    for (name, summary), colour in zip(calibration.items(), _COLOURS, strict=False):
+        if summary is None:
+            continue
+        points = [(each["probability"], each["frequency"]) for each in summary["overall"]["bins"] if each["count"]]
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=name)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("probability")
+    axes.set_ylabel("share that came true")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left")
     return png_bytes(figure)
 
 

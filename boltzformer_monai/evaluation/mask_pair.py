@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from boltzformer_monai.errors import ConfigError, DatasetError
+from boltzformer_monai.evaluation.components import Components, bounding_box, find_components
+from boltzformer_monai.evaluation.strata import equivalent_diameter
 
 __all__ = ["MaskPair", "check_tolerance", "dice"]
 
@@ -52,6 +54,7 @@ class MaskPair:
         spacing: mm between pixels along these axes.
         tolerance_mm: of the surface Dice.
         probability: float32 of the prediction's shape, 0 to 1; None for a volume.
+        in_mm: whether the spacing is in mm; False for pictures without a scale.
 
     Raises:
         DatasetError: shapes or dtypes differ, or the spacing is not positive.
@@ -63,6 +66,7 @@ class MaskPair:
     spacing: tuple[float, ...]
     tolerance_mm: float = 2.0
     probability: np.ndarray | None = None
+    in_mm: bool = True
 
     def __post_init__(self) -> None:
         check_tolerance(self.tolerance_mm)
@@ -128,26 +132,37 @@ class MaskPair:
 
         return self._of_surfaces(compute_hausdorff_distance, percentile=95)
 
-    @cached_property
+    @property
     def lesions(self) -> tuple[int, int]:
         """Connected components of the truth: number touched by the prediction, and of all."""
-        return _components(self._cropped[1], self._cropped[0])
+        return self.components.touched, len(self.components.truth)
 
-    @cached_property
+    @property
     def false_components(self) -> int:
         """Number of connected components of the prediction that touch no truth."""
-        touching, count = _components(*self._cropped)
-        return count - touching
+        return len(self.components.predicted) - self.components.touching
+
+    @cached_property
+    def components(self) -> Components:
+        """Connected components of both masks."""
+        return find_components(*self._cropped)
+
+    @property
+    def diameter_mm(self) -> float | None:
+        """Equivalent diameter of the largest component of the truth; None if it is empty or without a scale."""
+        if not self.present or not self.in_mm:
+            return None
+        return float(self.diameters_mm(self.components.truth.max()))
+
+    def diameters_mm(self, sizes: np.ndarray | float) -> np.ndarray:
+        """Pixels or voxels → equivalent diameters in mm."""
+        return equivalent_diameter(sizes * math.prod(self.spacing), self.truth.ndim)
 
     @cached_property
     def _cropped(self) -> tuple[np.ndarray, np.ndarray]:
         """Prediction and truth within their common bounding box; whole if both are empty."""
-        box = []
-        for axis in range(self.truth.ndim):
-            others = tuple(other for other in range(self.truth.ndim) if other != axis)
-            used = np.flatnonzero(self.prediction.any(others) | self.truth.any(others))
-            box.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(None))
-        return self.prediction[tuple(box)], self.truth[tuple(box)]
+        box = bounding_box(self.prediction, self.truth)
+        return self.prediction[box], self.truth[box]
 
     def _of_surfaces(self, metric: Callable[..., Any], **settings: Any) -> float | None:
         """A metric of MONAI; None if a mask is empty."""
@@ -160,11 +175,3 @@ class MaskPair:
         with warnings.catch_warnings():  # MONAI 1.6 warns of how it calls itself
             warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
             return float(metric(prediction, truth, include_background=True, spacing=spacing, **settings))
-
-
-def _components(mask: np.ndarray, other: np.ndarray) -> tuple[int, int]:
-    """Connected components of a mask: number that overlap the other, and of all."""
-    from scipy import ndimage
-
-    labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, bool))
-    return len(np.unique(labels[mask & other])), int(count)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.components import IOU_THRESHOLDS, Components
 from boltzformer_monai.evaluation.mask_pair import MaskPair
 from boltzformer_monai.registry import load_entry, place_of, providers, reason_of, require_one, use_plugins
 
@@ -32,6 +33,7 @@ class Metric:
         title: heading in tables, the name by default.
         description: one sentence for the report.
         average: equal weights of ``"targets"`` or of ``"cases"`` (slices or volumes) in the overall mean.
+        section: heading of the table in the report that it stands in; ``""`` for the main one, which is also printed.
 
     Raises:
         ConfigError: a setting is invalid.
@@ -45,6 +47,7 @@ class Metric:
     title: str = ""
     description: str = ""
     average: Literal["targets", "cases"] = "targets"
+    section: str = ""
 
     def __post_init__(self) -> None:
         choices = {"better": ("higher", "lower"), "average": ("targets", "cases")}
@@ -101,7 +104,7 @@ def register_metric(metric: Metric) -> Metric:
 
 RESERVED = frozenset(
     ("image", "volume", "patient", "target", "prompt", "area_fraction", "truth", "predicted", "intersection",
-     "presence", "truth_ml", "predicted_ml", "present", "absent", "without_prediction")
+     "presence", "confidence", "diameter_mm", "truth_ml", "predicted_ml", "present", "absent", "without_prediction")
 )  # fmt: skip
 """Other names in the tables and ``metrics.json``."""
 
@@ -166,11 +169,10 @@ for _metric in (
     Metric(
         name="missed",
         compute=_if_present(lambda masks: masks.intersection == 0),
-        dimensions=(2,),
         unit="%",
         better="lower",
         average="cases",
-        description="Share of the slices with the target in which not one of its pixels is predicted.",
+        description="Share of the cases with the target in which not one of its pixels or voxels is predicted.",
     ),
     Metric(
         name="lesion_detection_rate",
@@ -211,3 +213,29 @@ for _metric in (
     ),
 ):
     register_metric(_metric)
+
+
+def _of_components(compute: Callable[[Components, float], Any], threshold: float) -> Callable[[MaskPair], Any]:
+    return lambda masks: compute(masks.components, threshold)
+
+
+_DETECTION: tuple[tuple[str, Callable[[Components, float], Any], str, str], ...] = (
+    ("precision", Components.precision, "precision", "Share of the predicted components that have a partner."),
+    ("recall", Components.recall, "recall", "Share of the components of the truth that have a partner."),
+    ("f1", Components.f1, "F1 (RQ)", "Share of the components of both that have a partner: RQ of panoptic quality."),
+    ("sq", Components.segmentation_quality, "SQ", "Mean IoU of the partners: segmentation quality."),
+    ("pq", Components.panoptic_quality, "PQ", "Panoptic quality, SQ times RQ."),
+)
+for _suffix, _threshold in IOU_THRESHOLDS.items():
+    for _name, _compute, _title, _description in _DETECTION:
+        register_metric(
+            Metric(
+                name=f"{_name}_{_suffix}",
+                compute=_of_components(_compute, _threshold),
+                unit="%",
+                average="cases",
+                title=_title,
+                description=_description,
+                section=f"Components with a partner of IoU above {_threshold:g}",
+            )
+        )

@@ -8,6 +8,8 @@ from typing import Any
 
 from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
+from boltzformer_monai.evaluation.calibration import Reliability, read_calibration_csv
+from boltzformer_monai.evaluation.detection import ObjectScore, read_objects_csv
 from boltzformer_monai.evaluation.metrics import Value, metrics_for
 from boltzformer_monai.evaluation.summary import SliceScore, VolumeScore, summarise_slices, summarise_volumes
 from boltzformer_monai.evaluation.tables import read_scores_csv
@@ -15,7 +17,9 @@ from boltzformer_monai.limits import read_json
 
 __all__ = ["pool_evaluations"]
 
+_PARTS = ("slices", "volumes")
 _VOLUME = ("volume", "patient", "target", "prompt", "truth_ml", "predicted_ml", "presence")
+_OPTIONAL = ("diameter_mm", "confidence")
 
 
 def pool_evaluations(
@@ -24,7 +28,8 @@ def pool_evaluations(
     """Summarise all cases of several evaluations at once: means and intervals are over the patients of all.
 
     Args:
-        folders: of the evaluations, with ``metrics.json`` and ``scores.csv``, in the order of the folds.
+        folders: of the evaluations, with ``metrics.json`` and ``scores.csv``, in the order of the folds. What is made
+            of ``objects.csv`` and ``calibration.csv`` is there where all of them have these.
         bootstrap: of the intervals.
 
     Returns:
@@ -45,7 +50,7 @@ def pool_evaluations(
         try:
             of_volumes = [_volume_score(case) for case in metrics["volumes"]["cases"]]
             fold = {"model": metrics.get("model"), "patients": len({score.patient for score in of_slices})}
-            folds.append({**fold, **{part: metrics[part]["overall"] for part in ("slices", "volumes")}})
+            folds.append({**fold, **{part: metrics[part]["overall"] for part in _PARTS}})
             rules.append(metrics["volumes"]["presence"])
             tolerances.add(metrics["volumes"]["tolerance_mm"])
         except (KeyError, TypeError) as error:
@@ -59,16 +64,33 @@ def pool_evaluations(
         volumes += of_volumes
     if len(tolerances) != 1:
         raise DatasetError(f"the evaluations have different tolerances ({sorted(tolerances)} mm); evaluate them alike")
+    objects, pixels = _objects(folders), _pixels(folders)
+    parts = {part: None if objects is None else [each for each in objects if each.part == part] for part in _PARTS}
     pooled = {
         "folds": folds,
-        "slices": summarise_slices(scores, bootstrap=bootstrap),
+        "slices": summarise_slices(scores, bootstrap=bootstrap, objects=parts["slices"], pixels=pixels),
         "volumes": {
-            **summarise_volumes(volumes, bootstrap=bootstrap),
+            **summarise_volumes(volumes, bootstrap=bootstrap, objects=parts["volumes"]),
             "tolerance_mm": tolerances.pop(),
             "presence": rules if any(rules) else None,
         },
     }
     return pooled, scores
+
+
+def _objects(folders: Sequence[Path]) -> list[ObjectScore] | None:
+    files = [folder / "objects.csv" for folder in folders]
+    if not all(file.exists() for file in files):
+        return None
+    return [each for file in files for each in read_objects_csv(file)]
+
+
+def _pixels(folders: Sequence[Path]) -> Reliability | None:
+    """Of all patients, of whom no two evaluations have one in common."""
+    files = [folder / "calibration.csv" for folder in folders]
+    if not all(file.exists() for file in files):
+        return None
+    return {key: table for file in files for key, table in read_calibration_csv(file).items()}
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -83,7 +105,8 @@ def _read_metrics(path: Path) -> dict[str, Any]:
 
 def _volume_score(case: Mapping[str, Any]) -> VolumeScore:
     values = {metric.name: _value(case[metric.name]) for metric in metrics_for(3) if metric.name in case}
-    return VolumeScore(**{name: case[name] for name in _VOLUME}, values=values)
+    known = {name: case[name] for name in _VOLUME} | {name: case.get(name) for name in _OPTIONAL}
+    return VolumeScore(**known, values=values)
 
 
 def _value(value: Any) -> Value:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.evaluation.figures import loss_curve
+from boltzformer_monai.evaluation.components import IOU_THRESHOLDS
+from boltzformer_monai.evaluation.figures import froc_curves, loss_curve, reliability_curves
+from boltzformer_monai.evaluation.froc import fractions
 from boltzformer_monai.evaluation.html import write_html
-from boltzformer_monai.evaluation.tables import fold_rows, format_estimate, table_of
+from boltzformer_monai.evaluation.strata import STRATA_TITLES
+from boltzformer_monai.evaluation.tables import fold_rows, format_estimate, sections_of, table_of
 
 __all__ = ["write_report"]
 
@@ -63,27 +66,101 @@ def write_report(
 
 def _part(heading: str, summary: Mapping[str, Any], note: str, folds: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The template's variables for a summary."""
-    headings, rows = table_of(summary)
     overall, bootstrap = summary["overall"], summary["bootstrap"]
     cards = []
     for name, about in summary["metrics"].items():
-        mean = {**overall[name], "low": None}
-        unit = f" {about['unit']}" if about["unit"] not in ("", "%") and mean["mean"] is not None else ""
-        cards.append((f"{format_estimate(mean, about['unit'])}{unit}", about["title"]))
+        if not about.get("section"):
+            mean = {**overall[name], "low": None}
+            unit = f" {about['unit']}" if about["unit"] not in ("", "%") and mean["mean"] is not None else ""
+            cards.append((f"{format_estimate(mean, about['unit'])}{unit}", about["title"]))
     intervals = (
         f"In brackets: {100 * bootstrap['level']:g} % confidence interval, {bootstrap['resamples']} resamples of the "
-        "patients; none for a single patient."
+        "patients; none for a single patient. A share says of how many cases or components it is."
     )
+    sections = []
+    for section in sections_of(summary):
+        headings, rows = table_of(summary, section)
+        described = [about for about in summary["metrics"].values() if about.get("section", "") == section]
+        explained = any(each["caption"] for each in sections)  # the first of several tables of the same metrics
+        sections.append(
+            {
+                "caption": section,
+                "headings": headings,
+                "rows": _broken(rows),
+                "metrics": [] if explained else described,
+            }
+        )
     return {
         "heading": heading,
         "cards": cards,
         "note": f"{note}{intervals}",
-        "headings": headings,
-        "rows": _broken(rows),
+        "sections": sections,
         "folds": _broken(folds),
         "total": len(summary["by_target"]),
-        "strata": "strata" in summary,
-        "metrics": summary["metrics"].values(),
+        "strata": bool(summary.get("strata")),
+        "found": _found_by_size(summary),
+        "froc": _froc(summary),
+        "calibration": _calibration(summary),
+    }
+
+
+def _found_by_size(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The table of objects found by their size."""
+    found = summary.get("found_by_size")
+    if not found:
+        return None
+    headings = ["size of the object", *(f"IoU above {threshold:g}" for threshold in IOU_THRESHOLDS.values())]
+    rows = [
+        [STRATA_TITLES.get(name, name), *(format_estimate(entry[suffix], "%") for suffix in IOU_THRESHOLDS)]
+        for name, entry in found.items()
+    ]
+    return {"headings": headings, "rows": _broken(rows), "connectivity": summary["connectivity"]}
+
+
+def _froc(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The FROC of all targets as a figure, and a table of it and of every target."""
+    froc = summary.get("froc")
+    if not froc or not froc["overall"]["iou0"]["objects"]:
+        return None
+    headings = ["target", "IoU above", "objects", f"{froc['per']}s", *fractions(froc), "mean"]
+    rows = []
+    for name, entries in {"all": froc["overall"], **froc["by_target"]}.items():
+        for suffix, entry in entries.items():
+            estimates = [format_estimate(each, "%") for each in [*entry["sensitivity"], entry["mean"]]]
+            counts = [f"{IOU_THRESHOLDS[suffix]:g}", str(entry["objects"]), str(entry["scans"])]
+            rows.append([name, *counts, *estimates])
+    return {
+        "headings": headings,
+        "rows": _broken(rows),
+        "figure": froc_curves(froc),
+        "per": froc["per"],
+        "faintest": froc["faintest"],
+    }
+
+
+_CALIBRATED = {
+    "pixels": ("pixels", "a pixel's probability, and whether it is of the target"),
+    "objects": ("candidates", "a candidate's confidence, and whether it overlaps an object that no surer one took"),
+    "presence": ("presence", "the presence head's probability, and whether the target is there"),
+}
+
+
+def _calibration(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The reliability of all probabilities as a figure, and their errors as a table."""
+    calibration = {name: each for name, each in (summary.get("calibration") or {}).items() if each}
+    if not calibration:
+        return None
+    rows = []
+    for name, each in calibration.items():
+        for target, entry in {"all": each["overall"], **each["by_target"]}.items():
+            errors = (entry["ece"], entry["ece_from_0.1"])
+            cells = [cell for error in errors for cell in (format_estimate(error, ""), f"{error['total']:.0f}")]
+            rows.append([target, _CALIBRATED[name][0], *cells])
+    return {
+        "headings": ["target", "probabilities of", "ECE", "of", "ECE from 0.1", "of"],
+        "rows": _broken(rows),
+        "figure": reliability_curves({_CALIBRATED[name][0]: each for name, each in calibration.items()}),
+        "notes": [_CALIBRATED[name] for name in calibration],
     }
 
 

@@ -8,13 +8,15 @@ from typing import Any, Literal, TypeAlias
 
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap, Observation
+from boltzformer_monai.evaluation.calibration import Reliability, of_objects, reliability, summarise_calibration
+from boltzformer_monai.evaluation.components import CONNECTIVITY
+from boltzformer_monai.evaluation.detection import ObjectScore, found_by_size
+from boltzformer_monai.evaluation.froc import summarise_froc
 from boltzformer_monai.evaluation.mask_pair import dice
 from boltzformer_monai.evaluation.metrics import Metric, Value, metrics_for
+from boltzformer_monai.evaluation.strata import AREA_STRATA, DIAMETER_STRATA, Stratum
 
-__all__ = ["SMALL_AREA_FRACTION", "SliceScore", "VolumeScore", "summarise_slices", "summarise_volumes"]
-
-SMALL_AREA_FRACTION = 0.01
-"""Share of the image below which an instance is a small object (Table 2 of the paper)."""
+__all__ = ["SliceScore", "VolumeScore", "summarise_slices", "summarise_volumes"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class SliceScore:
         predicted: pixels of the prediction.
         intersection: pixels in both.
         values: metric → value.
+        diameter_mm: equivalent diameter of the target's largest component in the slice; None if absent, or unknown.
+        confidence: highest mean probability of a component of the prediction; None without one, or unknown.
+        presence: probability of the presence head; None without one.
 
     Raises:
         DatasetError: contradictory counts, or an area fraction out of range.
@@ -47,6 +52,9 @@ class SliceScore:
     predicted: int
     intersection: int
     values: Mapping[str, Value] = field(default_factory=dict)
+    diameter_mm: float | None = None
+    confidence: float | None = None
+    presence: float | None = None
 
     def __post_init__(self) -> None:
         dice(self.intersection, self.predicted, self.truth)
@@ -78,6 +86,8 @@ class VolumeScore:
         predicted_ml: volume of the prediction in ml.
         values: metric → value.
         presence: highest presence probability of its slices, dropped ones included; None without presence head.
+        diameter_mm: equivalent diameter of the target's largest component; None if absent, or unknown.
+        confidence: highest mean probability of a component of the prediction; None without one, or unknown.
     """
 
     volume: str
@@ -88,6 +98,8 @@ class VolumeScore:
     predicted_ml: float
     values: Mapping[str, Value] = field(default_factory=dict)
     presence: float | None = None
+    diameter_mm: float | None = None
+    confidence: float | None = None
 
     @property
     def present(self) -> bool:
@@ -104,7 +116,12 @@ _Score: TypeAlias = SliceScore | VolumeScore
 
 
 def summarise_slices(
-    scores: Iterable[SliceScore], *, metrics: Sequence[Metric] | None = None, bootstrap: Bootstrap | None = None
+    scores: Iterable[SliceScore],
+    *,
+    metrics: Sequence[Metric] | None = None,
+    bootstrap: Bootstrap | None = None,
+    objects: Sequence[ObjectScore] | None = None,
+    pixels: Reliability | None = None,
 ) -> dict[str, Any]:
     """Summarise the scores of slices as JSON values.
 
@@ -112,13 +129,21 @@ def summarise_slices(
         scores: one per slice and target, present or absent, in any order.
         metrics: by default the registered ones.
         bootstrap: of the intervals; by default 95 % from 1000 resamples of the patients.
+        objects: of these slices, one by one; None leaves out what is made of them.
+        pixels: reliability of their probabilities.
 
     Returns:
         ``by_target`` and ``overall``: numbers of ``present``, ``absent`` and ``without_prediction`` (present, nothing
-        predicted) instances, and for every metric ``mean``, ``low``, ``high``, ``cases``, ``patients``.
-        ``strata``: the same for targets ``below_1_percent`` and ``from_1_percent`` of the image, over instances.
-        ``metrics``: ``title``, ``unit``, ``better`` and ``description`` of every metric.
+        predicted) instances, and for every metric ``mean``, ``low``, ``high``, ``cases``, ``patients`` and ``total``.
+        ``strata``: the same for targets by their share of the image and, where known, diameter in the slice
+        (:mod:`~boltzformer_monai.evaluation.strata`), over instances.
+        ``metrics``: ``title``, ``unit``, ``better``, ``description`` and ``section`` of every metric.
         ``bootstrap``: ``resamples``, ``level`` and ``seed`` of the intervals.
+        ``connectivity`` of components.
+        ``found_by_size``: recall of single objects, see :func:`~boltzformer_monai.evaluation.detection.found_by_size`.
+        ``froc``: see :func:`~boltzformer_monai.evaluation.froc.summarise_froc`.
+        ``calibration``: of ``pixels``, ``objects`` and ``presence``, each as
+        :func:`~boltzformer_monai.evaluation.calibration.summarise_calibration` says, or None where it is unknown.
 
     Raises:
         DatasetError: a duplicate slice and target, or a score lacks a metric.
@@ -128,32 +153,73 @@ def summarise_slices(
         if (one.volume, one.image, one.target) == (other.volume, other.image, other.target):
             raise DatasetError(f"{one.image}: target {one.target!r} was scored twice; score each slice and target once")
     used, method = metrics_for(2) if metrics is None else metrics, bootstrap or Bootstrap()
-    present = [score for score in cases if score.present]
-    strata = {
-        "below_1_percent": [score for score in present if score.area_fraction < SMALL_AREA_FRACTION],
-        "from_1_percent": [score for score in present if score.area_fraction >= SMALL_AREA_FRACTION],
-    }
+    strata = [*AREA_STRATA, *(DIAMETER_STRATA if any(score.diameter_mm is not None for score in cases) else ())]
     return {
         **_summary(cases, used, method),
-        "strata": {name: _entry(group, used, method, average="cases") for name, group in strata.items()},
+        "strata": _strata(strata, cases, used, method),
+        **_of_objects(cases, objects, pixels, method, per="slice"),
     }
 
 
 def summarise_volumes(
-    scores: Iterable[VolumeScore], *, metrics: Sequence[Metric] | None = None, bootstrap: Bootstrap | None = None
+    scores: Iterable[VolumeScore],
+    *,
+    metrics: Sequence[Metric] | None = None,
+    bootstrap: Bootstrap | None = None,
+    objects: Sequence[ObjectScore] | None = None,
 ) -> dict[str, Any]:
-    """Summarise the scores of volumes as :func:`summarise_slices` does, without strata.
+    """Summarise the scores of volumes as :func:`summarise_slices` does; the strata are by diameter.
 
     Returns:
-        Also ``cases``: ids, presence, ``truth_ml``, ``predicted_ml`` and metrics of each volume and target; a ratio is
-        ``[part, whole]``.
+        Also ``cases``: ids, presence, ``truth_ml``, ``predicted_ml``, ``diameter_mm``, ``confidence`` and metrics of
+        each volume and target; a ratio is ``[part, whole]``.
 
     Raises:
         DatasetError: a score lacks a metric.
     """
     cases = sorted(scores, key=lambda score: (score.volume, score.target))
-    used = metrics_for(3) if metrics is None else metrics
-    return {"cases": [_case(score) for score in cases], **_summary(cases, used, bootstrap or Bootstrap())}
+    used, method = metrics_for(3) if metrics is None else metrics, bootstrap or Bootstrap()
+    strata = DIAMETER_STRATA if any(score.diameter_mm is not None for score in cases) else ()
+    return {
+        "cases": [_case(score) for score in cases],
+        **_summary(cases, used, method),
+        "strata": _strata(strata, cases, used, method),
+        **_of_objects(cases, objects, None, method, per="volume"),
+    }
+
+
+def _strata(
+    strata: Iterable[Stratum], cases: Sequence[_Score], metrics: Sequence[Metric], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    entries = {}
+    for stratum in strata:
+        inside = [case for case in cases if case.present and stratum.holds(getattr(case, stratum.of))]
+        entries[stratum.name] = _entry(inside, metrics, bootstrap, average="cases")
+    return entries
+
+
+def _of_objects(
+    cases: Sequence[_Score],
+    objects: Sequence[ObjectScore] | None,
+    pixels: Reliability | None,
+    bootstrap: Bootstrap,
+    *,
+    per: str,
+) -> dict[str, Any]:
+    """What is made of single objects and of probabilities."""
+    scanned = [(case.target, case.patient) for case in cases]
+    presence = ((case.target, case.patient, case.presence, case.present) for case in cases if case.presence is not None)
+    tables = {
+        "pixels": pixels or {},
+        "objects": of_objects(objects or ()),
+        "presence": reliability(presence),
+    }
+    return {
+        "connectivity": CONNECTIVITY,
+        "found_by_size": None if objects is None else found_by_size(objects, bootstrap=bootstrap),
+        "froc": None if objects is None else summarise_froc(scanned, objects, per=per, bootstrap=bootstrap),
+        "calibration": {name: summarise_calibration(table, bootstrap=bootstrap) for name, table in tables.items()},
+    }
 
 
 def _summary(cases: Sequence[_Score], metrics: Sequence[Metric], bootstrap: Bootstrap) -> dict[str, Any]:
@@ -169,6 +235,7 @@ def _summary(cases: Sequence[_Score], metrics: Sequence[Metric], bootstrap: Boot
                 "unit": metric.unit,
                 "better": metric.better,
                 "description": metric.description,
+                "section": metric.section,
             }
             for metric in metrics
         },
@@ -205,6 +272,8 @@ def _entry(
 
 
 def _case(score: VolumeScore) -> dict[str, Any]:
-    names = ("volume", "patient", "target", "prompt", "presence", "truth_ml", "predicted_ml")
+    names = (
+        "volume", "patient", "target", "prompt", "presence", "truth_ml", "predicted_ml", "diameter_mm", "confidence",
+    )  # fmt: skip
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in score.values.items()}
     return {**{name: getattr(score, name) for name in names}, **values}

@@ -13,35 +13,37 @@ from typing import Any
 from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.evaluation.metrics import Value, metrics_for
+from boltzformer_monai.evaluation.strata import STRATA_TITLES
 from boltzformer_monai.evaluation.summary import SliceScore
 from boltzformer_monai.limits import open_text
 from boltzformer_monai.storage import replacing
 
 __all__ = [
-    "fold_rows", "format_estimate", "markdown_line", "markdown_table", "read_scores_csv", "table_of",
+    "fold_rows", "format_estimate", "markdown_line", "markdown_table", "read_scores_csv", "sections_of", "table_of",
     "write_metrics_json", "write_scores_csv",
 ]  # fmt: skip
 
-_COLUMNS = tuple(field.name for field in fields(SliceScore) if field.name != "values")
+_OPTIONAL = ("diameter_mm", "confidence", "presence")
+_COLUMNS = tuple(field.name for field in fields(SliceScore) if field.name not in ("values", *_OPTIONAL))
 _COUNTS = ("truth", "predicted", "intersection")
 _NO_VALUE = "–"
 _DECIMALS = {"": 3, "%": 1, "mm": 1}
-_STRATA = {"below_1_percent": "below 1 % of the image", "from_1_percent": "1 % of the image and more"}
 
 
 def write_scores_csv(scores: Sequence[SliceScore], path: str | os.PathLike[str]) -> Path:
     """Write one row per instance atomically: the fields of :class:`SliceScore`, then its metrics.
 
-    A metric's cell is empty without a value, and ``part/whole`` for a ratio. Text that looks like a formula gets a
+    A cell is empty without a value; a metric's is ``part/whole`` for a ratio. Text that looks like a formula gets a
     leading apostrophe.
     """
     target = Path(path)
     names = list(scores[0].values) if scores else [metric.name for metric in metrics_for(2)]
     with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([*_COLUMNS, *names])
+        table.writerow([*_COLUMNS, *_OPTIONAL, *names])
         for score in scores:
-            cells = (to_cell(getattr(score, name)) for name in _COLUMNS)
+            cells = [to_cell(getattr(score, name)) for name in _COLUMNS]
+            cells += [_value_cell(getattr(score, name)) for name in _OPTIONAL]
             table.writerow([*cells, *(_value_cell(score.values[name]) for name in names)])
     return target
 
@@ -79,7 +81,8 @@ def read_scores_csv(path: str | os.PathLike[str]) -> list[SliceScore]:
                     raise DatasetError(f"{source}, line {table.line_num}: has too few fields; the file is cut off")
                 fields: dict[str, Any] = {name: from_cell(row[name]) for name in _COLUMNS[:5]}
                 fields |= {name: int(row[name]) for name in _COUNTS}
-                values = {name: _value_of(row[name]) for name in columns if name not in _COLUMNS}
+                fields |= {name: float(row[name]) if row.get(name) else None for name in _OPTIONAL}
+                values = {name: _value_of(row[name]) for name in columns if name not in (*_COLUMNS, *_OPTIONAL)}
                 scores.append(SliceScore(**fields, area_fraction=float(row["area_fraction"]), values=values))
     except (OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{source}: cannot be read as slice scores ({why(error)})") from None
@@ -102,21 +105,31 @@ def write_metrics_json(metrics: Mapping[str, Any], path: str | os.PathLike[str])
     return target
 
 
-def table_of(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a summary: one row per target, the overall one, then the strata if any."""
+def sections_of(summary: Mapping[str, Any]) -> list[str]:
+    """Headings of a summary's tables; ``""`` is the main one."""
+    return list(dict.fromkeys(about.get("section", "") for about in summary["metrics"].values()))
+
+
+def table_of(summary: Mapping[str, Any], section: str = "") -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of one of a summary's tables: one row per target, the overall one, then the strata if any."""
     rows = [*summary["by_target"].items(), ("all", summary["overall"])]
-    rows += [(_STRATA[name], entry) for name, entry in summary.get("strata", {}).items()]
+    rows += [(STRATA_TITLES.get(name, name), entry) for name, entry in summary.get("strata", {}).items()]
+    metrics = _metrics_of(summary, section)
     headings = ["target", "present / absent"]
-    for about in summary["metrics"].values():
+    for about in metrics.values():
         unit = "" if about["unit"] in ("", "%") else f", {about['unit']}"
         headings.append(f"{about['title']}{unit}")
-    return headings, [_row(name, entry, summary["metrics"]) for name, entry in rows]
+    return headings, [_row(name, entry, metrics) for name, entry in rows]
+
+
+def _metrics_of(summary: Mapping[str, Any], section: str) -> dict[str, Any]:
+    return {name: about for name, about in summary["metrics"].items() if about.get("section", "") == section}
 
 
 def fold_rows(metrics: Mapping[str, Any], part: str) -> list[list[str]]:
     """Rows of ``"slices"`` or ``"volumes"``, one per fold, in the columns of :func:`table_of`; none without folds."""
-    folds = enumerate(metrics.get("folds", ()))
-    return [_row(f"fold {number}", fold[part], metrics[part]["metrics"]) for number, fold in folds]
+    folds, main = enumerate(metrics.get("folds", ())), _metrics_of(metrics[part], "")
+    return [_row(f"fold {number}", fold[part], main) for number, fold in folds]
 
 
 def _row(name: str, entry: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
@@ -125,14 +138,16 @@ def _row(name: str, entry: Mapping[str, Any], metrics: Mapping[str, Any]) -> lis
 
 
 def format_estimate(estimate: Mapping[str, Any], unit: str) -> str:
-    """A mean with its confidence interval, if any; a dash without cases."""
+    """A mean with its confidence interval, if any; of a share also of how many; a dash without cases."""
     scale, decimals = 100 if unit == "%" else 1, _DECIMALS.get(unit, 2)
     mean, low, high = (
         None if estimate[end] is None else f"{scale * estimate[end]:.{decimals}f}" for end in ("mean", "low", "high")
     )
     if mean is None:
         return _NO_VALUE
-    mean += " %" if unit == "%" else ""
+    if unit == "%":
+        total = estimate.get("total")  # not in the metrics of earlier versions
+        mean += " %" if total is None else f" % of {total:.0f}"
     return mean if low is None else f"{mean} ({low}–{high})"
 
 

@@ -111,7 +111,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def eval_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """``eval_metrics`` of a MONAI bundle: mean and interval of every metric over all targets, and by size.
+    """``eval_metrics`` of a MONAI bundle: mean and interval of the main table over all targets, and by size.
 
     Names are of the metric and of what was measured: ``dice_slices``, ``dice_slices_low``, ``dice_volumes``,
     ``dice_slices_below_1_percent``.
@@ -122,7 +122,7 @@ def eval_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         groups = {part: summary.get("overall", {})}
         groups |= {f"{part}_{stratum}": entry for stratum, entry in summary.get("strata", {}).items()}
         for group, entry in groups.items():
-            for metric in summary.get("metrics", {}):
+            for metric in _main(summary):
                 estimate = entry.get(metric) or {}
                 for end, suffix in (("mean", ""), ("low", "_low"), ("high", "_high")):
                     if estimate.get(end) is not None:
@@ -227,7 +227,7 @@ def _eval_results(metrics: Mapping[str, Any]) -> list[Any]:
     found = []
     for part in _PARTS:
         summary = metrics.get(part) or {}
-        for metric, about in summary.get("metrics", {}).items():
+        for metric, about in _main(summary).items():
             mean = (summary["overall"].get(metric) or {}).get("mean")
             if mean is not None:
                 found.append(
@@ -241,6 +241,11 @@ def _eval_results(metrics: Mapping[str, Any]) -> list[Any]:
                     )
                 )
     return found or None  # type: ignore[return-value]
+
+
+def _main(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of the main table."""
+    return {name: about for name, about in summary.get("metrics", {}).items() if not about.get("section")}
 
 
 def _is_spdx(licence: Licence) -> bool:

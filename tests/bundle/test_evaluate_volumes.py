@@ -14,6 +14,8 @@ from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.engines.data import describe_data
 from boltzformer_monai.errors import ConfigError, user_error
+from boltzformer_monai.evaluation.detection import read_objects_csv
+from boltzformer_monai.evaluation.pooling import pool_evaluations
 from boltzformer_monai.inferers.run_settings import RunSettings
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.networks.presets import network_config
@@ -70,6 +72,29 @@ def test_the_presence_rule_of_the_checkpoint_is_applied_unless_switched_off(slic
     assert [case["presence"] for case in on["cases"]] == [case["presence"] for case in off["cases"]]
 
 
+def test_objects_and_calibration_are_written_and_pooled_to_the_same(slices: Path, tmp_path: Path) -> None:
+    volumes = _volumes(slices, _checkpoint(tmp_path / "model.pt", None), tmp_path / "eval")
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    objects = read_objects_csv(tmp_path / "eval" / "objects.csv")
+    for part, summary in (("slices", metrics["slices"]), ("volumes", volumes)):
+        found = [each for each in objects if each.part == part]
+        counts = summary["overall"]
+        assert sum(each.kind == "truth" for each in found) == counts["recall_iou0"]["total"] > 0
+        assert sum(each.kind == "mask" for each in found) == counts["precision_iou0"]["total"] > 0
+        assert sum(each.kind == "truth" and each.iou10 for each in found) == pytest.approx(
+            counts["recall_iou10"]["mean"] * counts["recall_iou10"]["total"]
+        )
+        assert summary["froc"]["overall"]["iou0"]["objects"] == counts["recall_iou0"]["total"]
+        assert {each.confidence is None for each in found if each.kind == "mask"} == {False}
+        assert summary["calibration"]["presence"]["overall"]["ece"]["total"] == counts["present"] + counts["absent"]
+    assert metrics["slices"]["calibration"]["pixels"]["overall"]["ece"]["total"] > 1000
+    pooled, _ = pool_evaluations([tmp_path / "eval"])
+    for part in ("slices", "volumes"):
+        for name in ("strata", "found_by_size", "froc"):
+            assert pooled[part][name] == metrics[part][name]
+    assert "FROC" in (tmp_path / "eval" / "report.html").read_text()
+
+
 def test_a_network_without_head_is_evaluated_as_it_is(slices: Path, tmp_path: Path) -> None:
     volumes = _volumes(slices, _checkpoint(tmp_path / "model.pt", None, head=False), tmp_path, resamples=10, seed=4)
     assert volumes["presence"] is None
@@ -82,7 +107,8 @@ def test_the_batch_does_not_matter(slices: Path, tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "model.pt", {"high": 0.6, "low": 0.3})
     one, many = (_volumes(slices, checkpoint, tmp_path / str(size), batch_size=size) for size in (1, 2))
     for a, b in zip(one["cases"], many["cases"], strict=True):
-        assert a.pop("lesion_detection_rate") == b.pop("lesion_detection_rate")  # [found, all]
+        for name in [name for name, value in a.items() if isinstance(value, list)]:  # [found, all]
+            assert a.pop(name) == pytest.approx(b.pop(name), abs=1e-5)
         assert a == pytest.approx(b, abs=1e-5)
 
 

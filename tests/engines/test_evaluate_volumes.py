@@ -99,6 +99,27 @@ def test_the_rule_drops_slices_and_whole_answers(reader: SliceReader) -> None:
     assert all_in.summary()["presence"] is None
 
 
+def test_objects_have_the_confidence_of_slices_that_the_rule_keeps(reader: SliceReader) -> None:
+    with_rule, without = (ScoreVolumes(reader=reader, split="val", rule=rule) for rule in (RULE, None))
+    for rows in _slices(reader):
+        truth = np.stack([read_mask(row) for row in rows])
+        probability = np.where(truth, 0.75, 0.3 * (rows[0].slice_index == 0)).astype(np.float32)
+        presence = np.where(truth.any((1, 2)), 0.9, 0.1)
+        for scorer in (with_rule, without):
+            scorer.add(rows, probability > 0.5, truth, presence, probability=probability)
+    kept, everything = (scorer.summary() for scorer in (with_rule, without))
+    assert {each.kind for each in with_rule.objects} == {"truth", "mask"}
+    assert {each.kind for each in without.objects} == {"truth", "mask", "faint"}  # the first slice is faint throughout
+    assert all(each.confidence == 192.5 / 256 for each in with_rule.objects if each.kind == "mask")
+    assert kept["froc"]["overall"]["iou50"]["mean"]["mean"] == 1
+    assert kept["froc"]["overall"]["iou50"]["mask_false_positives"] == 0
+    assert (everything["froc"]["overall"]["iou50"]["objects"], everything["froc"]["per"]) == (6, "volume")
+    liver = next(case for case in kept["cases"] if case["target"] == "liver")
+    assert liver["confidence"] == 192.5 / 256
+    assert liver["diameter_mm"] == pytest.approx((6 * 27 * 0.8 * 0.9 * 5 / np.pi) ** (1 / 3))
+    assert sum(entry["present"] for entry in kept["strata"].values()) == kept["overall"]["present"] == 6
+
+
 def test_a_rule_needs_probabilities(reader: SliceReader) -> None:
     with pytest.raises(CheckpointError, match="--presence False"):
         _perfect(ScoreVolumes(reader=reader, split="val", rule=RULE), _slices(reader))

@@ -37,14 +37,15 @@ def test_cases_of_one_patient_are_drawn_together() -> None:
 
 def test_one_patient_has_no_interval_and_nobody_no_mean() -> None:
     one = Bootstrap().estimate([Observation("p", 1.0), Observation("p", 0.0)])
-    assert one == Estimate(0.5, None, None, 2, 1)
-    assert _of([]).as_dict() == {"mean": None, "low": None, "high": None, "cases": 0, "patients": 0}
+    assert one == Estimate(0.5, None, None, 2, 1, 2.0)
+    assert _of([]).as_dict() == {"mean": None, "low": None, "high": None, "cases": 0, "patients": 0, "total": 0}
 
 
 def test_shares_are_sums_by_sums() -> None:
     found = Bootstrap().estimate([Observation("a", 1, weight=4), Observation("b", 1, weight=1)])
     assert found.mean == pytest.approx(2 / 5)
     assert (found.low, found.high) == (0.25, 1.0)  # only a, only b
+    assert (found.cases, found.total) == (2, 5)
 
 
 def test_groups_weigh_alike_and_one_that_was_not_drawn_is_left_out() -> None:

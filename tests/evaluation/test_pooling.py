@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.evaluation.calibration import Reliability, reliability, write_calibration_csv
+from boltzformer_monai.evaluation.detection import ObjectScore, write_objects_csv
 from boltzformer_monai.evaluation.metrics import metrics_for
 from boltzformer_monai.evaluation.pooling import pool_evaluations
 from boltzformer_monai.evaluation.report import write_report
@@ -65,6 +67,36 @@ def test_pooled_is_the_evaluation_of_all_cases(tmp_path: Path) -> None:
     assert page.count("By fold: its model on its validation patients") == 2
     without = pool_evaluations([folders[1], _write(tmp_path / "c", 6, rule=None)])[0]
     assert without["volumes"]["presence"] is None
+
+
+def _objects(folder: Path, *patients: int) -> tuple[list[ObjectScore], Reliability]:
+    """An object and a candidate of every volume and of its first slice, and pixels; written beside the scores."""
+    objects, pixels = [], {}
+    for patient in patients:
+        for part, case in (("slices", f"images/v{patient}_0.png"), ("volumes", f"v{patient}")):
+            of = (part, case, f"p{patient}", "liver")
+            hit = patient % 2 == 0
+            objects.append(ObjectScore(*of, "truth", 9, 0.1 if part == "slices" else None, 4.0, None, hit, hit, False))
+            objects.append(ObjectScore(*of, "mask", 9, None, 4.0, patient / 10, hit, hit, False))
+        pixels |= reliability([("liver", f"p{patient}", patient / 10, True)])
+    write_objects_csv(objects, folder / "objects.csv")
+    write_calibration_csv(pixels, folder / "calibration.csv")
+    return objects, pixels
+
+
+def test_objects_and_calibration_of_all_folds_are_pooled(tmp_path: Path) -> None:
+    folders = [_write(tmp_path / "a", 1, 2, 3), _write(tmp_path / "b", 4, 5)]
+    found = [_objects(folders[0], 1, 2, 3), _objects(folders[1], 4, 5)]
+    objects, pixels = sum((each for each, _ in found), []), found[0][1] | found[1][1]
+    metrics, scores = pool_evaluations(folders)
+    of_slices, of_volumes = ([each for each in objects if each.part == part] for part in ("slices", "volumes"))
+    assert metrics["slices"] == summarise_slices(scores, objects=of_slices, pixels=pixels)
+    volumes = [score for patient in range(1, 6) for score in _scores(patient)[1]]
+    assert metrics["volumes"]["froc"] == summarise_volumes(volumes, objects=of_volumes)["froc"]
+    assert metrics["volumes"]["froc"]["overall"]["iou0"]["mask_sensitivity"] == 2 / 5
+    assert metrics["slices"]["calibration"]["pixels"]["overall"]["ece"]["total"] == 5
+    (folders[1] / "objects.csv").unlink()  # an evaluation of an earlier version
+    assert pool_evaluations(folders)[0]["slices"]["froc"] is None
 
 
 def test_what_cannot_be_pooled(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.evaluation.calibration import add_pixels
+from boltzformer_monai.evaluation.detection import find_objects
 from boltzformer_monai.evaluation.figures import overlay, sampled_patches
+from boltzformer_monai.evaluation.mask_pair import MaskPair
+from boltzformer_monai.evaluation.metrics import METRICS, measure, metrics_for
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.summary import SliceScore, VolumeScore, summarise_slices, summarise_volumes
 from boltzformer_monai.evaluation.tables import markdown_table
@@ -22,7 +27,8 @@ VOID = {"meta", "img", "br", "link"}
 
 
 def _metrics(target: str = "liver") -> dict:
-    values = {"dice": 2 * 90 / 220, "missed": 0.0, "false_positive_rate": None}
+    values = {metric: None for dimension, metric in METRICS if dimension == 2}
+    values |= {"dice": 2 * 90 / 220, "missed": 0.0, "recall_iou10": (1, 2)}
     score = SliceScore("v_axial_0001.png", "v", "p", target, f"{target} in abdominal CT", 0.05, 100, 120, 90, values)
     return {"slices": summarise_slices([score])}
 
@@ -113,13 +119,16 @@ def test_numbers_are_those_of_the_metrics(full: Path) -> None:
 
 
 def _with_volumes(presence: dict[str, float] | None) -> dict:
+    empty = {metric: None for dimension, metric in METRICS if dimension == 3}
     names = ("dice", "surface_dice", "hausdorff95_mm", "lesion_detection_rate", "false_components",
              "false_positive_rate", "false_positive_ml")  # fmt: skip
     scores = [
-        VolumeScore(f"v{i}", f"p{i}", f"liver {EVIL}", "liver in CT", 5, 5, dict(zip(names, values, strict=True)))
+        VolumeScore(
+            f"v{i}", f"p{i}", f"liver {EVIL}", "liver in CT", 5, 5, empty | dict(zip(names, values, strict=True))
+        )
         for i, values in enumerate((d, 0.9, 3.21, (3, 4), 0, None, None) for d in (0.5, 0.75, 1.0))
     ]
-    absent = dict(zip(names, (None, None, None, None, 2, 1, 1.5), strict=True))
+    absent = empty | dict(zip(names, (None, None, None, None, 2, 1, 1.5), strict=True))
     scores.append(VolumeScore("v0", "p0", "lesion", "lesion in CT", 0, 1.5, absent))
     return {**_metrics(), "volumes": {**summarise_volumes(scores), "tolerance_mm": 2.0, "presence": presence}}
 
@@ -131,13 +140,41 @@ def test_whole_volumes_are_shown_with_intervals(tmp_path: Path) -> None:
     assert "95 % confidence interval, 1000 resamples" in shown
     assert "0.750\n(0.500–1.000)" in shown
     assert "3.2\n(3.2–3.2)" in shown
-    assert "75.0 %\n(75.0–75.0)" in shown  # nine of twelve lesions
-    assert "2.000100.0 %1.50" in shown  # one case, no interval
+    assert "75.0 % of 12\n(75.0–75.0)" in shown  # nine of twelve lesions
+    assert "2.000100.0 % of 11.50" in shown  # one case, no interval
     assert "2 mm apart" in shown
     assert "reaches presence 0.80, those from 0.40" in shown
     assert EVIL in shown
     without = write_report(tmp_path / "report.html", title="Volumes", metrics=_with_volumes(None))
     assert "without a presence rule" in "".join(_parse(without).text)
+
+
+def test_detection_froc_and_calibration_are_shown(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores, objects, pixels = [], [], {}
+    for index in range(6):
+        truth = np.zeros((40, 40), bool)
+        truth[5:9, 5 : 8 + index] = True
+        levels = np.where(np.roll(truth, index, 0), 220, rng.integers(0, 60, truth.shape)).astype(np.uint8)
+        masks = MaskPair(prediction=levels >= 128, truth=truth, spacing=(1.0, 1.0))
+        case = {"patient": f"p{index % 3}", "target": "lesion"}
+        objects += find_objects(masks, part="slices", case=f"{index}", levels=levels, **case)
+        add_pixels(pixels, ("lesion", case["patient"]), levels, truth)
+        counts = (masks.truth_size, masks.predicted_size, masks.intersection)
+        values = measure(masks, metrics_for(2))
+        area = masks.truth_size / 1600
+        score = SliceScore(f"{index}", "v", case["patient"], "lesion", "lesion", area, *counts, values)
+        scores.append(replace(score, diameter_mm=masks.diameter_mm, presence=0.9))
+    metrics = {"slices": summarise_slices(scores, objects=objects, pixels=pixels)}
+    page = _parse(write_report(tmp_path / "report.html", title="All", metrics=metrics))
+    shown = "".join(page.text)
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 2
+    for text in ("Components with a partner of IoU above 0.5", "0.1 to 1 % of the image", "3 to 6 mm", "F1 (RQ)",
+                 "false positives per slice", "1/8", "faces, edges and corners", "candidates", "ECE"):  # fmt: skip
+        assert text in shown
+    recall = metrics["slices"]["overall"]["recall_iou10"]
+    assert (recall["total"], recall["mean"]) == (6, 0.5)  # moved by 0, 1, 2 of 4 rows, and by 3 and more
+    assert "50.0 % of 6\n(" in shown
 
 
 def test_without_complete_volumes_there_is_no_such_section(tmp_path: Path) -> None:
@@ -156,8 +193,10 @@ def test_damaged_scores_of_volumes_are_refused(tmp_path: Path) -> None:
 
 def test_markdown_has_the_table_of_volumes_too() -> None:
     lines = markdown_table(_with_volumes(None)).splitlines()
-    assert lines[-3].startswith("| lesion | 0 / 1 | – | – | – | – | 2.000 | 100.0 % | 1.50 |")
-    assert lines[-1].startswith("| all | 3 / 1 | 0.750 (0.500–1.000) | 0.900 (0.900–0.900) | 3.2 (3.2–3.2) | 75.0 % (")
+    assert lines[-3].startswith("| lesion | 0 / 1 | – | – | – | – | – | 2.000 | 100.0 % of 1 | 1.50 |")
+    assert lines[-1].startswith(
+        "| all | 3 / 1 | 0.750 (0.500–1.000) | 0.900 (0.900–0.900) | 3.2 (3.2–3.2) | – | 75.0 % of 12 ("
+    )
 
 
 def test_the_least_report(tmp_path: Path) -> None:

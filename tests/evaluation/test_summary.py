@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,35 @@ def test_strata_follow_the_area_fraction_and_one_percent_is_large() -> None:
     strata = summarise_slices(SLICES)["strata"]
     assert strata["below_1_percent"]["dice"]["mean"] == pytest.approx(0.2)
     assert strata["from_1_percent"]["dice"]["mean"] == pytest.approx((0.8 + 0.5 + 1.0) / 3)  # 100 pixels are 1 %
-    assert [strata[name]["present"] for name in strata] == [2, 3]
+    assert {name: entry["present"] for name, entry in strata.items()} == {
+        "below_1_percent": 2,
+        "below_0.01_percent": 0,
+        "0.01_to_0.1_percent": 0,
+        "0.1_to_1_percent": 2,
+        "from_1_percent": 3,
+    }
     two = summarise_slices([*SLICES, _score("aorta", 5, 5, 5)])["strata"]["below_1_percent"]
     assert two["dice"]["mean"] == pytest.approx((0 + 0.4 + 1) / 3)  # instances weigh alike, not targets
+
+
+def test_every_size_lies_in_one_stratum_and_edges_belong_to_the_larger() -> None:
+    areas = (0.00009, 0.0001, 0.0009, 0.001, 0.009, 0.01, 1.0)
+    strata = summarise_slices([_score("lesion", 9, 9, 9, index=i, area=area) for i, area in enumerate(areas)])["strata"]
+    assert [entry["present"] for entry in strata.values()] == [5, 1, 2, 2, 2]
+    assert strata["below_0.01_percent"]["dice"]["total"] == 1
+
+
+def test_strata_by_diameter_in_slices_and_volumes() -> None:
+    sizes = (2.9, 3.0, 6.0, 10.0, 29.9, 30.0)
+    slices = [replace(_score("lesion", 9, 9, 9, index=i), diameter_mm=size) for i, size in enumerate(sizes)]
+    names = ["below_3_mm", "3_to_6_mm", "6_to_10_mm", "10_to_30_mm", "from_30_mm"]
+    strata = summarise_slices([*slices, _score("lesion", 0, 9, 0, index=9)])["strata"]
+    assert [strata[name]["present"] for name in names] == [1, 1, 1, 2, 1]
+    volumes = [replace(hit(f"v{i}", "lesion", 0.5), diameter_mm=size) for i, size in enumerate(sizes)]
+    found = summarise_volumes([*volumes, volume("v9", "lesion", 0.0, 1.0)])["strata"]
+    assert [found[name]["present"] for name in names] == [1, 1, 1, 2, 1]
+    assert list(found) == names
+    assert summarise_volumes(VOLUMES)["strata"] == {}  # of unknown size
 
 
 def test_an_empty_prediction_of_a_present_target_is_a_miss() -> None:
@@ -109,13 +136,24 @@ def test_order_does_not_matter() -> None:
 
 def test_scores_csv_reads_back_to_the_same_scores(tmp_path: Path) -> None:
     odd = _score('lesion, "odd"\nname', 3, 3, 1, index=9, area=1 / 3)
+    odd = replace(odd, diameter_mm=1 / 7, confidence=0.75, presence=0.1)
     path = write_scores_csv([*SLICES, odd], tmp_path / "deep" / "scores.csv")
     assert read_scores_csv(path) == [*SLICES, odd]
     lines = path.read_text().splitlines()
-    assert lines[0].endswith("truth,predicted,intersection,dice,missed,false_positive_rate")
-    assert lines[1].endswith("500,500,400,0.8,0.0,")
-    assert lines[7].endswith("0,0,0,,,0.0")
+    head = (
+        "truth,predicted,intersection,diameter_mm,confidence,presence,dice,missed,false_positive_rate,precision_iou0,"
+    )
+    assert head in lines[0]
+    assert ",500,500,400,,,,0.8,0.0,,1.0/1.0," in lines[1]
+    assert ",0,0,0,,,,,,0.0,," in lines[7]
     assert [item.name for item in path.parent.iterdir()] == ["scores.csv"]
+
+
+def test_a_table_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    head = "image,volume,patient,target,prompt,area_fraction,truth,predicted,intersection,dice"
+    path.write_text(f"{head}\ni,v,p,t,q,0.1,1,1,1,1.0\n")
+    assert read_scores_csv(path) == [SliceScore("i", "v", "p", "t", "q", 0.1, 1, 1, 1, {"dice": 1.0})]
 
 
 def test_a_ratio_reads_back_from_csv(tmp_path: Path) -> None:
@@ -152,10 +190,10 @@ def test_metrics_json_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_markdown_table() -> None:
     lines = markdown_table({"slices": summarise_slices([*SLICES[3:6], _score("a|b", 0, 0, 0)])}).splitlines()
     assert lines[0] == "| target (slices) | present / absent | Dice | missed | false-positive rate |"
-    assert lines[2] == r"| a\|b | 0 / 1 | – | – | 0.0 % |"
-    assert lines[3] == "| lesion | 2 / 1 | 0.200 | 50.0 % | 100.0 % |"
-    assert lines[4] == "| all | 2 / 2 | 0.200 | 50.0 % | 50.0 % |"
-    assert lines[5] == "| below 1 % of the image | 2 / 0 | 0.200 | 50.0 % | – |"
+    assert lines[2] == r"| a\|b | 0 / 1 | – | – | 0.0 % of 1 |"
+    assert lines[3] == "| lesion | 2 / 1 | 0.200 | 50.0 % of 2 | 100.0 % of 1 |"
+    assert lines[4] == "| all | 2 / 2 | 0.200 | 50.0 % of 2 | 50.0 % of 2 |"
+    assert lines[5] == "| below 1 % of the image | 2 / 0 | 0.200 | 50.0 % of 2 | – |"
 
 
 def volume(
@@ -197,7 +235,9 @@ def test_means_of_volumes_by_target() -> None:
 
 def test_a_target_that_is_always_present_has_no_false_positives() -> None:
     liver = summarise_volumes(VOLUMES)["by_target"]["liver"]
-    assert liver["false_positive_rate"] == {"mean": None, "low": None, "high": None, "cases": 0, "patients": 0}
+    assert liver["false_positive_rate"] == {
+        "mean": None, "low": None, "high": None, "cases": 0, "patients": 0, "total": 0,
+    }  # fmt: skip
 
 
 def test_over_all_targets_weigh_alike_in_overlap_and_cases_in_rates() -> None:
@@ -221,7 +261,9 @@ def test_cases_of_volumes() -> None:
     assert summary == summarise_volumes(VOLUMES[::-1], bootstrap=Bootstrap(resamples=50, seed=3))
     assert summary["bootstrap"] == {"resamples": 50, "seed": 3, "level": 0.95}
     assert len(summary["cases"]) == 7
-    assert summary["cases"][0] == {
+    case = {name: value for name, value in summary["cases"][0].items() if "_iou" not in name}
+    assert summary["cases"][0]["recall_iou10"] is None
+    assert case == {
         "volume": "v1",
         "patient": "p-v1",
         "target": "lesion",
@@ -229,9 +271,12 @@ def test_cases_of_volumes() -> None:
         "presence": None,
         "truth_ml": 3.0,
         "predicted_ml": 3.0,
+        "diameter_mm": None,
+        "confidence": None,
         "dice": 0.5,
         "surface_dice": 0.25,
         "hausdorff95_mm": 2.0,
+        "missed": None,
         "lesion_detection_rate": [3, 4],
         "false_components": 1,
         "false_positive_rate": None,

@@ -99,7 +99,7 @@ def test_guests_appear_in_everything_that_an_evaluation_writes(tmp_path: Path) -
         assert (about["title"], about["unit"], about["better"]) == (title, "mm", "lower")
         assert f"| {title}, mm |" in printed
         assert f'<th scope="col">{title}, mm</th>' in page
-    assert (tmp_path / "scores.csv").read_text().splitlines()[0].endswith(",false_positive_rate,centre_distance_mm")
+    assert (tmp_path / "scores.csv").read_text().splitlines()[0].endswith(",pq_iou50,centre_distance_mm")
     assert all("surface_distance_mm" in case for case in content["volumes"]["cases"])
 
 
