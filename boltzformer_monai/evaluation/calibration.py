@@ -141,6 +141,8 @@ def read_calibration_csv(path: str | os.PathLike[str]) -> Reliability:
     try:
         with open_text(source) as file:
             for row in csv.DictReader(file):
+                if None in row.values():
+                    raise ValueError("a row has too few fields; the file is cut off")
                 _add(found, row)
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise DatasetError(f"{source}: cannot be read as a table of calibration ({why(error)})") from None

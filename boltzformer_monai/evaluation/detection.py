@@ -204,7 +204,10 @@ def read_objects_csv(path: str | os.PathLike[str]) -> list[ObjectScore]:
             missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
             if missing:
                 raise DatasetError(f"{source}: lacks the column {', '.join(missing)}; it is no table of objects")
-            return [_object(row) for row in table]
+            rows = list(table)
+        if any(None in row.values() for row in rows):
+            raise ValueError("a row has too few fields; the file is cut off")
+        return [_object(row) for row in rows]
     except (OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{source}: cannot be read as a table of objects ({why(error)})") from None
 

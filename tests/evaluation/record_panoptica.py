@@ -37,15 +37,16 @@ def _mask(boxes: list[list[int]]) -> np.ndarray:
 def _boxes(rng: np.random.Generator, count: int) -> list[list[int]]:
     found = []
     for _ in range(count):
-        size = rng.integers(1, 6, 3)
+        size = rng.integers(1, 8, 3)
         found.append([*rng.integers(0, np.array(SHAPE) - size + 1).tolist(), *size.tolist()])
     return found
 
 
 def _moved(rng: np.random.Generator, box: list[int]) -> list[int]:
-    """A box, a voxel or two away and larger or smaller."""
-    size = np.maximum(np.array(box[3:]) + rng.integers(-1, 2, 3), 1)
-    corner = np.clip(np.array(box[:3]) + rng.integers(-1, 2, 3), 0, np.array(SHAPE) - size)
+    """A box, perhaps a voxel away, larger or smaller."""
+    by, larger = rng.integers(-1, 2, (2, 3)) * (rng.random((2, 3)) < 0.4)
+    size = np.maximum(np.array(box[3:]) + larger, 1)
+    corner = np.clip(np.array(box[:3]) + by, 0, np.array(SHAPE) - size)
     return [*corner.tolist(), *size.tolist()]
 
 
@@ -71,7 +72,7 @@ def main() -> None:
         for case in cases:
             arrays = (_mask(case[name]) for name in ("prediction", "truth"))  # type: ignore[arg-type]
             result = evaluator.evaluate(*arrays)["ungrouped"]
-            numbers = [result.tp, result.num_pred_instances, result.num_ref_instances]
+            numbers = [result.tp, result.n_pred_instances, result.n_ref_instances]
             quality = [float(result.sq), float(result.pq)] if result.tp else [math.nan, 0.0]
             case["found"][suffix] = [int(n) for n in numbers] + [None if math.isnan(q) else q for q in quality]  # type: ignore[index]
     content = {"panoptica": version("panoptica"), "shape": SHAPE, "cases": cases}

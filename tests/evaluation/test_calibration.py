@@ -68,7 +68,8 @@ def test_the_table_reads_back(tmp_path: Path) -> None:
     again = read_calibration_csv(write_calibration_csv(found, tmp_path / "calibration.csv"))
     assert again.keys() == found.keys()
     assert all((again[key] == found[key]).all() for key in found)
-    for text in ("target,patient\na,b\n", "target,patient,bin,count,probability,true\na,b,11,1,1,1\n"):
+    head = "target,patient,bin,count,probability,true"
+    for text in ("target,patient\na,b\n", f"{head}\na\n", f"{head}\na,b,11,1,1,1\n"):
         (tmp_path / "calibration.csv").write_text(text)
         with pytest.raises(DatasetError, match=r"calibration\.csv"):
             read_calibration_csv(tmp_path / "calibration.csv")

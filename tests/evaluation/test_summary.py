@@ -83,7 +83,8 @@ def test_strata_follow_the_area_fraction_and_one_percent_is_large() -> None:
 
 def test_every_size_lies_in_one_stratum_and_edges_belong_to_the_larger() -> None:
     areas = (0.00009, 0.0001, 0.0009, 0.001, 0.009, 0.01, 1.0)
-    strata = summarise_slices([_score("lesion", 9, 9, 9, index=i, area=area) for i, area in enumerate(areas)])["strata"]
+    slices = [_score("lesion", 9, 9, 9, index=i, area=area) for i, area in enumerate(areas)]
+    strata = summarise_slices(slices, bootstrap=Bootstrap(resamples=2))["strata"]
     assert [entry["present"] for entry in strata.values()] == [5, 1, 2, 2, 2]
     assert strata["below_0.01_percent"]["dice"]["total"] == 1
 
@@ -92,10 +93,11 @@ def test_strata_by_diameter_in_slices_and_volumes() -> None:
     sizes = (2.9, 3.0, 6.0, 10.0, 29.9, 30.0)
     slices = [replace(_score("lesion", 9, 9, 9, index=i), diameter_mm=size) for i, size in enumerate(sizes)]
     names = ["below_3_mm", "3_to_6_mm", "6_to_10_mm", "10_to_30_mm", "from_30_mm"]
-    strata = summarise_slices([*slices, _score("lesion", 0, 9, 0, index=9)])["strata"]
+    few = Bootstrap(resamples=2)
+    strata = summarise_slices([*slices, _score("lesion", 0, 9, 0, index=9)], bootstrap=few)["strata"]
     assert [strata[name]["present"] for name in names] == [1, 1, 1, 2, 1]
     volumes = [replace(hit(f"v{i}", "lesion", 0.5), diameter_mm=size) for i, size in enumerate(sizes)]
-    found = summarise_volumes([*volumes, volume("v9", "lesion", 0.0, 1.0)])["strata"]
+    found = summarise_volumes([*volumes, volume("v9", "lesion", 0.0, 1.0)], bootstrap=few)["strata"]
     assert [found[name]["present"] for name in names] == [1, 1, 1, 2, 1]
     assert list(found) == names
     assert summarise_volumes(VOLUMES)["strata"] == {}  # of unknown size
