@@ -12,7 +12,7 @@ import pytest
 
 from boltzformer_monai.evaluation.components import IOU_THRESHOLDS, Components, find_components
 from boltzformer_monai.evaluation.mask_pair import MaskPair
-from boltzformer_monai.evaluation.metrics import measure, metrics_for
+from boltzformer_monai.evaluation.metrics import METRICS, measure
 
 RECORDING = Path(__file__).with_name("panoptica.json")
 NAMES = ("precision", "recall", "f1", "sq", "pq")
@@ -30,9 +30,8 @@ def _boxes(shape: tuple[int, ...], boxes: list[list[int]]) -> np.ndarray:
 def _values(prediction: np.ndarray, truth: np.ndarray, suffix: str) -> list[float | None]:
     """Precision, recall, F1, SQ and PQ of a case."""
     masks = MaskPair(prediction=prediction, truth=truth, spacing=(1.0,) * truth.ndim)
-    metrics = [metric for metric in metrics_for(truth.ndim) if metric.name.endswith(f"_{suffix}")]
-    values: dict[str, Any] = measure(masks, metrics)
-    pairs = [values[f"{name}_{suffix}"] for name in NAMES]
+    values: dict[str, Any] = measure(masks, [METRICS[truth.ndim, f"{name}_{suffix}"] for name in NAMES])
+    pairs = list(values.values())
     return [None if pair is None else pair[0] / pair[1] for pair in pairs]
 
 
