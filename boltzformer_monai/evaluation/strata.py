@@ -38,15 +38,15 @@ class Stratum:
 
 
 def _area(name: str, title: str, low: float, high: float) -> Stratum:
-    return Stratum(name, f"{title} of the image", "area_fraction", low / 100, high / 100)
+    return Stratum(name, title, "area_fraction", low / 100, high / 100)
 
 
 AREA_STRATA = (
-    _area("below_1_percent", "below 1 %", 0, 100 * SMALL_AREA_FRACTION),
-    _area("below_0.01_percent", "below 0.01 %", 0, 0.01),
-    _area("0.01_to_0.1_percent", "0.01 to 0.1 %", 0.01, 0.1),
-    _area("0.1_to_1_percent", "0.1 to 1 %", 0.1, 1),
-    _area("from_1_percent", "1 % and more", 100 * SMALL_AREA_FRACTION, math.inf),
+    _area("below_1_percent", "below 1 % of the image", 0, 100 * SMALL_AREA_FRACTION),
+    _area("below_0.01_percent", "below 0.01 % of the image", 0, 0.01),
+    _area("0.01_to_0.1_percent", "0.01 to 0.1 % of the image", 0.01, 0.1),
+    _area("0.1_to_1_percent", "0.1 to 1 % of the image", 0.1, 1),
+    _area("from_1_percent", "1 % of the image and more", 100 * SMALL_AREA_FRACTION, math.inf),
 )
 """Small objects as a whole, then parted by powers of ten, then large ones."""
 
