@@ -38,31 +38,31 @@ class Stratum:
 
 
 def _area(name: str, title: str, low: float, high: float) -> Stratum:
-    return Stratum(name, title, "area_fraction", low / 100, high / 100)
+    return Stratum(name, title, "area_fraction", low, high)
+
+
+def _diameter(name: str, title: str, low: float, high: float) -> Stratum:
+    return Stratum(name, title, "diameter_mm", low, high)
 
 
 AREA_STRATA = (
-    _area("below_1_percent", "below 1 % of the image", 0, 100 * SMALL_AREA_FRACTION),
-    _area("below_0.01_percent", "below 0.01 % of the image", 0, 0.01),
-    _area("0.01_to_0.1_percent", "0.01 to 0.1 % of the image", 0.01, 0.1),
-    _area("0.1_to_1_percent", "0.1 to 1 % of the image", 0.1, 1),
-    _area("from_1_percent", "1 % of the image and more", 100 * SMALL_AREA_FRACTION, math.inf),
+    _area("below_1_percent", "below 1 % of the image", 0, SMALL_AREA_FRACTION),
+    _area("below_0.01_percent", "below 0.01 % of the image", 0, 0.0001),
+    _area("0.01_to_0.1_percent", "0.01 to 0.1 % of the image", 0.0001, 0.001),
+    _area("0.1_to_1_percent", "0.1 to 1 % of the image", 0.001, SMALL_AREA_FRACTION),
+    _area("from_1_percent", "1 % of the image and more", SMALL_AREA_FRACTION, math.inf),
 )
 """Small objects as a whole, then parted by powers of ten, then large ones."""
 
-_EDGES = (0, 3, 6, 10, 30, math.inf)
-DIAMETER_STRATA = tuple(
-    Stratum(
-        f"below_{high}_mm" if not low else f"from_{low}_mm" if math.isinf(high) else f"{low}_to_{high}_mm",
-        f"below {high} mm" if not low else f"{low} mm and more" if math.isinf(high) else f"{low} to {high} mm",
-        "diameter_mm",
-        low,
-        high,
-    )
-    for low, high in zip(_EDGES, _EDGES[1:], strict=False)
+DIAMETER_STRATA = (
+    _diameter("below_3_mm", "below 3 mm", 0, 3),
+    _diameter("3_to_6_mm", "3 to 6 mm", 3, 6),
+    _diameter("6_to_10_mm", "6 to 10 mm", 6, 10),
+    _diameter("10_to_30_mm", "10 to 30 mm", 10, 30),
+    _diameter("from_30_mm", "30 mm and more", 30, math.inf),
 )
-"""Edges at 3, 6, 10 and 30 mm: micronodules are below 3 mm, lung nodules are followed up from 6 mm, lesions are
-measurable from 10 mm (RECIST 1.1), and masses begin at 30 mm."""
+"""Micronodules are below 3 mm, lung nodules are followed up from 6 mm, lesions are measurable from 10 mm (RECIST 1.1), and
+masses begin at 30 mm."""
 
 STRATA_TITLES = {stratum.name: stratum.title for stratum in (*AREA_STRATA, *DIAMETER_STRATA)}
 
