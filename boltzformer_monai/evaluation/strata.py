@@ -61,8 +61,8 @@ DIAMETER_STRATA = (
     _diameter("10_to_30_mm", "10 to 30 mm", 10, 30),
     _diameter("from_30_mm", "30 mm and more", 30, math.inf),
 )
-"""Micronodules are below 3 mm, lung nodules are followed up from 6 mm, lesions are measurable from 10 mm (RECIST 1.1), and
-masses begin at 30 mm."""
+"""Micronodules are below 3 mm, lung nodules are followed up from 6 mm, lesions are measurable from 10 mm (RECIST 1.1),
+and masses begin at 30 mm."""
 
 STRATA_TITLES = {stratum.name: stratum.title for stratum in (*AREA_STRATA, *DIAMETER_STRATA)}
 

@@ -58,7 +58,7 @@ class ScoreRow:
         diameter_mm: of the circle of the target's area; None without millimetres.
         dice: 0 to 1; None where the target is absent.
         missed: whether no pixel of the target was found; None where it is absent.
-        confidence: highest probability of the mask, 0 to 1; None where that is not known.
+        confidence: highest mean probability of a component of the mask, 0 to 1; None without one, or unknown.
     """
 
     arm: str
@@ -121,7 +121,6 @@ def rows_of_evaluation(
             raise DatasetError(f"{scores}: {score.image} is not in {reader.root}; evaluate again")
         area_mm2 = score.truth * place.spacing[0] * place.spacing[1]
         measured = score.present and place.modality.lower() != "other"
-        confidence = getattr(score, "confidence", None)
         rows.append(
             ScoreRow(
                 arm=arm,
@@ -135,7 +134,7 @@ def rows_of_evaluation(
                 diameter_mm=2 * math.sqrt(area_mm2 / math.pi) if measured else None,
                 dice=2 * score.intersection / (score.truth + score.predicted) if score.present else None,
                 missed=score.intersection == 0 if score.present else None,
-                confidence=confidence if isinstance(confidence, float) else None,
+                confidence=score.confidence,
             )
         )
     return rows

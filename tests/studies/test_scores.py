@@ -53,9 +53,9 @@ def test_an_evaluation_s_table_becomes_rows(tmp_path: Path) -> None:
     image = reader.rows[0].image.relative_to(reader.root).as_posix()
     known = {"image": image, "volume": "case0", "patient": "p", "prompt": "liver", "area_fraction": 100 / 1024}
     scores = [
-        SliceScore(**known, target="liver", truth=100, predicted=60, intersection=40, values={"dice": 0.5}),
+        SliceScore(**known, target="liver", truth=100, predicted=60, intersection=40, confidence=0.9),
         SliceScore(**{**known, "area_fraction": 0.0}, target="stomach", truth=0, predicted=5, intersection=0,
-                   values={"dice": None}),
+                   confidence=0.6),
     ]  # fmt: skip
     write_scores_csv(scores, tmp_path / "scores.csv")
     place = {"arm": "one", "seed": 3, "fold": 1, "data": "demo"}
