@@ -86,8 +86,9 @@ class ScoreSlices:
         ProgressBar(desc="evaluation", persist=False).attach(engine)
 
     def _clear(self) -> None:
-        for found in (self.scores, self.objects, self.pixels):
-            found.clear()
+        self.scores.clear()
+        self.objects.clear()
+        self.pixels.clear()
         if self.volumes is not None:
             self.volumes.clear()
 
@@ -120,7 +121,9 @@ class ScoreSlices:
         probabilities = None if presence is None else presence.float().sigmoid().cpu().numpy()
         if self.volumes is not None:
             self.volumes.add(rows, predicted, truths, probabilities, probability=probability)
-        shown = [None] * len(rows) if probabilities is None else [float(each) for each in probabilities]
+        shown: list[float | None] = [None] * len(rows)
+        if probabilities is not None:
+            shown = [float(each) for each in probabilities]
         return [
             self._score(row, *arrays, presence=each)
             for row, *arrays, each in zip(rows, predicted, truths, probability, shown, strict=True)
@@ -156,7 +159,7 @@ class ScoreSlices:
             predicted=masks.predicted_size,
             intersection=masks.intersection,
             values=measure(masks, self.metrics),
-            diameter_mm=masks.diameter_mm,
+            diameter_mm=masks.diameter_mm if self.in_detail else None,
             confidence=highest_confidence(objects),
             presence=presence,
         )
@@ -260,8 +263,13 @@ def write_evaluation(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {} if model is None else {"model": dict(model)}
-    in_detail = {"objects": scorer.objects, "pixels": scorer.pixels} if scorer.in_detail else {}
-    metrics["slices"] = summarise_slices(scorer.scores, metrics=scorer.metrics, bootstrap=bootstrap, **in_detail)
+    metrics["slices"] = summarise_slices(
+        scorer.scores,
+        metrics=scorer.metrics,
+        bootstrap=bootstrap,
+        objects=scorer.objects if scorer.in_detail else None,
+        pixels=scorer.pixels if scorer.in_detail else None,
+    )
     if scorer.volumes is not None:
         metrics["volumes"] = scorer.volumes.summary()
     write_metrics_json(metrics, folder / "metrics.json")

@@ -126,11 +126,14 @@ class Bootstrap:
         resamples = (generator.multinomial(patients, np.full(patients, 1 / patients), size=size) for size in sizes)
         values = np.concatenate([statistic(counts) for counts in resamples])
         tails = [50 * (1 - self.level), 50 * (1 + self.level)]
-        ends = []
+        ends: list[tuple[float | None, float | None]] = []
         for column in values.T:
             known = column[~np.isnan(column)]
-            low, high = np.percentile(known, tails) if len(known) else (None, None)
-            ends.append((None, None) if low is None else (float(low), float(high)))
+            if len(known):
+                low, high = np.percentile(known, tails)
+                ends.append((float(low), float(high)))
+            else:
+                ends.append((None, None))
         return ends
 
 

@@ -77,7 +77,7 @@ def _part(heading: str, summary: Mapping[str, Any], note: str, folds: Sequence[S
         f"In brackets: {100 * bootstrap['level']:g} % confidence interval, {bootstrap['resamples']} resamples of the "
         "patients; none for a single patient. A share says of how many cases or components it is."
     )
-    sections = []
+    sections: list[dict[str, Any]] = []
     for section in sections_of(summary):
         headings, rows = table_of(summary, section)
         described = [about for about in summary["metrics"].values() if about.get("section", "") == section]

@@ -113,7 +113,8 @@ def test_objects_have_the_confidence_of_slices_that_the_rule_keeps(reader: Slice
     assert all(each.confidence == 192.5 / 256 for each in with_rule.objects if each.kind == "mask")
     assert kept["froc"]["overall"]["iou50"]["mean"]["mean"] == 1
     assert kept["froc"]["overall"]["iou50"]["mask_false_positives"] == 0
-    assert (everything["froc"]["overall"]["iou50"]["objects"], everything["froc"]["per"]) == (6, "volume")
+    assert everything["froc"]["overall"]["iou50"]["objects"] == everything["overall"]["recall_iou50"]["total"] >= 6
+    assert everything["froc"]["per"] == "volume"
     liver = next(case for case in kept["cases"] if case["target"] == "liver")
     assert liver["confidence"] == 192.5 / 256
     assert liver["diameter_mm"] == pytest.approx((6 * 27 * 0.8 * 0.9 * 5 / np.pi) ** (1 / 3))
