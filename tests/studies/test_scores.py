@@ -61,6 +61,7 @@ def test_an_evaluation_s_table_becomes_rows(tmp_path: Path) -> None:
     place = {"arm": "one", "seed": 3, "fold": 1, "data": "demo"}
     liver, stomach = rows_of_evaluation(tmp_path / "scores.csv", reader, **place)  # type: ignore[arg-type]
     assert (liver.dice, liver.missed) == (pytest.approx(0.5), False)
+    assert (liver.confidence, stomach.confidence) == (0.9, 0.6)
     assert liver.diameter_mm == pytest.approx(2 * math.sqrt(100 * 2.0 * 2.0 / math.pi))  # pixels of 2 mm
     assert (liver.arm, liver.seed, liver.fold, liver.data, liver.patient) == ("one", 3, 1, "demo", "p")
     assert (stomach.dice, stomach.missed, stomach.area_share, stomach.diameter_mm) == (None, None, 0.0, None)
