@@ -160,10 +160,9 @@ class ScoreVolumes:
         height, width, depth = row.spacing
         if len(planes) > 1:
             spacing = self._grid(row.volume).spacing
-            levels: np.ndarray | None = mean_level(
-                (self._restored(stack.predicted, stack.row) for stack in planes), len(planes)
-            )
-            prediction, truth = levels >= self.level, self._restored(planes[0].truth, row)
+            mean = mean_level((self._restored(stack.predicted, stack.row) for stack in planes), len(planes))
+            prediction, truth = mean >= self.level, self._restored(planes[0].truth, row)
+            levels: np.ndarray | None = mean
         else:
             spacing = (depth, height, width)
             prediction, truth = planes[0].predicted.dense(), planes[0].truth.dense()

@@ -124,10 +124,7 @@ class ScoreSlices:
         shown: list[float | None] = [None] * len(rows)
         if probabilities is not None:
             shown = [float(each) for each in probabilities]
-        return [
-            self._score(row, *arrays, presence=each)
-            for row, *arrays, each in zip(rows, predicted, truths, probability, shown, strict=True)
-        ]
+        return [self._score(*each) for each in zip(rows, predicted, truths, probability, shown, strict=True)]
 
     def _score(
         self, row: SliceRow, predicted: np.ndarray, truth: np.ndarray, probability: np.ndarray, presence: float | None
