@@ -126,13 +126,19 @@ def bounding_box(*masks: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def label_components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the components of a bool mask from 1, 0 elsewhere; also how many they are."""
+def label_components(mask: np.ndarray, *, rank: int | None = None) -> tuple[np.ndarray, int]:
+    """Number the components of a bool mask from 1, 0 elsewhere; also how many they are.
+
+    Args:
+        mask: 2-D or 3-D.
+        rank: axes along which neighbours may differ at once: 1 for faces alone; default: all.
+    """
     if not mask.any():
         return np.broadcast_to(np.int32(0), mask.shape), 0
     from scipy import ndimage
 
-    labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, bool))
+    neighbours = ndimage.generate_binary_structure(mask.ndim, mask.ndim if rank is None else rank)
+    labels, count = ndimage.label(mask, structure=neighbours)
     return labels, int(count)
 
 

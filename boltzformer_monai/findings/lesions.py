@@ -21,6 +21,7 @@ import numpy as np
 
 from boltzformer_monai.data.planes import plane_of_axis
 from boltzformer_monai.errors import ConfigError, VolumeError
+from boltzformer_monai.evaluation.components import bounding_box, label_components
 from boltzformer_monai.io.volume import Volume
 
 __all__ = ["Lesion", "acquisition_axis", "find_lesions", "label_lesions", "tracking_uid"]
@@ -195,7 +196,7 @@ def _find(
     across = acquisition_axis(volume)
     turned = (across, *(axis for axis in range(3) if axis != across))
     back = np.argsort(turned)
-    voxels, starts = _components(mask.transpose(turned), CONNECTIVITY[connectivity])
+    voxels, starts = _components(mask.astype(bool, copy=False).transpose(turned), CONNECTIVITY[connectivity])
     sizes = np.diff(np.append(starts, voxels.shape[1]))
     voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
     centres = volume.affine[:3, :3] @ _means(voxels[back], starts, sizes) + volume.affine[:3, 3:]
@@ -243,10 +244,8 @@ def _find(
 
 def _components(mask: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (3, N) of all components, one after the other, in C order within each; and where each begins, (P,)."""
-    from scipy import ndimage
-
-    box = (ndimage.find_objects(mask.astype(bool).view(np.uint8)) or [(slice(0, 0),) * 3])[0]
-    labels, _ = ndimage.label(mask[box], structure=ndimage.generate_binary_structure(3, rank))
+    box = bounding_box(mask)
+    labels, _ = label_components(mask[box], rank=rank)
     flat = np.flatnonzero(labels)
     component = labels.ravel()[flat]
     order = np.argsort(component, kind="stable")
