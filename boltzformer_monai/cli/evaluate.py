@@ -29,6 +29,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--update-card", action="store_true", help="write the numbers into the model folder's card and metrics.json too"
     )
+    parser.add_argument(
+        "--focus", action="store_true", help="also measure where the sampling looks and whether attention is used"
+    )
     add_options(parser)
     parser.set_defaults(run=run)
 
@@ -36,7 +39,12 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print where the metrics are."""
     checkpoint = locate(options.checkpoint).path.absolute()
-    settings = {"checkpoint": str(checkpoint), "split": options.split, "update_card": options.update_card or None}
+    settings = {
+        "checkpoint": str(checkpoint),
+        "split": options.split,
+        "update_card": options.update_card or None,
+        "focus": options.focus or None,
+    }
     run_bundle("evaluate", options, settings)
     sys.stdout.write(f"{options.output / 'metrics.json'}\n")
     return 0

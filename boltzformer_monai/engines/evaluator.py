@@ -19,17 +19,19 @@ from torch.nn import functional as F
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
 from boltzformer_monai.engines.evaluate_volumes import ScoreVolumes
+from boltzformer_monai.engines.focus import MeasureFocus
 from boltzformer_monai.engines.mlflow_run import detach, find_mlflow_handlers, track_evaluation
 from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.calibration import Reliability, add_pixels, write_calibration_csv
 from boltzformer_monai.evaluation.detection import ObjectScore, find_objects, highest_confidence, write_objects_csv
+from boltzformer_monai.evaluation.focus import FocusScore, focus_table, summarise_focus, verdict, write_focus_csv
 from boltzformer_monai.evaluation.levels import probability_levels
 from boltzformer_monai.evaluation.mask_pair import MaskPair
 from boltzformer_monai.evaluation.metrics import Metric, measure, metrics_for
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
-from boltzformer_monai.evaluation.tables import markdown_table, write_metrics_json, write_scores_csv
+from boltzformer_monai.evaluation.tables import markdown, markdown_table, write_metrics_json, write_scores_csv
 from boltzformer_monai.networks.interfaces import Decoded
 from boltzformer_monai.storage import writing
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
@@ -229,22 +231,36 @@ def run_evaluation(
     bootstrap: Bootstrap | None = None,
     model: Mapping[str, Any] | None = None,
     handlers: Sequence[object] = (),
+    focus: bool = False,
 ) -> dict[str, Any]:
     """Evaluate once; writes metrics, tables (CSV) and ``report.html`` into ``output_dir``.
 
-    MONAI's handlers of ``--tracking mlflow`` among ``handlers`` track the means.
+    MONAI's handlers of ``--tracking mlflow`` among ``handlers`` track the means. With ``focus``, ``focus.csv`` too.
 
     Returns:
         The metrics: under ``"slices"`` those of :func:`~boltzformer_monai.evaluation.summary.summarise_slices`, under
         ``"volumes"`` those of :class:`~boltzformer_monai.engines.evaluate_volumes.ScoreVolumes` where the scorer has
-        one; under ``"model"`` which model was evaluated, where that is given.
+        one; under ``"focus"``, where wanted, those of :func:`~boltzformer_monai.evaluation.focus.summarise_focus`;
+        under ``"model"`` which model was evaluated, where that is given.
     """
+    if not isinstance(focus, bool):
+        raise ConfigError(f"--focus must be True or False, got {focus!r}")
     trackers = find_mlflow_handlers(handlers)
     detach(evaluator, trackers)
     with writing(Path(output_dir)):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
+    measured = MeasureFocus(evaluator, root=scorer.root, size=scorer.size, logit=scorer.logit) if focus else None
+    if measured is not None:
+        measured.attach(evaluator)
     evaluator.run()
-    return write_evaluation(scorer, output_dir=output_dir, bootstrap=bootstrap, model=model, trackers=trackers)
+    return write_evaluation(
+        scorer,
+        output_dir=output_dir,
+        bootstrap=bootstrap,
+        model=model,
+        trackers=trackers,
+        focus=None if measured is None else measured.scores,
+    )
 
 
 def write_evaluation(
@@ -254,8 +270,12 @@ def write_evaluation(
     bootstrap: Bootstrap | None = None,
     model: Mapping[str, Any] | None = None,
     trackers: Sequence[Any] = (),
+    focus: Sequence[FocusScore] | None = None,
 ) -> dict[str, Any]:
-    """Write ``metrics.json``, ``scores.csv`` and ``report.html`` of what a scorer has seen; returns the metrics."""
+    """Write ``metrics.json``, ``scores.csv`` and ``report.html`` of what a scorer has seen; returns the metrics.
+
+    With ``focus``, what was measured of the sampling, ``focus.csv`` too.
+    """
     folder = Path(output_dir)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,13 +289,19 @@ def write_evaluation(
     )
     if scorer.volumes is not None:
         metrics["volumes"] = scorer.volumes.summary()
+    if focus is not None:
+        metrics["focus"] = summarise_focus(focus, bootstrap=bootstrap)
+        write_focus_csv(focus, folder / "focus.csv")
     write_metrics_json(metrics, folder / "metrics.json")
     write_scores_csv(scorer.scores, folder / "scores.csv")
     of_volumes = [] if scorer.volumes is None else scorer.volumes.objects
     write_objects_csv([*scorer.objects, *of_volumes], folder / "objects.csv")
     write_calibration_csv(scorer.pixels, folder / "calibration.csv")
     write_report(folder / "report.html", title="Evaluation", metrics=metrics)
-    files = ("metrics.json", "scores.csv", "objects.csv", "calibration.csv", "report.html")
+    files = ["metrics.json", "scores.csv", "objects.csv", "calibration.csv", "report.html"]
+    files += [] if focus is None else ["focus.csv"]
     track_evaluation(trackers, folder=folder, metrics=metrics, files=files)
     _log.info("evaluated; results are in %s\n%s", folder, markdown_table(metrics))
+    if focus is not None:
+        _log.info("%s Focus by layer:\n%s", verdict(metrics["focus"]), markdown(*focus_table(metrics["focus"])))
     return metrics

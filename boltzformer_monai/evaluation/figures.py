@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "OverlayPanel", "froc_curves", "loss_curve", "overlay", "overlay_grid", "reliability_curves", "sampled_patches",
+    "OverlayPanel", "focus_by_layer", "froc_curves", "loss_curve", "overlay", "overlay_grid", "reliability_curves", "sampled_patches",
 ]  # fmt: skip
 
 PREDICTION_COLOUR = (0.10, 0.80, 0.30)
@@ -137,6 +137,31 @@ def reliability_curves(calibration: Mapping[str, Mapping[str, Any] | None]) -> b
     axes.set_ylabel("share that came true")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left")
+    return png_bytes(figure)
+
+
+def focus_by_layer(lines: Mapping[str, Sequence[float | None]]) -> bytes:
+    """Plot how much more often than by chance a sampled patch holds the target, layer by layer.
+
+    Args:
+        lines: target → value of every layer, in order; values that are None or 0 are left out.
+    """
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    figure = new_figure(6.4, 3.6)
+    axes = figure.add_subplot()
+    axes.set_xlabel("layer")
+    axes.set_ylabel("focus (1 = chance)")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.axhline(1, color="#555555", linestyle=":", linewidth=1)
+    for name, values in lines.items():
+        points = [(layer, value) for layer, value in enumerate(values, start=1) if value]
+        axes.plot([layer for layer, _ in points], [value for _, value in points], marker=".", label=plain_text(name))
+    if lines:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)
     return png_bytes(figure)
 
 

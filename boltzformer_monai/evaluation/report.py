@@ -9,7 +9,8 @@ from typing import Any
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.components import IOU_THRESHOLDS
-from boltzformer_monai.evaluation.figures import froc_curves, loss_curve, reliability_curves
+from boltzformer_monai.evaluation.figures import focus_by_layer, froc_curves, loss_curve, reliability_curves
+from boltzformer_monai.evaluation.focus import focus_lines, focus_table, sets_table, verdict
 from boltzformer_monai.evaluation.froc import fractions
 from boltzformer_monai.evaluation.html import write_html
 from boltzformer_monai.evaluation.strata import STRATA_TITLES
@@ -34,8 +35,8 @@ def write_report(
         path: the HTML file; its folder is created.
         title: of the page.
         metrics: content of ``metrics.json``: `summarise_slices` under ``"slices"``, and the engines'
-            `ScoreVolumes.summary` under ``"volumes"`` if whole volumes were scored; or those of
-            :func:`~boltzformer_monai.evaluation.pooling.pool_evaluations`.
+            `ScoreVolumes.summary` under ``"volumes"`` if whole volumes were scored, `summarise_focus` under ``"focus"``
+            if the sampling was measured; or those of :func:`~boltzformer_monai.evaluation.pooling.pool_evaluations`.
         history: epochs of the learning curve, see :func:`~boltzformer_monai.evaluation.figures.loss_curve`.
         overlays: caption and PNG of predictions.
         samplings: caption and PNG of sampled patches.
@@ -49,6 +50,7 @@ def write_report(
         volumes = metrics.get("volumes")
         if volumes and volumes["cases"]:
             parts.append(_part("Whole volumes", volumes, _about_volumes(volumes), fold_rows(metrics, "volumes")))
+        focus = _focus(metrics["focus"]) if metrics.get("focus") else None
     except (KeyError, TypeError) as error:
         raise ConfigError(f"the report needs the content of a metrics.json; this lacks {error}") from None
     return write_html(
@@ -60,6 +62,7 @@ def write_report(
         last_epoch=history[-1].get("epoch") if history else None,
         overlays=list(overlays),
         samplings=list(samplings),
+        focus=focus,
         facts=facts or {},
     )
 
@@ -161,6 +164,17 @@ def _calibration(summary: Mapping[str, Any]) -> dict[str, Any] | None:
         "rows": _broken(rows),
         "figure": reliability_curves({_CALIBRATED[name][0]: each for name, each in calibration.items()}),
         "notes": [_CALIBRATED[name] for name in calibration],
+    }
+
+
+def _focus(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The template's variables for a summary of the sampling."""
+    lines = {name: values for name, values in focus_lines(summary).items() if any(values)}
+    return {
+        "verdict": verdict(summary),
+        "table": focus_table(summary),
+        "sets": sets_table(summary) if summary["overall"]["layers"] else None,
+        "curve": focus_by_layer(lines) if lines else None,
     }
 
 

@@ -19,8 +19,8 @@ from boltzformer_monai.limits import open_text
 from boltzformer_monai.storage import replacing
 
 __all__ = [
-    "fold_rows", "format_estimate", "markdown_line", "markdown_table", "read_scores_csv", "sections_of", "table_of",
-    "write_metrics_json", "write_scores_csv",
+    "fold_rows", "format_estimate", "markdown", "markdown_line", "markdown_table", "read_scores_csv", "sections_of",
+    "table_of", "write_metrics_json", "write_scores_csv",
 ]  # fmt: skip
 
 _OPTIONAL = ("diameter_mm", "confidence", "presence")
@@ -159,14 +159,14 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         if summary and summary.get("cases") != []:
             headings, rows = table_of(summary)
             headings[0] = f"target ({part})"
-            lines += [
-                "",
-                markdown_line(headings),
-                markdown_line(["---", *["---:"] * (len(headings) - 1)]),
-                *map(markdown_line, rows),
-                *map(markdown_line, fold_rows(metrics, part)),
-            ]
+            lines += ["", markdown(headings, [*rows, *fold_rows(metrics, part)])]
     return "\n".join(lines[1:]) + "\n"
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(map(markdown_line, (headings, rule, *rows)))
 
 
 def markdown_line(cells: Iterable[str]) -> str:

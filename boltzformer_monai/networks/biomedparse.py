@@ -176,9 +176,11 @@ class BiomedParseDecoder(MaskDecoder):
             layers = layers.unflatten(2, (-1, queries))[:, :, :, :of_masks].flatten(2, 3)
         return Decoded(logits[:, :, 0], presence, logits[:, :, 1] if logits.shape[2] > 1 else None, layers)
 
-    def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
+    def attention_sets(
+        self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None, drawn: bool = False
+    ) -> list[Tensor]:
         """As in the base class."""
-        return super().attention_sets(image, self._visible(text), generator=generator)
+        return super().attention_sets(image, self._visible(text), generator=generator, drawn=drawn)
 
     def _visible(self, text: TextFeatures) -> TextFeatures:
         """The padding is zero already: attending to it takes no more than calling it valid."""
@@ -204,6 +206,7 @@ def biomedparse_decoder(
             queries=config.queries,
             text_prior=config.text_prior,
             mask_bias=config.mask_bias,
+            level_logits=config.level_logits,
         ),
         aggregation=QueryMeans(config.queries, edge_queries),
         presence=ExistenceClassifier(**sizes) if config.presence else None,

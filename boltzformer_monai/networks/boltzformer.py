@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -169,16 +169,27 @@ class BoltzFormer(nn.Module):
         layers = None if decoded.layers is None else decoded.layers.float()
         return Decoded(decoded.logits.float(), presence, edges, layers)
 
-    def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
+    def attention_sets(
+        self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None, drawn: bool = False
+    ) -> list[Tensor]:
         """The patches that each query attends to, for figures.
+
+        Args:
+            image: features of B images.
+            text: features of P prompts per image.
+            generator: as for :meth:`decode`.
+            drawn: the sets as the policy drew them; those that are empty are attended to as everything.
 
         Returns:
             For each layer ``(B, P, [h,] m, h_l, w_l)`` boolean; an empty list for decoders without attention sets.
         """
-        if not hasattr(self.decoder, "attention_sets"):
+        decoder: Any = self.decoder
+        if not hasattr(decoder, "attention_sets"):
             return []
         with autocast(self.precision, text.tokens.device):
-            return self.decoder.attention_sets(image, text, generator=self._noise(generator))  # type: ignore[operator]
+            return decoder.attention_sets(  # type: ignore[no-any-return]
+                image, text, generator=self._noise(generator), **({"drawn": True} if drawn else {})
+            )
 
     def _noise(self, generator: Randomness) -> Randomness:
         return CounterNoise(self.seed) if generator is None and not self.training else generator

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.field_types import check_types
 from boltzformer_monai.networks.interfaces import STRIDE
+from boltzformer_monai.networks.level_logits import LevelLogits
 from boltzformer_monai.networks.pixel_decoder import Norm
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -75,6 +76,8 @@ class NetworkConfig:
     pigma_channels: int = 10
     pigma_correction: bool = True
     mask_bias: float | None = None
+    level_logits: LevelLogits = "bilinear"
+    """How the sampling takes mask logits to the grid of a level; ``"max"`` keeps objects smaller than a patch."""
     presence: bool = False
     """Add a head that predicts whether the object is in the slice (not in the paper)."""
     fast: bool = True

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.field_types import check_value
 from boltzformer_monai.networks.attention import CrossAttentionBlock, FeedForwardBlock, SelfAttentionBlock
+from boltzformer_monai.networks.level_logits import LevelLogits, to_level
 from boltzformer_monai.networks.position import sine_position_encoding
 from boltzformer_monai.networks.sampling import AttentionSetPolicy, Randomness
 
@@ -88,12 +90,14 @@ class BoltzFormerDecoder(nn.Module):
         text_prior: condition the queries on the text before the first layer (Eq. 4).
         mask_bias: initial value of a learned scalar added to all mask logits; ``None`` (paper) adds none. A negative
             value helps small objects when training from random weights.
+        level_logits: how the sampling takes mask logits to a level: ``"bilinear"`` (paper), or ``"max"``, the largest
+            of each patch, which keeps objects smaller than a patch.
 
     Attributes:
         checkpointing: recompute each layer in the backward pass (gradient checkpointing): less memory, more time.
 
     Raises:
-        ConfigError: queries, layers or levels below 1.
+        ConfigError: queries, layers or levels below 1, or another kind of level logits.
     """
 
     cross_attention: ClassVar[Callable[..., nn.Module]] = CrossAttentionBlock
@@ -111,11 +115,14 @@ class BoltzFormerDecoder(nn.Module):
         levels: int = 3,
         text_prior: bool = True,
         mask_bias: float | None = None,
+        level_logits: LevelLogits = "bilinear",
     ) -> None:
         super().__init__()
         for name, value in (("queries", queries), ("layers", layers), ("levels", levels)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_value("level_logits", level_logits, LevelLogits)
+        self.level_logits: LevelLogits = level_logits
         self.policy = policy
         self.heads = heads
         self.levels = levels
@@ -219,10 +226,11 @@ class BoltzFormerDecoder(nn.Module):
     ) -> Tensor:
         """Sample patches of a level of size ``(h_l, w_l)`` (Eq. 5): queries ``(B, P, m, d)`` → ``(B, [h,] P·m, N)``.
 
-        The logits are interpolated, not the probabilities [published code]. No gradient flows through the sampling.
+        The logits are taken to the level, not the probabilities [published code]. No gradient flows through the
+        sampling.
         """
         logits = self.mask_logits(queries, semantic_map).flatten(1, 2)
-        logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+        logits = to_level(logits, (size[0], size[1]), self.level_logits)
         return self.draw(logits.flatten(2).unflatten(1, queries.shape[1:3]), layer, generator)
 
     @torch.no_grad()

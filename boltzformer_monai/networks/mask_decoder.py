@@ -70,8 +70,13 @@ class MaskDecoder(nn.Module):
         return masks, queries, query_decoder.layer_masks(trace, semantic_map, stride=self.layer_stride)
 
     @torch.no_grad()
-    def attention_sets(self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None) -> list[Tensor]:
-        """Attention sets by layer, ``(B, P, [h,] m, h_l, w_l)`` boolean on the grid of the layer's level."""
+    def attention_sets(
+        self, image: ImageFeatures, text: TextFeatures, *, generator: Randomness = None, drawn: bool = False
+    ) -> list[Tensor]:
+        """Attention sets by layer, ``(B, P, [h,] m, h_l, w_l)`` boolean on the grid of the layer's level.
+
+        With ``drawn`` those that were drawn empty are empty, and not everything as attended to.
+        """
         policy = self.query_decoder.policy
         recording = RecordingPolicy(policy)
         self.query_decoder.policy = recording
@@ -80,7 +85,10 @@ class MaskDecoder(nn.Module):
         finally:
             self.query_decoder.policy = policy
         grids = [tuple(level.shape[-2:]) for level in image.levels]
-        return [attend.unflatten(-1, grids[layer % len(grids)]) for layer, attend in enumerate(recording.sets)]
+        sets = recording.sets
+        if drawn:
+            sets = [attend & ~empty[..., None] for attend, empty in zip(sets, recording.empty, strict=True)]
+        return [attend.unflatten(-1, grids[layer % len(grids)]) for layer, attend in enumerate(sets)]
 
 
 @register_decoder(BOLTZMANN)
@@ -96,6 +104,7 @@ def boltzmann_decoder(config: NetworkConfig) -> MaskDecoder:
             layers=config.layers,
             text_prior=config.text_prior,
             mask_bias=config.mask_bias,
+            level_logits=config.level_logits,
         ),
         aggregation=(FastPiGMA if config.fast else PiGMA)(
             queries=config.queries,

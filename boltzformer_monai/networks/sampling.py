@@ -104,6 +104,9 @@ class BoltzmannSampling:
         exact: draw N patches with replacement and take their union, so that ``|A| ≤ N``; otherwise include each patch
             independently with probability ``1 − (1 − p)^N`` (the paper's footnote 1).
         per_head: one set per head (published code) instead of one per query (paper).
+        at_least_one: draw at least one patch: N is at least 1, and a Bernoulli set that is empty gets one patch drawn
+            from p. By default such a query attends to everything, which on small grids is not rare: three draws leave
+            5 % of the sets empty.
         threshold: always attend to patches with confidence U ≥ threshold and draw from the others (an option of the
             published code); ``None`` (paper) draws from all patches.
 
@@ -118,6 +121,7 @@ class BoltzmannSampling:
         *,
         exact: bool = False,
         per_head: bool = False,
+        at_least_one: bool = False,
         threshold: float | None = None,
     ) -> None:
         if threshold is not None and not 0 < threshold < 1:
@@ -130,6 +134,7 @@ class BoltzmannSampling:
         self.sample_ratio = float(sample_ratio)
         self.exact = exact
         self.per_head = per_head
+        self.at_least_one = at_least_one
         self.threshold = threshold
 
     def temperature(self, layer: int) -> float:
@@ -138,7 +143,7 @@ class BoltzmannSampling:
 
     def draws(self, patches: int) -> int:
         """N, rounded down as in the published code. At 0 the set is empty, and the query attends to everything."""
-        return int(patches * self.sample_ratio)
+        return max(int(patches * self.sample_ratio), int(self.at_least_one))
 
     def distribution(self, logits: Tensor, layer: int) -> Tensor:
         """Boltzmann distribution over the level's patches (Eq. 5), ``(…, m, N_v)``, float32, rows sum to 1."""
@@ -159,12 +164,27 @@ class BoltzmannSampling:
         else:
             uniform = draw_uniform(logits.shape, layer=layer, generator=generator, device=logits.device)
             attend = uniform < self.inclusion(probability, draws)
+            if self.at_least_one:
+                attend = attend | self._first(probability, uniform)
         return attend if self.threshold is None else attend | (torch.sigmoid(logits.float()) >= self.threshold)
 
     @staticmethod
     def inclusion(probability: Tensor, draws: int) -> Tensor:
         """``1 − (1 − p)^N``, the probability that N draws contain a patch, without cancellation for small p."""
         return (-probability).log1p_().mul_(draws).expm1_().neg_()
+
+    @staticmethod
+    def _first(probability: Tensor, uniform: Tensor) -> Tensor:
+        """The patch that is drawn first, by the same numbers.
+
+        A patch is in the set if its exponential waiting time, −log(1 − u)/−log(1 − p), is below N. The shortest of all
+        is in every set that is not empty. Beyond N it is patch i with a probability of log(1 − pᵢ)/Σ log(1 − p), since
+        exponential times have no memory.
+        """
+        waiting = torch.log1p(-uniform) / torch.log1p(-probability)
+        waiting = torch.where(probability > 0, waiting, torch.inf)
+        first = torch.zeros_like(probability, dtype=torch.bool)
+        return first.scatter_(-1, waiting.argmin(-1, keepdim=True), True)
 
     @staticmethod
     def _union_of_draws(probability: Tensor, draws: int, layer: int, generator: Randomness) -> Tensor:
@@ -211,10 +231,14 @@ class RecordingPolicy:
         self.policy = policy
         self.per_head = policy.per_head
         self.sets: list[Tensor] = []
+        self.empty: list[Tensor] = []
+        """Which sets of :attr:`sets`, ``(…, m)``, were drawn empty."""
 
     def __call__(self, logits: Tensor, layer: int, generator: Randomness = None) -> Tensor:
         """The wrapped policy's set."""
         attend = self.policy(logits, layer, generator)
         # As in the decoder: a query with an empty set attends to everything.
-        self.sets.append((attend | ~attend.any(-1, keepdim=True)).detach().cpu())
+        empty = ~attend.any(-1, keepdim=True)
+        self.sets.append((attend | empty).detach().cpu())
+        self.empty.append(empty.squeeze(-1).detach().cpu())
         return attend

@@ -93,9 +93,8 @@ def test_an_earlier_checkpoint_is_kept(trained: Path, demo: Path, tmp_path: Path
 
 @pytest.mark.parametrize("model", ["model.pt", "model"])
 def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_path: Path, model: str) -> None:
-    workflow = _workflow(
-        "evaluate", dataset_dir=str(demo / "slices"), checkpoint=str(trained / model), output_dir=str(tmp_path)
-    )
+    settings = {"dataset_dir": str(demo / "slices"), "checkpoint": str(trained / model), "output_dir": str(tmp_path)}
+    workflow = _workflow("evaluate", focus=model == "model.pt", **settings)
     assert workflow.check_properties() == []
     workflow.run()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -111,7 +110,20 @@ def test_evaluation_writes_metrics_and_a_table(trained: Path, demo: Path, tmp_pa
     assert len(volumes["cases"]) == 10
     assert set(volumes["by_target"]) == {*dice, "heart", "left lung", "right lung", "lung nodule"}
     assert volumes["overall"]["dice"]["low"] is None  # a single patient
-    assert "Whole volumes" in (tmp_path / "report.html").read_text()
+    assert "Whole volumes" in (report := (tmp_path / "report.html").read_text())
+    assert ("Where the sampling looks" in report) == ("focus" in metrics) == (model == "model.pt")
+    if model == "model":
+        assert not (tmp_path / "focus.csv").exists()
+        return
+    focus = metrics["focus"]
+    assert set(focus["by_target"]) == set(dice)
+    for name, entry in focus["by_target"].items():
+        assert entry["dice"]["mean"] == pytest.approx(dice[name])  # the evaluation's own
+        assert entry["swapped_dice"]["cases"] == entry["dice"]["cases"] == slices["by_target"][name]["present"]
+        assert len(entry["layers"]) == 9
+        assert all(0 < layer["by_chance"]["mean"] <= 1 and 0 < layer["size"]["mean"] <= 1 for layer in entry["layers"])
+    assert focus["gate"]["least"] == 0.1
+    assert len((tmp_path / "focus.csv").read_text().splitlines()) == 1 + slices["overall"]["present"]
 
 
 @pytest.mark.parametrize("model", ["model.pt", "model"])

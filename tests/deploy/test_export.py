@@ -234,6 +234,7 @@ def test_a_decoder_that_cannot_be_traced_is_named(tmp_path: Path, monkeypatch: p
 
 OTHERS = [
     {"neighbours": 1, "per_head": True, "text_prior": False},
+    {"level_logits": "max", "policy_settings": {"at_least_one": True}},
     {"decoder": "biomedparse", "decoder_settings": {"edge_queries": 1, "attend_padding": True}, "presence": True},
 ]
 MORE = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.fast.decoder import FastBoltzFormerDecoder
+from boltzformer_monai.networks.level_logits import to_level
 from boltzformer_monai.networks.sampling import BoltzmannSampling, CounterNoise, FullAttention, ThresholdMask
 from tests.networks.cases import randomise
 
@@ -145,7 +146,8 @@ def test_levels_are_visited_in_turn_coarse_to_fine(form: Form):
     assert shown == [(i, (2, 3, 3, 6 * 4 ** (i % 3))) for i in range(7)]
 
 
-def test_the_policy_is_shown_the_mask_logits_at_the_level(form: Form):
+@pytest.mark.parametrize("kind", ["bilinear", "max"])
+def test_the_policy_is_shown_the_mask_logits_at_the_level(form: Form, kind: Literal["bilinear", "max"]):
     shown: list[Tensor] = []
 
     class Watching(FullAttention):
@@ -153,13 +155,13 @@ def test_the_policy_is_shown_the_mask_logits_at_the_level(form: Form):
             shown.append(logits)
             return super().__call__(logits, layer)
 
-    decoder = make_decoder(form, layers=1, text_prior=False, mask_bias=0.7)
+    decoder = make_decoder(form, layers=1, text_prior=False, mask_bias=0.7, level_logits=kind)
     decoder.policy = Watching()
     features, semantic_map, text = make_inputs()
     decode(decoder, features, semantic_map, text)
     mu = decoder.mask_head(decoder.query_feat.weight)
     full = torch.einsum("md,bdhw->bmhw", mu, semantic_map) + decoder.mask_bias
-    at_level = F.interpolate(full, size=(2, 3), mode="bilinear", align_corners=False).flatten(2)
+    at_level = to_level(full, (2, 3), kind).flatten(2)
     torch.testing.assert_close(shown[0], at_level[:, None].expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
 
 
@@ -184,6 +186,8 @@ def test_masks_between_the_layers_are_those_of_the_queries_there(form: Form, str
 def test_impossible_settings_are_refused(form: Form):
     with pytest.raises(ConfigError, match="queries must be at least 1, got 0"):
         make_decoder(form, queries=0)
+    with pytest.raises(ConfigError, match="level_logits must be one of bilinear, max, got 'mean'"):
+        make_decoder(form, level_logits="mean")
     decoder = make_decoder(form, levels=2)
     with pytest.raises(ConfigError, match="built for 2 feature levels and got 3"):
         decode(decoder, *make_inputs())

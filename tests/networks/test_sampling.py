@@ -148,6 +148,42 @@ def test_a_certain_patch_is_always_included():
     assert float(inclusion[2]) == pytest.approx(1e-7, rel=1e-3)  # 1 − (1 − p)^N in float32 would give 0
 
 
+def test_at_least_one_draw_fills_the_empty_sets_alone():
+    logits = some_logits(queries=2, patches=12)
+    for layer in (0, 4):
+        usual = frequencies(BoltzmannSampling(0.5, 0.1), logits, layer)
+        sets = frequencies(BoltzmannSampling(0.5, 0.1, at_least_one=True), logits, layer)
+        empty = ~usual.any(-1)
+        assert 0.3 < empty.double().mean() < 0.45  # one draw of twelve patches: 1/e
+        assert torch.equal(sets[~empty], usual[~empty])
+        assert (sets[empty].sum(-1) == 1).all()
+        # The one patch is drawn from p; of the Bernoulli form that is −log(1 − p), which are the same where p is small.
+        p = boltzmann_by_hand(logits, 0.5 / (1 + layer))
+        rate = -np.log1p(-p)
+        for query in range(2):
+            alone = sets[:, query][empty[:, query]].double()
+            expected = rate[query] / rate[query].sum()
+            deviation = (alone.mean(0).numpy() - expected) / np.sqrt(expected * (1 - expected) / len(alone))
+            assert np.abs(deviation).max() < 4.5
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_at_least_one_draw_on_grids_without_any(exact: bool):
+    logits = some_logits(queries=3, patches=9)
+    without, one = (BoltzmannSampling(1.0, 0.1, exact=exact, at_least_one=each) for each in (False, True))
+    assert (without.draws(9), one.draws(9), one.draws(40)) == (0, 1, 4)
+    assert not frequencies(without, logits, 0).any()
+    assert frequencies(one, logits, 0).any(-1).all()
+
+
+def test_at_least_one_draw_beside_patches_above_a_threshold():
+    logits = torch.tensor([[9.0, -1.0, -2.0, -1.0], [9.0, 9.0, 9.0, 9.0]])
+    sets = frequencies(BoltzmannSampling(1.0, 0.1, threshold=0.9, at_least_one=True), logits, 0)
+    assert (sets[:, 0, 1:].sum(-1) >= 1).all()
+    assert sets[:, 0, 0].all()
+    assert sets[:, 1].all()
+
+
 def test_no_gradient_flows_through_the_sampling():
     logits = some_logits().requires_grad_()
     for policy in (BoltzmannSampling(), BoltzmannSampling(exact=True), ThresholdMask(), FullAttention()):
@@ -171,7 +207,8 @@ def test_recording_keeps_the_sets_in_order():
         attend = recording(logits, layer, CounterNoise())
         empty = ~attend.any(-1, keepdim=True)  # attends to everything in the decoder
         assert torch.equal(recording.sets[layer], attend | empty)
-    assert len(recording.sets) == 3
+        assert torch.equal(recording.empty[layer], empty[..., 0])
+    assert len(recording.sets) == len(recording.empty) == 3
 
 
 def test_a_torch_generator_makes_the_draws_repeatable():

@@ -8,7 +8,7 @@ patches (:mod:`~boltzformer_monai.networks.fast.cross_attention`) and in the pro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from boltzformer_monai.networks.decoder import BoltzFormerDecoder
 from boltzformer_monai.networks.fast.cross_attention import FastCrossAttentionBlock, LevelFeatures, projects
 from boltzformer_monai.networks.fast.pigma import MOST_COMBINED
-from boltzformer_monai.networks.fast.semantic_map import LevelMap, Masks, SemanticMap
+from boltzformer_monai.networks.fast.semantic_map import LargestMap, LevelMap, Masks, SemanticMap, Size
 from boltzformer_monai.networks.sampling import Randomness
 
 
@@ -59,8 +59,14 @@ class FastBoltzFormerDecoder(BoltzFormerDecoder):
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         visits = Counter(sizes[index % self.levels] for index in range(len(self.layers)))
         semantic = semantic_map if isinstance(semantic_map, SemanticMap) else SemanticMap(semantic_map)
-        semantic = semantic.suited(prompts * min(count, MOST_COMBINED), visits)
-        maps = semantic.at_levels(visits, queries=prompts * count)
+        maps: Mapping[Size, LevelMap | LargestMap]
+        full_size = prompts * min(count, MOST_COMBINED)
+        if self.level_logits == "max":  # every layer's masks, too
+            semantic = semantic.suited(full_size + len(self.layers) * prompts * count, {})
+            maps = semantic.largest_at_levels(visits)
+        else:
+            semantic = semantic.suited(full_size, visits)
+            maps = semantic.at_levels(visits, queries=prompts * count)
 
         queries, text = self.condition(text, position, valid)
         for index, layer in enumerate(self.layers):
@@ -76,7 +82,7 @@ class FastBoltzFormerDecoder(BoltzFormerDecoder):
         return Masks(self.mask_head(queries), SemanticMap(semantic_map), self.mask_bias).logits()
 
     @torch.no_grad()
-    def _level_logits(self, queries: Tensor, level_map: LevelMap) -> Tensor:
+    def _level_logits(self, queries: Tensor, level_map: LevelMap | LargestMap) -> Tensor:
         """Mask logits at a level: ``(B, P, m, d)`` → ``(B, P, m, N)``."""
         logits = level_map.logits(self.mask_head(queries).flatten(1, 2)).unflatten(1, queries.shape[1:3])
         return logits if self.mask_bias is None else logits + self.mask_bias

@@ -3,13 +3,14 @@
 Masks are linear in S: with a query's μ, μᵀS = (μᵀW) ∗ y + μᵀb (Eq. 1). So the query is folded into the 3×3 kernel,
 κ = μᵀW, and y is convolved with κ: one output channel per query instead of the d channels of S.
 
-:class:`SemanticMap` is S, computed or not; :class:`LevelMap` is S at a coarser level, for the sampling only;
+:class:`SemanticMap` is S, computed or not; :class:`LevelMap` is S at a coarser level, for the sampling only, and
+:class:`LargestMap` gives the largest logits of its cells instead;
 :class:`Masks` are the masks of all queries, of which the aggregation needs a few weighted sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import cast
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boltzformer_monai.networks.fast.pixel_products import channels_last, convolve_each, is_traced, pixel_products
+from boltzformer_monai.networks.level_logits import largest
 
 Size = tuple[int, int]
 _CHANNELS = 16  # of S downsampled at a time, so that the row sums stay in the cache
+_LOGITS = 1 << 22  # full-size logits in memory at once, where only the largest of each cell are kept
 _FULL_REGISTERS = 16  # output channels from which a 3×3 convolution beats shifted and added 1×1 convolutions
 
 
@@ -105,6 +108,13 @@ class SemanticMap:
         with torch.no_grad():
             return {size: LevelMap(source, size, queries=queries, uses=uses) for size, uses in levels.items()}
 
+    def largest_at_levels(self, sizes: Iterable[Size]) -> dict[Size, LargestMap]:
+        """Largest logits of the cells of levels ``(h_l, w_l)``, for sampling: without gradients."""
+        source = self.detach()
+        if source.weight is not None:
+            source = source.channels_last()  # once for all levels
+        return {size: LargestMap(source, size) for size in sizes}
+
 
 class SemanticConvolution(nn.Conv2d):
     """Deferred 3×3 convolution from y to S: y ``(B, d_y, h, w)`` → :class:`SemanticMap`."""
@@ -164,6 +174,28 @@ class LevelMap:
             for (row, column), plane in self.planes.items()
         ]
         return reduce(Tensor.add_, found)
+
+
+class LargestMap:
+    """The largest logits of S in the cells of one level, without gradients.
+
+    The maximum does not commute with the dot product: full-size logits are computed, of few vectors at a time.
+
+    Args:
+        source: the map at full size, without gradients.
+        size: ``(h_l, w_l)``.
+    """
+
+    def __init__(self, source: SemanticMap, size: Size) -> None:
+        self.source = source
+        self.size = size
+
+    def logits(self, mu: Tensor) -> Tensor:
+        """The largest μᵀS of each cell: ``(B, Q, d)`` → ``(B, Q, N)``."""
+        batch, _, height, width = self.source.shape
+        portion = max(1, _LOGITS // (batch * height * width))
+        found = [largest(self.source.logits(part), self.size) for part in mu.split(portion, dim=1)]
+        return (found[0] if len(found) == 1 else torch.cat(found, dim=1)).flatten(2)
 
 
 class Masks:

@@ -36,7 +36,7 @@ class Replayed:
         return self.sets[layer].view(logits.shape)
 
 
-def make(fast: bool, queries: int, **settings: bool | float) -> Forms:
+def make(fast: bool, queries: int, **settings: Any) -> Forms:
     """Convolution that makes S, decoder and aggregation, with the same weights in either form."""
     torch.manual_seed(0)
     policy = BoltzmannSampling(1.0, 0.3, per_head=bool(settings.pop("per_head", False)))
@@ -87,11 +87,16 @@ def run(forms: Forms, dtype: torch.dtype, *, batch: int, count: int, full: tuple
     ],
 )
 @pytest.mark.parametrize(
-    "settings", [{}, {"mask_bias": -1.5, "text_prior": False}, {"per_head": True}, {"checkpointing": True}]
+    "settings",
+    [
+        {},
+        {"mask_bias": -1.5, "text_prior": False},
+        {"per_head": True},
+        {"checkpointing": True},
+        {"level_logits": "max", "mask_bias": -1.5},
+    ],
 )
-def test_both_forms_give_the_same_numbers(
-    queries: int, count: int, full: tuple[int, int], settings: dict[str, bool | float]
-):
+def test_both_forms_give_the_same_numbers(queries: int, count: int, full: tuple[int, int], settings: dict[str, Any]):
     assert projects(queries * count, dim=D, heads=HEADS) == (queries * count >= D)
     settings = dict(settings)
     checkpointing = bool(settings.pop("checkpointing", False))
@@ -117,11 +122,12 @@ def test_both_forms_give_the_same_numbers(
             )
 
 
+@pytest.mark.parametrize("level_logits", ["bilinear", "max"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_both_forms_draw_the_same_sets(checkpointing: bool):
+def test_both_forms_draw_the_same_sets(checkpointing: bool, level_logits: str):
     sets: list[Sequence[Tensor]] = []
     for form in (False, True):
-        conv, decoder, pigma = make(form, 3)
+        conv, decoder, pigma = make(form, 3, level_logits=level_logits)
         decoder.policy, decoder.checkpointing = RecordingPolicy(decoder.policy), checkpointing
         run((conv, decoder, pigma), torch.float64, batch=2, count=2, full=(16, 24))
         sets.append(decoder.policy.sets)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from boltzformer_monai.networks.fast import semantic_map
 from boltzformer_monai.networks.fast.semantic_map import SemanticMap, downsample
 
 
@@ -69,6 +70,21 @@ def test_levels_equal_interpolated_masks(full: tuple[int, int], size: tuple[int,
     torch.testing.assert_close(
         downsample(lazy.fine.detach(), size), F.interpolate(lazy.fine, size=size, mode="bilinear", align_corners=False)
     )
+
+
+@pytest.mark.parametrize("queries", [3, 25])
+@pytest.mark.parametrize(("full", "size"), [((16, 24), (4, 6)), ((16, 24), (2, 3)), ((17, 23), (5, 6))])
+@pytest.mark.parametrize("held", [1, 2 * 16 * 24 * 2, 1 << 22])  # one query at a time, two, all
+def test_the_largest_logits_of_levels(
+    full: tuple[int, int], size: tuple[int, int], queries: int, held: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(semantic_map, "_LOGITS", held)
+    lazy, mu = make_map(full, queries=queries)
+    expected = F.adaptive_max_pool2d(lazy.build().logits(mu), size).flatten(2).detach()
+    for form in (lazy, lazy.build()):
+        found = form.largest_at_levels([size])[size].logits(mu.detach())
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_cheaper_form_is_chosen():
