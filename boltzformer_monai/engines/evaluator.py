@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
 from monai.engines import SupervisedEvaluator
@@ -33,6 +34,7 @@ from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
 from boltzformer_monai.evaluation.tables import markdown, markdown_table, write_metrics_json, write_scores_csv
 from boltzformer_monai.networks.interfaces import Decoded
+from boltzformer_monai.networks.sampling import CounterNoise
 from boltzformer_monai.storage import writing
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
 from boltzformer_monai.transforms.load import slice_fit
@@ -175,17 +177,24 @@ class AveragingInferer(Inferer):
 
     Args:
         tta: how many; 1 shows the slice as it is.
+        fresh_draws: sample with numbers of every slice's own, by its content, and of every prompt's own, by its place;
+            by default all slices and prompts share the numbers of a layer, head, query and patch.
 
     Raises:
-        ConfigError: not 1 to 5.
+        ConfigError: not 1 to 5, or no bool.
     """
 
-    def __init__(self, tta: int = 1) -> None:
+    def __init__(self, tta: int = 1, *, fresh_draws: bool = False) -> None:
         super().__init__()
         self.poses = first_poses(tta)
+        if not isinstance(fresh_draws, bool):
+            raise ConfigError(f"fresh_draws must be True or False, got {fresh_draws!r}")
+        self.fresh_draws = fresh_draws
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Decoded:
         """``(B, C, S, S)`` and tokens → mask and presence logits of the mean probabilities."""
+        if self.fresh_draws:
+            kwargs["generator"] = CounterNoise(_seeds_of(inputs))
         found = [network(pose.image(inputs), *args, with_presence=True, **kwargs) for pose in self.poses]
         if len(found) == 1:
             return found[0]
@@ -195,6 +204,13 @@ class AveragingInferer(Inferer):
         ]
         presence = None if found[0].presence is None else mean_logits([each.presence for each in found])
         return Decoded(mean_logits(logits), presence)
+
+
+def _seeds_of(images: Tensor) -> Tensor:
+    """A seed for each image by its grey values, 0 to 2³¹ − 1, whatever the batch: ``(B, C, S, S)`` → ``(B,)``."""
+    levels = (images.flatten(1) * 255).round().to(torch.int64)
+    weights = torch.arange(1, levels.shape[1] + 1, device=images.device) * 0x9E3779B1 & 0x7FFFFFFF
+    return (levels * weights).sum(1) & 0x7FFFFFFF
 
 
 def _enlarged(logits: Tensor, inputs: Tensor) -> Tensor:
