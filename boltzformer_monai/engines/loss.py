@@ -16,6 +16,7 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boltzformer_monai.engines.layer_loss import layer_losses
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.interfaces import Decoded
 
@@ -70,12 +71,11 @@ class _PromptLoss(nn.Module):
         return masks + self.presence_weight * (entropy * weight).sum() / kinds
 
     def layers(self, prediction: Tensor | Decoded, target: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Masks between the layers, and the target of each averaged to their size: ``(B, P·K, h, w)``."""
+        """Masks between the layers ``(B, P, K, h, w)``, and the target averaged to their size ``(B, P, h, w)``."""
         if isinstance(prediction, Tensor) or prediction.layers is None or not self.layer_supervision:
             return None
         logits = prediction.layers.float()
-        small = F.adaptive_avg_pool2d(target.float(), (logits.shape[-2], logits.shape[-1]))
-        return logits.flatten(1, 2), small[:, :, None].expand_as(logits).flatten(1, 2)
+        return logits, F.adaptive_avg_pool2d(target.float(), (logits.shape[-2], logits.shape[-1]))
 
 
 class BoltzFormerLoss(_PromptLoss):
@@ -121,7 +121,8 @@ class BoltzFormerLoss(_PromptLoss):
         logits = prediction if isinstance(prediction, Tensor) else prediction.logits
         loss = self._each(_resized(logits, target), target.float())
         if (layers := self.layers(prediction, target)) is not None:
-            loss = loss + self.layer_supervision * self._each(*layers).unflatten(1, (target.shape[1], -1)).mean(2)
+            each = layer_losses(*layers, self._factor(layers[1]))
+            loss = loss + self.layer_supervision * each.mean(2)
         weight = _present(target).to(loss) * (1 - self.empty_weight) + self.empty_weight
         masks = (loss * weight).sum() / self.mask_weight(counts)
         return self.with_presence(masks, prediction, target, counts)
@@ -135,11 +136,16 @@ class BoltzFormerLoss(_PromptLoss):
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         if not self.balance:
             return entropy.flatten(2).mean(2)
+        weight = 1 + (self._factor(target)[..., None, None] - 1) * target
+        return (entropy * weight).flatten(2).sum(2) / weight.flatten(2).sum(2)
+
+    def _factor(self, target: Tensor) -> Tensor:
+        """Weight of the object's pixels, ``(B, P)``."""
+        if not self.balance:
+            return torch.ones_like(target[:, :, 0, 0])
         pixels = target[0, 0].numel()
         positives = target.flatten(2).sum(2).clamp_min(1e-6)
-        factor = ((pixels - positives) / positives).clamp(1.0, self.balance)[..., None, None]
-        weight = 1 + (factor - 1) * target
-        return (entropy * weight).flatten(2).sum(2) / weight.flatten(2).sum(2)
+        return ((pixels - positives) / positives).clamp(1.0, self.balance)
 
 
 class ReplacedLoss(_PromptLoss):
@@ -182,7 +188,8 @@ class ReplacedLoss(_PromptLoss):
         logits, masks = _resized(logits, target), target.float()
         value = self._value(*(each.flatten(0, 1)[:, None] for each in (logits, masks)))
         if (layers := self.layers(prediction, target)) is not None:
-            value = value + self.layer_supervision * self._value(*(each.flatten(0, 1)[:, None] for each in layers))
+            logits, masks = layers[0], layers[1][:, :, None].expand_as(layers[0])
+            value = value + self.layer_supervision * self._value(*(x.flatten(0, 2)[:, None] for x in (logits, masks)))
         return self.with_presence(value * share, prediction, target, counts)
 
     def _value(self, prediction: Tensor | Decoded, target: Tensor) -> Tensor:

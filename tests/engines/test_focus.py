@@ -19,8 +19,9 @@ from boltzformer_monai.engines import AveragingInferer, evaluation_items, evalua
 from boltzformer_monai.engines.data import collate_slices
 from boltzformer_monai.engines.focus import MeasureFocus
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.networks import BoltzFormer, CounterNoise
+from boltzformer_monai.networks import BoltzFormer, CounterNoise, Decoded
 from boltzformer_monai.transforms import PromptTokenizer
+from boltzformer_monai.transforms.load import slice_fit
 from tests.engines.cases import write_dataset
 from tests.networks.cases import images, small_network
 
@@ -48,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def test_scores_are_those_of_the_network(root: Path):
-    network = small_network(sample_ratio=0.3, mask_bias=-1.0)
+    network = small_network(sample_ratio=0.3, mask_bias=0.0)
     measure, dataset = measured(network, root, 3)
     assert [(score.image.split("_")[0], score.target) for score in measure.scores] == [
         ("images/case1", "liver"), ("images/case1", "spleen"), ("images/case1", "viscera"),
@@ -62,12 +63,12 @@ def test_scores_are_those_of_the_network(root: Path):
     swapped = dataclasses.replace(features, levels=others.levels)
     names = [row.target for row in item["rows"]]
     truth = np.isin(read_png(item["rows"][0].label), 1)
-    square = F.interpolate(torch.from_numpy(truth)[None, None].float(), size=(64, 64), mode="nearest")
+    fit = slice_fit(truth.shape, item["rows"][0], 64)
+    square = fit.label(torch.from_numpy(truth)[None, None].float())
     score = measure.scores[0]
     place = names.index("liver")
     for features_of, found in ((features, score.dice), (swapped, score.swapped_dice)):
-        mask = network.decode(features_of, text).logits[0, place] > 0
-        mask = mask.numpy()  # 32 × 32, as the slices are
+        mask = (fit.restore(network.decode(features_of, text).logits)[0, place] > 0).numpy()
         assert found == pytest.approx(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
     assert score.dice != score.swapped_dice
     assert score.area_fraction == pytest.approx(100 / 1024)
@@ -85,12 +86,9 @@ def test_scores_are_those_of_the_network(root: Path):
 
 def test_a_decoder_without_sets_is_judged_by_its_gate_alone(root: Path):
     network = small_network()
-    network.decoder.query_decoder.policy = None  # type: ignore[assignment]
 
     class Blind(torch.nn.Module):
         def forward(self, image: Any, text: Any, *, generator: Any = None) -> Any:
-            from boltzformer_monai.networks import Decoded
-
             logits = image.levels[2].mean(1, keepdim=True).expand(-1, text.tokens.shape[1], -1, -1)
             return Decoded(F.interpolate(logits, scale_factor=4.0))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boltzformer_monai.engines import BoltzFormerLoss, training_loss
+from boltzformer_monai.engines.layer_loss import layer_losses
 from boltzformer_monai.engines.loss import ReplacedLoss
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.interfaces import Decoded
@@ -188,6 +189,30 @@ def test_masks_between_the_layers_cost_their_mean(settings: dict[str, float]):
     without = BoltzFormerLoss(**settings)(logits, target)
     assert loss(logits, target) == loss(Decoded(logits), target) == without  # validation has no layers
     assert BoltzFormerLoss(**settings)(Decoded(logits, layers=layers), target) == without
+
+
+@pytest.mark.parametrize("balance", [0.0, 50.0])
+def test_the_gradient_of_masks_between_the_layers_is_that_of_single_masks(balance: float):
+    layers, (_, target) = layers_of().double().requires_grad_(), some(size=6)
+    target[0, 1] = 0
+    target[1, 0, 2, 3] = 0.25
+    loss = BoltzFormerLoss(balance=balance)
+    single = loss._each(layers.flatten(1, 2), target.double()[:, :, None].expand_as(layers).flatten(1, 2))
+    together = layer_losses(layers, target.double(), loss._factor(target.double()))
+    torch.testing.assert_close(together.flatten(1), single)
+    weights = torch.randn(single.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    (expected,) = torch.autograd.grad((single * weights).sum(), layers)
+    (found,) = torch.autograd.grad((together.flatten(1) * weights).sum(), layers)
+    torch.testing.assert_close(found, expected)
+
+
+def test_masks_between_the_layers_can_be_extreme():
+    layers = torch.tensor([-200.0, 200.0, 0.0, -50.0]).view(1, 1, 1, 2, 2).requires_grad_()
+    for target in (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)):
+        found = layer_losses(layers, target, torch.ones(1, 1))
+        (gradient,) = torch.autograd.grad(found.sum(), layers)
+        assert found.isfinite().all()
+        assert gradient.isfinite().all()
 
 
 def test_masks_between_the_layers_of_a_loss_of_monai():

@@ -96,7 +96,7 @@ def test_every_slice_counts_the_same():
 @pytest.mark.parametrize(
     ("swapped", "used", "words"),
     [
-        (0.2, True, r"(n = 2, 2 patients) lose 0.300 Dice with another slice's visual features: attention is used."),
+        (0.2, True, "n = 2, 2 patients) lose 0.300 Dice with another slice's visual features: attention is used."),
         (0.45, False, "less than 0.1, so attention is unused."),
         (None, None, "No small targets"),
     ],
