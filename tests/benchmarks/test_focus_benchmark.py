@@ -1,0 +1,59 @@
+"""The benchmark of the sampling's focus: which settings an arm trains with, and what becomes of its metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import focus
+from boltzformer_monai.evaluation.focus import FocusScore, LayerFocus, summarise_focus
+
+CALLS: list[tuple[str, dict[str, Any]]] = []
+
+
+def workflow(name: str, overrides: dict[str, Any], *, root: Path) -> None:
+    """What a training and an evaluation leave, without either."""
+    CALLS.append((name, overrides))
+    if name == "evaluate":
+        layers = (LayerFocus(0.5, 0.1, 0.2, 0.0), LayerFocus(0.9, 0.1, 0.2, 0.0))
+        scores = [FocusScore("1", "v", "p", "liver lesion", 0.001, layers, 0.8, 0.6)]
+        means = {"dice": {"mean": 0.9}, "missed": {"mean": 0.0}}
+        metrics = {"slices": {"overall": means}, "focus": summarise_focus(scores)}
+        folder = Path(overrides["output_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def test_an_arm_is_trained_evaluated_and_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(focus, "run_workflow", workflow)
+    CALLS.clear()
+    record = tmp_path / "record.json"
+    given = {
+        "--data": tmp_path,
+        "--output": tmp_path / "runs",
+        "--arm": "both",
+        "--epochs": 3,
+        "--network": "base_temperature=2",
+        "--training": "layer_supervision_stride=2",
+        "--json": record,
+    }
+    arguments = [str(part) for pair in given.items() for part in pair]
+    assert focus.main(arguments) == 0
+    (train, settings), (evaluate, evaluation) = CALLS
+    assert (train, evaluate) == ("train", "evaluate")
+    assert settings["network_overrides"] == {"level_logits": "max", "base_temperature": 2}
+    assert settings["settings_overrides"] == {"layer_supervision": 0.5, "layer_supervision_stride": 2}
+    assert (settings["epochs"], settings["seed"], evaluation["split"], evaluation["focus"]) == (3, 0, "test", True)
+    rows = {row["name"]: row["value"] for row in json.loads(record.read_text(encoding="utf-8"))["results"]}
+    assert rows["both 0: liver lesion, focus 2"] == pytest.approx(9)
+    assert rows["both 0: below 1 %, another V"] == 0.6
+    assert "attention is used" in capsys.readouterr().out
+    assert focus.main(arguments) == 0
+    assert len(CALLS) == 2  # it was done
+    assert focus.main([*arguments, "--training", "layer_supervision=1.0"]) == 0
+    assert len(CALLS) == 4
