@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from boltzformer_monai.evaluation.focus import GATE
 from boltzformer_monai.evaluation.html import write_html
 from boltzformer_monai.studies.paper import paper_tables
-from boltzformer_monai.studies.results import GATE
 from boltzformer_monai.studies.scores import SMALL, STRATA
 
 __all__ = ["verdict", "write_page"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from boltzformer_monai.evaluation.focus import GATE
 from boltzformer_monai.studies.plan import Comparison, Run, Study
 from boltzformer_monai.studies.provenance import provenance
 from boltzformer_monai.studies.runner import read_failure, read_result, run_folder
@@ -24,10 +25,8 @@ from boltzformer_monai.studies.scores import (
 )
 from boltzformer_monai.studies.statistics import Paired, correct_family, mean_sd, paired_difference
 
-__all__ = ["GATE", "collect"]
+__all__ = ["collect"]
 
-GATE = 0.1
-"""Dice of small objects that another image's V must cost, or attention is not used and policies do not compare."""
 COMPARED = ("all", SMALL)
 """Groups of objects with a paired test."""
 _SHARED = ("backbone", "pixel_decoder", "text_encoder")

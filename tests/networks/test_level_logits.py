@@ -41,6 +41,7 @@ def test_the_setting_reaches_the_decoder_and_is_checked():
     for fast in (False, True):
         assert small_network(fast=fast).decoder.query_decoder.level_logits == "bilinear"  # the paper
         assert small_network(fast=fast, level_logits="max").decoder.query_decoder.level_logits == "max"
-    assert small_network(level_logits="max", decoder="biomedparse").decoder.query_decoder.level_logits == "max"
+    for decoder in ("biomedparse", "seem"):
+        assert small_network(level_logits="max", decoder=decoder).decoder.query_decoder.level_logits == "max"
     with pytest.raises(ConfigError, match="level_logits must be one of bilinear, max, got 'mean'"):
         network_config("tiny", level_logits="mean")

@@ -69,7 +69,8 @@ class SamDecoder(nn.Module):
         prompt_tokens: int = 16,
     ) -> None:
         super().__init__()
-        refuse_settings(config, (*SAMPLING, "threshold", "text_prior", "pigma_correction"), decoder=self.name)
+        ignored = (*SAMPLING, "threshold", "level_logits", "text_prior", "pigma_correction")
+        refuse_settings(config, ignored, decoder=self.name)
         sizes = {"width": width, "heads": heads, "layers": layers, "hidden": hidden, "prompt_tokens": prompt_tokens}
         check_least(sizes, decoder=self.name)
         if width % 8 or width % (2 * heads):

@@ -125,7 +125,7 @@ def seem_decoder(config: NetworkConfig, *, queries: int = 101) -> SeemDecoder:
     """The decoder of a configuration, in the form that ``fast`` chooses.
 
     Args:
-        config: of the network; layers, heads, hidden, threshold, mask_bias and presence are its.
+        config: of the network; layers, heads, hidden, threshold, level_logits, mask_bias and presence are its.
         queries: m.
 
     Raises:
@@ -147,6 +147,7 @@ def seem_decoder(config: NetworkConfig, *, queries: int = 101) -> SeemDecoder:
             layers=config.layers,
             text_prior=False,
             mask_bias=config.mask_bias,
+            level_logits=config.level_logits,
         ),
         choice=QueryChoice(config.dim),
         presence=PresenceHead(config.dim) if config.presence else None,

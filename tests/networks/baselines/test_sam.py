@@ -177,6 +177,7 @@ def test_it_is_shown_no_attention_sets(decoder: str) -> None:
         ({"settings": {"widht": 16}}, "unknown setting 'widht' of the decoder 'sam2'; did you mean 'width'"),
         ({"policy": "full"}, "the decoder 'sam2' has no policy, got 'full'; leave it out"),
         ({"sample_ratio": 0.2}, "the decoder 'sam2' has no sample_ratio, got 0.2"),
+        ({"level_logits": "max"}, "the decoder 'sam2' has no level_logits, got 'max'"),
         ({"policy_settings": {"exact": True}}, "the decoder 'sam2' has no policy_settings"),
         ({"pigma_correction": False}, "the decoder 'sam2' has no pigma_correction"),
     ],
