@@ -41,7 +41,8 @@ class MeasureFocus:
         self.size = size
         self.logit = logit
         self.scores: list[FocusScore] = []
-        self.dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
+        loader: Any = evaluator.data_loader
+        self.dataset = loader.dataset
         rows = [item["rows"][0] for item in self.dataset.data]
         self.other = dict(zip((row.image for row in rows), partners([row.patient for row in rows]), strict=True))
 

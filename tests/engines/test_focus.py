@@ -26,7 +26,7 @@ from tests.engines.cases import write_dataset
 from tests.networks.cases import images, small_network
 
 
-def measured(network: BoltzFormer, root: Path, count: int) -> tuple[MeasureFocus, Any]:
+def measured(network: BoltzFormer, root: Path, count: int, *, logit: float = 0.0) -> tuple[MeasureFocus, Any]:
     """Scores of the first slices of two patients in training, two slices each."""
     reader = SliceReader(root)
     transform = evaluation_transform(reader, tokenizer=PromptTokenizer(), size=64)
@@ -36,7 +36,7 @@ def measured(network: BoltzFormer, root: Path, count: int) -> tuple[MeasureFocus
         data_loader=SimpleNamespace(dataset=dataset),
         state=SimpleNamespace(device=torch.device("cpu")),
     )
-    measure = MeasureFocus(evaluator, root=root, size=64)
+    measure = MeasureFocus(evaluator, root=root, size=64, logit=logit)
     batch = collate_slices([dataset[index] for index in range(count)])
     measure.measure_batch(SimpleNamespace(state=SimpleNamespace(batch=batch)))  # type: ignore[arg-type]
     return measure, dataset
@@ -50,7 +50,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_scores_are_those_of_the_network(root: Path):
     network = small_network(sample_ratio=0.3, mask_bias=0.0)
-    measure, dataset = measured(network, root, 3)
+    _, dataset = measured(network, root, 1)
+    first = dataset[0]
+    own = network.decode(network.encode_image(first["image"][None]), network.encode_text(first["tokens"][None])).logits
+    place = [row.target for row in first["rows"]].index("liver")
+    logit = float(own[0, place].quantile(0.1))  # most of the slice is in the mask
+    measure, dataset = measured(network, root, 3, logit=logit)
     assert [(score.image.split("_")[0], score.target) for score in measure.scores] == [
         ("images/case1", "liver"), ("images/case1", "spleen"), ("images/case1", "viscera"),
         ("images/case1", "liver"), ("images/case1", "viscera"),
@@ -61,16 +66,13 @@ def test_scores_are_those_of_the_network(root: Path):
     text = network.encode_text(item["tokens"][None])
     features, others = (network.encode_image(each["image"][None]) for each in (item, other))
     swapped = dataclasses.replace(features, levels=others.levels)
-    names = [row.target for row in item["rows"]]
     truth = np.isin(read_png(item["rows"][0].label), 1)
     fit = slice_fit(truth.shape, item["rows"][0], 64)
     square = fit.label(torch.from_numpy(truth)[None, None].float())
     score = measure.scores[0]
-    place = names.index("liver")
     for features_of, found in ((features, score.dice), (swapped, score.swapped_dice)):
-        mask = (fit.restore(network.decode(features_of, text).logits)[0, place] > 0).numpy()
+        mask = (fit.restore(network.decode(features_of, text).logits)[0, place] > logit).numpy()
         assert found == pytest.approx(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
-    assert score.dice != score.swapped_dice
     assert score.area_fraction == pytest.approx(100 / 1024)
     sets = network.attention_sets(features, text, drawn=True)
     assert len(score.layers) == len(sets) == 4
@@ -89,13 +91,15 @@ def test_a_decoder_without_sets_is_judged_by_its_gate_alone(root: Path):
 
     class Blind(torch.nn.Module):
         def forward(self, image: Any, text: Any, *, generator: Any = None) -> Any:
-            logits = image.levels[2].mean(1, keepdim=True).expand(-1, text.tokens.shape[1], -1, -1)
+            values = image.levels[2].mean(1, keepdim=True)
+            logits = (values - values.mean((2, 3), keepdim=True)).expand(-1, text.tokens.shape[1], -1, -1)
             return Decoded(F.interpolate(logits, scale_factor=4.0))
 
     network.decoder = Blind()
     measure, _ = measured(network, root, 2)
     assert len(measure.scores) == 5
     assert all(score.layers == () and score.swapped_dice is not None for score in measure.scores)
+    assert any(score.dice != score.swapped_dice for score in measure.scores)
 
 
 def test_fresh_draws_belong_to_the_slice_whatever_the_batch():
