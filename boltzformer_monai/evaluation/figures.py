@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "OverlayPanel", "focus_by_layer", "froc_curves", "loss_curve", "overlay", "overlay_grid", "reliability_curves", "sampled_patches",
+    "OverlayPanel", "focus_by_layer", "froc_curves", "loss_curve", "overlay", "overlay_grid", "reliability_curves",
+    "sampled_patches",
 ]  # fmt: skip
 
 PREDICTION_COLOUR = (0.10, 0.80, 0.30)

@@ -15,6 +15,7 @@ from boltzformer_monai.csv_cells import from_cell, to_cell
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.evaluation.bootstrap import Bootstrap, Estimate, Observation
+from boltzformer_monai.evaluation.strata import AREA_STRATA
 from boltzformer_monai.evaluation.tables import read_scores_csv
 from boltzformer_monai.limits import open_text
 from boltzformer_monai.storage import replacing
@@ -24,22 +25,16 @@ __all__ = [
     "read_rows", "rows_of_evaluation", "write_rows",
 ]  # fmt: skip
 
-STRATA: Mapping[str, tuple[float, float]] = {
-    "below 0.01 %": (0.0, 1e-4),
-    "0.01 to 0.1 %": (1e-4, 1e-3),
-    "0.1 to 1 %": (1e-3, 1e-2),
-    "1 % and more": (1e-2, math.inf),
-}
-"""Share of the image's pixels, least and limit."""
 SMALL = "below 0.1 %"
 """The small objects of headline and gate."""
 GROUPS: Mapping[str, tuple[float, float]] = {
     "all": (0.0, math.inf),
     SMALL: (0.0, 1e-3),
-    "below 1 %": (0.0, 1e-2),
-    **STRATA,
+    **{stratum.title.replace(" of the image", ""): (stratum.low, stratum.high) for stratum in AREA_STRATA},
 }
-"""Groups of present instances by their share of the image."""
+"""Groups of present instances by their share of the image, least and limit."""
+STRATA = tuple(GROUPS)[3:]
+"""Those that part the instances: the first three are sums."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
