@@ -21,6 +21,7 @@ from boltzformer_monai.evaluation.focus import (
     verdict,
     write_focus_csv,
 )
+from boltzformer_monai.evaluation.metrics import metrics_for
 from boltzformer_monai.evaluation.report import write_report
 from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
 
@@ -126,8 +127,8 @@ def test_tables():
 
 @pytest.mark.parametrize("layers", [2, 0])  # 0: a decoder without attention sets
 def test_the_page_shows_it(tmp_path: Path, layers: int):
-    slices = summarise_slices([SliceScore("1", "v", "p", "nodule", "nodule", 0.1, 5, 5, 5, {
-        "dice": 1.0, "missed": 0.0, "false_positive_rate": None})])  # fmt: skip
+    values = {metric.name: None for metric in metrics_for(2)}
+    slices = summarise_slices([SliceScore("1", "v", "p", "nodule", "nodule", 0.1, 5, 5, 5, values)])
     focus = summarise_focus([score("1", layers=layers), score("2", layers=layers)])
     page = write_report(tmp_path / "report.html", title="E", metrics={"slices": slices, "focus": focus}).read_text()
     assert "Where the sampling looks" in page
