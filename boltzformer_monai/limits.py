@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import functools
 import io
 import json
 import os
@@ -211,8 +212,12 @@ def _physical() -> int:
         return 8 << 30
 
 
+@functools.lru_cache(maxsize=1)
 def _control_group() -> int:
-    """The smallest limit of the groups around this process (containers, systemd, SLURM); versions 1 and 2."""
+    """The smallest limit of the groups around this process (containers, systemd, SLURM); versions 1 and 2.
+
+    Read once: it costs more than to decode a small image, before which the memory budget is looked up.
+    """
     least = 1 << 62
     for line in _lines(Path("/proc/self/cgroup")):
         _, controllers, place = (line.split(":", 2) + ["", ""])[:3]

@@ -67,10 +67,10 @@ def test_a_limit_of_the_control_group_counts(tmp_path: Path, monkeypatch: pytest
     }
     monkeypatch.setattr(limits, "_CGROUPS", tmp_path)
     monkeypatch.setattr(limits, "_lines", lambda path: texts.get(path, []))
-    assert limits._control_group() == 3_000_000_000
+    assert limits._control_group.__wrapped__() == 3_000_000_000
     texts[Path("/proc/self/cgroup")] = ["5:cpu,cpuacct:/docker/x", "4:memory:/docker/x"]
     texts[tmp_path / "memory/memory.limit_in_bytes"] = ["2000000000"]
-    assert limits._control_group() == 2_000_000_000
+    assert limits._control_group.__wrapped__() == 2_000_000_000
 
 
 def test_pipes_sockets_devices_and_folders_are_not_opened(tmp_path: Path) -> None:
