@@ -58,6 +58,7 @@ class Variant:
         planes: of the slices.
         network: settings of the network.
         training: settings of the training.
+        loss: in the place of the paper's, which is Dice of every mask.
         steps: of the schedule, rounded to whole epochs.
         tta: poses in an additional evaluation.
     """
@@ -65,6 +66,7 @@ class Variant:
     planes: Sequence[str] = ("axial",)
     network: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    loss: Mapping[str, Any] | None = None
     steps: int = 4700
     tta: int = 5
 
@@ -73,6 +75,11 @@ CONTEXT_1 = {"neighbours": 1, "neighbour_mm": 1.0}
 CONTEXT_2 = {"neighbours": 2, "neighbour_mm": 1.5}
 CONTEXT_3 = {"neighbours": 3, "neighbour_mm": 1.0}
 EMA = {"ema": 0.999}
+# Dice of all masks of a batch together, as nnU-Net's in 2-D: a few voxels at an object's ends count for what they are.
+BATCH_DICE = {
+    "_target_": "monai.losses.DiceCELoss", "sigmoid": True, "squared_pred": True, "batch": True, "smooth_nr": 0.0,
+    "smooth_dr": 1e-6,
+}  # fmt: skip
 VARIANTS: dict[str, Variant] = {
     "axial": Variant(),
     "coronal": Variant(("coronal",)),
@@ -89,6 +96,7 @@ VARIANTS: dict[str, Variant] = {
     "planes_neighbours_2": Variant(ALL, CONTEXT_2),
     "planes_neighbours_3": Variant(ALL, CONTEXT_3),
     "planes_neighbours_2_ema": Variant(ALL, CONTEXT_2, EMA),
+    "planes_neighbours_2_ema_batch": Variant(ALL, CONTEXT_2, EMA, BATCH_DICE),
     "planes_neighbours_2_ema_long": Variant(ALL, CONTEXT_2, EMA, steps=10000),
 }
 
@@ -136,6 +144,7 @@ def training_overrides(variant: Variant, reader: SliceReader, steps: int) -> dic
         "planes": repr(list(variant.planes)),
         "network_overrides": repr(dict(variant.network)),
         "settings_overrides": repr({**SETTINGS, **variant.training}),
+        **{f"loss#{name}": str(value) for name, value in (variant.loss or {}).items()},
     }
 
 
