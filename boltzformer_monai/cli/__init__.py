@@ -19,6 +19,7 @@ def build_parser() -> CommandParser:
         export,
         export_dataset,
         info,
+        phantoms,
         search,
         segment,
         serve,
@@ -35,6 +36,7 @@ def build_parser() -> CommandParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (
         demo,
+        phantoms,
         slice,
         check,
         export_dataset,

@@ -5,24 +5,19 @@ All data are written as DICOM or NIfTI, read back, windowed and sliced, which te
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.data.slices.writer import SliceWriter
+from boltzformer_monai.demo.made_folder import is_complete, read_marker, staged, write_marker
 from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, PhantomKind, make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.io.read import read_label_map, read_volume, write_label_map
-from boltzformer_monai.limits import read_json
-from boltzformer_monai.storage import atomic_path
 
 __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_volumes"]
 
@@ -96,16 +91,14 @@ def make_demo_volumes(
     """
     parameters = _parameters(abdomen=abdomen, chest=chest, seed=seed, size=size)
     folder = Path(root) / "volumes"
-    if not _is_complete(folder, VOLUMES_FILE, VOLUMES_FORMAT, parameters):
-        with _staged(folder, VOLUMES_FILE) as staging:
+    described = {"format": VOLUMES_FORMAT, "version": VERSION, "parameters": parameters}
+    if not is_complete(folder, VOLUMES_FILE, described):
+        with staged(folder, VOLUMES_FILE) as staging:
             entries = [
                 _write_volume(staging, site, index, split, dicom, seed=seed * _SEEDS_PER_SET + index, size=size)
                 for site, index, split, dicom in _plan(abdomen, chest)
             ]
-            _write_json(
-                staging / VOLUMES_FILE,
-                {"format": VOLUMES_FORMAT, "version": VERSION, "parameters": parameters, "volumes": entries},
-            )
+            write_marker(staging / VOLUMES_FILE, {**described, "volumes": entries})
     return read_demo_volumes(root)
 
 
@@ -116,7 +109,7 @@ def read_demo_volumes(root: str | os.PathLike[str]) -> list[DemoVolume]:
         DatasetError: the description is missing, damaged or of another version.
     """
     folder = Path(root) / "volumes"
-    content = _read_json(folder / VOLUMES_FILE)
+    content = read_marker(folder / VOLUMES_FILE)
     try:
         if (content["format"], content["version"]) != (VOLUMES_FORMAT, VERSION):
             raise ValueError(f"format {content['format']!r} version {content['version']!r}")
@@ -157,13 +150,14 @@ def ensure_demo_dataset(
     """
     parameters = _parameters(abdomen=abdomen, chest=chest, seed=seed, size=size)
     folder = Path(root) / "slices"
-    if _is_complete(folder, MARKER_FILE, SLICES_FORMAT, parameters):
+    described = {"format": SLICES_FORMAT, "version": VERSION, "parameters": parameters}
+    if is_complete(folder, MARKER_FILE, described):
         return folder
     _log.info("making the demo data set (synthetic CT phantoms) in %s", folder)
     volumes = make_demo_volumes(root, abdomen=abdomen, chest=chest, seed=seed, size=size)
-    with _staged(folder, MARKER_FILE) as staging:
+    with staged(folder, MARKER_FILE) as staging:
         _slice_volumes(volumes, staging, seed)
-        _write_json(staging / MARKER_FILE, {"format": SLICES_FORMAT, "version": VERSION, "parameters": parameters})
+        write_marker(staging / MARKER_FILE, described)
     return folder
 
 
@@ -223,55 +217,3 @@ def _parameters(*, abdomen: int, chest: int, seed: int, size: tuple[int, int, in
     if seed < 0:
         raise ConfigError(f"the seed of a demo data set must be 0 or more, got {seed}")
     return {"abdomen": abdomen, "chest": chest, "seed": seed, "size": list(size)}
-
-
-def _is_complete(folder: Path, marker: str, kind: str, parameters: dict[str, Any]) -> bool:
-    """Whether `folder` holds this set.
-
-    Raises:
-        DatasetError: it has other content.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    if not (folder / marker).is_file():
-        raise DatasetError(f"{folder}: is there already and was not made as demo data; choose another folder")
-    content = _read_json(folder / marker)
-    found = {key: content.get(key) for key in ("format", "version", "parameters")}
-    if found != {"format": kind, "version": VERSION, "parameters": parameters}:
-        msg = f"{folder}: holds demo data of other settings ({found}, wanted {parameters}); delete it or choose another"
-        raise DatasetError(msg)
-    return True
-
-
-@contextmanager
-def _staged(folder: Path, marker: str) -> Iterator[Path]:
-    """A temporary folder that is renamed to `folder` on success, and removed on failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        staging.chmod(folder.parent.stat().st_mode & 0o777)  # mkdtemp makes it private
-        yield staging
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        try:
-            staging.rename(folder)
-        except OSError:
-            if not (folder / marker).is_file():  # otherwise another process wrote the same
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read ({why(error)})") from None
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: is not a JSON object")
-    return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_path(path, durable=False) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from boltzformer_monai.demo.phantom_parts import around, draw_spine, draw_wall, scaled, scanned, texture
 from boltzformer_monai.demo.phantom_shapes import FIELD_OF_VIEW_MM, Canvas, Point, Region, smooth_field
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.io.volume import Volume
@@ -33,7 +34,6 @@ ALL_PHANTOM_LABELS: Mapping[int, str] = MappingProxyType({**PHANTOM_LABELS, **CH
 LIVER, SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, AORTA, LIVER_LESION = 1, 2, 3, 4, 5, 6
 RIGHT_LUNG, LEFT_LUNG, HEART, LUNG_NODULE = 7, 8, 9, 10
 _MIN_SIZE = (32, 32, 4)
-_NOISE_HU = 12.0
 
 
 def labels_of(kind: str) -> Mapping[int, str]:
@@ -85,63 +85,7 @@ def make_phantom(
     canvas = Canvas(size, rng, deformation_mm=float(rng.uniform(2.5, 4.5)), z_offset_mm=float(rng.uniform(-8, 8)))
     draw = _draw_abdomen if kind == "abdomen" else _draw_chest
     draw(canvas, rng, lesion)
-    canvas.blur()
-    canvas.add_noise(rng, sigma=_NOISE_HU)
-    image = np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.float32)
-    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])  # L and P grow where nibabel's R and A shrink
-    affine[:2, 3] = [(n - 1) / 2 * s for n, s in zip(size[:2], spacing[:2], strict=True)]
-    source = f"phantom:{kind}:{seed}"
-    return (
-        Volume(array=image, affine=affine, modality="CT", source=source),
-        Volume(array=canvas.label, affine=affine.copy(), modality="CT", source=source),
-    )
-
-
-def _around(rng: np.random.Generator, centre: Point, spread: Point) -> Point:
-    x, y, z = (float(c + rng.uniform(-s, s)) for c, s in zip(centre, spread, strict=True))
-    return x, y, z
-
-
-def _scaled(rng: np.random.Generator, radii: Point, by: float = 0.12) -> Point:
-    common = rng.uniform(1 - by, 1 + by)
-    x, y, z = (float(r * common * rng.uniform(1 - by / 2, 1 + by / 2)) for r in radii)
-    return x, y, z
-
-
-def _texture(canvas: Canvas, rng: np.random.Generator, hu: float, sigma: float) -> np.ndarray:
-    knots = (max(canvas.size[0] // 5, 1), max(canvas.size[1] // 5, 1), max(canvas.size[2] // 3, 1))
-    return np.float32(hu) + np.float32(sigma) * smooth_field(canvas.size, knots, rng)
-
-
-def _draw_wall(canvas: Canvas, rng: np.random.Generator, radii: tuple[float, float]) -> Region:
-    """Skin, fat ring, muscle wall and ribs; returns the cavity that the organs fill."""
-    body = canvas.column((0.0, 0.0), radii, power=2.4)
-    fat_mm = float(rng.uniform(7, 18))
-    canvas.paint(body, _texture(canvas, rng, rng.uniform(-110, -95), 8))
-    canvas.paint(body.shrunk(fat_mm), _texture(canvas, rng, 55, 10))
-    ring = [r - fat_mm - 6 for r in radii]
-    for angle in np.linspace(0.12, 0.88, 7) * np.pi:  # oblique bars, which cross a slice as bright spots
-        for side in (-1, 1):
-            turn = float(angle + rng.uniform(-0.05, 0.05))
-            for low in (-30.0, 20.0, 70.0, 120.0):
-                points: list[Point] = [
-                    (side * ring[0] * float(np.sin(turn + a)), -ring[1] * float(np.cos(turn + a)), low + z)
-                    for a, z in ((-0.05, 0.0), (0.05, 44.0))
-                ]
-                canvas.paint(canvas.tube(points[0], points[1], 3.6), 420)
-    return body.shrunk(fat_mm + float(rng.uniform(9, 13)))
-
-
-def _draw_spine(canvas: Canvas, rng: np.random.Generator, y: float) -> None:
-    """Vertebral body, canal, spinous process and adjacent muscles."""
-    for side in (-1, 1):
-        canvas.paint(canvas.column((side * 34.0, y + 24), (25, 15)), 58, 0)
-    vertebra = canvas.column((0.0, y), (19, 15))
-    canvas.paint(vertebra, 380, 0)
-    canvas.paint(vertebra.shrunk(2.5), _texture(canvas, rng, float(rng.uniform(150, 210)), 25), 0)
-    canvas.paint(canvas.column((0.0, y + 22), (11, 9)), 350, 0)
-    canvas.paint(canvas.column((0.0, y + 22), (7.5, 6)), 25, 0)
-    canvas.paint(canvas.column((0.0, y + 36), (3, 8)), 380, 0)
+    return scanned(canvas, rng, spacing=spacing, source=f"phantom:{kind}:{seed}")
 
 
 def _branches(
@@ -169,7 +113,7 @@ def _draw_lesions(
     for _ in range(int(rng.integers(1, 4))):
         radius = max(float(np.exp(rng.normal(np.log(7.4), 0.42))), 1.3 * canvas.voxel_mm)
         radius = min(radius, 15.0)
-        radii = _scaled(rng, (radius, radius, max(radius, 0.6 * canvas.spacing[2])), 0.2)
+        radii = scaled(rng, (radius, radius, max(radius, 0.6 * canvas.spacing[2])), 0.2)
         angle = float(rng.uniform(0, np.pi))
         for _ in range(40):
             index = inside[int(rng.integers(len(inside)))]
@@ -187,7 +131,7 @@ def _draw_lesions(
 
 def _draw_abdomen(canvas: Canvas, rng: np.random.Generator, lesion: bool) -> None:
     radii = (float(rng.uniform(142, 162)), float(rng.uniform(100, 118)))
-    cavity = _draw_wall(canvas, rng, radii)
+    cavity = draw_wall(canvas, rng, radii)
     back = radii[1] - 108  # what lies on the spine moves with it
     bowel = smooth_field(canvas.size, (14, 14, 4), rng)
     inner = np.where(bowel > 0.2, np.float32(rng.uniform(25, 45)), np.float32(-95))
@@ -196,32 +140,32 @@ def _draw_abdomen(canvas: Canvas, rng: np.random.Generator, lesion: bool) -> Non
     canvas.paint(Region(cavity.box, np.maximum(front.distance, cavity.distance)), inner)
     organ = float(rng.uniform(95, 125))  # one contrast phase sets the densities of all parenchyma
 
-    canvas.paint(canvas.ellipsoid(_around(rng, (62, -42, 88), (8, 8, 8)), _scaled(rng, (42, 34, 36))), 32)  # stomach
+    canvas.paint(canvas.ellipsoid(around(rng, (62, -42, 88), (8, 8, 8)), scaled(rng, (42, 34, 36))), 32)  # stomach
     box = cavity.box
     right_lobe = canvas.ellipsoid(
-        _around(rng, (-64, -8, 84), (7, 6, 8)), _scaled(rng, (62, 72, 62)), angle=0.25, power=2.3, box=box
+        around(rng, (-64, -8, 84), (7, 6, 8)), scaled(rng, (62, 72, 62)), angle=0.25, power=2.3, box=box
     )
-    left_lobe = canvas.ellipsoid(_around(rng, (-6, -52, 92), (8, 6, 8)), _scaled(rng, (62, 27, 36)), box=box)
+    left_lobe = canvas.ellipsoid(around(rng, (-6, -52, 92), (8, 6, 8)), scaled(rng, (62, 27, 36)), box=box)
     liver = right_lobe.union(left_lobe)
     liver = Region(box, np.maximum(liver.distance, cavity.shrunk(2).distance))
-    canvas.paint(liver, _texture(canvas, rng, organ, 5), LIVER)
-    hilum = _around(rng, (-45, -5, 80), (8, 8, 8))
+    canvas.paint(liver, texture(canvas, rng, organ, 5), LIVER)
+    hilum = around(rng, (-45, -5, 80), (8, 8, 8))
     _branches(canvas, rng, hilum, (70, 70, 50), hu=organ + float(rng.uniform(25, 50)), radius=4.5, only=LIVER)
     canvas.paint(
-        canvas.ellipsoid(_around(rng, (-42, -52, 48), (6, 5, 6)), _scaled(rng, (13, 19, 20))), 8, 0
+        canvas.ellipsoid(around(rng, (-42, -52, 48), (6, 5, 6)), scaled(rng, (13, 19, 20))), 8, 0
     )  # gallbladder
 
     spleen = canvas.ellipsoid(
-        _around(rng, (98, 34, 90), (6, 6, 8)), _scaled(rng, (24, 42, 34)), angle=float(rng.uniform(0.1, 0.5)), box=box
+        around(rng, (98, 34, 90), (6, 6, 8)), scaled(rng, (24, 42, 34)), angle=float(rng.uniform(0.1, 0.5)), box=box
     )
     spleen = Region(box, np.maximum(spleen.distance, cavity.shrunk(2).distance))
-    canvas.paint(spleen, _texture(canvas, rng, organ + float(rng.uniform(5, 20)), 4), SPLEEN)
+    canvas.paint(spleen, texture(canvas, rng, organ + float(rng.uniform(5, 20)), 4), SPLEEN)
 
-    _draw_spine(canvas, rng, 52.0 + back)
+    draw_spine(canvas, rng, 52.0 + back)
     height = float(rng.uniform(44, 56))
     for side, value, lower in ((-1, RIGHT_KIDNEY, float(rng.uniform(8, 16))), (1, LEFT_KIDNEY, 0.0)):
-        centre = _around(rng, (side * 64.0, 44.0 + back, height - lower), (5, 4, 2))
-        size = _scaled(rng, (25, 29, 40))
+        centre = around(rng, (side * 64.0, 44.0 + back, height - lower), (5, 4, 2))
+        size = scaled(rng, (25, 29, 40))
         tilt = side * float(rng.uniform(-0.5, -0.2))
         kidney = canvas.ellipsoid(centre, size, angle=tilt)
         canvas.paint(kidney.shrunk(-5), -95, 0)  # perirenal fat
@@ -241,24 +185,24 @@ def _draw_abdomen(canvas: Canvas, rng: np.random.Generator, lesion: bool) -> Non
 
 def _draw_chest(canvas: Canvas, rng: np.random.Generator, lesion: bool) -> None:
     radii = (float(rng.uniform(145, 164)), float(rng.uniform(100, 116)))
-    cavity = _draw_wall(canvas, rng, radii)
+    cavity = draw_wall(canvas, rng, radii)
     back = radii[1] - 108
-    canvas.paint(cavity, _texture(canvas, rng, 10, 20))
+    canvas.paint(cavity, texture(canvas, rng, 10, 20))
     air = float(rng.uniform(-880, -830))
     box = cavity.box
     for side, value, width in ((-1, RIGHT_LUNG, 58.0), (1, LEFT_LUNG, 52.0)):
-        centre = _around(rng, (side * 74.0, 2.0, 50.0), (4, 4, 10))
-        lung = canvas.ellipsoid(centre, _scaled(rng, (width, 82, 130), 0.08), angle=side * 0.12, power=2.4, box=box)
+        centre = around(rng, (side * 74.0, 2.0, 50.0), (4, 4, 10))
+        lung = canvas.ellipsoid(centre, scaled(rng, (width, 82, 130), 0.08), angle=side * 0.12, power=2.4, box=box)
         lung = Region(box, np.maximum(lung.distance, cavity.shrunk(1).distance))
-        canvas.paint(lung, _texture(canvas, rng, air, 18), value)
-        root = _around(rng, (side * 38.0, 10.0, 62.0), (4, 4, 10))
+        canvas.paint(lung, texture(canvas, rng, air, 18), value)
+        root = around(rng, (side * 38.0, 10.0, 62.0), (4, 4, 10))
         for _ in range(3):
             _branches(canvas, rng, root, (95, 110, 90), hu=float(rng.uniform(20, 60)), radius=4.0, only=value)
     canvas.paint(canvas.column((0.0, 50.0 + back), (26, 22)), 45, 0)  # the tissue that keeps the lungs apart
-    _draw_spine(canvas, rng, 52.0 + back)
+    draw_spine(canvas, rng, 52.0 + back)
 
     heart = canvas.ellipsoid(
-        _around(rng, (22, -26, 22), (5, 4, 6)), _scaled(rng, (52, 40, 48)), angle=float(rng.uniform(0.3, 0.6))
+        around(rng, (22, -26, 22), (5, 4, 6)), scaled(rng, (52, 40, 48)), angle=float(rng.uniform(0.3, 0.6))
     )
     blood = float(rng.uniform(120, 170))
     canvas.paint(heart.shrunk(-4), -80, 0)  # epicardial fat
