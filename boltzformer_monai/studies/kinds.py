@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser
 
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.demo.demo import ensure_demo_dataset
+from boltzformer_monai.demo.hard_phantoms import ensure_hard_dataset
 from boltzformer_monai.engines.bundle import (
     check_evaluation,
     check_training,
@@ -293,7 +294,7 @@ KINDS: dict[str, Kind] = {BOLTZFORMER: Kind(check=_check_boltzformer, run=_run_b
 """Name → what runs it."""
 OWN_DATA: tuple[str, ...] = ()
 """Kinds that make their own data, of the maker of the same name."""
-MAKERS: dict[str, Callable[..., Path]] = {"demo": ensure_demo_dataset}
+MAKERS: dict[str, Callable[..., Path]] = {"demo": ensure_demo_dataset, "hard_phantoms": ensure_hard_dataset}
 """Name → ``maker(folder, **settings)``, which makes a slice dataset below a folder, or finds it there complete; returns
 its path."""
 
