@@ -21,6 +21,7 @@ WARNINGS: Mapping[str, str] = {
     "slices without contours": "a region counts as absent between them, which is right only where its parts lie apart",
     "padding value in tissue": "the header calls a value padding that lies among measured ones, away from the edge",
     "not HU": "a CT whose voxels are not in Hounsfield units is shown through the wrong window",
+    "no size": "an image without a scale is measured in pixels, which are called millimetres in its results",
     "acquisition plane": "slices across the acquired ones have few, elongated pixels, unlike the training's",
     "unknown prompt": "the network was never shown this name; what it paints for it may be anything",
     "words not understood": "no training teaches negations, sizes or counts: they change the mask by chance",
@@ -48,7 +49,15 @@ REPAIRS: Mapping[str, str] = {
 """Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
 
 MILD = frozenset(
-    {"no vocabulary", "another plane", "another protocol", "assumed modality", "no thresholds", "gantry tilt"}
+    {
+        "no vocabulary",
+        "another plane",
+        "another protocol",
+        "assumed modality",
+        "no thresholds",
+        "no size",
+        "gantry tilt",
+    }
 )
 """Warnings that say how a result was made and do not by themselves put it in doubt: no exit code of their own."""
 

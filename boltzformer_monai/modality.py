@@ -19,6 +19,7 @@ __all__ = [
     "parse_modality",
     "settled_modality",
     "stated_modality",
+    "stored_modality",
 ]
 
 OTHER = "other"
@@ -83,6 +84,15 @@ def stated_modality(text: str, *, stored_grey: bool = False) -> str:
     if found == "unknown":
         raise ConfigError(f"unknown modality {text[:60]!r}; use CT or MR")
     return found
+
+
+def stored_modality(text: str) -> str:
+    """Return what a data set or a model states: ``"CT"``, ``"MR"``, ``"other"`` or ``"unknown"``.
+
+    Raises:
+        ConfigError: as :func:`parse_modality`.
+    """
+    return OTHER if text == OTHER else parse_modality(text)
 
 
 def names_another_modality(text: str) -> bool:

@@ -16,11 +16,11 @@ from boltzformer_monai.data.label_names import read_label_names
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import BoltzFormerError, VolumeError, cannot_open, why
 from boltzformer_monai.io.dicom.rtstruct import read_rtstruct
+from boltzformer_monai.io.pictures import read_picture
 from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.segmentation import read_segmentation
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.networks.weights import read_weights
-from boltzformer_monai.slicing.pictures import read_picture
 from boltzformer_monai.slicing.recipes.dataset_json import read_description as read_decathlon
 from boltzformer_monai.slicing.recipes.lidc_xml import read_readings
 

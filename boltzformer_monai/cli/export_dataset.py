@@ -33,6 +33,7 @@ from boltzformer_monai.data.slices.format import SPLITS
 from boltzformer_monai.data.split import MOST_FOLDS
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError, why
 from boltzformer_monai.limits import read_json
+from boltzformer_monai.modality import OTHER
 from boltzformer_monai.slicing.biomedparse_names import (
     MARKER_FILE,
     MARKER_FORMAT,
@@ -156,6 +157,9 @@ def export(
     rows = [row for row in reader.rows if row.target and row.present and parts[row.split] != "none"]
     if not rows:
         raise DatasetError(f"{slices}: no slice of these splits has a target; there is nothing to export")
+    if any(row.modality == OTHER for row in rows):
+        msg = f"{slices}: holds images that are neither CT nor MR, which the names of this layout cannot say"
+        raise DatasetError(f"{msg}; export a dataset without them")
     rows.sort(key=lambda row: (_PARTS.index(parts[row.split]), row.image.name))  # stable: targets keep their order
     tables = {part: _Table(part, size, rows) for part in _PARTS}
     patients = {}

@@ -174,7 +174,7 @@ def check_options(options: argparse.Namespace) -> None:
         ConfigError: one is missing, out of range, or does not go with another.
     """
     if options.modality is not None:
-        options.modality = stated_modality(options.modality)
+        options.modality = stated_modality(options.modality, stored_grey=options.recipe == "images")
     if options.remove:
         _refuse(options, ("recipe", "image", "input"), "slices scans and does not go with --remove")
     elif options.recipe:

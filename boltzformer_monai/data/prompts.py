@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from boltzformer_monai.errors import PromptError
-from boltzformer_monai.modality import parse_modality
+from boltzformer_monai.modality import stored_modality
 
 __all__ = [
     "TargetEntry",
@@ -160,16 +160,16 @@ def prompts_for(target: str, *, site: str, modality: str) -> tuple[str, ...]:
     """At most eight different prompts for a target, reproducible.
 
     First the canonical one, ``"right kidney in abdominal CT"``, then shorter forms, a sentence, and synonyms of the
-    vocabulary. An unknown site or modality is left out.
+    vocabulary. An unknown site or modality is left out, and so is the modality ``"other"``.
 
     Raises:
         PromptError: the target is empty.
-        ConfigError: the modality is neither CT nor MR nor unknown.
+        ConfigError: the modality is neither CT nor MR, other nor unknown.
     """
     name = normalise_target(target)
     if not name:
         raise PromptError("a target without a name has no prompts; name it in the labels")
-    spoken = _SPOKEN_MODALITY.get(parse_modality(modality), "")
+    spoken = _SPOKEN_MODALITY.get(stored_modality(modality), "")
     place = normalise_site(site)
     adjective = site_adjective(place)
     where = f" in {adjective} {spoken}" if place and spoken else f" in {spoken}" if spoken else ""

@@ -175,8 +175,8 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> 
     """Read a window as users and configurations give it.
 
     Args:
-        value: a name (``"lung"``), ``"percentiles"`` for MR, level and width (``"40 400"``, ``"40/400"``,
-            ``(40, 400)``, ``["40", "400"]``), the JSON form, or a window.
+        value: a name (``"lung"``), ``"percentiles"`` for MR, ``"stored"`` for 8-bit grey, level and width
+            (``"40 400"``, ``"40/400"``, ``(40, 400)``, ``["40", "400"]``), the JSON form, or a window.
 
     Raises:
         ConfigError: it is none of these; the message suggests the nearest name.
@@ -196,9 +196,11 @@ def parse_window(value: str | Sequence[Any] | Mapping[str, Any] | GreyScale) -> 
     name = "_".join(str(part) for part in parts).lower()[:60]
     if name == "percentiles":
         return MRPercentiles()
+    if name == "stored":
+        return StoredGrey()
     if name in NAMED_WINDOWS:
         return NAMED_WINDOWS[name]
-    known = [*NAMED_WINDOWS, "percentiles"]
+    known = [*NAMED_WINDOWS, "percentiles", "stored"]
     listed = f"known are {', '.join(known)}, or LEVEL WIDTH in HU"
     raise ConfigError(f"unknown window {name!r}: {did_you_mean(name, known, otherwise=listed, cutoff=0.6)}")
 

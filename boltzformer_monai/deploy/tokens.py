@@ -7,7 +7,7 @@ from typing import Any
 
 from boltzformer_monai.data.prompts import normalise_prompt, prompts_for, vocabulary_names
 from boltzformer_monai.errors import CheckpointError
-from boltzformer_monai.modality import parse_modality
+from boltzformer_monai.modality import stored_modality
 from boltzformer_monai.transforms.tokenizer import PromptTokenizer
 
 __all__ = ["prompt_table", "tokenizer_json"]
@@ -33,7 +33,7 @@ def prompt_table(
     texts = list(prompts)
     for entry in data.get("targets", ()):
         texts.append(entry["target"])
-        texts += prompts_for(entry["target"], site=entry["site"], modality=parse_modality(entry["modality"]))
+        texts += prompts_for(entry["target"], site=entry["site"], modality=stored_modality(entry["modality"]))
     if not data.get("targets"):
         texts += sorted(set(vocabulary_names().values()))
     return {text: list(tokenizer.encode(text)) for text in dict.fromkeys(map(normalise_prompt, texts))}

@@ -31,8 +31,9 @@ class ScoreVolumes:
     """Collect masks of slices, and score the targets of a volume once its last slice is added.
 
     Collected masks are compressed, and released with the scoring. Volumes without a row for every slice and target are
-    skipped. Where a scan was sliced along several planes, their probabilities are averaged on the scan's grid as an
-    inference along these planes does, and the scan is scored once.
+    skipped, and so are pictures, which have no third axis and no millimetres. Where a scan was sliced along several
+    planes, their probabilities are averaged on the scan's grid as an inference along these planes does, and the scan is
+    scored once.
 
     Args:
         reader: the dataset.
@@ -75,13 +76,16 @@ class ScoreVolumes:
             for scan, volumes in scans.items()
             if all(
                 self.entries[name]["complete"]
+                and self.entries[name].get("in_mm", True)
                 and counts[name] == self.entries[name]["slices"] * len(self.entries[name]["targets"])
                 for name in volumes
             )
         }
         if len(self.complete) < len(scans):
             _log.info(
-                "scoring %d of %d volumes in 3-D; the others lack slices or targets", len(self.complete), len(scans)
+                "scoring %d of %d volumes in 3-D; the others lack slices or targets, or are pictures",
+                len(self.complete),
+                len(scans),
             )
         self.scores: list[VolumeScore] = []
         self.objects: list[ObjectScore] = []

@@ -18,7 +18,7 @@ from boltzformer_monai.data.windows import GreyScale, StoredGrey, parse_window
 from boltzformer_monai.errors import ConfigError, reject_unknown
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.volume_result import ARBITRATIONS
-from boltzformer_monai.modality import stated_modality
+from boltzformer_monai.modality import OTHER, stated_modality
 
 __all__ = [
     "ENDINGS", "ModelRecord", "RunSettings", "beside", "mask_names", "result_path", "uncertainty_names",
@@ -148,7 +148,7 @@ class RunSettings:
             self._set("planes", _planes(self.planes))
         self._set("window", _window(self.window))
         if self.modality is not None:
-            is_grey = isinstance(self.grey_scale, StoredGrey)
+            is_grey = isinstance(self.grey_scale, StoredGrey) or self.modality == OTHER
             self._set("modality", stated_modality(str(self.modality), stored_grey=is_grey))
 
     @classmethod

@@ -112,6 +112,9 @@ class PromptWindows:
         trained = [entry for entry in self.targets if entry["modality"] == modality]
         if reading.target is not None:
             trained = [entry for entry in trained if entry["target"] == reading.target]
+        if not trained and modality == OTHER:
+            msg = "the network was trained on CT or MR only; --window stored shows it the values of 8-bit grey images"
+            raise ConfigError(msg)
         if not trained:  # of a model that states no targets, the site that the prompt names is all there is to go by
             return default_window(modality, "" if self.targets else reading.site)
         text = normalise_prompt(reading.prompt)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io import challenge_npz, formats
 from boltzformer_monai.io.dicom.files import is_dicom_file
 from boltzformer_monai.io.dicom.gantry_tilt import check_tilt, settle_tilt
 from boltzformer_monai.io.dicom.read import read_dicom_series
 from boltzformer_monai.io.label_map import as_label_values, slabs
+from boltzformer_monai.io.pictures import is_picture, read_picture
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.modality import parse_modality, settled_modality
+from boltzformer_monai.modality import OTHER, settled_modality, stored_modality
 
 
 def read_volume(
@@ -27,13 +30,13 @@ def read_volume(
     channel: int | None = None,
     tilt: str = "refuse",
 ) -> Volume:
-    """Read a scan: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or DICOM.
+    """Read a scan: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM, or a PNG or JPEG image.
 
     Args:
         path: the file, or the folder that holds the DICOM files (subfolders are searched too); a DICOM file of many
             frames that lie in the patient (enhanced CT, MR) is a whole scan.
         modality: CT or MR, in words that :func:`~boltzformer_monai.modality.parse_modality` knows, where the file
-            does not say it; it may not contradict a DICOM header.
+            does not say it; it may not contradict a DICOM header. ``"other"`` is for images.
         series: the SeriesInstanceUID to read when a DICOM folder holds several.
         files: the DICOM files of the series, where they are known already; the rest of the folder is left alone.
         channel: which one of a four-dimensional NIfTI file, counted from 0; None for an ordinary one.
@@ -49,9 +52,14 @@ def read_volume(
         ConfigError: the modality or the treatment of tilt is not a known one.
     """
     check_tilt(tilt)
-    wanted = None if modality is None else parse_modality(modality)
+    wanted = None if modality is None else stored_modality(modality)
     wanted = None if wanted == "unknown" else wanted
     place = existing(path)
+    if channel is None and not files and place.is_file() and is_picture(place):
+        return _read_sizeless(place, wanted)
+    if wanted == OTHER:
+        msg = f"{place}: another modality than CT and MR is read of PNG and JPEG images only; give CT or MR"
+        raise VolumeError(msg, reason="modality")
     if channel is None and (files or is_dicom(place)):
         volume = read_dicom_series(place, series=series, files=files, modality=wanted)
     else:
@@ -125,6 +133,11 @@ def existing(path: str | os.PathLike[str]) -> Path:
     if not os.path.exists(place):  # unlike Path.exists, never raises where permission is missing
         raise VolumeError(f"{place}: no such file or folder, or no permission to see it", reason="missing")
     return place
+
+
+def _read_sizeless(place: Path, modality: str | None) -> Volume:
+    text = "the image states no size: a millimetre stands for every pixel, in all lengths and volumes of the result"
+    return replace(read_picture(place, modality or "unknown"), caveats=(Caveat("no size", text),))
 
 
 def _check_finite(array: np.ndarray, place: Path) -> None:

@@ -28,6 +28,7 @@ class Volume:
         source: where it came from (the path as given); never written into results.
         frame_of_reference: DICOM FrameOfReferenceUID, "" for other files; for matching annotations, never written.
         caveats: what its reader repaired or warns of; they travel with the volume into its results.
+        in_mm: False for pictures, which state no size: a millimetre stands for every pixel.
 
     Raises:
         VolumeError: the array is not 3-D or empty, or the affine is not finite and invertible.
@@ -39,6 +40,7 @@ class Volume:
     source: str = ""
     frame_of_reference: str = ""
     caveats: tuple[Caveat, ...] = ()
+    in_mm: bool = True
 
     def __post_init__(self) -> None:
         where = self.source or "volume"

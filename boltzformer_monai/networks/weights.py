@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from boltzformer_monai.errors import CheckpointError, ConfigError, cannot_open, why
 from boltzformer_monai.field_types import check_value
-from boltzformer_monai.modality import parse_modality
+from boltzformer_monai.modality import stored_modality
 from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.mapped import load_weights
@@ -131,7 +131,7 @@ def _check_data(data: Mapping[str, Any]) -> None:
     for number, entry in enumerate(targets):
         for field, kind in _TARGET.items():
             check_value(f"{field} of targets[{number}]", entry.get(field), kind)
-        parse_modality(entry["modality"])
+        stored_modality(entry["modality"])
 
 
 def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Protocol
 from boltzformer_monai.data.windows import GreyScale
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.grids import GRID_TOLERANCE
+from boltzformer_monai.io.pictures import is_picture, read_picture
 from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.scan_list import files_of
 from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume
-from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, read_picture
 
 
 class Annotation(Protocol):
@@ -64,7 +64,7 @@ class Case:
         image: path of the scan: a file or a DICOM folder.
         annotation: what is drawn on it, None for a scan without targets.
         site: body site, ``""`` when unknown.
-        modality: ``"CT"`` or ``"MR"``; None leaves it to the DICOM header.
+        modality: ``"CT"`` or ``"MR"``, of a picture also ``"other"``; None leaves it to the DICOM header.
         series: SeriesInstanceUID, where a DICOM folder holds several.
         channel: which channel of a four-dimensional NIfTI scan, None for an ordinary one.
         split: pins the patient to ``"train"``, ``"val"`` or ``"test"``; None: drawn.
@@ -98,7 +98,7 @@ class Case:
         """
         if self.problem:
             raise VolumeError(self.problem, reason=self.reason)
-        if self.image.suffix.lower() == PICTURE_SUFFIX:
+        if is_picture(self.image):
             return read_picture(self.image, self.modality or "unknown")
         return read_volume(
             self.image, modality=self.modality, series=self.series, files=self.files, channel=self.channel, tilt=tilt

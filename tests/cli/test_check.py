@@ -15,7 +15,7 @@ from boltzformer_monai.cli.check import main
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.slicing.dataset_page import TABLE9_HEADINGS
 from tests.data.slice_cases import add, make_volume
-from tests.data.test_image_files import write_png_bomb
+from tests.io.test_pictures import write_png_bomb
 
 SCRIPT = Path(__file__).resolve().parents[2] / "preprocessing" / "check_dataset.py"
 NAMES = {1: "liver", 2: "kidney right"}

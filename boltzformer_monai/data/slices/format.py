@@ -13,6 +13,7 @@ The two tables are made of the records, in the order of the volume ids.
 
 ``dataset.json`` names every volume with its geometry: the slices of a scan along one plane. Where a scan was sliced
 along several, each plane is a volume, and ``scan`` names the scan that it is of; else that is the volume's own id.
+``"in_mm": false`` says that the volume is a picture without a scale: a millimetre stands for every pixel.
 ``value`` in the manifest is a label value or several joined by
 ``+``; ``prompts`` is a JSON list, ``spacing`` "row x col x slice" in mm, ``window`` JSON, ``area_fraction`` the
 target's share of the slice's pixels. ``patient`` is a keyed hash; nothing else identifies a patient.

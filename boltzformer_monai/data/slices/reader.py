@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from boltzformer_monai.data.image_files import open_picture
 from boltzformer_monai.data.label_names import parse_label_values
 from boltzformer_monai.data.neighbours import Offset
 from boltzformer_monai.data.slices.format import DATASET_FILE, MANIFEST_FILE, SPLITS, scan_of, slice_name
 from boltzformer_monai.data.slices.tables import read_description, read_manifest
 from boltzformer_monai.data.windows import GreyScale, window_from_dict
 from boltzformer_monai.errors import ConfigError, DatasetError, why
+from boltzformer_monai.io.pictures import open_picture
 from boltzformer_monai.limits import parse_json
 
 __all__ = ["SPLITS", "SliceReader", "SliceRow", "read_mask", "read_png"]
@@ -33,11 +33,12 @@ class SliceRow:
         label_values: the values that together are the target; empty without a label.
         target: canonical name, ``""`` without a label.
         prompts: of the target, the canonical one first; empty without a label.
-        modality: ``"CT"`` or ``"MR"``.
+        modality: ``"CT"``, ``"MR"``, or ``"other"`` for pictures of another kind.
         site: body site, e.g. ``"abdomen"``.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
         slice_index: position in the volume along the plane's axis, from 0 (towards Left, Posterior or Superior).
         spacing: millimetres from row to row, from column to column, from slice to slice.
+        in_mm: whether they are the scan's; pictures state none, and a millimetre stands for every pixel.
         window: of the grey values.
         area_fraction: the target's share of the slice's pixels, 0 to 1; 0 means absent.
         patient: pseudonym.
@@ -66,6 +67,7 @@ class SliceRow:
     slices: int = 1
     scan: str = ""
     stored_neighbours: int | None = None
+    in_mm: bool = True
 
     @property
     def present(self) -> bool:
@@ -202,6 +204,7 @@ class SliceReader:
                 scan=scan_of(fields["volume"], entry),
                 stored_neighbours=None if entry["complete"] else int(entry["neighbours"]),
                 spacing=_parse_spacing(fields["spacing"]),
+                in_mm=bool(entry.get("in_mm", True)),
                 window=_parse_window(fields["window"]),
                 area_fraction=float(fields["area_fraction"] or 0),
                 patient=fields["patient"],

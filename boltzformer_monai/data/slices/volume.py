@@ -24,7 +24,7 @@ from boltzformer_monai.data.prompts import normalise_site, prompts_for
 from boltzformer_monai.data.slices.format import SPLITS, slice_name
 from boltzformer_monai.data.slices.record import VolumeRecord, read_record, record_path, target_areas, write_record
 from boltzformer_monai.data.split import pseudonym
-from boltzformer_monai.data.windows import GreyScale, default_window
+from boltzformer_monai.data.windows import GreyScale, StoredGrey, default_window
 from boltzformer_monai.errors import ConfigError, DatasetError, StorageError
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.volume import Volume
@@ -127,7 +127,8 @@ def write_volume(
     owner = pseudonym(patient, key=key)
     spacing = slice_spacing(image, settings.plane)
     label = None if label is None else reorient_label(label, image)
-    doubts = scan_caveats(image, modality=image.modality, planes=(settings.plane,))
+    measured = "" if isinstance(window, StoredGrey) else image.modality  # grey values are no HU
+    doubts = scan_caveats(image, modality=measured, planes=(settings.plane,))
     caveats = [*image.caveats, *(label.caveats if label is not None else ()), *doubts]
     grey = extract_slices(Volume(window.apply(image.array), image.affine), settings.plane)
     values = None if label is None else label_slices(label, settings.plane)
@@ -140,6 +141,7 @@ def write_volume(
         "shape": list(image.shape),
         "affine": image.affine.tolist(),
         "spacing": list(spacing),
+        **({} if image.in_mm else {"in_mm": False}),
         "window": window.to_dict(),
         "targets": targets,
         "slices": len(grey),

@@ -24,7 +24,10 @@ GROUP = "boltzformer_monai.recipes"
 """The entry points by which other distributions add recipes."""
 
 RECIPES: Mapping[str, str] = MappingProxyType(
-    {name: f"boltzformer_monai.slicing.recipes.{name}" for name in ("msd", "amos22", "lidc", "folder", "biomedparse")}
+    {
+        name: f"boltzformer_monai.slicing.recipes.{name}"
+        for name in ("msd", "amos22", "lidc", "folder", "biomedparse", "images")
+    }
 )
 """Name on the command line → module, of the recipes of this package."""
 

@@ -23,18 +23,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from boltzformer_monai.data.windows import StoredGrey
-from boltzformer_monai.errors import ConfigError, DatasetError, VolumeError
-from boltzformer_monai.io.grids import GRID_TOLERANCE
-from boltzformer_monai.io.label_layers import Layer, flatten_layers
-from boltzformer_monai.io.segmentation import Segmentation
-from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.errors import ConfigError, DatasetError
 from boltzformer_monai.limits import read_json_description
 from boltzformer_monai.modality import parse_modality
 from boltzformer_monai.slicing.biomedparse_names import (
@@ -45,7 +37,7 @@ from boltzformer_monai.slicing.biomedparse_names import (
     parse_words,
 )
 from boltzformer_monai.slicing.cases import Case
-from boltzformer_monai.slicing.pictures import PICTURE_SUFFIX, opened_image, picture_volume
+from boltzformer_monai.slicing.picture_masks import PictureMasks, pictures_in
 from boltzformer_monai.slicing.recipes import Option
 from boltzformer_monai.slicing.recipes.patients import compile_pattern, patient_in
 
@@ -55,36 +47,6 @@ OPTIONS = (Option("patient_pattern", "", "regular expression whose first group i
 
 _SPLITS: tuple[tuple[str, str | None], ...] = (("train", None), ("test", "test"))
 _MAX_ID = 100
-
-
-@dataclass(frozen=True)
-class PictureMasks:
-    """The masks of one image, (target, file), at least one; they may overlap."""
-
-    masks: tuple[tuple[str, Path], ...]
-
-    def draw_on(self, image: Volume, *, tolerance: float = GRID_TOLERANCE) -> Segmentation:  # noqa: ARG002
-        """Return the masks on the grid of the image (W, H, 1).
-
-        Raises:
-            VolumeError: a mask cannot be read or has another size than the image.
-        """
-        flat = flatten_layers(
-            image.shape, {number: target for number, (target, _) in enumerate(self.masks, 1)}, self._layers(image)
-        )
-        return Segmentation(Volume(flat.array, image.affine, source=str(self.masks[0][1].parent)), flat.names)
-
-    def files(self) -> tuple[Path, ...]:
-        """Return the masks."""
-        return tuple(path for _, path in self.masks)
-
-    def _layers(self, image: Volume) -> Iterator[Layer]:
-        for number, (_, path) in enumerate(self.masks, 1):
-            mask = picture_volume(_read_mask(path)).array
-            if mask.shape != image.shape:
-                size, expected = (f"{shape[0]}x{shape[1]}" for shape in (mask.shape, image.shape))
-                raise VolumeError(f"{path}: has {size} pixels, its image {expected}", reason="grid")
-            yield Layer(number, mask)
 
 
 def cases(
@@ -101,7 +63,7 @@ def cases(
     wanted = None if modality is None else parse_modality(modality)
     exported, pattern = _read_marker(folder), compile_pattern("patient_pattern", patient_pattern, group=True)
     listed, skipped = [], 0
-    images = {part: _pngs(folder / part) for part, _ in _SPLITS}
+    images = {part: pictures_in(folder / part, (".png",)) for part, _ in _SPLITS}
     repeated = set.intersection(*({path.stem for path in paths} for paths in images.values()))
     for part, split in _SPLITS:
         masks = _masks(folder / f"{part}_mask")
@@ -153,17 +115,10 @@ def _read_marker(folder: Path) -> dict[str, str]:
     return patients
 
 
-def _pngs(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = (path for path in folder.iterdir() if path.suffix.lower() == PICTURE_SUFFIX)
-    return sorted(path for path in found if not path.name.startswith("."))
-
-
 def _masks(folder: Path) -> dict[str, list[tuple[str, Path]]]:
     """Return stem of an image → its masks."""
     found: dict[str, list[tuple[str, Path]]] = {}
-    for path in _pngs(folder):
+    for path in pictures_in(folder, (".png",)):
         stem, _, target = path.stem.rpartition("_")
         found.setdefault(stem, []).append((parse_words(target), path))
     return found
@@ -186,11 +141,3 @@ def _warn_about_patients(folder: Path, listed: list[Case]) -> None:
         logger.warning("%s: %d patients occur in train and in test; all their images are for testing", folder, count)
     if len(training) == 1 and sum(case.split is None for case in listed) > 1:
         logger.warning("%s: all training images count as one patient; see patient_pattern", folder)
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    """Return the pixels (H, W) that are not 0 in some colour."""
-    with opened_image(path) as image:
-        flat = image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;")
-        pixels = np.array(image if flat else image.convert("RGB"))
-    return np.asarray(pixels != 0 if flat else pixels.any(axis=2))

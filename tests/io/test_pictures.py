@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boltzformer_monai.data.image_files import open_picture
 from boltzformer_monai.data.slices.reader import read_png
 from boltzformer_monai.errors import DatasetError
+from boltzformer_monai.io.pictures import open_picture
 from boltzformer_monai.limits import MEMORY_VARIABLE
 
 
