@@ -139,6 +139,7 @@ class ScoreSlices:
             spacing=row.spacing[:2],
             tolerance_mm=self.tolerance,
             probability=probability,
+            in_mm=row.in_mm,
         )
         image = row.image.relative_to(self.root).as_posix()
         objects: list[ObjectScore] = []

@@ -39,7 +39,7 @@ _DECODER = {
     "pigma_correction": False,  # it sees the image, which is empty here
     "presence": False,
 }
-_TRAINING = {"learning_rate": 3e-3, "weight_decay": 1e-2}
+_TRAINING = {"learning_rate": 2e-3, "weight_decay": 1e-2, "balance": 10.0}
 _TRAINABLE = ("learning_rate", "weight_decay", "decay_norms", "schedule", "warm_up", "clip", "balance",
               "layer_supervision", "layer_supervision_stride")  # fmt: skip
 _STRIDES = (32, 16, 8)  # of V, coarse to fine
@@ -74,9 +74,9 @@ class NeedleSettings:
     steps: int = 400
     batch_size: int = 16
     objects: int = 3
-    classes: int = 8
+    classes: int = 4
     code: int = 16
-    signal: float = 4.0
+    signal: float = 12.0
     noise: float = 0.3
     test_images: int = 128
 

@@ -115,7 +115,7 @@ def rows_of_evaluation(
         if (place := places.get(score.image)) is None:
             raise DatasetError(f"{scores}: {score.image} is not in {reader.root}; evaluate again")
         area_mm2 = score.truth * place.spacing[0] * place.spacing[1]
-        measured = score.present and place.modality.lower() != "other"
+        measured = score.present and place.in_mm
         rows.append(
             ScoreRow(
                 arm=arm,

