@@ -381,8 +381,8 @@ def _test(decoder: nn.Module, settings: NeedleSettings, device: torch.device, di
                 }
                 for prompt in range(settings.objects)
             ]
-        if hasattr(decoder, "attention_sets"):
-            attended = decoder.attention_sets(batch.image, batch.text, generator=CounterNoise(0))
+        if (sets_of := getattr(decoder, "attention_sets", None)) is not None:
+            attended = sets_of(batch.image, batch.text, generator=CounterNoise(0))
             edge = settings.image_size // _OBJECT
             sets.append([_set_size_and_coverage(each, batch.cell * each.shape[-1] // edge) for each in attended])
     means = torch.tensor(sets).mean(0).tolist() if sets else []
