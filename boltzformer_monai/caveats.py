@@ -25,6 +25,7 @@ WARNINGS: Mapping[str, str] = {
     "acquisition plane": "slices across the acquired ones have few, elongated pixels, unlike the training's",
     "unknown prompt": "the network was never shown this name; what it paints for it may be anything",
     "words not understood": "no training teaches negations, sizes or counts: they change the mask by chance",
+    "size limit": "the network finds objects of any size: the limit is for the list of lesions, the mask holds all",
     "no vocabulary": "the model does not state what it was taught, so whether it understands a prompt is not known",
     "another modality": "the network was trained on other modalities, and its masks mean little on this one",
     "another protocol": "the network was trained on slices that are cut, scaled and stacked in another way",
@@ -39,6 +40,8 @@ WARNINGS: Mapping[str, str] = {
 """Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
 
 REPAIRS: Mapping[str, str] = {
+    "understood prompt": "every word is part of one target's name, its side or a request; a side is never guessed, and "
+    "a typing error is mended only where no other name is about as near",
     "padding": "what was never measured becomes the darkest measured value; windows and interpolation do not meet it",
     "inverted display": "Hounsfield units do not depend on the display; values without units are taken as viewers show "
     "them",
@@ -50,6 +53,7 @@ REPAIRS: Mapping[str, str] = {
 
 MILD = frozenset(
     {
+        "size limit",
         "no vocabulary",
         "another plane",
         "another protocol",

@@ -1,7 +1,8 @@
 """Match prompts with the trained targets, in any spelling.
 
-A prompt is known if it consists of a target's name and fillers (modality, site, articles), as the training prompts do.
-Any other word makes it unknown: "no liver lesion" contains a target's name and does not mean it.
+A prompt is known if it consists of a target's name and fillers (modality, site, articles), as the training prompts do,
+or if :mod:`~boltzformer_monai.data.understanding` reads it as such. Any other word makes it unknown: "no liver lesion"
+contains a target's name and does not mean it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from boltzformer_monai.data.prompt_words import fold, phrases
 from boltzformer_monai.data.prompts import (
     SIDES,
     find_target,
@@ -27,6 +29,8 @@ from boltzformer_monai.data.prompts import (
     tidy,
     vocabulary_names,
 )
+from boltzformer_monai.data.size_limits import SizeLimit, find_size_limit
+from boltzformer_monai.data.understanding import PromptRules
 from boltzformer_monai.errors import PromptError
 from boltzformer_monai.modality import SPOKEN_MODALITY, parse_modality
 
@@ -80,6 +84,9 @@ class Reading:
         shown: the network's input: the prompt, or its form in the training.
         misunderstood: negations, sizes and counts, which change a mask only by chance.
         near: known names that may be intended.
+        changes: what of the prompt was not as it should be, such as "German" or "typing error in 'nodlues'".
+        score: share of the letters of the target's name that are right, from 0 to 1.
+        size_limit: of the lesions to list.
     """
 
     prompt: str
@@ -88,6 +95,17 @@ class Reading:
     shown: str
     misunderstood: tuple[str, ...] = ()
     near: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    score: float = 1.0
+    size_limit: SizeLimit | None = None
+
+    def understood(self) -> dict[str, Any] | None:
+        """What was changed, as plain values for JSON; None if the network is shown the prompt as it is."""
+        if not self.changes and self.size_limit is None:
+            return None
+        limit = None if self.size_limit is None else self.size_limit.as_dict()
+        name = self.target or self.shown
+        return {"as": name, "score": self.score, "changes": [*self.changes], "size_limit": limit}
 
 
 class PromptReader:
@@ -110,6 +128,12 @@ class PromptReader:
             texts = prompts_for(name, site=site, modality=str(entry.get("modality", "unknown")))
             self._trained[name].update((text.lower(), text) for text in texts)
             self._sites[name] |= {*normalise_site(site).split(" and ")} - {""}
+        vocabulary = PromptRules()
+        for name in self.names:
+            meaning = None if find_target(name) is not None else vocabulary.understand(name)[0]
+            if meaning is not None and meaning.score == 1:  # of a training in another language
+                self._of.setdefault(meaning.target, name)
+        self._rules = PromptRules(self.names)
 
     def read(self, prompt: str, *, literal: bool = False) -> Reading:
         """Interpret a prompt.
@@ -119,36 +143,70 @@ class PromptReader:
             literal: pass the text to the network unchanged.
 
         Raises:
-            PromptError: a negation, size or count is part of no name, and ``literal`` is false.
+            PromptError: a negation, size or count is part of no name, or a target is named on both sides, and
+                ``literal`` is false; or size limits exclude each other.
         """
         text = normalise_prompt(prompt)
         target, site, core = self._named(text)
         if target is not None:
             shown = prompt if literal else self._trained_text(text, target, site, core)
-            return Reading(prompt, target, site, prompt if shown == text else shown)
+            same = shown.lower() in (text, prompt.lower())
+            return Reading(
+                prompt, target, site, prompt if shown == text else shown, changes=() if same else ("spelling",)
+            )
         known = named_target(text) is not None
+        reading, offered = (None, ()) if literal or (known and not self.names) else self._understood(prompt)
+        if reading is not None:
+            return reading
         words = () if known else misunderstood(text, self._of)
         meant = self._without(text, words) if words else None
-        near = (meant,) if meant else self._near(text) if words or self.names else ()
+        near = (meant,) if meant else (*offered, *self._near(text)) if words or self.names else ()
+        near = tuple(dict.fromkeys(near))[:_NEAR]
         if words and not literal:
             raise PromptError(_refusal(prompt, words, near, meant))
         return Reading(prompt, None, site, prompt, words, near)
 
-    def caveat_text(self, reading: Reading) -> tuple[str, str] | None:
-        """Kind and text of a prompt's caveat; None for a known prompt, or without known targets."""
+    def _understood(self, prompt: str) -> tuple[Reading | None, tuple[str, ...]]:
+        """The prompt as :class:`PromptRules` reads it, or None; and targets that may be meant instead."""
+        rest, limit = find_size_limit(prompt)
+        meaning, offered = self._rules.understand(prompt if limit is None else rest)
+        if meaning is None:
+            return None, offered
+        text = meaning.prompt.lower()
+        target, site, core = self._named(text)
+        if self.names and target is None:
+            return None, offered
+        shown = meaning.prompt if target is None else self._trained_text(text, target, site, core)
+        changes = meaning.changes or (() if shown.lower() == " ".join(prompt.lower().split()) else ("spelling",))
+        return Reading(prompt, target, site, shown, changes=changes, score=meaning.score, size_limit=limit), ()
+
+    def complete(self, text: str, *, limit: int = 8) -> list[tuple[str, str]]:
+        """See :meth:`PromptRules.complete`."""
+        return self._rules.complete(text, limit=limit)
+
+    def caveats(self, reading: Reading) -> list[tuple[str, str]]:
+        """Kinds and texts of a prompt's caveats; none for one that is spelled as in the training."""
+        found = []
+        if reading.changes:
+            how = "; ".join((*reading.changes, f"score {reading.score:.2f}"))
+            name = reading.target or reading.shown
+            found.append(("understood prompt", f"{reading.prompt!r} understood as {name!r} ({how})"))
+        if reading.size_limit is not None:
+            text = f"{reading.prompt!r}: lesions of a size {reading.size_limit} are listed; the mask holds all"
+            found.append(("size limit", text))
         if reading.misunderstood:
             words = ", ".join(reading.misunderstood)
             text = f"{reading.prompt!r}: {words!r} is not understood by the network; its mask means little"
-            return "words not understood", text
+            return [*found, ("words not understood", text)]
         if reading.target is not None or not self.names:
-            return None
+            return found
         if reading.near:
             hint = f"did you mean {' or '.join(map(repr, reading.near))}?"
         else:
             more = ", …" if len(self.names) > _LISTED else ""
             hint = f"its targets are {', '.join(self.names[:_LISTED])}{more}"
         text = f"{reading.prompt!r} names no target of the training, so its mask means little; {hint}"
-        return "unknown prompt", text
+        return [*found, ("unknown prompt", text)]
 
     def _named(self, text: str) -> tuple[str | None, str, str]:
         """(target or None, site, prompt without fillers)."""
@@ -245,9 +303,20 @@ def misunderstood(text: str, names: Iterable[str] = ()) -> tuple[str, ...]:
     for index, word in enumerate(left):
         counts = (word.isdecimal() or word in _NUMBERS) and index + 1 < len(left) and left[index + 1] != "of"
         begins = index == 0 or _BEFORE_A_COUNT.fullmatch(left[index - 1]) is not None
-        if word in _NEGATIONS | _SIZES | _COUNTS or (counts and begins):
+        if word in _NEGATIONS | _SIZES | _COUNTS or _is_refused(word) or (counts and begins):
             found.append(word)
     return tuple(dict.fromkeys(found))
+
+
+_ENGLISH_TOO = frozenset({
+    "gross", "mayor", "salvo", "gran", "gros", "nombre", "dos", "dix", "sept", "non", "ni", "six", "multiple",
+    "peu",
+})  # fmt: skip
+
+
+def _is_refused(word: str) -> bool:
+    """Whether it is a negation, a size or a count in another language."""
+    return word not in _ENGLISH_TOO and any(each.role == "refused" for each in phrases().get((fold(word),), ()))
 
 
 def _refusal(prompt: str, words: Sequence[str], near: Sequence[str], meant: str | None) -> str:

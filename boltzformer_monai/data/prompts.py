@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -22,11 +22,13 @@ __all__ = [
     "checked_prompts",
     "composite_targets",
     "control_character",
+    "english_names",
     "find_target",
     "normalise_prompt",
     "normalise_site",
     "normalise_target",
     "prompts_for",
+    "site_adjective",
     "site_contains",
     "site_names",
     "split_prompts",
@@ -53,6 +55,7 @@ class TargetEntry:
         phrases: complete prompts; ``{modality}`` is a placeholder.
         composite_of: canonical names of its parts; empty if it has none.
         snomed: SNOMED CT (code, meaning) of the base in DICOM PS3.16, or None; the side is a modifier.
+        finding: whether it is an abnormality, such as a tumor, and no anatomy.
     """
 
     name: str
@@ -62,6 +65,7 @@ class TargetEntry:
     phrases: tuple[str, ...]
     composite_of: tuple[str, ...]
     snomed: tuple[str, str] | None
+    finding: bool = False
 
 
 def normalise_prompt(text: str) -> str:
@@ -153,6 +157,7 @@ def find_target(name: str) -> TargetEntry | None:
         phrases=() if side else tuple(entry.get("phrases", ())),
         composite_of=() if side else tuple(parts),
         snomed=None if snomed is None else (snomed[0], snomed[1]),
+        finding=entry.get("finding", False),
     )
 
 
@@ -236,6 +241,13 @@ def site_contains(outer: str, inner: str) -> bool:
 def vocabulary_names() -> Mapping[str, str]:
     """Every spelling of the vocabulary, tidied and without side → canonical name."""
     return _vocabulary().aliases
+
+
+def english_names() -> Iterator[tuple[str, str]]:
+    """Each target of the vocabulary, without side, with each of its names."""
+    for target, entry in _vocabulary().targets.items():
+        for name in (target, *entry.get("synonyms", ()), *entry.get("spellings", ())):
+            yield target, name
 
 
 def site_names() -> Mapping[str, str]:

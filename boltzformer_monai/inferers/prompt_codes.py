@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 
 from boltzformer_monai.data.prompt_check import misunderstood, named_target
-from boltzformer_monai.data.prompts import find_target, normalise_prompt
+from boltzformer_monai.data.prompts import TargetEntry, find_target, normalise_prompt
 from boltzformer_monai.io.dicom.seg_writer import LESION, MASS, NEOPLASM, NODULE, TISSUE, SegmentCode
 
 __all__ = ["segment_code"]
 
+_FINDING = LESION.category
 _ABNORMAL = {
-    **dict.fromkeys(
-        ("tumor", "tumour", "neoplasm", "cancer", "carcinoma", "sarcoma", "glioma", "metastasis"), NEOPLASM
-    ),
+    **dict.fromkeys(("tumor", "tumour", "neoplasm", "cancer", "carcinoma", "sarcoma", "glioma"), NEOPLASM),
     **dict.fromkeys(("nodule",), NODULE),
     **dict.fromkeys(("mass",), MASS),
-    **dict.fromkeys(("lesion", "cyst", "edema", "oedema", "hematoma", "haematoma", "abscess", "infarct"), LESION),
+    **dict.fromkeys(("lesion", "edema", "oedema", "infarct", "hyperintensity"), LESION),
 }
 
 
@@ -36,10 +35,21 @@ def segment_code(prompt: str, *, known: bool = True) -> SegmentCode:
     name = named_target(prompt)
     target = None if name is None else find_target(name)
     if target is not None and target.snomed is not None:
-        return SegmentCode(*target.snomed, side=target.side)
+        return _code(target)
     text = normalise_prompt(prompt)
     for word in () if misunderstood(text) else re.findall(r"[a-z]+", text):
         for form in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("es$", "is", word)):
             if form in _ABNORMAL:
                 return _ABNORMAL[form]
+            kind = find_target(form)
+            if kind is not None and kind.finding and kind.snomed is not None:
+                return _code(kind)
     return TISSUE
+
+
+def _code(target: TargetEntry) -> SegmentCode:
+    """The vocabulary's code."""
+    value, meaning = target.snomed or ("", "")
+    if target.finding:
+        return SegmentCode(value, meaning, side=target.side, category=_FINDING)
+    return SegmentCode(value, meaning, side=target.side)

@@ -30,7 +30,13 @@ SERIES = "Segmentation by text prompts"
 SERIES_IN_DOUBT = "Segmentation by text prompts, IN DOUBT: see its segments"
 """SeriesDescription of a DICOM SEG: at most 64 letters."""
 
-_OF_THE_RUN = (MILD - {"gantry tilt"}) | {"unknown prompt", "words not understood", "another modality", "laterality"}
+_OF_THE_RUN = (MILD - {"gantry tilt"}) | {
+    "understood prompt",
+    "unknown prompt",
+    "words not understood",
+    "another modality",
+    "laterality",
+}
 
 
 def collect_caveats(

@@ -88,10 +88,13 @@ def write_results(
             {
                 **finding,
                 "shown": given,
+                **({} if understood is None else {"understood": dict(understood)}),
                 "label": value,
                 "caveats": [each.text for each in about(result.caveats, finding["prompt"])],
             }
-            for finding, given, value in zip(findings, result.inputs, values, strict=True)
+            for finding, given, understood, value in zip(
+                findings, result.inputs, result.understood, values, strict=True
+            )
         ],
         "in_doubt": in_doubt(result.caveats),
         "caveats": [each.as_dict() for each in result.caveats],
@@ -154,7 +157,7 @@ def _write_seg(
         for index in found:
             prompt = result.prompts[index]
             known = not in_doubt(about(result.caveats, prompt))
-            yield prompt, segment_code(prompt, known=known), result.mask(index)
+            yield prompt, segment_code(result.inputs[index], known=known), result.mask(index)
 
     write_dicom_seg(
         path,

@@ -231,6 +231,7 @@ class SlidingVolumeInferer(Inferer):
             grid=volume if volume.modality == modality else dataclasses.replace(volume, modality=modality),
             caveats=in_order([*caveats, *told]),
             inputs=[reading.shown for reading in self.readings],
+            understood=[reading.understood() for reading in self.readings],
             slicings=slicings,
             store=store,
             threshold=settings.threshold,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -66,6 +66,8 @@ class VolumeResult:
         repeats: repetitions that the probabilities are means of.
         caveats: of the result.
         inputs: the network's input texts; default: the prompts.
+        understood: how each prompt was read, if not as it is; see
+            :meth:`~boltzformer_monai.data.prompt_check.Reading.understood`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class VolumeResult:
         repeats: int = 1,
         caveats: Sequence[Caveat] = (),
         inputs: Sequence[str] | None = None,
+        understood: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> None:
         self.prompts = tuple(prompts)
         self.grid = grid
@@ -91,6 +94,7 @@ class VolumeResult:
         self.repeats = repeats
         self.caveats = tuple(caveats)
         self.inputs = self.prompts if inputs is None else tuple(inputs)
+        self.understood = (None,) * len(self.prompts) if understood is None else tuple(understood)
         self.level = threshold_level(threshold)
         self._store = store
 

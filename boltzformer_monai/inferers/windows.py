@@ -73,8 +73,9 @@ class PromptWindows:
         return self._prompt_caveats(readings)
 
     def _prompt_caveats(self, readings: Sequence[Reading]) -> list[Caveat]:
-        texts = [(reading.prompt, self.reader.caveat_text(reading)) for reading in readings]
-        return [Caveat(found[0], found[1], prompt) for prompt, found in texts if found is not None]
+        return [
+            Caveat(kind, text, reading.prompt) for reading in readings for kind, text in self.reader.caveats(reading)
+        ]
 
     def modality_caveats(self, stated: str, modality: str, readings: Sequence[Reading]) -> list[Caveat]:
         """Caveats of a scan with a stated modality, or ``"unknown"``, and an assumed one."""

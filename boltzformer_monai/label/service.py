@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from cachetools import LRUCache
 
+from boltzformer_monai.data.prompt_check import PromptReader
 from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
-from boltzformer_monai.errors import BoltzFormerError, CancelledError
+from boltzformer_monai.errors import BoltzFormerError, CancelledError, PromptError
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.result_caveats import in_doubt
 from boltzformer_monai.inferers.result_manifest import source_digest
@@ -192,6 +193,28 @@ class SegmentService:
         for prompt in [*(self.settings.prompts or self.targets()), *learned]:
             prompts.setdefault(normalise_prompt(prompt), prompt)
         return list(prompts.values())
+
+    def complete(self, text: str, limit: int) -> dict[str, Any]:
+        """Targets of the checkpoint whose name begins like a text, and how the text itself would be read.
+
+        Returns:
+            ``{"query", "understood", "completions": [{"target", "name"}]}``; ``understood`` is None for an unknown
+            text, else ``{"target", "shown", "score", "changes", "size_limit"}``.
+        """
+        reader = PromptReader(self.model().segmenter.description.data.get("targets", []))
+        try:
+            reading = reader.read(text) if text.strip() else None
+        except PromptError:  # of a text that is not finished
+            reading = None
+        understood = None
+        if reading is not None and reading.target is not None:
+            limits = None if reading.size_limit is None else reading.size_limit.as_dict()
+            understood = {
+                "target": reading.target, "shown": reading.shown, "score": reading.score,
+                "changes": list(reading.changes), "size_limit": limits,
+            }  # fmt: skip
+        completions = [{"target": target, "name": name} for target, name in reader.complete(text, limit=limit)]
+        return {"query": text, "understood": understood, "completions": completions}
 
     def learned(self) -> dict[str, Any]:
         """``{"names", "labels"}``: what the checkpoint in use has learned from labels saved on this server."""

@@ -21,8 +21,8 @@ from boltzformer_monai.inferers.prompt_codes import segment_code
         ("tumor in liver CT", "Neoplasm", None),
         ("lung nodules", "Nodule", None),
         ("lesion in the liver", "Lesion", None),
-        ("metastases", "Neoplasm", None),
-        ("liver with cysts", "Lesion", None),
+        ("metastases", "Metastasis", None),
+        ("liver with cysts", "Cyst", None),
         ("vessel of the left kidney", "Tissue", None),  # not a kidney
         ("portal vein and splenic vein", "Tissue", None),  # known, but without a code
         ("printsipiaalselt midagi", "Tissue", None),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, FastAPI, Header
+from fastapi import APIRouter, Body, FastAPI, Header, Query
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from monailabel.config import settings as stock
@@ -31,7 +31,7 @@ from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.datastore.dicomweb_cache import compact
 from boltzformer_monai.label.disconnect import CancelOnDisconnect
 from boltzformer_monai.label.files import temporary_file
-from boltzformer_monai.label.infer_request import UNCERTAINTY, parse_request
+from boltzformer_monai.label.infer_request import MAX_PROMPT_LENGTH, UNCERTAINTY, parse_request
 from boltzformer_monai.label.safe_ids import check_json, image_path
 from boltzformer_monai.label.server.error_responses import ErrorResponses
 from boltzformer_monai.label.server.header_texts import TemporaryFileResponse, scan_response
@@ -132,6 +132,7 @@ class _Routes:
         # The role that MONAI Label's infer and images need; the page's own files hold no data.
         api = APIRouter(prefix="/api", dependencies=[require_role(stock.MONAI_LABEL_AUTH_ROLE_USER)])
         api.add_api_route("/config", self.config, methods=["GET"])
+        api.add_api_route("/complete", self.complete, methods=["GET"])
         api.add_api_route("/images/{image_id}/scan.nii.gz", self.scan, methods=["GET"])
         api.add_api_route("/segment", self.segment, methods=["POST"])
         api.add_api_route("/results/{rid}/{name}", self.result, methods=["GET"])
@@ -160,6 +161,14 @@ class _Routes:
             "images": images,
             "dicom_seg": _can_write_seg(store, [each["id"] for each in images]),
         }
+
+    def complete(
+        self,
+        q: Annotated[str, Query(max_length=MAX_PROMPT_LENGTH)] = "",
+        limit: Annotated[int, Query(ge=1, le=50)] = 8,
+    ) -> dict[str, Any]:
+        """Names of targets that begin like the text, while it is typed."""
+        return self.service.complete(q, limit)
 
     async def scan(self, image_id: str) -> FileResponse:
         """The scan as NIfTI."""

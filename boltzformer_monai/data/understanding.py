@@ -1,0 +1,668 @@
+"""What a prompt as people type it means: abbreviations, sides, other languages, typing errors, sentences.
+
+Every word of a text must be explained: as part of one target's name, its side, the scan or its site, or as part of a
+request around it. A word that is not makes the text another prompt, which is left as it is.
+
+A side is never guessed: it is taken from a word for it, or one in which letters are exchanged, doubled or missing. A
+typing error is mended only where the mended text means one target, and no other name or word is about as near.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+from rapidfuzz import fuzz, process
+from rapidfuzz.distance import OSA
+
+from boltzformer_monai.data.prompt_words import (
+    LANGUAGES,
+    Phrase,
+    digraphs,
+    fold,
+    inflections,
+    language,
+    phrases,
+    words_of,
+)
+from boltzformer_monai.data.prompts import SIDES, english_names, find_target, site_adjective
+from boltzformer_monai.errors import PromptError
+
+__all__ = ["MIN_SCORE", "Meaning", "PromptRules"]
+
+MIN_SCORE = 0.75
+"""Share of a name's letters that must be right."""
+_MOST_READINGS = 300
+_MOST_WORDS = 40
+_SHORTEST = 4  # letters of a word that may have a typing error
+_STRICT = frozenset({
+    "upper", "lower", "middle", "superior", "inferior", "anterior", "posterior", "medius", "maximus", "minimus",
+    "obere", "untere", "mittlere", "vordere", "hintere", "superieur", "inferieur", "moyen", "anterieur", "posterieur",
+    "oberlappen", "unterlappen", "mittellappen", "mayor", "menor", "medio", "grand", "petit", "grosse", "kleine",
+})  # fmt: skip
+"""Words that only tell one target from another."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a text means.
+
+    Attributes:
+        target: the vocabulary's or the training's name of it, side in front.
+        prompt: the text in English: the target, and modality and site where the text names them.
+        score: share of the name's letters that are as they should be, from 0 to 1.
+        changes: what was not as it should be, one short text each.
+    """
+
+    target: str
+    prompt: str
+    score: float
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """One way to name a target.
+
+    Attributes:
+        target: without side, unless it belongs to the name.
+        text: as it is written.
+        words: folded, in order, without articles and prepositions.
+        language: its code.
+    """
+
+    target: str
+    text: str
+    words: tuple[str, ...]
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A word or a phrase of a text.
+
+    Attributes:
+        text: folded.
+        given: as it was written.
+        roles: other than part of a name.
+        words: of names that it may stand for → wrong letters.
+    """
+
+    text: str
+    given: str
+    roles: tuple[Phrase, ...] = ()
+    words: Mapping[str, int] = field(default_factory=dict)
+
+    def is_a(self, *roles: str) -> bool:
+        return any(each.role in roles for each in self.roles)
+
+
+class PromptRules:
+    """Understands prompts for these targets.
+
+    Args:
+        names: targets of a training, beside those of the vocabulary.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        names = [*names]
+        own = [name for name in names if find_target(name) is None]
+        if own:
+            vocabulary = PromptRules()
+            own = [name for name in own if (known := vocabulary.understand(name)[0]) is None or known.score < 1]
+        self._lexicon = _vocabulary() if not own else _Lexicon([*_vocabulary().names, *_own_names(own)])
+        self._names = frozenset(names)
+
+    def understand(self, text: str) -> tuple[Meaning | None, tuple[str, ...]]:
+        """The one meaning of a text, or None; and targets that may be meant instead.
+
+        Raises:
+            PromptError: it names a target on both sides at once.
+        """
+        if twice := re.fullmatch(r"([^()]+)\(([^()]{2,})\)\W*", text):  # "inferior vena cava (IVC)"
+            (outer, _), (inner, _) = self.understand(twice[1]), self.understand(twice[2])
+            if outer is not None and inner is not None and outer.target == inner.target:
+                return outer, ()
+        tokens = [] if _NO_SIDE.match(text) else self._tokens(text)
+        if not tokens or len(tokens) > _MOST_WORDS or any(each.is_a("refused") and not each.words for each in tokens):
+            return None, ()
+        readings = [*self._readings(tokens)]
+        if not readings:
+            readings = [*self._readings(self._joined(tokens))]
+        if not readings:
+            return None, ()
+        return self._best(text, readings)
+
+    def complete(self, text: str, *, limit: int = 8) -> list[tuple[str, str]]:
+        """Targets whose name in any language begins like this text: (target, the name that does), best first.
+
+        Args:
+            text: the beginning of a prompt.
+            limit: at most so many.
+        """
+        words = words_of(fold(text))
+        found: dict[str, tuple[tuple[float, int, str], str]] = {}
+        for target, name in self._spoken():
+            rank = _begins(words, words_of(fold(name)), words_of(digraphs(name)))
+            if rank is None and len(words) == 1 and len(words[0]) > _SHORTEST:
+                score = fuzz.ratio(words[0], fold(name)[: len(words[0])], score_cutoff=75)
+                rank = 4 - score / 100 if score else None
+            if rank is not None:
+                order = rank, len(name), name
+                found[target] = min(found.get(target, (order, name)), (order, name))
+        best = sorted(found.items(), key=lambda item: (item[1][0], item[0]))
+        return [(target, name) for target, (_, name) in best[:limit]]
+
+    def _spoken(self) -> Iterator[tuple[str, str]]:
+        """Each target with each of its names, sides in the name's language."""
+        for name in self._lexicon.names:
+            for side in ("", *SIDES):
+                target = f"{side} {name.target}".strip()
+                if target in self._names or (not self._names and _exists(target)):
+                    for text in _with_side(name, side):
+                        yield target, text
+        for short, target in _abbreviations().items():
+            if target and (target in self._names or not self._names):
+                yield target, short.upper()
+
+    # --- words
+
+    def _tokens(self, text: str) -> list[_Token]:
+        """The text's words and phrases with all that they may be."""
+        given = list(re.findall(r"[^\W_]+|[+&/]", _spaced(text)))
+        folded = [fold(word) for word in given]
+        tokens: list[_Token] = []
+        index = 0
+        while index < len(folded):
+            length, roles = _longest_phrase(folded, index)
+            short = [n for n in (2, 1) if " ".join(folded[index : index + n]) in _abbreviations()]
+            if short and short[0] >= length and self._may_be_short(given, folded, index, short[0]):
+                length, roles = short[0], ()
+            together = " ".join(folded[index : index + length])
+            written = " ".join(given[index : index + length])
+            words = self._words(together, roles) if length == 1 else {}
+            if together in _abbreviations() and not roles:
+                words = {together: 0}
+            if not words and not roles and length == 1 and (parts := self._lexicon.parted(together)):
+                tokens += [
+                    _Token(part, written if first else "", _roles((part,)), self._words(part, _roles((part,))))
+                    for first, part in zip((True, *[False] * len(parts)), parts, strict=False)
+                ]
+            else:
+                tokens.append(_Token(together, written, roles, words))
+            index += length
+        return tokens
+
+    def _may_be_short(self, given: Sequence[str], folded: Sequence[str], index: int, length: int) -> bool:
+        """Whether an abbreviation may be meant, where it is also an article ("LA", "la vena cava")."""
+        if not _roles(tuple(folded[index : index + length])):
+            return True
+        return all(word.isupper() for word in given[index : index + length]) and not any(
+            word.isupper() and len(word) > 3 for word in given
+        )
+
+    def _words(self, word: str, roles: Sequence[Phrase]) -> Mapping[str, int]:
+        """Words of names that a word may stand for → wrong letters."""
+        known = self._lexicon.forms.get(word) if word.isalnum() else {}
+        if known is not None:
+            return dict.fromkeys(known, 0)
+        if roles or word in _real_words() or len(word) < _SHORTEST or not word.isalpha():
+            return {}
+        return self._lexicon.near(word)
+
+    def _joined(self, tokens: Sequence[_Token]) -> list[_Token]:
+        """Neighbours that are one word of a name: "Leber Tumor", "gall bladder"."""
+        joined: list[_Token] = []
+        for token in tokens:
+            if joined and token.given and joined[-1].given and not {"+", "&", "/"} & {token.text, joined[-1].text}:
+                both = joined[-1].text + token.text
+                if both in self._lexicon.forms:
+                    words = dict.fromkeys(self._lexicon.forms[both], 0)
+                    joined[-1] = _Token(both, f"{joined[-1].given} {token.given}", (), words)
+                    continue
+            joined.append(token)
+        return joined
+
+    # --- meanings
+
+    def _readings(self, tokens: Sequence[_Token]) -> Iterator[_Reading]:
+        """All ways to read the tokens as one target with everything else explained."""
+        tokens = [*_resolved(tokens)]
+        content = [index for index, token in enumerate(tokens) if token.words]
+        optional = [
+            index for index in content if tokens[index].is_a("site", "modality", "scan", "of", "and", "or", "side")
+        ]
+        optional += [index for index, token in enumerate(tokens) if token.is_a("and", "or") and not token.words]
+        needed = [index for index in content if index not in optional]
+        for size in range(len(optional), -1, -1) if len(optional) < 7 else ():
+            for chosen in itertools.combinations(optional, size):
+                part = sorted({*needed, *chosen})
+                rest = [token for index, token in enumerate(tokens) if index not in part]
+                frame = _frame(rest)
+                if not part or frame is None:
+                    continue
+                yield from self._named([tokens[index] for index in part], frame, tuple(tokens))
+
+    def _named(self, tokens: Sequence[_Token], frame: _Frame, of_all: tuple[_Token, ...]) -> Iterator[_Reading]:
+        choices = [sorted(each.words.items()) or [("&" if each.is_a("and") else "|", 0)] for each in tokens]
+        for choice in itertools.islice(itertools.product(*choices), _MOST_READINGS):
+            wrong = sum(count for _, count in choice)
+            for name in self._lexicon.bags.get(frozenset(word for word, _ in choice), ()):
+                if frame.languages and name.language != "any" and not _same_language(tokens, name, frame):
+                    continue
+                yield _Reading(name, frame, tuple(tokens), of_all, wrong, tuple(word for word, _ in choice))
+
+    def _best(self, text: str, readings: Sequence[_Reading]) -> tuple[Meaning | None, tuple[str, ...]]:
+        largest = max(len(each.tokens) for each in readings)
+        least = min(each.wrong for each in readings if len(each.tokens) == largest)
+        best = [each for each in readings if len(each.tokens) == largest and each.wrong == least]
+        targets = {each.name.target for each in best}
+        beside = {each.name.target for each in readings if each.wrong <= least + 1} if least else targets
+        offered = tuple(dict.fromkeys(each for name in sorted(beside) for each in self._offered(name)))
+        if len(targets) > 1 or len(beside) > 1:
+            return None, offered
+        reading = best[0]
+        frame, name = reading.frame, reading.name
+        if frame.side and _is_beside(reading.all_tokens, reading.tokens):
+            return None, offered
+        if frame.contradiction and (_has_sides(name.target) or self._has_sides(name.target)):
+            raise PromptError(f"prompt {text[:80]!r} names both sides; ask for one of them, or for each with a prompt")
+        target = f"{frame.side} {name.target}" if frame.side else name.target
+        if frame.contradiction or (frame.both and not _has_sides(name.target)):
+            return None, offered
+        if frame.side and not (_exists(target) or target in self._names):
+            return None, offered
+        letters = sum(len(word) for word in reading.words)
+        score = 1.0 - reading.wrong / max(letters, 1)
+        if score < MIN_SCORE:
+            return None, (target,)
+        return Meaning(target, frame.around(target), round(score, 2), reading.changes()), offered
+
+    def _has_sides(self, target: str) -> bool:
+        return any(f"{side} {target}" in self._names for side in SIDES)
+
+    def _offered(self, target: str) -> Iterator[str]:
+        """The target, and with its sides, as far as it is there."""
+        for name in (target, *(f"{side} {target}" for side in SIDES)):
+            if name in self._names or (not self._names and name == target):
+                yield name
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """All of a text but the name."""
+
+    side: str | None
+    both: bool
+    contradiction: bool
+    modality: str
+    sites: tuple[str, ...]
+    is_scan: bool
+    languages: frozenset[str]
+    changes: tuple[str, ...]
+
+    def around(self, target: str) -> str:
+        """The target with modality and site as the training's prompts have them."""
+        place = " and ".join(self.sites)
+        if self.modality:
+            return f"{target} in {site_adjective(place)} {self.modality}" if place else f"{target} in {self.modality}"
+        if self.is_scan and place:
+            return f"{target} in {site_adjective(place)} scan"
+        return f"{target} in the {place}" if place else target
+
+
+@dataclass(frozen=True)
+class _Reading:
+    name: _Name
+    frame: _Frame
+    tokens: tuple[_Token, ...]
+    all_tokens: tuple[_Token, ...]
+    wrong: int
+    words: tuple[str, ...]
+
+    def changes(self) -> tuple[str, ...]:
+        found = []
+        code = self.name.language
+        if code in LANGUAGES and code != "en":
+            found.append(LANGUAGES[code])
+        if code == "any":
+            found.append("abbreviation")
+        wrong = [token.given for token, word in zip(self.tokens, self.words, strict=True) if token.words.get(word)]
+        if wrong:
+            found.append(f"typing error in {', '.join(map(repr, wrong))}")
+        return (*found, *self.frame.changes)
+
+
+def _frame(rest: Sequence[_Token]) -> _Frame | None:
+    """What the tokens beside a name say; None if one of them is not explained."""
+    sides: list[tuple[int, str]] = []
+    joined, modalities, sites, changes = False, set[str](), dict[str, None](), []
+    requested = any(token.is_a("request") for token in rest)
+    languages: list[frozenset[str]] = []
+    both = False
+    for index, token in enumerate(rest):
+        if token.text in ("+", "&", "/") or token.is_a("and"):
+            around = rest[max(index - 1, 0) : index + 2]
+            if not (len(around) == 3 and around[0].is_a("side") and around[2].is_a("side")) or token.text == "/":
+                return None
+            joined = True
+        elif token.is_a("side"):
+            sides.append((index, next(each.meaning for each in token.roles if each.role == "side")))
+            if token.text not in _side_words():
+                changes.append(f"typing error in {token.given!r}")
+            elif len(token.text) < 4:
+                changes.append("abbreviation")
+        elif token.is_a("both"):
+            both = True
+        elif token.is_a("modality"):
+            modalities |= {each.meaning for each in token.roles if each.role == "modality"}
+        elif token.is_a("site"):
+            sites[next(each.meaning for each in token.roles if each.role == "site")] = None
+        elif not token.is_a("all", "of", "polite", "request", "scan") and not (requested and token.is_a("helper")):
+            return None
+        if token.roles and not token.is_a("modality", "site"):
+            languages.append(frozenset(each.language for each in token.roles))
+    if len(modalities) > 1:
+        return None
+    meant = {side for _, side in sides}
+    if joined and meant == set(SIDES):
+        meant, both = set(), True
+    return _Frame(
+        side=next(iter(meant)) if len(meant) == 1 else None,
+        both=both,
+        contradiction=len(meant) > 1 or (both and len(meant) == 1),
+        modality=next(iter(modalities), ""),
+        sites=tuple(sites),
+        is_scan=any(token.is_a("scan") for token in rest),
+        languages=frozenset.intersection(*languages) if languages else frozenset(LANGUAGES),
+        changes=tuple(dict.fromkeys(changes)),
+    )
+
+
+_ARTICLES = frozenset({
+    "the", "a", "an", "der", "die", "das", "den", "dem", "ein", "eine", "einen", "einem", "einer", "le", "la", "les",
+    "un", "une", "el", "los", "las", "unos", "unas", "l",
+})  # fmt: skip
+
+
+def _is_beside(tokens: Sequence[_Token], name: Sequence[_Token]) -> bool:
+    """Whether a side is of a place and no part of the name: "left of the kidney", "links neben der Niere"."""
+    for index, token in enumerate(tokens):
+        if token in name:
+            return False
+        if not token.is_a("side"):
+            continue
+        between = list(itertools.takewhile(lambda each: each.is_a("of") and not each.words, tokens[index + 1 :]))
+        after = tokens[index + 1 + len(between) :]
+        if after and after[0] in name and any(each.text not in _ARTICLES for each in between):
+            return True
+    return False
+
+
+def _same_language(tokens: Sequence[_Token], name: _Name, frame: _Frame) -> bool:
+    """Whether a name whose words mean something else in another language stands among words of its own."""
+    return name.language in frame.languages or not any(word in _false_friends() for word in name.words)
+
+
+def _resolved(tokens: Sequence[_Token]) -> Iterator[_Token]:
+    """Settle words that are a side's abbreviation and something else by their neighbours."""
+    for index, token in enumerate(tokens):
+        if not token.is_a("side") or len(token.roles) < 2 or len(token.text) > 3:
+            if token.text in ("d", "g", "i") and token.is_a("side"):
+                token = _short_side(tokens, index)
+            yield token
+            continue
+        yield _short_side(tokens, index)
+
+
+def _short_side(tokens: Sequence[_Token], index: int) -> _Token:
+    """ "der", "i", "d" and "g" are sides only behind a name of French or Spanish."""
+    token = tokens[index]
+    if token.text not in ("der", "d", "g", "i"):
+        return token
+    last = index + 1 == len(tokens) or tokens[index + 1].is_a("of", "modality") and not tokens[index + 1].words
+    behind = index > 0 and bool(tokens[index - 1].words)
+    as_side = last and behind
+    roles = tuple(each for each in token.roles if (each.role == "side") == as_side)
+    return _Token(token.text, token.given, roles, {} if as_side else token.words)
+
+
+# --- the lexicon
+
+
+class _Lexicon:
+    """Names of targets by their words.
+
+    Args:
+        names: all of them.
+    """
+
+    def __init__(self, names: Sequence[_Name]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.bags: dict[frozenset[str], list[_Name]] = {}
+        self.forms: dict[str, set[str]] = {}
+        self._joined: dict[str, tuple[str, ...]] = {}
+        inflected: dict[str, set[str]] = {}
+        inflected_as: set[tuple[str, str]] = set()
+        for name in self.names:
+            if name.language == "any":
+                self.bags.setdefault(frozenset(name.words), []).append(name)
+                continue
+            same = self.bags.setdefault(frozenset(name.words), [])
+            if all(each.target != name.target for each in same):
+                same.append(name)
+            written = [] if name.text.isascii() else [*words_of(digraphs(name.text))]
+            for word, longer in zip(
+                name.words, written if len(written) == len(name.words) else name.words, strict=True
+            ):
+                for form in {word, longer}:
+                    self.forms.setdefault(form, set()).add(word)
+                    if (form, name.language) not in inflected_as:
+                        inflected_as.add((form, name.language))
+                        for other in inflections(form, name.language):
+                            inflected.setdefault(other, set()).add(word)
+        for form, words in inflected.items():
+            self.forms.setdefault(form, set()).update(words)
+        for code in LANGUAGES:
+            for short, words in language(code)["short_words"].items():
+                longer = {fold(word) for word in words.split("|")} & set(self.forms)
+                self.forms.setdefault(short, set()).update(longer)
+        for name in self.names:
+            text = "".join(name.words)
+            if len(name.words) > 1 and len(text) > 6 and text not in self.forms:
+                self._joined.setdefault(text, name.words)
+        self._choices = sorted(form for form in self.forms if len(form) >= _SHORTEST and form.isalpha())
+        self._others = frozenset(fold(word) for code in LANGUAGES for word in language(code)["other"]) - set(self.forms)
+
+    def parted(self, word: str) -> tuple[str, ...]:
+        """The words of a name, and its side, that were written as one; or none."""
+        if word in self._joined:
+            return self._joined[word]
+        for side in _side_words():
+            if len(side) < _SHORTEST:
+                continue
+            for rest, first in ((word.removeprefix(side), True), (word.removesuffix(side), False)):
+                if rest != word and len(rest) >= _SHORTEST and (parts := self._parts(rest)):
+                    return (side, *parts) if first else (*parts, side)
+        return ()
+
+    def _parts(self, text: str) -> tuple[str, ...]:
+        return (text,) if text in self.forms else self._joined.get(text, ())
+
+    def near(self, word: str) -> Mapping[str, int]:
+        """Words of names in which this one may be a typing error → wrong letters; all that are about as near."""
+        most = 1 if len(word) < 8 else 2
+        found: dict[str, int] = {}
+        for form, distance, _ in process.extract(
+            word, self._choices, scorer=OSA.distance, score_cutoff=most, limit=None, processor=None
+        ):
+            if _is_slip(word, form, int(distance)):
+                for each in self.forms[form]:
+                    found[each] = min(found.get(each, most), int(distance))
+        if not found:
+            return {}
+        least = min(found.values())
+        rivals = process.extract(word, sorted(self._others), scorer=OSA.distance, score_cutoff=least, limit=1)
+        return {} if rivals else found
+
+
+def _is_slip(word: str, form: str, distance: int) -> bool:
+    """Whether a word may be this form with a typing error."""
+    exchanged = sorted(word) == sorted(form)
+    beside = {word.removeprefix(form), word.removesuffix(form)} - {form[0], form[-1]}
+    if beside & _side_words():
+        return False  # "kidneyl"
+    if word[0] != form[0] and not (exchanged and word[:2] == form[1::-1]):
+        return False
+    shorter = min(len(word), len(form))
+    if distance == 2:
+        return shorter >= 8 and form not in _STRICT
+    if shorter > 5:
+        return True
+    if len(word) == len(form) and not exchanged:  # another letter makes another word of a short one
+        return shorter == 5 and word[-1] == form[-1]
+    doubled = len(word) > len(form) and any(a == b for a, b in itertools.pairwise(word))
+    missing = len(word) < len(form)
+    return exchanged or doubled or (word[-1] == form[-1] and (missing or shorter == 5))
+
+
+@functools.cache
+def _vocabulary() -> _Lexicon:
+    told_apart = {*SIDES, "both", "all"}  # by the rules
+    names = [_name(target, text, "en") for target, text in english_names() if not told_apart & {*text.split()}]
+    for code in LANGUAGES:
+        for target, texts in language(code)["names"].items():
+            for text in texts:
+                names += [_name(*each, code) for each in _spelled_out(target, text, code)]
+    names += [_Name(target, short, (short,), "any") for short, target in _abbreviations().items() if target]
+    return _Lexicon([name for name in names if name.words])
+
+
+def _own_names(names: Sequence[str]) -> Iterator[_Name]:
+    for name in names:
+        first, _, rest = fold(name).partition(" ")
+        yield _name(rest if first in SIDES and rest else fold(name), rest if first in SIDES and rest else name, "en")
+
+
+def _name(target: str, text: str, code: str) -> _Name:
+    meant = {"and": "&", "or": "|"}
+    words = []
+    for word in words_of(fold(text)):
+        roles = [each for each in _roles((word,)) if each.language == code and each.role in ("of", "and", "or")]
+        words += [meant[each.role] for each in roles[:1] if each.role in meant] if roles else [word]
+    return _Name(target, text.replace("|", " "), tuple(dict.fromkeys(words)), code)
+
+
+def _spelled_out(target: str, text: str, code: str) -> Iterator[tuple[str, str]]:
+    """Names with each of their alternative words, and each number in place of #."""
+    for words in itertools.product(*(word.split("|") for word in text.split())):
+        name = " ".join(words)
+        if "#" not in target:
+            yield target, name
+            continue
+        for number in range(1, 13):
+            if find_target(numbered := target.replace("#", str(number))) is None:
+                continue
+            yield numbered, name.replace("#", str(number))
+            if " #" in name:
+                yield numbered, name.replace("#", f"n{number}")
+                for word in language(code)["ordinals"][number - 1].split("|"):
+                    yield numbered, name.replace("#", word)
+
+
+@functools.cache
+def _abbreviations() -> Mapping[str, str | None]:
+    return {short: target for code in LANGUAGES for short, target in language(code)["abbreviations"].items()}
+
+
+@functools.cache
+def _false_friends() -> frozenset[str]:
+    return frozenset(word for code in LANGUAGES for word in language(code)["false_friends"])
+
+
+@functools.cache
+def _real_words() -> frozenset[str]:
+    """Words that are no typing errors although a name is near."""
+    text = resources.files("boltzformer_monai.data").joinpath("languages/real_words.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    return frozenset(word for code in LANGUAGES for line in content[code] for word in line.split())
+
+
+@functools.cache
+def _side_words(code: str | None = None) -> frozenset[str]:
+    codes = LANGUAGES if code is None else (code,)
+    return frozenset(fold(word) for each in codes for words in language(each)["sides"].values() for word in words)
+
+
+def _roles(words: tuple[str, ...]) -> tuple[Phrase, ...]:
+    return phrases().get(words, ())
+
+
+@functools.cache
+def _longest() -> int:
+    return max(map(len, phrases()))
+
+
+def _longest_phrase(words: Sequence[str], index: int) -> tuple[int, tuple[Phrase, ...]]:
+    """Number of words and roles of the longest known phrase at this place; one word without roles if there is none."""
+    for length in range(min(_longest(), len(words) - index), 0, -1):
+        if roles := _roles(tuple(words[index : index + length])):
+            return length, roles
+    return 1, ()
+
+
+_ELISION = re.compile(r"\b(?:qu|[ldsnjmct])'(?=\w)")
+_CONTRACTION = re.compile(r"(?<=\w)'(?:s|d|ll|ve|re|m)\b")
+_HUMPS = re.compile(r"(?<=[a-zà-ÿ]{3})(?=[A-Z][a-zà-ÿ]{2}|[LR]\b)")
+_NO_SIDE = re.compile(r"(?i)^\W*(?:re\s*:|all\s*right\s*[,;.!]|right\s*[,!.]\s*(?:show|find|segment|where|please|now))")
+"""Words for a side that are none: "Re: kidney", "all right, show the kidney"."""
+_ORDINAL = re.compile(r"\b(\d{1,2})(?:\.(?=\s*[^\W\d])|(?:st|nd|rd|th|te|ten|ter|er|ere|re|eme|ieme|e|a|o|ª|º)\b)")
+_LEVEL = re.compile(r"\b([clts]|th|bwk|lwk|hwk|d)[\s.-]+(?=\d{1,2}\b)")
+
+
+def _spaced(text: str) -> str:
+    """The text with spaces where words end: "LeftKidney", "l'aorte", "3. Rippe"."""
+    text = _HUMPS.sub(" ", re.sub(r"['’‘`´]", "'", text))
+    text = re.sub(r"(?i)n°\s*", "", text)
+    for pattern in (_ELISION, _CONTRACTION):
+        text = re.sub(pattern.pattern, " ", text, flags=re.IGNORECASE)
+    text = re.sub(_ORDINAL.pattern, r"n\1 ", text, flags=re.IGNORECASE)
+    return re.sub(_LEVEL.pattern, r"\1", text, flags=re.IGNORECASE)
+
+
+def _exists(target: str) -> bool:
+    """Whether the vocabulary knows this target with this side."""
+    known = find_target(target)
+    return known is not None and known.name == target
+
+
+def _has_sides(target: str) -> bool:
+    return find_target(f"left {target}") is not None and _exists(f"left {target}")
+
+
+def _with_side(name: _Name, side: str) -> Iterator[str]:
+    if not side:
+        yield name.text
+    elif name.language in LANGUAGES:
+        words = language(name.language)["sides"][side]
+        spoken = words[:1] if name.language == "en" else words[:4]
+        for word in spoken:
+            if len(word) > 3:
+                yield f"{word} {name.text}" if name.language in ("en", "de") else f"{name.text} {word}"
+
+
+def _begins(typed: Sequence[str], *names: Sequence[str]) -> float | None:
+    """How well the typed words begin these names: 0 best; None if they do not."""
+    if not typed:
+        return 3.0
+    for words in names:
+        if " ".join(words).startswith(" ".join(typed)):
+            return 0.0
+        if all(any(word.startswith(each) for word in words) for each in typed):
+            return 1.0
+    return None
