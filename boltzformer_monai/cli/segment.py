@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--literal",
         action="store_true",
-        help="use the prompts unchanged, even with negations, sizes and counts, which the network does not know",
+        help="use the prompts unchanged, whatever language, typing errors, negations or sizes they hold",
     )
     add(
         "--arbitration", choices=("probability", "first"), default="probability",

@@ -6,6 +6,8 @@ import re
 
 from boltzformer_monai.data.prompt_check import misunderstood, named_target
 from boltzformer_monai.data.prompts import TargetEntry, find_target, normalise_prompt
+from boltzformer_monai.data.understanding import PromptRules
+from boltzformer_monai.errors import PromptError
 from boltzformer_monai.io.dicom.seg_writer import LESION, MASS, NEOPLASM, NODULE, TISSUE, SegmentCode
 
 __all__ = ["segment_code"]
@@ -32,7 +34,7 @@ def segment_code(prompt: str, *, known: bool = True) -> SegmentCode:
     """
     if not known:
         return TISSUE
-    name = named_target(prompt)
+    name = named_target(prompt) or _understood_target(prompt)
     target = None if name is None else find_target(name)
     if target is not None and target.snomed is not None:
         return _code(target)
@@ -45,6 +47,15 @@ def segment_code(prompt: str, *, known: bool = True) -> SegmentCode:
             if kind is not None and kind.finding and kind.snomed is not None:
                 return _code(kind)
     return TISSUE
+
+
+def _understood_target(prompt: str) -> str | None:
+    """The vocabulary's target of a name in another language or an abbreviation, without typing errors."""
+    try:
+        meaning, _ = PromptRules().understand(prompt)
+    except PromptError:  # both sides
+        return None
+    return meaning.target if meaning is not None and meaning.score == 1 else None
 
 
 def _code(target: TargetEntry) -> SegmentCode:

@@ -30,6 +30,13 @@ from boltzformer_monai.inferers.prompt_codes import segment_code
         ("liver without metastases", "Tissue", None),
         ("left kidney in a jar", "Tissue", None),
         ("left kidneys", "Kidney", "left"),
+        ("linke Niere", "Kidney", "left"),
+        ("riñón derecho", "Kidney", "right"),
+        ("linke Niere rechts", "Tissue", None),
+        ("Lymphknoten", "Lymph Node", None),
+        ("adrenal mass", "Mass", None),
+        ("left kidney cyst", "Cyst", None),
+        ("left kidney stone", "Renal stone", "left"),
     ],
 )
 def test_only_what_is_sure_gets_a_code_of_its_own(prompt: str, meaning: str, side: str | None) -> None:
@@ -39,3 +46,8 @@ def test_only_what_is_sure_gets_a_code_of_its_own(prompt: str, meaning: str, sid
 
 def test_what_the_network_does_not_know_has_no_code() -> None:
     assert segment_code("nodule in the left lung", known=False).meaning == "Tissue"
+
+
+def test_findings_are_no_anatomy() -> None:
+    assert segment_code("kidney stone").category == segment_code("liver lesion").category
+    assert segment_code("kidney").category != segment_code("kidney stone").category
