@@ -414,7 +414,7 @@ def _forms(core: str) -> Iterator[str]:
         base = find_target(_singular(match["what"]))
         if base is not None and base.side is None and {f"{side} {base.name}" for side in SIDES} <= {*base.composite_of}:
             texts.append(base.name)
-    if match := _IN_ORGAN.match(core):  # "tumor in the liver" is a liver tumor
+    if (match := _IN_ORGAN.match(core)) and match["what"] not in SIDES:  # "tumor in the liver" is a liver tumor
         texts += [f"{organ} {match['what']}" for organ in _organs(match["place"])]
     for text in texts:
         for form in (text, _singular(text)):

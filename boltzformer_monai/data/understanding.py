@@ -221,7 +221,7 @@ class PromptRules:
         for token in tokens:
             if joined and token.given and joined[-1].given and not {"+", "&", "/"} & {token.text, joined[-1].text}:
                 both = joined[-1].text + token.text
-                if both in self._lexicon.forms:
+                if min(len(joined[-1].text), len(token.text)) > 2 and both in self._lexicon.forms:
                     words = dict.fromkeys(self._lexicon.forms[both], 0)
                     joined[-1] = _Token(both, f"{joined[-1].given} {token.given}", (), words)
                     continue
@@ -491,11 +491,24 @@ class _Lexicon:
                     return (side, *parts) if first else (*parts, side)
         return ()
 
+    def _holds_side(self, word: str) -> bool:
+        """Whether it is a name with a side's letters at one end, as "kidneyl" is; a doubled letter is none."""
+        for length in range(1, min(len(word) - 2, 12)):
+            for rest, side, near in (
+                (word[:-length], word[-length:], word[-length - 1]),
+                (word[length:], word[:length], word[length]),
+            ):
+                if rest in self.forms and side in _side_words() and side != near:
+                    return True
+        return False
+
     def _parts(self, text: str) -> tuple[str, ...]:
         return (text,) if text in self.forms else self._joined.get(text, ())
 
     def near(self, word: str) -> Mapping[str, int]:
         """Words of names in which this one may be a typing error → wrong letters; all that are about as near."""
+        if self._holds_side(word):
+            return {}
         most = 1 if len(word) < 8 else 2
         found: dict[str, int] = {}
         for form, distance, _ in process.extract(
@@ -514,9 +527,6 @@ class _Lexicon:
 def _is_slip(word: str, form: str, distance: int) -> bool:
     """Whether a word may be this form with a typing error."""
     exchanged = sorted(word) == sorted(form)
-    beside = {word.removeprefix(form), word.removesuffix(form)} - {form[0], form[-1]}
-    if beside & _side_words():
-        return False  # "kidneyl"
     if word[0] != form[0] and not (exchanged and word[:2] == form[1::-1]):
         return False
     shorter = min(len(word), len(form))
