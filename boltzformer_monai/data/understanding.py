@@ -166,9 +166,9 @@ class PromptRules:
                 if target in self._names or (not self._names and _exists(target)):
                     for text in _with_side(name, side):
                         yield target, text
-        for short, target in _abbreviations().items():
-            if target and (target in self._names or not self._names):
-                yield target, short.upper()
+        for short, meant in _abbreviations().items():
+            if meant and (meant in self._names or not self._names):
+                yield meant, short.upper()
 
     # --- words
 
@@ -208,7 +208,7 @@ class PromptRules:
 
     def _words(self, word: str, roles: Sequence[Phrase]) -> Mapping[str, int]:
         """Words of names that a word may stand for → wrong letters."""
-        known = self._lexicon.forms.get(word) if word.isalnum() else {}
+        known = self._lexicon.forms.get(word) if word.isalnum() else set()
         if known is not None:
             return dict.fromkeys(known, 0)
         if roles or word in _real_words() or len(word) < _SHORTEST or not word.isalpha():
@@ -469,9 +469,8 @@ class _Lexicon:
         for form, words in inflected.items():
             self.forms.setdefault(form, set()).update(words)
         for code in LANGUAGES:
-            for short, words in language(code)["short_words"].items():
-                longer = {fold(word) for word in words.split("|")} & set(self.forms)
-                self.forms.setdefault(short, set()).update(longer)
+            for short, meant in language(code)["short_words"].items():
+                self.forms.setdefault(short, set()).update({*map(fold, meant.split("|"))} & self.forms.keys())
         for name in self.names:
             text = "".join(name.words)
             if len(name.words) > 1 and len(text) > 6 and text not in self.forms:
