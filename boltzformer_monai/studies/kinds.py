@@ -26,10 +26,14 @@ from boltzformer_monai.engines.bundle import (
     run_workflow,
     training_network_config,
 )
+from boltzformer_monai.engines.data import open_dataset
 from boltzformer_monai.engines.evaluator import evaluation_items, evaluation_transform
 from boltzformer_monai.engines.resume import AUTO, STATES, weights_digest
 from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.errors import ConfigError, DatasetError, reject_unknown, why
+from boltzformer_monai.experts.evaluate import evaluate_expert
+from boltzformer_monai.experts.settings import expert_settings
+from boltzformer_monai.experts.train import train_expert
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.networks.boltzformer import BoltzFormer
@@ -290,7 +294,32 @@ def _inference_seconds(model: Path, reader: SliceReader, device: str, *, split: 
     return median(seconds[1:])  # the first one allocates
 
 
-KINDS: dict[str, Kind] = {BOLTZFORMER: Kind(check=_check_boltzformer, run=_run_boltzformer)}
+def _check_expert(settings: Mapping[str, Any], root: Path) -> None:
+    expert_settings("cpu", settings["settings"])
+
+
+def _run_expert(run: Run, place: Place) -> Outcome:
+    """Train an expert on the dataset's slices and score it as BoltzFormer is."""
+    if place.data is None:
+        raise DatasetError(f"{run}: has no slices to train on")
+    folder, device = place.folder / "training", torch.device(place.device)
+    reader = open_dataset(place.data, demo_dir="", folds=run.settings["folds"], fold=run.fold)
+    model, trained = folder / "model.pt", place.folder / "trained.json"
+    if not trained.is_file():
+        settings, costs = expert_settings(device, run.settings["settings"]), place.folder / "pieces.json"
+        with _added_to(costs, place.device):
+            train_expert(reader, settings, output_dir=folder, device=device, seed=run.seed, resume=AUTO)
+        write_json(trained, {"steps": settings.steps, "training": read_json(costs)})
+    output = place.folder / "evaluation"
+    with measured(place.device) as cost:
+        evaluate_expert(model, place.data, output_dir=output, device=device, split=_split(run, reader))
+    return _scored(run, reader, output, model, {**read_json(trained), "evaluation": vars(cost)})
+
+
+KINDS: dict[str, Kind] = {
+    BOLTZFORMER: Kind(check=_check_boltzformer, run=_run_boltzformer),
+    "expert": Kind(check=_check_expert, run=_run_expert),
+}
 """Name → what runs it."""
 OWN_DATA: tuple[str, ...] = ()
 """Kinds that make their own data, of the maker of the same name."""

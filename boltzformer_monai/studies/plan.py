@@ -278,8 +278,10 @@ def settings_of(study: Study, experiment: str, data: str, arm: str) -> dict[str,
     plan, source, own = study.experiments[experiment], study.data[data], study.arms[arm]
     kind = own.kind or plan.kind
     if source.maker == kind:  # it makes its own data
-        network = merged(plan.network, own.network)
-        return {**merged(source.settings, plan.settings, own.settings), "network": network}
+        training = merged(plan.training, own.training)
+        training = {**training.pop("settings_overrides", {}), **training}
+        settings = merged(source.settings, plan.settings, own.settings)
+        return {**settings, "network": merged(plan.network, own.network), "training": training}
     scored = {"split": source.split, "folds": plan.folds}
     if kind != BOLTZFORMER:
         return {"settings": merged(plan.settings, own.settings), **scored}

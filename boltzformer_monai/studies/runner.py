@@ -85,9 +85,7 @@ def check_study(study: Study, *, root: Path) -> None:
             own = study.arms[arm]
             kind, where = own.kind or experiment.kind, f"arms.{arm}, experiments.{name}"
             _reject(where, kind, KINDS, "kind of run")
-            foreign = {BOLTZFORMER: ["settings"]}.get(
-                kind, ["training", *(["network"] if kind not in OWN_DATA else [])]
-            )
+            foreign = ["settings"] if kind == BOLTZFORMER else [] if kind in OWN_DATA else ["network", "training"]
             for field in foreign:
                 if getattr(own, field):
                     raise ConfigError(f"{where}: {field} has no part in a run of the kind {kind!r}; leave it out")

@@ -125,6 +125,21 @@ def test_runs_in_other_processes_have_the_same_numbers(place: Path, tmp_path: Pa
     assert all(path.read_text() for path in (tmp_path / "two").glob("runs/*/run.log"))
 
 
+@pytest.mark.slow
+def test_an_expert_is_scored_beside_boltzformer(place: Path, tmp_path: Path) -> None:
+    settings = {
+        "dimensions": 2, "steps": 10, "epoch_steps": 10, "filters": 4, "budget": 2 * 16**3, "validation_patches": 2,
+        "augmentation": False,
+    }  # fmt: skip
+    arms = {"arms__full": {"kind": "expert", "settings": settings}, "experiments__main__seeds": 1}
+    assert _study(place, tmp_path / "study", **arms) == 0
+    rows = _rows(tmp_path / "study")
+    assert {row["arm"] for row in rows if row["target"] == "liver"} == {"boltzmann", "full"}
+    block = json.loads((tmp_path / "study" / "results.json").read_text())["experiments"]["main"]["data"]["slices"]
+    assert block["arms"]["full"]["steps"] == 10
+    assert block["arms"]["full"]["dice"]["all"]["instances"] == block["arms"]["boltzmann"]["dice"]["all"]["instances"]
+
+
 class _deadline_passed:  # noqa: N801
     """A deadline that rings in the test itself."""
 
@@ -214,6 +229,8 @@ def test_arms_share_the_first_weights_that_they_have_in_common(
         ({"arms__full__training": {"settings_overrides": {"clop": 1}}}, "did you mean 'clip'?"),
         ({"arms__full__kind": "boltzforme"}, "arms.full, experiments.main: unknown kind of run 'boltzforme'; did you"),
         ({"arms__full__settings": {"steps": 3}}, "settings has no part in a run of the kind 'boltzformer'; leave it"),
+        ({"arms__full__kind": "expert"}, "network has no part in a run of the kind 'expert'; leave it out"),
+        ({"arms__full": {"kind": "expert", "settings": {"stps": 3}}}, "arms.full, experiments.main, data.slices: "),
         ({"data__slices": {"maker": "dem"}}, "data.slices: unknown maker 'dem'; did you mean 'demo'?"),
         ({"data__slices__folder": "nowhere"}, "nowhere"),
     ],
