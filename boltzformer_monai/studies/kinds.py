@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from boltzformer_monai.networks.boltzformer import BoltzFormer
 from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.networks.registries import DECODERS
 from boltzformer_monai.storage import file_sha256, write_json
+from boltzformer_monai.studies.needle import NeedleSettings, run_needle
 from boltzformer_monai.studies.plan import BOLTZFORMER, Run
 from boltzformer_monai.studies.provenance import Cost, measured
 from boltzformer_monai.studies.scores import ScoreRow, rows_of_evaluation
@@ -316,12 +317,44 @@ def _run_expert(run: Run, place: Place) -> Outcome:
     return _scored(run, reader, output, model, {**read_json(trained), "evaluation": vars(cost)})
 
 
+def _needle(settings: Mapping[str, Any]) -> NeedleSettings:
+    reject_unknown(settings, (each.name for each in fields(NeedleSettings)), what="setting of a needle test")
+    return NeedleSettings(**settings)
+
+
+def _check_needle(settings: Mapping[str, Any], root: Path) -> None:
+    config = _needle(settings).config
+    with torch.random.fork_rng(devices=[]):
+        DECODERS.make(config.decoder, config, settings=config.decoder_settings)
+
+
+def _run_needle(run: Run, place: Place) -> Outcome:
+    settings = _needle(run.settings)
+    with measured(place.device) as cost:
+        found = run_needle(settings, seed=run.seed, device=place.device)
+    instances = len(found.rows)
+    layers = [
+        {"focus": each.focus, "set_size": each.set_size, "empty": None, "instances": instances} for each in found.layers
+    ]
+    facts = {
+        "initial": {"decoder": found.initial_sha256},
+        "order": found.data_sha256,
+        "decoder_parameters": found.parameters,
+        "steps": settings.steps,
+        "training": {"wall_s": found.seconds, "processor_s": found.processor_seconds, "peak_mib": cost.peak_mib},
+        "gate": {"dice": found.dice, "swapped": found.dice_swapped, "instances": instances, "of": "all needles"},
+        "focus": {"the needle": layers} if layers else {},
+    }
+    return Outcome([ScoreRow(**{**row, "arm": run.arm, "fold": None, "data": run.data}) for row in found.rows], facts)
+
+
 KINDS: dict[str, Kind] = {
     BOLTZFORMER: Kind(check=_check_boltzformer, run=_run_boltzformer),
     "expert": Kind(check=_check_expert, run=_run_expert),
+    "needle": Kind(check=_check_needle, run=_run_needle),
 }
 """Name → what runs it."""
-OWN_DATA: tuple[str, ...] = ()
+OWN_DATA: tuple[str, ...] = ("needle",)
 """Kinds that make their own data, of the maker of the same name."""
 MAKERS: dict[str, Callable[..., Path]] = {"demo": ensure_demo_dataset, "hard_phantoms": ensure_hard_dataset}
 """Name → ``maker(folder, **settings)``, which makes a slice dataset below a folder, or finds it there complete; returns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -324,6 +325,58 @@ def test_the_numbers_of_made_up_scores(place: Path, tmp_path: Path, monkeypatch:
     results = json.loads((tmp_path / "study" / "results.json").read_text())
     assert results["experiments"]["main"]["comparisons"][0]["n"] == 4
     assert results["verdict"][0].startswith("Preliminary, 9 of 10 runs: ")
+
+
+NEEDLE = {
+    "data": {"small": {"maker": "needle", "settings": {"image_size": 64, "objects": 2, "test_images": 4, "steps": 2}}},
+    "experiments": {
+        "needle": {
+            "kind": "needle", "data": ["small"], "arms": ["boltzmann", "full"], "seeds": 2,
+            "settings": {"batch_size": 2},
+        }
+    },
+}  # fmt: skip
+
+
+def test_a_needle_study(place: Path, tmp_path: Path) -> None:
+    assert _study(place, tmp_path / "study", **NEEDLE) == 0
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    block = results["experiments"]["needle"]["data"]["small"]
+    assert block["pairing"] == {"compared": 2, "differing": {}, "unpaired": []}
+    for arm in block["arms"].values():
+        assert arm["gate"]["instances"] == 8
+        assert len(arm["focus"]["the needle"]) == 9
+        assert arm["dice"]["all"]["n_seeds"] == 2
+    assert block["arms"]["full"]["focus"]["the needle"][0]["set_size"] == 1.0
+    rows = _rows(tmp_path / "study")
+    assert len(rows) == 2 * 2 * 8
+    assert {row["data"] for row in rows} == {"small"}
+    assert _study(place, tmp_path / "again", **NEEDLE) == 0
+    assert _rows(tmp_path / "again") == rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"data__small__settings__step": 3},
+            "arms.boltzmann, experiments.needle, data.small: unknown setting of a nee",
+        ),
+        ({"data__small__settings__objects": 9}, "arms.boltzmann, experiments.needle, data.small: 9 objects need"),
+        ({"arms__full__training": {"epochs": 3}}, "unknown training setting of a needle test 'epochs'"),
+        ({"experiments__needle__kind": "boltzformer"}, "a run of the kind 'boltzformer' cannot have the data 'small'"),
+        (
+            {"arms__full__network": {"policy": "ful"}},
+            "arms.full, experiments.needle, data.small: unknown attention poli",
+        ),
+    ],
+)
+def test_mistakes_of_a_needle_study_are_one_line(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    assert _study(place, tmp_path / "study", **copy.deepcopy(NEEDLE), **changes) == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert said in line
 
 
 def test_what_there_is_to_do_is_listed(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
