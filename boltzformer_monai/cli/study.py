@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _DESCRIPTION = """Compare systems on small objects: train and evaluate all arms of a study, and make its page.
 
+    boltzformer study studies/small.json --list
     boltzformer study studies/phantoms.json --output STUDY --minutes 55
     boltzformer study studies/phantoms.json --output STUDY --workers 2
 
@@ -35,7 +36,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("study", help="compare systems over seeds, with statistics", description=_DESCRIPTION)
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY.json", help="data sets, arms, experiments, comparisons")
-    add("--output", type=Path, metavar="DIR", help="folder for runs and results (needed but for --list)")
+    add("--output", type=Path, metavar="DIR", help="folder for runs and results (runs/NAME of the study)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=whole_number(1, 256), default=1, metavar="N", help="runs at a time (1)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the runs")
@@ -64,12 +65,12 @@ def run(options: argparse.Namespace) -> int:
 
     study = read_study(options.study)
     root = bundle_root(options.bundle_root)
-    if options.output is not None:
+    if options.output is None:
+        options.output = Path("runs") / study.name
+    if not options.list:
         require_writable(options.output, make=False)
-    elif not options.list:
-        raise ConfigError("--output DIR is needed: the folder for runs and results")
     from boltzformer_monai.engines.stop import STOPPED
-    from boltzformer_monai.studies.runner import check_study, do_runs, planned_runs, prepare_data
+    from boltzformer_monai.studies.runner import check_study, do_runs, missing_data, planned_runs, prepare_data
 
     reject_unknown(options.only, study.experiments, what="experiment (--only)")
     use_plugins(options.plugins)
@@ -77,10 +78,11 @@ def run(options: argparse.Namespace) -> int:
     check_study(study, root=root)
     if options.list:
         for name, experiment in study.experiments.items():
-            runs = len(experiment.arms) * len(experiment.data) * len(experiment.seeds) * (experiment.folds or 1)
-            sys.stdout.write(f"{name}: {runs} runs\n")
+            sys.stdout.write(f"{name}: {experiment.count} runs\n")
+        for name, reason in missing_data(study).items():
+            sys.stdout.write(f"data.{name} is missing: {reason}\n")
         return 0
-    places = prepare_data(study, options.output.absolute())
+    places = prepare_data(study, options.output.absolute(), options.only or study.experiments)
     planned = planned_runs(study, places)
     failed: list[str] = []
     if not options.page:

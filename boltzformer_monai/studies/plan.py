@@ -118,6 +118,11 @@ class Experiment(_Part):
     settings: Settings = {}
     evaluation: Settings = {}
 
+    @property
+    def count(self) -> int:
+        """Number of its runs."""
+        return len(self.arms) * len(self.data) * len(self.seeds) * (self.folds or 1)
+
 
 class Comparison(_Part):
     """An arm against another, paired by seed. All of a study are one family for Holm's correction.

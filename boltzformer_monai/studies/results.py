@@ -54,7 +54,8 @@ def collect(study: Study, folder: Path, planned: Mapping[str, Sequence[Run]]) ->
     Args:
         study: the study.
         folder: its results.
-        planned: of :func:`~boltzformer_monai.studies.runner.planned_runs`.
+        planned: of :func:`~boltzformer_monai.studies.runner.planned_runs`; experiments whose data are missing are
+            counted alone.
 
     Returns:
         JSON values, and the rows of all runs that are done.
@@ -99,7 +100,7 @@ def collect(study: Study, folder: Path, planned: Mapping[str, Sequence[Run]]) ->
         "made": provenance(),
         "runs": {
             "done": sum((place / "result.json").is_file() for place in keys.values()),
-            "planned": len(keys),
+            "planned": len(keys) + sum(each.count for name, each in study.experiments.items() if name not in planned),
             "failed": len({each["key"] for entry in experiments.values() for each in entry["failed"]}),
         },
         "experiments": experiments,

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +29,7 @@ from boltzformer_monai.engines.stop import TrainingStopped
 from boltzformer_monai.errors import (
     BoltzFormerError,
     ConfigError,
+    DatasetError,
     StorageError,
     memory_line,
     reject_unknown,
@@ -45,7 +46,8 @@ from boltzformer_monai.studies.provenance import provenance
 from boltzformer_monai.studies.scores import write_rows
 
 __all__ = [
-    "Ended", "check_study", "do_runs", "planned_runs", "prepare_data", "read_failure", "read_result", "run_folder",
+    "Ended", "check_study", "do_runs", "missing_data", "planned_runs", "prepare_data", "read_failure", "read_result",
+    "run_folder",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Ended(NamedTuple):
 
 
 def check_study(study: Study, *, root: Path) -> None:
-    """Check kinds, makers, data sets and the settings of all arms, before anything is made or trained.
+    """Check kinds, makers and the settings of all arms, before anything is made or trained.
 
     Raises:
         BoltzFormerError: something is unknown or cannot be used; the message names the arm.
@@ -77,8 +79,6 @@ def check_study(study: Study, *, root: Path) -> None:
     for name, source in study.data.items():
         if source.maker is not None:
             _reject(f"data.{name}", source.maker, [*MAKERS, *OWN_DATA], "maker")
-        else:
-            read_description(Path(str(source.folder)))
     checked: set[str] = set()
     for name, experiment in study.experiments.items():
         for arm in experiment.arms:
@@ -113,18 +113,41 @@ def _reject(where: str, name: str, known: Iterable[str], what: str) -> None:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def prepare_data(study: Study, folder: Path) -> dict[str, Path | None]:
+def missing_data(study: Study) -> dict[str, str]:
+    """Name of a data set that is no slice dataset yet → why, in one line."""
+    missing = {}
+    for name, source in study.data.items():
+        if source.maker is None:
+            try:
+                read_description(Path(str(source.folder)))
+            except BoltzFormerError as error:
+                missing[name] = str(error)
+    return missing
+
+
+def prepare_data(study: Study, folder: Path, experiments: Collection[str]) -> dict[str, Path | None]:
     """Make the data sets that are made, in ``data/NAME`` of the study's folder.
 
+    Args:
+        study: the study.
+        folder: its results.
+        experiments: that need their data; that of others may be missing.
+
     Returns:
-        Name → slice dataset; None for data that a kind makes itself.
+        Name → slice dataset; None for data that a kind makes itself; nothing for data that are missing.
 
     Raises:
-        BoltzFormerError: a maker does not take its settings, or its folder cannot be written.
+        BoltzFormerError: data are missing, a maker does not take its settings, or its folder cannot be written.
     """
     used = {name for experiment in study.experiments.values() for name in experiment.data}
+    missing = missing_data(study)
+    for name in (each for experiment in experiments for each in study.experiments[experiment].data):
+        if name in missing:
+            raise DatasetError(f"data.{name}: {missing[name]}")
     places: dict[str, Path | None] = {}
     for name, source in study.data.items():
+        if name in missing:
+            continue
         if name not in used or source.maker in OWN_DATA:
             places[name] = None
         elif source.maker is None:
@@ -135,9 +158,13 @@ def prepare_data(study: Study, folder: Path) -> dict[str, Path | None]:
 
 
 def planned_runs(study: Study, places: Mapping[str, Path | None]) -> dict[str, list[Run]]:
-    """Name of an experiment → its runs. Experiments share runs whose keys are equal."""
+    """Name of an experiment whose data are there → its runs. Experiments share runs whose keys are equal."""
     fingerprints = {name: _fingerprint(place) for name, place in places.items()}
-    return {name: list(runs_of(study, name, fingerprints)) for name in study.experiments}
+    return {
+        name: list(runs_of(study, name, fingerprints))
+        for name, experiment in study.experiments.items()
+        if {*experiment.data} <= {*places}
+    }
 
 
 def run_folder(folder: Path, run: Run) -> Path:

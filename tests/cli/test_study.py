@@ -395,8 +395,27 @@ def test_what_ships_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     del example["data"]["lesions"]
     example["experiments"]["policies"]["data"] = ["phantoms"]
     (tmp_path / "example.json").write_text(json.dumps(example))
+    listed = {}
     for study in (*shipped, tmp_path / "example.json"):
         assert main(["study", str(study), "--list"]) == 0, study
-    assert capsys.readouterr().out == "policies: 15 runs\npolicies: 10 runs\n"
-    assert main(["study", str(shipped[0])]) == 2
-    assert capsys.readouterr().err == "error: --output DIR is needed: the folder for runs and results\n"
+        listed[study.stem] = capsys.readouterr().out
+    assert listed["phantoms"] == "policies: 15 runs\n"
+    assert listed["example"] == "policies: 10 runs\n"
+    assert listed["small"].startswith("needle: ")
+    assert f"data.sirst is missing: {ROOT / 'runs' / 'small' / 'sirst'}" in listed["small"]
+
+
+def test_experiments_whose_data_are_there_can_be_run_alone(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = {
+        **copy.deepcopy(NEEDLE),
+        "data__later": {"folder": "nowhere"},
+        "experiments__other": {"data": ["later"], "arms": ["boltzmann"], "seeds": 3},
+    }
+    assert _study(place, tmp_path / "study", **study) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: data.later: ")
+    assert not (tmp_path / "study").exists()
+    assert _study(place, tmp_path / "study", "--only", "needle", **study) == 0
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert results["verdict"][0].startswith("Preliminary, 4 of 7 runs: ")
