@@ -401,8 +401,8 @@ def test_what_ships_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
         listed[study.stem] = capsys.readouterr().out
     assert listed["phantoms"] == "policies: 15 runs\n"
     assert listed["example"] == "policies: 10 runs\n"
-    assert listed["small"].startswith("needle: ")
-    assert f"data.sirst is missing: {ROOT / 'runs' / 'small' / 'sirst'}" in listed["small"]
+    assert listed["small"].startswith("needle: 40 runs\n")
+    assert set(listed) == {"example", "gpu", "paper", "phantoms", "small"}
 
 
 def test_experiments_whose_data_are_there_can_be_run_alone(
@@ -416,6 +416,10 @@ def test_experiments_whose_data_are_there_can_be_run_alone(
     assert _study(place, tmp_path / "study", **study) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: data.later: ")
     assert not (tmp_path / "study").exists()
+    assert _study(place, tmp_path / "study", "--list", **study) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[:2] == ["needle: 4 runs", "other: 3 runs"]
+    assert listed[2].startswith("data.later is missing: ")
     assert _study(place, tmp_path / "study", "--only", "needle", **study) == 0
     results = json.loads((tmp_path / "study" / "results.json").read_text())
     assert results["verdict"][0].startswith("Preliminary, 4 of 7 runs: ")
