@@ -174,7 +174,7 @@ class PromptReader:
             return None, offered
         text = meaning.prompt.lower()
         target, site, core = self._named(text)
-        if self.names and target is None:
+        if target is None and (self.names or " in the " in text):  # where an organ lies is not known without a training
             return None, offered
         shown = meaning.prompt if target is None else self._trained_text(text, target, site, core)
         changes = meaning.changes or (() if shown.lower() == " ".join(prompt.lower().split()) else ("spelling",))

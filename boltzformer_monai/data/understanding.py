@@ -367,8 +367,10 @@ def _frame(rest: Sequence[_Token]) -> _Frame | None:
             return None
         if token.roles and not token.is_a("modality", "site"):
             languages.append(frozenset(each.language for each in token.roles))
-    if len(modalities) > 1:
-        return None
+    is_scan = any(token.is_a("scan", "modality") for token in rest)
+    placed = all(rest[index - 1].is_a("of") for index, token in enumerate(rest) if token.is_a("site") and index)
+    if len(modalities) > 1 or (sites and not is_scan and not (placed and rest[0].is_a("of"))):
+        return None  # "liver head" is no liver in the head
     meant = {side for _, side in sides}
     if joined and meant == set(SIDES):
         meant, both = set(), True

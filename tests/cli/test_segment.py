@@ -157,14 +157,17 @@ def test_a_negation_is_refused_before_a_scan_is_read(
 
 def test_a_spelling_gives_the_mask_of_the_name(scans: Path, checkpoint: Path, tmp_path: Path) -> None:
     maps = []
-    for name in ("left kidney", "Kidney, left"):
+    for name in ("left kidney", "Kidney, left", "linke Niere", "please segment the left kindey"):
         out = tmp_path / f"{len(maps)}.nii.gz"
         assert _run(scans / "scan.nii.gz", "--prompts", name, "--checkpoint", checkpoint, "--output", out) == 0
         maps.append(read_label_map(out).array)
         (prompt,) = json.loads(out.with_name(f"{len(maps) - 1}.json").read_text(encoding="utf-8"))["prompts"]
         assert (prompt["prompt"], prompt["shown"]) == (name, "left kidney")
+        assert [f"{name!r} understood as 'left kidney'" in text for text in prompt["caveats"]] == [True] * (
+            len(maps) > 1
+        )
     assert maps[0].any()
-    assert (maps[0] == maps[1]).all()
+    assert all((maps[0] == each).all() for each in maps[1:])
 
 
 @pytest.mark.parametrize("arguments", [["--precision", "foo"], ["--prompts"], ["--colour", "red"]])

@@ -20,6 +20,7 @@ class StubResult:
     ) -> None:
         self.grid, self.repeats, self.caveats = grid, repeats, caveats
         self.prompts = self.inputs = tuple(masks)
+        self.understood = (None,) * len(masks)
         self.planes = ("axial",)
         self._masks = list(masks.values())
 

@@ -59,6 +59,7 @@ _ROUTES = (
     ("GET", "/datastore/?output=all", "user"),
     ("GET", "/datastore/image?image=scan_0", "user"),
     ("GET", "/boltzformer/api/config", "user"),
+    ("GET", "/boltzformer/api/complete?q=liv", "user"),
     ("GET", "/boltzformer/api/images/scan_0/scan.nii.gz", "user"),
     ("POST", "/boltzformer/api/segment", "user"),
     ("GET", "/boltzformer/api/results/x/labels.nii.gz", "user"),

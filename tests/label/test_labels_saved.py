@@ -81,20 +81,38 @@ def test_prompts_that_were_not_trained_are_told(client: Any) -> None:
 
 
 def test_what_is_not_known_is_told_with_the_result_and_becomes_no_name_of_the_server(client: Any) -> None:
-    body = {"image": "scan_1", "prompts": ["livr", "Liver in CT"]}
+    body = {"image": "scan_1", "prompts": ["liver head", "Liver in CT"]}
     reply = client.post("/boltzformer/api/segment", json=body).json()
     assert reply["in_doubt"] is True
     assert [(each["kind"], each["prompt"]) for each in reply["caveats"] if each["in_doubt"]] == [
-        ("unknown prompt", "livr")
+        ("unknown prompt", "liver head")
     ]
     assert ["did you mean 'liver'" in text for each in reply["findings"] for text in each["caveats"]] == [True]
-    params = {"params": json.dumps({"prompts": "livr; Liver in CT"})}
+    params = {"params": json.dumps({"prompts": "liver head; Liver in CT"})}
     reply = client.post("/infer/boltzformer?image=scan_1&output=json", data=params).json()
     assert reply["in_doubt"] is True
     numbers = client.app.state.boltzformer.service.label_numbers
     written = json.loads(numbers.file.read_text(encoding="utf-8"))["names"]
     assert "Liver in CT" in written
-    assert "livr" not in written
+    assert "liver head" not in written
+
+
+def test_prompts_are_understood_as_people_type_them_and_completed(client: Any) -> None:
+    reply = client.post("/boltzformer/api/segment", json={"image": "scan_1", "prompts": ["linke Niere", "livr"]}).json()
+    assert (reply["untrained"], reply["in_doubt"]) == ([], False)
+    assert [each["understood"]["as"] for each in reply["findings"]] == ["left kidney", "liver"]
+    texts = {each["prompt"]: each["text"] for each in reply["caveats"] if each["kind"] == "understood prompt"}
+    assert texts["linke Niere"] == "'linke Niere' understood as 'left kidney' (German; score 1.00)"
+    found = client.get("/boltzformer/api/complete", params={"q": "linke Ni"}).json()
+    assert found["completions"][0]["target"] == "left kidney"
+    assert found["understood"] is None
+    found = client.get("/boltzformer/api/complete", params={"q": "left kindey", "limit": 1}).json()
+    assert (found["understood"]["target"], found["understood"]["score"]) == ("left kidney", 0.83)
+    for q, completions in (("", True), ("zebra", False), ("left kidney on the right", False)):
+        found = client.get("/boltzformer/api/complete", params={"q": q}).json()
+        assert (found["understood"], bool(found["completions"])) == (None, completions)
+    for wrong in ({"q": "x" * 501}, {"q": "l", "limit": 0}, {"q": "l", "limit": "many"}):
+        assert client.get("/boltzformer/api/complete", params=wrong).status_code in (400, 422)
 
 
 def test_a_negation_is_refused_unless_it_is_meant_literally(client: Any) -> None:

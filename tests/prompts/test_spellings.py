@@ -94,6 +94,19 @@ def test_unrelated_texts_mean_no_target(reader: PromptReader) -> None:
     assert read == {}
 
 
+def test_without_known_targets_the_network_is_shown_the_vocabularys_name() -> None:
+    reader = PromptReader([])
+    for text, shown in (("linke Niere", "left kidney"), ("lung nodlues", "lung nodule"),
+                        ("both kidneys", "both kidneys"), ("pancreas head", "pancreas head"), ("a zebra", "a zebra")):  # fmt: skip
+        assert (reader.read(text).target, reader.read(text).shown) == (None, shown)
+
+
+def test_a_training_in_another_language_is_asked_in_any() -> None:
+    reader = PromptReader([{"target": name, "site": "", "modality": "CT"} for name in ("linke niere", "leber")])
+    for text, target in (("left kidney", "linke niere"), ("Leber", "leber"), ("foie", "leber"), ("rein droit", None)):
+        assert reader.read(text).target == target, text
+
+
 def test_literal_texts_go_to_the_network_as_they_are(reader: PromptReader) -> None:
     for texts in SPELLINGS.values():
         for text in texts[:3]:
