@@ -56,6 +56,11 @@ class SizeLimit:
             "least_included": self.least_included, "most_included": self.most_included,
         }  # fmt: skip
 
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> SizeLimit:
+        """Undo :meth:`as_dict`."""
+        return SizeLimit(**{name: value for name, value in content.items() if name != "text"})
+
 
 def find_size_limit(text: str) -> tuple[str, SizeLimit | None]:
     """A text, folded and without its size limits, and these as one.

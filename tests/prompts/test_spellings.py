@@ -9,7 +9,7 @@ import pytest
 
 from boltzformer_monai.data.prompt_check import PromptReader, Reading
 from boltzformer_monai.data.prompt_words import LANGUAGES, fold, language
-from boltzformer_monai.data.size_limits import find_size_limit
+from boltzformer_monai.data.size_limits import SizeLimit, find_size_limit
 from boltzformer_monai.errors import PromptError
 
 HERE = Path(__file__).parent
@@ -96,9 +96,10 @@ def test_unrelated_texts_mean_no_target(reader: PromptReader) -> None:
 
 def test_without_known_targets_the_network_is_shown_the_vocabularys_name() -> None:
     reader = PromptReader([])
-    for text, shown in (("linke Niere", "left kidney"), ("lung nodlues", "lung nodule"),
-                        ("both kidneys", "both kidneys"), ("pancreas head", "pancreas head"), ("a zebra", "a zebra")):  # fmt: skip
+    for text, shown in {"linke Niere": "left kidney", "lung nodlues": "lung nodule"}.items():
         assert (reader.read(text).target, reader.read(text).shown) == (None, shown)
+    for text in ("both kidneys", "pancreas head", "a zebra"):
+        assert (reader.read(text).target, reader.read(text).shown) == (None, text)
 
 
 def test_a_training_in_another_language_is_asked_in_any() -> None:
@@ -255,7 +256,9 @@ def test_size_limits_are_of_the_lesions_and_the_answer_says_so(reader: PromptRea
     reading = reader.read(text)
     assert (reading.target, str(reading.size_limit)) == ("lung nodule", limit)
     assert limit in dict(reader.caveats(reading))["size limit"]
-    assert (reading.understood() or {})["size_limit"]["text"] == limit
+    stored = (reading.understood() or {})["size_limit"]
+    assert stored["text"] == limit
+    assert SizeLimit.of(stored) == reading.size_limit
 
 
 def test_what_a_size_limit_admits() -> None:
