@@ -128,7 +128,9 @@ class PromptRules:
             (outer, _), (inner, _) = self.understand(twice[1]), self.understand(twice[2])
             if outer is not None and inner is not None and outer.target == inner.target:
                 return outer, ()
-        tokens = [] if _NO_SIDE.match(text) else self._tokens(text)
+        if len(text.split()) > _MOST_WORDS or _NO_SIDE.match(text):
+            return None, ()
+        tokens = self._tokens(text)
         if not tokens or len(tokens) > _MOST_WORDS or any(each.is_a("refused") and not each.words for each in tokens):
             return None, ()
         readings = [*self._readings(tokens)]

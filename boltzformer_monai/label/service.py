@@ -154,6 +154,7 @@ class SegmentService:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
         self._segmentations: set[Future[Segmented]] = set()
         self._model: Model | None = None
+        self._prompts: tuple[Model, PromptReader] | None = None
         # Default prompts that cannot be used are an error at the start, not at every request.
         PromptWindows(self.model().segmenter.description.data).read(self.settings.prompts or ())
         self.label_numbers.declare(self.default_prompts())
@@ -201,7 +202,10 @@ class SegmentService:
             ``{"query", "understood", "completions": [{"target", "name"}]}``; ``understood`` is None for an unknown
             text, else ``{"target", "shown", "score", "changes", "size_limit"}``.
         """
-        reader = PromptReader(self.model().segmenter.description.data.get("targets", []))
+        model = self.model()
+        if self._prompts is None or self._prompts[0] is not model:
+            self._prompts = model, PromptReader(model.segmenter.description.data.get("targets", []))
+        reader = self._prompts[1]
         try:
             reading = reader.read(text) if text.strip() else None
         except PromptError:  # of a text that is not finished
