@@ -71,7 +71,7 @@ class NeedleSettings:
     image_size: int = 192
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    steps: int = 400
+    steps: int = 1200
     batch_size: int = 16
     objects: int = 3
     classes: int = 4

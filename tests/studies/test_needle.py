@@ -182,8 +182,8 @@ def test_supervised_layers_take_part_in_the_loss() -> None:
     assert supervised.initial_sha256 == plain.initial_sha256
 
 
-@pytest.mark.skipif(not THOROUGH, reason="a minute; BOLTZFORMER_THOROUGH=1")
+@pytest.mark.skipif(not THOROUGH, reason="three minutes; BOLTZFORMER_THOROUGH=1")
 def test_full_attention_solves_it_and_needs_v() -> None:
     result = run_needle(NeedleSettings(network={"policy": "full"}), seed=0)
-    assert result.dice >= 0.8
-    assert result.dice_swapped < 0.1  # another object's code resembles the right one now and then
+    assert result.dice >= 0.9
+    assert result.dice_swapped < 0.15  # not 0: the code of another image's object resembles the right one now and then
