@@ -12,6 +12,7 @@ def build_parser() -> CommandParser:
     """The parser with all subcommands."""
     from boltzformer_monai.cli import (
         check,
+        compare,
         cross_validate,
         demo,
         evaluate,
@@ -19,6 +20,7 @@ def build_parser() -> CommandParser:
         export,
         export_dataset,
         info,
+        measure,
         phantoms,
         search,
         segment,
@@ -47,6 +49,8 @@ def build_parser() -> CommandParser:
         evaluate,
         expert,
         segment,
+        measure,
+        compare,
         serve,
         info,
         weights,

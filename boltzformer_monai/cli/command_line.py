@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 from boltzformer_monai.errors import ConfigError, user_line
 
 __all__ = [
-    "INTERRUPTED", "USER_ERROR", "CommandParser", "add_plugin", "real_number", "run_command", "run_parsed",
+    "INTERRUPTED", "IN_DOUBT", "USER_ERROR", "CommandParser", "add_plugin", "real_number", "run_command", "run_parsed",
     "whole_number",
 ]  # fmt: skip
 
 USER_ERROR = 2
+IN_DOUBT = 4
+"""Exit code for success with a caveat that puts a result in doubt."""
 INTERRUPTED = 130
 
 

@@ -64,6 +64,15 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     add("--presence", choices=("auto", "off"), default="auto", help="off: keep masks on every slice")
     add("--preview", type=Path, metavar="PNG", help="contact sheet; a folder for many scans")
+    add(
+        "--lesion-min-ml", type=real_number(0, 1e6), default=0.0, metavar="ML",
+        help="list components of a mask as lesions from this volume on (all); masks keep all",
+    )  # fmt: skip
+    add(
+        "--lesion-min-mm", type=real_number(0, 1e6), default=0.0, metavar="MM",
+        help="list them from this largest diameter on (all)",
+    )  # fmt: skip
+    add("--lesions-csv", type=Path, metavar="FILE", help="table of the lesions of all scans and prompts")
     add("--modality", metavar="CT|MR", help="if neither file nor checkpoint states it (PET, US, … of an .npz)")
     add("--window", nargs="+", metavar="W", help="NAME or LEVEL WIDTH in HU; default: the training's")
     add(

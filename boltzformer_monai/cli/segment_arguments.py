@@ -56,6 +56,8 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
         literal=arguments.literal or bool(of_case),  # what a case asks is meant as it is written
         protocol=arguments.protocol,
         protocol_settings=_protocol_settings(arguments.protocol_settings),
+        lesion_min_ml=arguments.lesion_min_ml,
+        lesion_min_mm=arguments.lesion_min_mm,
         label_values=tuple(of_case) or None,
         batch_size=arguments.batch_size,
     )
@@ -154,6 +156,10 @@ def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
         if many and _mistyped(arguments.preview) and arguments.preview.suffix.lower() != ".png":
             msg = f"cannot write {arguments.preview}: for many scans it is a folder, which this is no name of"
             raise ConfigError(msg)
+    if arguments.lesions_csv is not None:
+        _refuse_inputs(arguments.lesions_csv, inputs)
+        if arguments.lesions_csv.suffix.lower() != ".csv":
+            raise ConfigError(f"cannot write {arguments.lesions_csv}: a table of lesions must end in .csv")
     problem = ""
     if ending is None and not arguments.masks and not many:
         problem = f"the output must end in {', '.join(ENDINGS)}; or give --masks for a folder with one mask a prompt"

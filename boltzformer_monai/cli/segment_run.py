@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from boltzformer_monai import __version__
+from boltzformer_monai.cli.command_line import IN_DOUBT
 from boltzformer_monai.cli.segment_jobs import (
     Outcome,
     Work,
@@ -31,7 +32,9 @@ from boltzformer_monai.cli.segment_jobs import (
 from boltzformer_monai.cli.segment_plan import Plan
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.run_settings import RunSettings, result_path
+from boltzformer_monai.findings.tables import write_lesions_csv
+from boltzformer_monai.inferers.result_manifest import read_manifest
+from boltzformer_monai.inferers.run_settings import RunSettings, beside, result_path
 from boltzformer_monai.io.challenge_npz import is_challenge_file
 from boltzformer_monai.io.folder_tree import read_tree
 from boltzformer_monai.io.formats import is_image_file
@@ -42,13 +45,11 @@ from boltzformer_monai.parallel import ask_workers, run_jobs
 from boltzformer_monai.precision import device_by_name, resolve_precision
 from boltzformer_monai.storage import temporary_beside
 
-__all__ = ["IN_DOUBT", "SOME_FAILED", "segment_scans"]
+__all__ = ["SOME_FAILED", "segment_scans"]
 
 _log = logging.getLogger(__name__)
 
 SOME_FAILED = 3
-IN_DOUBT = 4
-"""Exit code for success with a caveat that puts a result in doubt."""
 
 
 def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
@@ -76,9 +77,25 @@ def segment_scans(arguments: argparse.Namespace, plan: Plan) -> int:
     else:
         run = load_run(work, progress=sys.stderr.isatty())
         if not plan.many:
-            return _report_one(segment_one(jobs[0], run), jobs[0], settings)
+            code = _report_one(segment_one(jobs[0], run), jobs[0], settings)
+            _write_lesions(arguments.lesions_csv, jobs)
+            return code
         outcomes = (segment_job(job, run) for job in jobs)
-    return _report_many(outcomes, jobs, settings, left_out=_left_out(jobs, arguments.image))
+    code = _report_many(outcomes, jobs, settings, left_out=_left_out(jobs, arguments.image))
+    _write_lesions(arguments.lesions_csv, jobs)
+    return code
+
+
+def _write_lesions(path: Path | None, jobs: Sequence[Job]) -> None:
+    """Write the table of all scans' lesions, of results that were complete already, too."""
+    if path is None:
+        return
+    rows: list[Mapping[str, Any]] = []
+    for job in jobs:
+        for prompt in read_manifest(beside(job.stem, ".json")).get("prompts", []):
+            target = {"scan": job.scan.name, "value": prompt["label"], "name": prompt["prompt"]}
+            rows += [{**target, **lesion} for lesion in prompt.get("lesions", [])]
+    write_lesions_csv(path, rows)
 
 
 def _in_processes(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Outcome]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
-    "CONNECTIVITY", "IOU_THRESHOLDS", "Components", "Matching", "bounding_box", "find_components", "label_components",
-    "overlaps",
+    "CONNECTIVITY", "IOU_THRESHOLDS", "Components", "Matching", "best_pairs", "bounding_box", "find_components",
+    "label_components", "overlaps",
 ]  # fmt: skip
 
 CONNECTIVITY = "faces, edges and corners"
@@ -85,35 +85,50 @@ class Components:
         return 2 * float(self.match(threshold).iou.sum()), len(self.predicted) + len(self.truth)
 
     def _match(self, threshold: float) -> Matching:
-        from scipy.optimize import linear_sum_assignment
-
-        chosen = [np.empty(0, int)]
-        for group in self._groups(np.flatnonzero(self.iou > threshold)):
-            if len(group) > 1:
-                rows, row = np.unique(self.pairs[group, 0], return_inverse=True)
-                columns, column = np.unique(self.pairs[group, 1], return_inverse=True)
-                weights = np.zeros((len(rows), len(columns)))
-                weights[row, column] = self.iou[group]
-                places = np.full(weights.shape, -1)
-                places[row, column] = group
-                group = places[linear_sum_assignment(weights, maximize=True)]
-            chosen.append(group[group >= 0])
-        pairs = np.sort(np.concatenate(chosen))
+        above = np.flatnonzero(self.iou > threshold)
+        pairs = above[best_pairs(self.pairs[above], self.iou[above])]
         return Matching(self.pairs[pairs, 0], self.pairs[pairs, 1], self.iou[pairs])
 
-    def _groups(self, pairs: np.ndarray) -> list[np.ndarray]:
-        """Indices of pairs, parted into groups without a component in common: each is a small problem of its own."""
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import connected_components
 
-        if not len(pairs):
-            return []
-        nodes = len(self.predicted) + len(self.truth)
-        rows, columns = self.pairs[pairs, 0], self.pairs[pairs, 1] + len(self.predicted)
-        links = coo_matrix((np.ones(len(pairs)), (rows, columns)), shape=(nodes, nodes))
-        group = connected_components(links, directed=False)[1][rows]
-        order = np.argsort(group, kind="stable")
-        return np.split(pairs[order], np.flatnonzero(np.diff(group[order])) + 1)
+def best_pairs(pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The one-to-one matching of greatest summed weight.
+
+    Args:
+        pairs: ``(K, 2)`` indices of two kinds of objects that may be partners.
+        weights: ``(K,)``, above 0.
+
+    Returns:
+        Ascending indices of the pairs that are chosen; each object is in one of them at most.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    chosen = [np.empty(0, int)]
+    for group in _groups(pairs):
+        if len(group) > 1:
+            rows, row = np.unique(pairs[group, 0], return_inverse=True)
+            columns, column = np.unique(pairs[group, 1], return_inverse=True)
+            table = np.zeros((len(rows), len(columns)))
+            table[row, column] = weights[group]
+            places = np.full(table.shape, -1)
+            places[row, column] = group
+            group = places[linear_sum_assignment(table, maximize=True)]
+        chosen.append(group[group >= 0])
+    return np.sort(np.concatenate(chosen))
+
+
+def _groups(pairs: np.ndarray) -> list[np.ndarray]:
+    """Indices of pairs, parted into groups without an object in common: each is a small problem of its own."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(pairs):
+        return []
+    first = int(pairs[:, 0].max()) + 1
+    nodes = first + int(pairs[:, 1].max()) + 1
+    links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1] + first)), shape=(nodes, nodes))
+    group = connected_components(links, directed=False)[1][pairs[:, 0]]
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def bounding_box(*masks: np.ndarray) -> tuple[slice, ...]:

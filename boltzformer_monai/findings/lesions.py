@@ -107,7 +107,7 @@ def find_lesions(
         connectivity: 6, 18 or 26 neighbours.
 
     Raises:
-        VolumeError: an array does not fit the scan.
+        VolumeError: an array does not fit the scan, or it is a picture that states no size.
         ConfigError: another connectivity, or a limit that is negative or no number.
     """
     limits = _Limits(minimum_ml, minimum_mm, maximum_mm)
@@ -191,6 +191,9 @@ def _find(
         if array is not None and array.shape != volume.shape:
             msg = f"a mask or map of shape {array.shape} does not fit the scan's shape {volume.shape}"
             raise VolumeError(msg, reason="grid")
+    if not volume.in_mm:
+        msg = f"{volume.source or 'the picture'}: states no size, so nothing in it can be measured; give a scan"
+        raise VolumeError(msg, reason="pixel spacing")
     if connectivity not in CONNECTIVITY:
         raise ConfigError(f"voxels have 6, 18 or 26 neighbours, not {connectivity}")
     across = acquisition_axis(volume)

@@ -115,7 +115,7 @@ def _has_size(path: Path, entry: Mapping[str, Any]) -> bool:
 def _content(values: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a manifest or record that determine the masks' voxels."""
     prompts = [each["prompt"] if isinstance(each, dict) else each for each in values.get("prompts", ())]
-    names = set(record) - {"prompts", "ending", "masks", "preview"}
+    names = set(record) - {"prompts", "ending", "masks", "preview", "lesion_min_ml", "lesion_min_mm"}
     return {"prompts": prompts, **{name: values.get(name) for name in sorted(names)}}
 
 

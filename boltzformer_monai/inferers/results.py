@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from boltzformer_monai import __version__
+from boltzformer_monai.data.size_limits import SizeLimit
 from boltzformer_monai.errors import VolumeError, why
+from boltzformer_monai.findings.lesions import Lesion, find_lesions
 from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
 from boltzformer_monai.inferers.result_manifest import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
@@ -26,7 +29,7 @@ from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
 
-__all__ = ["write_results"]
+__all__ = ["prompt_lesions", "write_results"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,18 +70,25 @@ def write_results(
     _remove(stem, earlier, [beside(stem, name) for name in mask_names(settings)])
     manifest_path.unlink(missing_ok=True)  # the result is incomplete from here on
     findings = [finding.as_dict() for finding in result.findings]
+    lesions: list[list[Lesion]] = [[] for _ in findings]
     values: Sequence[int | None]
     if settings.ending == ".dcm":
-        files, values = _write_seg(result, stem, settings, model, scan)
+        files, values = _write_seg(result, stem, settings, model, scan, lesions)
     elif settings.masks:
-        files, values = _write_masks(result, stem, settings)
+        files, values = _write_masks(result, stem, settings, lesions)
     else:
-        files, values = _write_labels(result, stem, settings, findings)
+        files, values = _write_labels(result, stem, settings, findings, lesions)
     files += _write_uncertainty(result, stem, settings)
     if settings.preview:
         from boltzformer_monai.inferers.preview import contact_sheet
 
-        sheet = contact_sheet(result, plane=result.planes[0], window=settings.grey_scale, modality=settings.modality)
+        sheet = contact_sheet(
+            result,
+            plane=result.planes[0],
+            window=settings.grey_scale,
+            modality=settings.modality,
+            lesions=lesions,
+        )
         _write_bytes(preview or beside(stem, ".png"), sheet)
         files += [".png"] if preview is None else []
     manifest = {
@@ -91,9 +101,10 @@ def write_results(
                 **({} if understood is None else {"understood": dict(understood)}),
                 "label": value,
                 "caveats": [each.text for each in about(result.caveats, finding["prompt"])],
+                "lesions": [lesion.as_dict() for lesion in found],
             }
-            for finding, given, understood, value in zip(
-                findings, result.inputs, result.understood, values, strict=True
+            for finding, given, understood, value, found in zip(
+                findings, result.inputs, result.understood, values, lesions, strict=True
             )
         ],
         "in_doubt": in_doubt(result.caveats),
@@ -120,8 +131,39 @@ def _remove(stem: Path, earlier: Sequence[Path], replaced: Sequence[Path]) -> No
         stem.rmdir()
 
 
+def prompt_lesions(result: VolumeResult, index: int, mask: np.ndarray, settings: RunSettings) -> list[Lesion]:
+    """The lesions of a prompt; none of a picture, which states no size.
+
+    Args:
+        result: of the inferer.
+        index: of the prompt.
+        mask: (I, J, K) bool: what the prompt has in the file that is written, which others may have taken voxels from.
+        settings: say from which size on a lesion is listed; limits in the prompt's own words hold beside them.
+    """
+    if not result.grid.in_mm or not mask.any():
+        return []
+    lesions = find_lesions(
+        mask,
+        result.grid,
+        probability=result.probability(index),
+        entropy=result.entropy(index),
+        minimum_ml=settings.lesion_min_ml,
+        minimum_mm=settings.lesion_min_mm,
+    )
+    stated = (result.understood[index] or {}).get("size_limit")
+    if stated is None:
+        return lesions
+    limit = SizeLimit.of(stated)
+    kept = [each for each in lesions if limit.admits(long_axis_mm=each.long_axis_mm, volume_ml=each.volume_ml)]
+    return [replace(each, number=number) for number, each in enumerate(kept, 1)]
+
+
 def _write_labels(
-    result: VolumeResult, stem: Path, settings: RunSettings, findings: Sequence[dict[str, Any]]
+    result: VolumeResult,
+    stem: Path,
+    settings: RunSettings,
+    findings: Sequence[dict[str, Any]],
+    lesions: list[list[Lesion]],
 ) -> tuple[list[str], list[int]]:
     values = list(settings.label_values or range(1, len(findings) + 1))
     labels = result.label_map(settings.arbitration, values=values)
@@ -131,19 +173,31 @@ def _write_labels(
         counts += np.bincount(plane.ravel(), minlength=len(counts))
     for finding, value in zip(findings, values, strict=True):
         finding["label_voxels"] = int(counts[value])  # fewer than its voxels where another prompt got some
+    for index, value in enumerate(values):
+        if counts[value]:
+            lesions[index] = prompt_lesions(result, index, labels == value, settings)
     return [settings.ending], values
 
 
-def _write_masks(result: VolumeResult, stem: Path, settings: RunSettings) -> tuple[list[str], list[int]]:
+def _write_masks(
+    result: VolumeResult, stem: Path, settings: RunSettings, lesions: list[list[Lesion]]
+) -> tuple[list[str], list[int]]:
     stem.mkdir(exist_ok=True)
     files = mask_names(settings)
     for index, name in enumerate(files):
-        _write_image(result.mask(index), result.grid, beside(stem, name))
+        mask = result.mask(index)
+        _write_image(mask, result.grid, beside(stem, name))
+        lesions[index] = prompt_lesions(result, index, mask, settings)
     return files, [1] * len(files)
 
 
 def _write_seg(
-    result: VolumeResult, stem: Path, settings: RunSettings, model: ModelRecord, scan: Scan
+    result: VolumeResult,
+    stem: Path,
+    settings: RunSettings,
+    model: ModelRecord,
+    scan: Scan,
+    lesions: list[list[Lesion]],
 ) -> tuple[list[str], list[int | None]]:
     path = beside(stem, settings.ending)
     found = [index for index, finding in enumerate(result.findings) if finding.found]
@@ -157,7 +211,9 @@ def _write_seg(
         for index in found:
             prompt = result.prompts[index]
             known = not in_doubt(about(result.caveats, prompt))
-            yield prompt, segment_code(result.inputs[index], known=known), result.mask(index)
+            mask = result.mask(index)
+            lesions[index] = prompt_lesions(result, index, mask, settings)
+            yield prompt, segment_code(result.inputs[index], known=known), mask
 
     write_dicom_seg(
         path,

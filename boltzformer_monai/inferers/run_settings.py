@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,6 +89,8 @@ class RunSettings:
         protocol: how slices are shown to the network and its answers merged; ``None``: as the checkpoint says, else as
             this package's training does. See :mod:`boltzformer_monai.inferers.protocols`.
         protocol_settings: the protocol's own, by name: plain values.
+        lesion_min_ml: volume from which a component of a mask is listed as a lesion; masks keep all.
+        lesion_min_mm: largest diameter from which it is listed.
         label_values: of the prompts in the label map, from 1 to 65535; ``None``: 1, 2, …
         batch_size: slices (or tiles) per pass on a GPU; halved, with a warning, where its memory is too small. No part
             of the record of a result.
@@ -114,6 +117,8 @@ class RunSettings:
     literal: bool = False
     protocol: str | None = None
     protocol_settings: Mapping[str, Any] = field(default_factory=dict)
+    lesion_min_ml: float = 0.0
+    lesion_min_mm: float = 0.0
     label_values: Sequence[int] | None = None
     batch_size: int = 4
 
@@ -142,6 +147,8 @@ class RunSettings:
         if self.protocol is not None and not (isinstance(self.protocol, str) and self.protocol):
             raise ConfigError(f"the protocol must be a name, got {_short(self.protocol)}")
         self._set("protocol_settings", _plain_settings(self.protocol_settings))
+        for name in ("lesion_min_ml", "lesion_min_mm"):
+            self._set(name, _size(name, getattr(self, name)))
         if self.label_values is not None:
             self._set("label_values", _label_values(self.label_values, len(self.prompts)))
         if self.planes is not None:
@@ -252,6 +259,12 @@ def _integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, got {_short(value)}")
     return int(value)
+
+
+def _size(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ConfigError(f"{name} must be a number of at least 0, got {_short(value)}")
+    return float(value)
 
 
 def _plain_settings(settings: Any) -> dict[str, Any]:

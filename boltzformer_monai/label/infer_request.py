@@ -64,6 +64,8 @@ class SegmentRequest(BaseModel):
     arbitration: str = "probability"
     modality: str | None = None
     literal: Truth = False
+    lesion_min_ml: Number = 0.0
+    lesion_min_mm: Number = 0.0
     protocol: Annotated[str, Field(max_length=60)] | None = None
     protocol_settings: Annotated[dict[str, bool | int | float | str], Field(max_length=20)] = {}
     result_extension: Literal[".nii.gz", ".nii", ".nrrd"] = ".nii.gz"

@@ -10,6 +10,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from scipy import ndimage
 
 from boltzformer_monai.inferers.result_caveats import about
+from boltzformer_monai.inferers.results import prompt_lesions
 from boltzformer_monai.inferers.volume_result import in_memory_order
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.label.files import temporary_file
@@ -92,8 +93,11 @@ class BoltzFormerInferTask(InferTask):
                 "label": value,
                 "label_voxels": places[value][0] if value in places else 0,
                 "caveats": [each.text for each in about(result.caveats, finding.prompt)],
+                "lesions": [
+                    lesion.as_dict() for lesion in prompt_lesions(result, index, labels == value, segmented.settings)
+                ],
             }
-            for finding, value in zip(result.findings, values, strict=True)
+            for index, (finding, value) in enumerate(zip(result.findings, values, strict=True))
         ]
         # 3D Slicer names the segments in the map one after the other, so names that are not in it must be left out.
         in_map = sorted((each for each in findings if each["label_voxels"]), key=lambda each: int(str(each["label"])))

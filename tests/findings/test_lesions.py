@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,6 +211,8 @@ def test_limits_leave_lesions_out_before_they_are_numbered() -> None:
         find_lesions(mask, volume, connectivity=8)
     with pytest.raises(VolumeError, match="fit"):
         find_lesions(mask[1:], volume)
+    with pytest.raises(VolumeError, match="no size"):
+        find_lesions(mask, replace(volume, in_mm=False))
 
 
 def test_the_plane_is_axial_unless_slices_are_thick_along_another_axis() -> None:

@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
+from boltzformer_monai.data.size_limits import SizeLimit
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom
 from boltzformer_monai.errors import ConfigError, VolumeError
@@ -364,3 +365,34 @@ def test_what_cannot_be_written_is_named_as_the_user_named_it(
         write_results(_result(scan), out / "a", SETTINGS, model=MODEL, scan=scan)
     assert str(caught.value).startswith(f"{out / 'a.nii.gz'}: cannot be written (No space left on device)")
     assert "-a.nii.gz" not in str(caught.value)
+
+
+def test_lesions_are_those_of_the_file_that_is_written(scan: Scan, out: Path) -> None:
+    """A label map lists what a prompt has after others took voxels; masks and SEG list the prompt's own mask."""
+    result = _result(scan)
+    result._masks[0][20:23, 20, 1] = True  # a second one
+    for ending, folder in ((".nii.gz", False), (".nii.gz", True), (".dcm", False)):
+        settings = replace(SETTINGS, ending=ending, masks=folder)
+        one, two, three = write_results(result, out / "a", settings, model=MODEL, scan=scan)["prompts"]
+        voxels = one["voxels"] if folder or ending == ".dcm" else one["label_voxels"]
+        assert [each["voxels"] for each in one["lesions"]] == [voxels - 3, 3]
+        assert [each["number"] for each in one["lesions"]] == [1, 2]
+        assert sum(each["voxels"] for each in two["lesions"]) == two["voxels"]
+        assert two["lesions"][0]["confidence"] == 0.8
+        assert three["lesions"] == []
+        values = result.grid.array[result.mask(1)].astype(float)
+        assert two["lesions"][0]["mean_hu"] == pytest.approx(values.mean(), rel=1e-5)
+    few = replace(SETTINGS, lesion_min_mm=25)
+    one, two, _ = write_results(result, out / "a", few, model=MODEL, scan=scan)["prompts"]
+    assert [len(each["lesions"]) for each in (one, two)] == [
+        sum(each["diameter_mm"] >= 25 for each in listed["lesions"])
+        for listed in write_results(result, out / "b", SETTINGS, model=MODEL, scan=scan)["prompts"][:2]
+    ]
+    assert two["voxels"] == result.mask(1).sum()
+    (listed, _), *_ = [
+        each["lesions"] for each in write_results(result, out / "c", SETTINGS, model=MODEL, scan=scan)["prompts"]
+    ]
+    limit = SizeLimit("ml", most=listed["volume_ml"], most_included=False)
+    result.understood = ({"size_limit": limit.as_dict()}, None, None)
+    (small,) = write_results(result, out / "c", SETTINGS, model=MODEL, scan=scan)["prompts"][0]["lesions"]
+    assert (small["number"], small["voxels"]) == (1, 3)

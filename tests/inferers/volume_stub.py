@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,15 @@ class StubResult:
     ) -> None:
         self.grid, self.repeats, self.caveats = grid, repeats, caveats
         self.prompts = self.inputs = tuple(masks)
-        self.understood = (None,) * len(masks)
+        self.understood: tuple[Any, ...] = (None,) * len(masks)
         self.planes = ("axial",)
         self._masks = list(masks.values())
 
     def mask(self, index: int) -> np.ndarray:
         return self._masks[index]
+
+    def probability(self, index: int) -> np.ndarray:
+        return self._masks[index] * np.uint8(204)
 
     def entropy(self, index: int) -> np.ndarray | None:
         return None if self.repeats == 1 else (self._masks[index] * (40 * (index + 1))).astype(np.uint8)

@@ -1,0 +1,149 @@
+"""``boltzformer measure``: list and measure the lesions of a label map, DICOM SEG or RTSTRUCT."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from boltzformer_monai.cli.command_line import IN_DOUBT, real_number
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.limits import set_memory_gb
+
+__all__ = ["add_parser", "run"]
+
+_log = logging.getLogger(__name__)
+
+_DESCRIPTION = """List the connected components of every target, the largest first: volume, long and short axis,
+diameter, place, intensities. Without --json the list goes to standard output as JSON.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("measure", help="list and measure the lesions of a mask", description=_DESCRIPTION)
+    add = parser.add_argument
+    add("labels", type=Path, metavar="LABELS", help="label map, DICOM SEG or RTSTRUCT on the grid of the scan")
+    add("--image", type=Path, required=True, metavar="SCAN", help="NIfTI, NRRD or MetaImage file, or DICOM folder")
+    add("--json", type=Path, metavar="FILE", help="write the list here")
+    add("--csv", type=Path, metavar="FILE", help="write it as a table")
+    add(
+        "--names", nargs="+", default=[], metavar="VALUE=NAME",
+        help='names of label values, e.g. 1="liver lesion"; default: the file\'s, or those in the JSON that segment '
+        "wrote beside it",
+    )  # fmt: skip
+    add_limits(parser)
+    add("--modality", metavar="CT|MR", help="of a scan that does not state it; without it intensities may be no HU")
+    add("--series", metavar="UID", help="SeriesInstanceUID, for folders with several")
+    add("--memory-gb", metavar="GB", help="memory limit for reading a scan (half of the machine's)")
+    parser.set_defaults(run=run)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes from which a component is a lesion."""
+    for unit, metavar, what in (("ml", "ML", "volume"), ("mm", "MM", "largest diameter")):
+        parser.add_argument(
+            f"--lesion-min-{unit}", type=real_number(0, 1e6), default=0.0, metavar=metavar,
+            help=f"{what} from which a component counts (all)",
+        )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and write what was asked for; 4 where a caveat puts the result in doubt."""
+    if arguments.memory_gb is not None:
+        set_memory_gb(arguments.memory_gb)
+    _check_outputs(arguments)
+    from boltzformer_monai.findings.measure import measure_targets
+    from boltzformer_monai.findings.record import lesions_record, read_drawn
+    from boltzformer_monai.findings.tables import write_lesions_csv
+    from boltzformer_monai.storage import write_json
+
+    scan, drawn = read_drawn(
+        arguments.labels,
+        arguments.image,
+        names=label_names(arguments.labels, arguments.names),
+        modality=arguments.modality,
+        series=arguments.series,
+    )
+    limits = {"minimum_ml": arguments.lesion_min_ml, "minimum_mm": arguments.lesion_min_mm}
+    targets = [target.as_dict() for target in measure_targets(drawn, scan, **limits)]
+    folder = Path.cwd() if arguments.json is None else arguments.json.absolute().parent
+    files = {"labels": arguments.labels, "image": arguments.image}
+    record = lesions_record(
+        targets,
+        scan,
+        files={name: os.path.relpath(path.absolute(), folder) for name, path in files.items()},
+        series=arguments.series,
+        **limits,
+    )
+    if arguments.csv is not None:
+        rows = (
+            {"scan": "", "value": target["value"], "name": target["name"], **lesion}
+            for target in targets
+            for lesion in target["lesions"]
+        )
+        write_lesions_csv(arguments.csv, rows)
+    if arguments.json is not None:
+        write_json(arguments.json, record)
+        counts = {target["name"]: len(target["lesions"]) for target in targets}
+        line = {"output": str(arguments.json), "lesions": counts, "in_doubt": record["in_doubt"]}
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    for caveat in scan.caveats:
+        _log.warning("%s", caveat.text)
+    return IN_DOUBT if record["in_doubt"] else 0
+
+
+def label_names(labels: Path, pairs: Sequence[str]) -> dict[str, str]:
+    """Names of label values: the user's, else the prompts in the manifest that ``segment`` wrote beside a label map.
+
+    Raises:
+        ConfigError: one of the user's is not ``VALUE=NAME``.
+    """
+    names = {}
+    for pair in pairs:
+        value, equals, name = pair.partition("=")
+        if not (value.strip() and equals and name.strip()):
+            raise ConfigError(f'--names takes VALUE=NAME, e.g. 1="liver lesion", not {pair[:60]!r}')
+        names[value.strip()] = name.strip()
+    return names or _names_beside(labels)
+
+
+def _names_beside(labels: Path) -> dict[str, str]:
+    from boltzformer_monai.inferers.result_manifest import read_manifest
+    from boltzformer_monai.inferers.run_settings import ENDINGS, beside
+
+    ending = next((each for each in ENDINGS if each != ".dcm" and labels.name.lower().endswith(each)), None)
+    if ending is None:
+        return {}  # a DICOM SEG has names of its own
+    try:
+        manifest = read_manifest(beside(Path(str(labels)[: -len(ending)]), ".json"))
+    except ConfigError:
+        return {}
+    if not any(file["name"] == ending and _is_size(labels, file["bytes"]) for file in manifest.get("files", [])):
+        return {}
+    return {str(each["label"]): str(each["prompt"]) for each in manifest["prompts"]}
+
+
+def _is_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    inputs = [arguments.labels, arguments.image]
+    outputs = {".json": arguments.json, ".csv": arguments.csv}
+    for ending, path in outputs.items():
+        if path is None:
+            continue
+        if path.suffix.lower() != ending:
+            raise ConfigError(f"cannot write {path}: it must end in {ending}")
+        if path.is_dir():
+            raise ConfigError(f"cannot write {path}: it is a folder")
+        if any(path.resolve() == each.resolve() for each in inputs):
+            raise ConfigError(f"cannot write {path}: it is an input, which would be lost; give another name")

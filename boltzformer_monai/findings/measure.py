@@ -1,0 +1,96 @@
+"""Measure what is drawn on a scan: the lesions of every target of a label map, DICOM SEG or RTSTRUCT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.findings.lesions import Lesion, label_lesions
+from boltzformer_monai.io.segmentation import Segmentation
+from boltzformer_monai.io.volume import Volume
+
+__all__ = ["MeasuredTarget", "measure_targets"]
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTarget:
+    """A target and its lesions.
+
+    Attributes:
+        value: its label value, or the number of its segment or ROI; ``"1+3"`` for several that are one target.
+        name: of the target; its value as text where nothing names it.
+        voxels: of the target, all components.
+        volume_ml: of the target.
+        lesions: its components, the largest first.
+        numbers: (I, J, K) int32, the number of each voxel's lesion, 0 elsewhere.
+    """
+
+    value: int | str
+    name: str
+    voxels: int
+    volume_ml: float
+    lesions: list[Lesion]
+    numbers: np.ndarray
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "value": self.value,
+            "name": self.name,
+            "voxels": self.voxels,
+            "volume_ml": self.volume_ml,
+            "lesions": [lesion.as_dict() for lesion in self.lesions],
+        }
+
+
+def measure_targets(
+    drawn: Segmentation, scan: Volume, *, minimum_ml: float = 0.0, minimum_mm: float = 0.0
+) -> Iterator[MeasuredTarget]:
+    """Measure one target after the other, in the order of their values; one is in memory at a time.
+
+    Args:
+        drawn: on the grid of the scan.
+        scan: gives the intensities.
+        minimum_ml: volume from which a component is a lesion.
+        minimum_mm: largest diameter from which it is one.
+
+    Raises:
+        ConfigError: a limit is negative.
+    """
+    labels = drawn.volume.array
+    voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+    for value, name, values in _targets(drawn):
+        mask = labels == values[0] if len(values) == 1 else np.isin(labels, values)
+        voxels = int(np.count_nonzero(mask))
+        lesions, numbers = label_lesions(mask, scan, minimum_ml=minimum_ml, minimum_mm=minimum_mm)
+        yield MeasuredTarget(value, name, voxels, float(f"{voxels * voxel_ml:.6g}"), lesions, numbers)
+
+
+def _targets(drawn: Segmentation) -> list[tuple[int | str, str, list[int]]]:
+    """(value as the user knows it, name, label values) of each target."""
+    names: Mapping[str, str] = drawn.names or {}
+    found: dict[str, tuple[str, list[int]]] = {}
+    if drawn.segments is None:
+        for text, name in names.items():
+            found[text] = name, [int(value) for value in text.split("+")]
+        named = {value for _, values in found.values() for value in values}
+        for value in np.unique(drawn.volume.array).tolist():
+            if value and value not in named:
+                found[str(value)] = str(value), [value]
+    else:
+        grouped = {number for text in drawn.renamed for number in text.split("+")}
+        for text, name in drawn.renamed.items():
+            values = [int(value) for number in text.split("+") for value in _values(drawn.segments.get(number))]
+            found[text] = name, values
+        for number, text in drawn.segments.items():
+            if number not in grouped:
+                found[number] = drawn.titles.get(number) or number, [int(value) for value in text.split("+")]
+    ordered = sorted(found.items(), key=lambda item: [int(number) for number in item[0].split("+")])
+    return [(int(text) if text.isdigit() else text, name, values) for text, (name, values) in ordered]
+
+
+def _values(text: str | None) -> list[str]:
+    return text.split("+") if text else []

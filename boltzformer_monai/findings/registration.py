@@ -1,0 +1,182 @@
+"""Bring an earlier scan of a patient to the place of a later one: rigid registration by mutual information."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.io.volume import Volume
+
+__all__ = ["LEAST_OVERLAP", "LEAST_SIMILARITY", "Registration", "register"]
+
+LEAST_SIMILARITY = {True: 0.6, False: 0.06}
+"""For scans of one modality: correlation of their intensities; else the shared part of their information, both 0–1.
+Below it a registration is refused."""
+LEAST_OVERLAP = 0.1
+"""Share of the smaller scan's box that both scans must show."""
+_GRID = 72  # voxels along the longest side of what is registered
+_FINEST_MM = 1.5
+_BINS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """Where the earlier scan's points lie in the later one, and how well the two then agree.
+
+    Attributes:
+        matrix: (4, 4), RAS+ mm of the earlier scan → RAS+ mm of the later one.
+        method: ``"same frame of reference"`` or ``"rigid, mutual information"``.
+        similarity: correlation of the intensities of both scans, or for two modalities the share of their information
+            that they have in common; ``None`` where nothing was registered.
+        overlap: share of the smaller scan's box that both show; ``None`` likewise.
+        rotation_degrees: of the matrix.
+        shift_mm: of the middle of the later scan.
+    """
+
+    matrix: np.ndarray
+    method: str
+    similarity: float | None = None
+    overlap: float | None = None
+    rotation_degrees: float = 0.0
+    shift_mm: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        numbers = {"rotation_degrees": self.rotation_degrees, "shift_mm": self.shift_mm}
+        return {
+            "method": self.method,
+            "similarity": None if self.similarity is None else round(self.similarity, 4),
+            "overlap": None if self.overlap is None else round(self.overlap, 4),
+            **{name: round(value, 3) for name, value in numbers.items()},
+            "matrix": [[float(f"{value:.9g}") for value in row] for row in self.matrix],
+        }
+
+
+def register(earlier: Volume, later: Volume) -> Registration:
+    """Register two scans rigidly; nothing is done where both state the same frame of reference.
+
+    Raises:
+        VolumeError: the scans do not agree after registration: they show other parts of the body, or other patients.
+    """
+    if earlier.frame_of_reference and earlier.frame_of_reference == later.frame_of_reference:
+        return Registration(np.eye(4), "same frame of reference")
+    fixed, moving = _even(later), _even(earlier)
+    found = max((_rigid(fixed, moving, centred) for centred in (True, False)), key=lambda each: each[1])
+    to_earlier = found[0]
+    same = earlier.modality == later.modality
+    similarity, overlap = _agreement(fixed, moving, to_earlier, correlated=same)
+    if overlap < LEAST_OVERLAP or similarity < LEAST_SIMILARITY[same]:
+        msg = (
+            f"the scans do not agree after registration ({'correlation' if same else 'shared information'} "
+            f"{similarity:.2f}, at least {LEAST_SIMILARITY[same]:g} is needed; overlap {overlap:.2f} of "
+            f"{LEAST_OVERLAP:g}): other parts of the body or other patients? nothing can be matched"
+        )
+        raise VolumeError(msg, reason="grid")
+    matrix = np.linalg.inv(to_earlier)
+    middle = np.append(fixed.affine[:3, :3] @ (np.array(fixed.shape) - 1) / 2 + fixed.affine[:3, 3], 1)
+    angle = np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))
+    return Registration(
+        matrix,
+        "rigid, mutual information",
+        similarity=similarity,
+        overlap=overlap,
+        rotation_degrees=float(np.degrees(angle)),
+        shift_mm=float(np.linalg.norm((to_earlier @ middle - middle)[:3])),
+    )
+
+
+def _even(volume: Volume) -> Volume:
+    """A scan on a coarse grid of cubes along the patient's axes, its intensities from 0 to 1."""
+    from scipy import ndimage
+
+    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in volume.shape], indexing="ij"), -1).reshape(-1, 3)
+    corners = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    step = max(_FINEST_MM, float((high - low).max()) / _GRID)
+    shape = np.maximum(1, np.ceil((high - low) / step)).astype(int)
+    affine = np.diag([step, step, step, 1.0])
+    affine[:3, 3] = low + step / 2
+    to_voxel = np.linalg.inv(volume.affine) @ affine
+    array = np.asarray(volume.array, np.float32)
+    limits = (-1000.0, 1000.0) if volume.modality == "CT" else tuple(np.percentile(array[::2, ::2, ::2], (1, 99.5)))
+    array = np.clip((array - limits[0]) / max(limits[1] - limits[0], 1e-6), 0, 1)
+    # Against aliasing
+    array = ndimage.gaussian_filter(array, [0.5 * max(0.0, step / mm - 1) for mm in volume.spacing])
+    even = ndimage.affine_transform(
+        array, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=tuple(shape), order=1, mode="constant", cval=0.0
+    )
+    return Volume(even, affine, volume.modality)
+
+
+def _itk(volume: Volume) -> Any:
+    """As an image of SimpleITK, whose millimetres are those of RAS+ here."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.transpose(2, 1, 0)))
+    image.SetSpacing(volume.spacing)
+    image.SetOrigin(volume.affine[:3, 3].tolist())
+    return image
+
+
+def _rigid(fixed: Volume, moving: Volume, centred: bool) -> tuple[np.ndarray, float]:
+    """The matrix from points of ``fixed`` to points of ``moving``, and their mutual information.
+
+    Args:
+        fixed: of :func:`_even`.
+        moving: of :func:`_even`.
+        centred: begin with the centres of mass on each other, else with the scans where they are.
+    """
+    import SimpleITK as sitk
+
+    images = _itk(fixed), _itk(moving)
+    start = sitk.Euler3DTransform()
+    if centred:
+        start = sitk.Euler3DTransform(
+            sitk.CenteredTransformInitializer(*images, start, sitk.CenteredTransformInitializerFilter.MOMENTS)
+        )
+    else:
+        start.SetCenter((fixed.affine[:3, :3] @ (np.array(fixed.shape) - 1) / 2 + fixed.affine[:3, 3]).tolist())
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.5)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 150, relaxationFactor=0.6)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([3, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(False)
+    method.SetInitialTransform(start, inPlace=True)
+    try:
+        method.Execute(*images)
+    except RuntimeError:  # ITK: no sample of one lies in the other
+        return np.eye(4), -np.inf
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(start.GetMatrix()).reshape(3, 3)
+    centre = np.array(start.GetCenter())
+    matrix[:3, 3] = centre + np.array(start.GetTranslation()) - matrix[:3, :3] @ centre
+    return matrix, -float(method.GetMetricValue())
+
+
+def _agreement(fixed: Volume, moving: Volume, matrix: np.ndarray, *, correlated: bool) -> tuple[float, float]:
+    """(similarity, overlap) where both scans show something."""
+    from scipy import ndimage
+
+    to_voxel = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
+    moved = ndimage.affine_transform(
+        moving.array, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=fixed.shape, order=1, mode="constant", cval=-1.0
+    )
+    both = moved >= 0
+    overlap = float(both.sum()) / min(both.size, moving.array.size * moving.spacing[0] ** 3 / fixed.spacing[0] ** 3)
+    one, other = fixed.array[both], moved[both]
+    if len(one) < _BINS or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0, overlap
+    if correlated:
+        return float(np.corrcoef(one, other)[0, 1]), overlap
+    joint = np.histogram2d(one, other, _BINS)[0] / len(one)
+    entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (joint, joint.sum(axis=0), joint.sum(axis=1))]
+    shared = entropies[1] + entropies[2] - entropies[0]
+    return 2 * shared / max(entropies[1] + entropies[2], 1e-9), overlap

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from boltzformer_monai.cli import main
+from boltzformer_monai.cli.measure import label_names
+from boltzformer_monai.demo.phantom import make_phantom
+from boltzformer_monai.demo.phantom_files import write_phantom_dicom
+from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.inferers.results import write_results
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
+from boltzformer_monai.io.read import read_volume
+from boltzformer_monai.io.scan_list import Scan
+from tests.inferers.volume_stub import StubResult
+
+AFFINE = np.diag([-0.8, -0.8, 2.0, 1])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A label map with three lesions of two targets, and its scan."""
+    array = np.random.default_rng(0).normal(40, 10, (40, 36, 20)).astype(np.float32)
+    labels = np.zeros(array.shape, np.uint8)
+    labels[5:15, 5:10, 4:8] = 1
+    labels[25:28, 25:28, 10] = 1
+    labels[30:34, 5:9, 15:17] = 3
+    nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / "scan.nii.gz")
+    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "labels.nii.gz")
+    return tmp_path / "labels.nii.gz", tmp_path / "scan.nii.gz"
+
+
+def _run(*arguments: object) -> int:
+    return main([str(each) for each in arguments])
+
+
+def test_json_and_csv_of_a_label_map(files: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
+    labels, image = files
+    code = _run(
+        "measure", labels, "--image", image, "--modality", "CT", "--names", "1=liver lesion", "3==cyst",
+        "--json", tmp_path / "out" / "a.json", "--csv", tmp_path / "out" / "a.csv",
+    )  # fmt: skip
+    assert code == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["lesions"] == {"liver lesion": 2, "=cyst": 1}
+    record = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert [(each["value"], each["name"]) for each in record["targets"]] == [(1, "liver lesion"), (3, "=cyst")]
+    first, second = record["targets"][0]["lesions"]
+    array, drawn = (np.asarray(nib.load(path).dataobj) for path in (image, labels))
+    assert (first["voxels"], second["voxels"]) == (200, 9)
+    assert first["volume_ml"] == pytest.approx(200 * 0.8 * 0.8 * 2 / 1000)
+    assert first["mean_hu"] == pytest.approx(array[5:15, 5:10, 4:8].mean(), rel=1e-4)
+    assert first["centre_mm"] == pytest.approx([-0.8 * 9.5, -0.8 * 7, 2 * 5.5])
+    assert (first["slices"], second["axial_slice"]) == ([4, 7], 10)
+    assert record["targets"][0]["voxels"] == (drawn == 1).sum()
+    assert first["confidence"] is None
+    assert {name: (tmp_path / "out" / path).resolve() for name, path in record["files"].items()} == {
+        "labels": labels.resolve(),
+        "image": image.resolve(),
+    }
+    with (tmp_path / "out" / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["name"], row["number"], row["voxels"]) for row in rows] == [
+        ("liver lesion", "1", "200"),
+        ("liver lesion", "2", "9"),
+        ("'=cyst", "1", "32"),
+    ]
+    assert float(rows[0]["x_mm"]) == first["centre_mm"][0]
+    assert (rows[1]["first_slice"], rows[1]["last_slice"], rows[1]["confidence"]) == ("10", "10", "")
+
+
+def test_without_json_the_list_is_printed_and_an_unstated_modality_is_told(
+    files: tuple[Path, Path], capsys: Any
+) -> None:
+    labels, image = files
+    assert _run("measure", labels, "--image", image, "--lesion-min-ml", "0.05") == 0
+    captured = capsys.readouterr()
+    record = json.loads(captured.out)
+    assert [(each["name"], len(each["lesions"])) for each in record["targets"]] == [("1", 1), ("3", 0)]
+    assert [each["kind"] for each in record["caveats"]] == ["unstated modality"]
+    assert "nothing states the modality" in captured.err
+    assert record["targets"][0]["lesions"][0]["mean_hu"] is not None
+    assert _run("measure", labels, "--image", image, "--modality", "MR") == 0
+    assert json.loads(capsys.readouterr().out)["targets"][0]["lesions"][0]["mean_hu"] is None
+
+
+@pytest.mark.parametrize("ending", [".dcm", ".nrrd"])
+def test_what_segment_wrote_is_measured_with_its_names_and_the_same_lesions(
+    tmp_path: Path, capsys: Any, ending: str
+) -> None:
+    image, _ = make_phantom("abdomen", seed=1, size=(36, 32, 5))
+    scan = Scan("series", write_phantom_dicom(image, tmp_path / "scan", seed=1))
+    grid = read_volume(scan.place)
+    masks = {name: np.zeros(grid.shape, bool) for name in ("liver lesion", "spleen")}
+    masks["liver lesion"][2:9, 3:8, 1:3] = masks["liver lesion"][20:22, 20, 2] = True
+    masks["spleen"][15:20, 5:12, 2:5] = True
+    settings = RunSettings(prompts=tuple(masks), ending=ending)
+    result: Any = StubResult(grid, masks)
+    written = write_results(result, tmp_path / "out", settings, model=ModelRecord(sha256="ab" * 32), scan=scan)
+    assert _run("measure", tmp_path / f"out{ending}", "--image", scan.place) == 0
+    targets = json.loads(capsys.readouterr().out)["targets"]
+    for prompt, target in zip(written["prompts"], targets, strict=True):
+        assert (target["name"], target["value"]) == (prompt["prompt"], prompt["label"])
+        for expected, found in zip(prompt["lesions"], target["lesions"], strict=True):
+            assert found == {**expected, "confidence": None}
+
+
+def test_what_cannot_be_measured_is_refused_in_one_line(files: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
+    labels, image = files
+    for arguments, part in (
+        (("--json", "a.txt"), "must end in .json"),
+        (("--csv", tmp_path), "must end in .csv"),
+        (("--names", "liver"), "VALUE=NAME"),
+        (("--lesion-min-mm", "-1"), "must be from 0"),
+    ):
+        assert _run("measure", labels, "--image", image, *arguments) == 2
+        assert part in capsys.readouterr().err
+    other = tmp_path / "other.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), AFFINE), other)
+    assert _run("measure", labels, "--image", other) == 2
+    assert "not on the grid" in capsys.readouterr().err
+
+
+def test_names_beside_are_taken_from_an_unchanged_result_only(tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_text('{"other": 1}')
+    assert label_names(tmp_path / "out.nii.gz", []) == {}
+    assert label_names(tmp_path / "out.nii.gz", ["2= a=b "]) == {"2": "a=b"}
+    with pytest.raises(ConfigError):
+        label_names(tmp_path / "out.nii.gz", ["=a"])
