@@ -262,7 +262,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 
 def _size(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ConfigError(f"{name} must be a number of at least 0, got {_short(value)}")
     return float(value)
 
