@@ -27,6 +27,7 @@ def targets(volume: Volume, mask: np.ndarray, name: str = "lesion") -> list[Meas
     return list(measure_targets(drawn, volume))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("move", MOVES)
 def test_lesions_of_a_moved_body_are_matched_and_judged(move: np.ndarray) -> None:
     before, old = body(EARLIER, place=np.eye(4))
@@ -57,6 +58,7 @@ def test_lesions_of_a_moved_body_are_matched_and_judged(move: np.ndarray) -> Non
     assert result.as_dict()["counts"] == {"new": 1, "gone": 1, "grown": 1, "shrunk": 1, "stable": 2}
 
 
+@pytest.mark.slow
 def test_other_patients_do_not_agree() -> None:
     before, _ = body(EARLIER, place=np.eye(4))
     noise = Volume(np.random.default_rng(0).normal(0, 100, before.shape).astype(np.float32), before.affine, "CT")
