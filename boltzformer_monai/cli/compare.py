@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boltzformer_monai.cli.command_line import IN_DOUBT, real_number
-from boltzformer_monai.cli.measure import add_limits, label_names
+from boltzformer_monai.cli.measure import add_limits, check_outputs, label_names
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import set_memory_gb
 
@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, and write what was asked for; 4 where a caveat puts the result in doubt."""
     if arguments.memory_gb is not None:
         set_memory_gb(arguments.memory_gb)
-    _check_outputs(arguments)
+    inputs = [arguments.earlier, arguments.later, *(arguments.images or ())]
+    check_outputs({".json": arguments.json, ".html": arguments.report}, inputs=inputs)
     from boltzformer_monai import __version__
     from boltzformer_monai.findings.follow_up import compare_time_points
     from boltzformer_monai.storage import write_json
@@ -177,12 +178,3 @@ def _write_page(path: Path, result: Comparison, caveats: tuple[Caveat, ...], cha
         caveats=[caveat.text for caveat in caveats],
         facts=facts,
     )
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    inputs = [arguments.earlier, arguments.later, *(arguments.images or ())]
-    for ending, path in ((".json", arguments.json), (".html", arguments.report)):
-        if path is not None and path.suffix.lower() != ending:
-            raise ConfigError(f"cannot write {path}: it must end in {ending}")
-        if path is not None and any(path.resolve() == each.resolve() for each in inputs):
-            raise ConfigError(f"cannot write {path}: it is an input, which would be lost; give another name")

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from boltzformer_monai.cli.command_line import IN_DOUBT, real_number
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import set_memory_gb
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_limits", "add_parser", "check_outputs", "label_names", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, and write what was asked for; 4 where a caveat puts the result in doubt."""
     if arguments.memory_gb is not None:
         set_memory_gb(arguments.memory_gb)
-    _check_outputs(arguments)
+    check_outputs({".json": arguments.json, ".csv": arguments.csv}, inputs=[arguments.labels, arguments.image])
     from boltzformer_monai.findings.measure import measure_targets
     from boltzformer_monai.findings.record import lesions_record, read_drawn
     from boltzformer_monai.findings.tables import write_lesions_csv
@@ -135,9 +135,12 @@ def _is_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    inputs = [arguments.labels, arguments.image]
-    outputs = {".json": arguments.json, ".csv": arguments.csv}
+def check_outputs(outputs: Mapping[str, Path | None], *, inputs: Sequence[Path]) -> None:
+    """Refuse files (by their ending) that cannot be written, or would replace an input.
+
+    Raises:
+        ConfigError: one has another ending, or is a folder or an input.
+    """
     for ending, path in outputs.items():
         if path is None:
             continue

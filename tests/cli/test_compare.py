@@ -105,12 +105,14 @@ def test_files_that_are_no_lists_are_refused(visits: dict[str, Path], tmp_path: 
     early, late = _measured(visits, tmp_path)
     (tmp_path / "bad.json").write_text('{"format": "boltzformer-lesions", "version": 1, "files": 3}')
     (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "folder.json").mkdir()
     for arguments, part in (
         ((early, tmp_path / "bad.json"), "damaged"),
         ((early, tmp_path / "other.json"), "no list of lesions"),
         ((early, tmp_path / "missing.json"), "missing.json"),
         ((early, late, "--report", tmp_path / "a.pdf"), "must end in .html"),
         ((early, late, "--json", early), "is an input"),
+        ((early, late, "--json", tmp_path / "folder.json"), "is a folder"),
     ):
         assert _run("compare", *arguments) == 2
         error = capsys.readouterr().err

@@ -2,8 +2,8 @@
 
 panoptica binds other packages to versions of its own, so it runs in an environment of its own:
 
-    python -m venv /tmp/panoptica && /tmp/panoptica/bin/pip install panoptica
-    /tmp/panoptica/bin/python tests/evaluation/record_panoptica.py
+    python -m venv .venv-panoptica && .venv-panoptica/bin/pip install panoptica
+    .venv-panoptica/bin/python tests/evaluation/record_panoptica.py
 """
 
 from __future__ import annotations

@@ -66,6 +66,16 @@ def test_other_patients_do_not_agree() -> None:
         register(before, noise)
 
 
+def test_a_scan_lies_on_itself_whatever_it_shows() -> None:
+    noise = (
+        np.random.default_rng(0).integers(0, 100, (30, 30, 20)).astype(np.float32)
+    )  # in which an optimizer gets lost
+    scan = Volume(noise, np.eye(4), "CT")
+    found = register(scan, scan)
+    assert found.similarity == pytest.approx(1)
+    np.testing.assert_array_equal(found.matrix, np.eye(4))
+
+
 def test_scans_of_one_frame_of_reference_are_not_registered() -> None:
     one, _ = body([], place=np.eye(4), spacing=(8, 8, 8))
     both = [Volume(one.array, one.affine, "CT", frame_of_reference="1.2.3") for _ in range(2)]
