@@ -67,9 +67,8 @@ def test_other_patients_do_not_agree() -> None:
 
 
 def test_a_scan_lies_on_itself_whatever_it_shows() -> None:
-    noise = (
-        np.random.default_rng(0).integers(0, 100, (30, 30, 20)).astype(np.float32)
-    )  # in which an optimizer gets lost
+    # Noise, in which an optimizer gets lost
+    noise = np.random.default_rng(0).integers(0, 100, (30, 30, 20)).astype(np.float32)
     scan = Volume(noise, np.eye(4), "CT")
     found = register(scan, scan)
     assert found.similarity == pytest.approx(1)
