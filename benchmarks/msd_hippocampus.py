@@ -97,6 +97,9 @@ VARIANTS: dict[str, Variant] = {
     "planes_neighbours_3": Variant(ALL, CONTEXT_3),
     "planes_neighbours_2_ema": Variant(ALL, CONTEXT_2, EMA),
     "planes_neighbours_2_ema_batch": Variant(ALL, CONTEXT_2, EMA, BATCH_DICE),
+    "planes_neighbours_2_ema_batch_strong": Variant(
+        ALL, CONTEXT_2, EMA | {"augmentation": "strong"}, BATCH_DICE, steps=9400, tta=1
+    ),
     "planes_neighbours_2_ema_long": Variant(ALL, CONTEXT_2, EMA, steps=10000),
 }
 

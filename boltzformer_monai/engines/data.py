@@ -30,6 +30,7 @@ from boltzformer_monai.transforms import (
     SelectPromptsd,
     light_augmentation,
     paper_augmentation,
+    strong_augmentation,
 )
 from boltzformer_monai.transforms.tokenizer import PADDING
 
@@ -172,6 +173,7 @@ def training_transform(
     augmentations: Mapping[str, Sequence[Callable[..., Any]]] = {
         "paper": paper_augmentation(),
         "light": light_augmentation(),
+        "strong": strong_augmentation(),
         "none": [],
     }
     steps: list[Callable[..., Any]] = [

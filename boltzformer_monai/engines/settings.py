@@ -63,7 +63,7 @@ class TrainingSettings:
     """Weight of the mean loss of the masks that every query has between the decoder's layers; 0 (paper) = none."""
     layer_supervision_stride: int = 1
     """Each side of these masks, a quarter of the image's, is divided by it: less memory for large images."""
-    augmentation: Literal["paper", "light", "none"] = "paper"
+    augmentation: Literal["paper", "light", "strong", "none"] = "paper"
     precision: Precision = "auto"
     cache: bool = False
     """Keep the decoded slices in memory."""

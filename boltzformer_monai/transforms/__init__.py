@@ -1,6 +1,6 @@
 """MONAI dictionary transforms: slices to network inputs, and masks back to slices."""
 
-from boltzformer_monai.transforms.augment import light_augmentation, paper_augmentation
+from boltzformer_monai.transforms.augment import light_augmentation, paper_augmentation, strong_augmentation
 from boltzformer_monai.transforms.load import LoadSliced
 from boltzformer_monai.transforms.prompts import SelectPromptsd
 from boltzformer_monai.transforms.square import SquareFit
@@ -13,4 +13,5 @@ __all__ = [
     "SquareFit",
     "light_augmentation",
     "paper_augmentation",
+    "strong_augmentation",
 ]

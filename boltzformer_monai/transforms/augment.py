@@ -1,4 +1,4 @@
-"""Augmentation of image and label map: the paper's (A.5), and a light one for small data sets."""
+"""Augmentation of image and label map: the paper's (A.5), and two for training from random weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import RandomizableTransform
+from monai.transforms import RandAdjustContrastd, RandGaussianNoised, RandomizableTransform
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,3 +105,13 @@ def paper_augmentation() -> list[RandomizableTransform]:
 def light_augmentation() -> list[RandomizableTransform]:
     """Small rotations and shifts: for training from random weights, where flipped patients do more harm than good."""
     return [RandRotateCropd(prob=0.8, rotations=(0,), shift=0.05, scale=0.1, angle=10.0), RandIntensityd()]
+
+
+def strong_augmentation() -> list[RandomizableTransform]:
+    """Wider rotations and scales, gamma and noise, about nnU-Net's: for long trainings on few patients."""
+    return [
+        RandRotateCropd(prob=0.9, rotations=(0,), shift=0.08, scale=0.2, angle=20.0),
+        RandIntensityd(prob=0.5, contrast=0.3, brightness=0.15),
+        RandAdjustContrastd(keys="image", prob=0.3, gamma=(0.7, 1.5)),
+        RandGaussianNoised(keys="image", prob=0.15, std=0.05),
+    ]

@@ -84,7 +84,7 @@ def test_overrides_replace_defaults():
         ("tiny", {"workers": -1}, "workers"),
         ("tiny", {"layer_supervision": -0.5}, "layer_supervision must be at least 0"),
         ("tiny", {"layer_supervision_stride": 3}, "layer_supervision_stride must be one of 1, 2, 4, 8, got 3"),
-        ("tiny", {"augmentation": "heavy"}, "augmentation must be one of paper, light, none, got 'heavy'"),
+        ("tiny", {"augmentation": "heavy"}, "augmentation must be one of paper, light, strong, none, got 'heavy'"),
         ("tiny", {"schedule": "step"}, "schedule must be one of constant, cosine"),
         ("tiny", {"precision": "fp64"}, "precision must be one of auto, fp32, bf16"),
         ("tiny", {"target_weights": {"liver": "3"}}, "target_weights must be a mapping of names, each to a number"),

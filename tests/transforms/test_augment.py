@@ -6,7 +6,7 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.transforms import light_augmentation, paper_augmentation
+from boltzformer_monai.transforms import light_augmentation, paper_augmentation, strong_augmentation
 from boltzformer_monai.transforms.augment import RandIntensityd, RandRotateCropd
 
 SIZE = 32
@@ -94,9 +94,10 @@ def test_outside_the_slice_there_is_nothing():
     assert "label_map" not in out
 
 
-def test_the_seed_decides():
+@pytest.mark.parametrize("augmentation", [light_augmentation, strong_augmentation])
+def test_the_seed_decides(augmentation):
     data = example()
-    first, again, other = (Compose(light_augmentation()).set_random_state(seed)(data)["image"] for seed in (1, 1, 2))
+    first, again, other = (Compose(augmentation()).set_random_state(seed)(data)["image"] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -107,15 +108,31 @@ def test_the_paper_s_numbers():
     assert (only.prob, only.rotations, only.shift, only.scale, only.angle) == (0.5, (0, 1, 2, 3), 0.1, 0.1, 0.0)
 
 
-def test_light_augmentation_never_turns_the_patient():
+@pytest.mark.parametrize("augmentation", [light_augmentation, strong_augmentation])
+def test_patients_are_never_turned(augmentation):
     size = 64
     half = torch.zeros(1, size, size)
     half[:, : size // 2] = 1
-    transform = Compose(light_augmentation()).set_random_state(0)
+    transform = Compose(augmentation()).set_random_state(0)
     for _ in range(40):
         out = transform({"image": half, "label_map": half.clone()})["label_map"]
-        assert float(out[:, : size // 2].mean()) > 0.7
-        assert float(out[:, size // 2 :].mean()) < 0.3
+        assert float(out[:, : size // 2].mean()) > 0.6
+        assert float(out[:, size // 2 :].mean()) < 0.4
+
+
+def test_strong_augmentation_changes_images_more_than_light():
+    """Mean absolute difference to the image, over 60 draws; values stay near the scale, labels whole numbers."""
+    data = example()
+    changes = []
+    for augmentation in (light_augmentation, strong_augmentation):
+        transform = Compose(augmentation()).set_random_state(0)
+        drawn = [transform(data) for _ in range(60)]
+        assert {float(value) for each in drawn for value in each["label_map"].unique()} <= set(
+            data["label_map"].unique().tolist()
+        )
+        assert all(-0.5 < float(each["image"].min()) and float(each["image"].max()) < 1.5 for each in drawn)
+        changes.append(sum(float((each["image"] - data["image"]).abs().mean()) for each in drawn) / 60)
+    assert changes[1] > 1.1 * changes[0]
 
 
 def test_intensity_stays_on_the_scale_and_leaves_the_label():
