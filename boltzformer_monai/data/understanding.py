@@ -9,28 +9,35 @@ typing error is mended only where the mended text means one target, and no other
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 
-from rapidfuzz import fuzz, process
-from rapidfuzz.distance import OSA
+from rapidfuzz import fuzz
 
+from boltzformer_monai.data.prompt_lexicon import (
+    SHORTEST,
+    Lexicon,
+    Name,
+    abbreviations,
+    false_friends,
+    longest_phrase,
+    own_names,
+    real_words,
+    roles_of,
+    side_words,
+    vocabulary,
+)
 from boltzformer_monai.data.prompt_words import (
     LANGUAGES,
     Phrase,
     digraphs,
     fold,
-    inflections,
     language,
-    phrases,
     words_of,
 )
-from boltzformer_monai.data.prompts import SIDES, english_names, find_target, site_adjective
+from boltzformer_monai.data.prompts import SIDES, find_target, site_adjective
 from boltzformer_monai.errors import PromptError
 
 __all__ = ["MIN_SCORE", "Meaning", "PromptRules"]
@@ -39,13 +46,6 @@ MIN_SCORE = 0.75
 """Share of a name's letters that must be right."""
 _MOST_READINGS = 300
 _MOST_WORDS = 40
-_SHORTEST = 4  # letters of a word that may have a typing error
-_STRICT = frozenset({
-    "upper", "lower", "middle", "superior", "inferior", "anterior", "posterior", "medius", "maximus", "minimus",
-    "obere", "untere", "mittlere", "vordere", "hintere", "superieur", "inferieur", "moyen", "anterieur", "posterieur",
-    "oberlappen", "unterlappen", "mittellappen", "mayor", "menor", "medio", "grand", "petit", "grosse", "kleine",
-})  # fmt: skip
-"""Words that only tell one target from another."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,6 @@ class Meaning:
     prompt: str
     score: float
     changes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Name:
-    """One way to name a target.
-
-    Attributes:
-        target: without side, unless it belongs to the name.
-        text: as it is written.
-        words: folded, in order, without articles and prepositions.
-        language: its code.
-    """
-
-    target: str
-    text: str
-    words: tuple[str, ...]
-    language: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +96,9 @@ class PromptRules:
         names = [*names]
         own = [name for name in names if find_target(name) is None]
         if own:
-            vocabulary = PromptRules()
-            own = [name for name in own if (known := vocabulary.understand(name)[0]) is None or known.score < 1]
-        self._lexicon = _vocabulary() if not own else _Lexicon([*_vocabulary().names, *_own_names(own)])
+            known_names = PromptRules()
+            own = [name for name in own if (known := known_names.understand(name)[0]) is None or known.score < 1]
+        self._lexicon = vocabulary() if not own else Lexicon([*vocabulary().names, *own_names(own)])
         self._names = frozenset(names)
 
     def understand(self, text: str) -> tuple[Meaning | None, tuple[str, ...]]:
@@ -151,7 +134,7 @@ class PromptRules:
         found: dict[str, tuple[tuple[float, int, str], str]] = {}
         for target, name in self._spoken():
             rank = _begins(words, words_of(fold(name)), words_of(digraphs(name)))
-            if rank is None and len(words) == 1 and len(words[0]) > _SHORTEST:
+            if rank is None and len(words) == 1 and len(words[0]) > SHORTEST:
                 score = fuzz.ratio(words[0], fold(name)[: len(words[0])], score_cutoff=75)
                 rank = 4 - score / 100 if score else None
             if rank is not None:
@@ -168,7 +151,7 @@ class PromptRules:
                 if target in self._names or (not self._names and _exists(target)):
                     for text in _with_side(name, side):
                         yield target, text
-        for short, meant in _abbreviations().items():
+        for short, meant in abbreviations().items():
             if meant and (meant in self._names or not self._names):
                 yield meant, short.upper()
 
@@ -181,18 +164,18 @@ class PromptRules:
         tokens: list[_Token] = []
         index = 0
         while index < len(folded):
-            length, roles = _longest_phrase(folded, index)
-            short = [n for n in (2, 1) if " ".join(folded[index : index + n]) in _abbreviations()]
+            length, roles = longest_phrase(folded, index)
+            short = [n for n in (2, 1) if " ".join(folded[index : index + n]) in abbreviations()]
             if short and short[0] >= length and self._may_be_short(given, folded, index, short[0]):
                 length, roles = short[0], ()
             together = " ".join(folded[index : index + length])
             written = " ".join(given[index : index + length])
             words = self._words(together, roles) if length == 1 else {}
-            if together in _abbreviations() and not roles:
+            if together in abbreviations() and not roles:
                 words = {together: 0}
             if not words and not roles and length == 1 and (parts := self._lexicon.parted(together)):
                 tokens += [
-                    _Token(part, written if first else "", _roles((part,)), self._words(part, _roles((part,))))
+                    _Token(part, written if first else "", roles_of((part,)), self._words(part, roles_of((part,))))
                     for first, part in zip((True, *[False] * len(parts)), parts, strict=False)
                 ]
             else:
@@ -202,7 +185,7 @@ class PromptRules:
 
     def _may_be_short(self, given: Sequence[str], folded: Sequence[str], index: int, length: int) -> bool:
         """Whether an abbreviation may be meant, where it is also an article ("LA", "la vena cava")."""
-        if not _roles(tuple(folded[index : index + length])):
+        if not roles_of(tuple(folded[index : index + length])):
             return True
         return all(word.isupper() for word in given[index : index + length]) and not any(
             word.isupper() and len(word) > 3 for word in given
@@ -213,7 +196,7 @@ class PromptRules:
         known = self._lexicon.forms.get(word) if word.isalnum() else set()
         if known is not None:
             return dict.fromkeys(known, 0)
-        if roles or word in _real_words() or len(word) < _SHORTEST or not word.isalpha():
+        if roles or word in real_words() or len(word) < SHORTEST or not word.isalpha():
             return {}
         return self._lexicon.near(word)
 
@@ -320,7 +303,7 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Reading:
-    name: _Name
+    name: Name
     frame: _Frame
     tokens: tuple[_Token, ...]
     all_tokens: tuple[_Token, ...]
@@ -355,7 +338,7 @@ def _frame(rest: Sequence[_Token]) -> _Frame | None:
             joined = True
         elif token.is_a("side"):
             sides.append((index, next(each.meaning for each in token.roles if each.role == "side")))
-            if token.text not in _side_words():
+            if token.text not in side_words():
                 changes.append(f"typing error in {token.given!r}")
             elif len(token.text) < 4:
                 changes.append("abbreviation")
@@ -408,9 +391,9 @@ def _is_beside(tokens: Sequence[_Token], name: Sequence[_Token]) -> bool:
     return False
 
 
-def _same_language(tokens: Sequence[_Token], name: _Name, frame: _Frame) -> bool:
+def _same_language(tokens: Sequence[_Token], name: Name, frame: _Frame) -> bool:
     """Whether a name whose words mean something else in another language stands among words of its own."""
-    return name.language in frame.languages or not any(word in _false_friends() for word in name.words)
+    return name.language in frame.languages or not any(word in false_friends() for word in name.words)
 
 
 def _resolved(tokens: Sequence[_Token]) -> Iterator[_Token]:
@@ -434,199 +417,6 @@ def _short_side(tokens: Sequence[_Token], index: int) -> _Token:
     as_side = last and behind
     roles = tuple(each for each in token.roles if (each.role == "side") == as_side)
     return _Token(token.text, token.given, roles, {} if as_side else token.words)
-
-
-# --- the lexicon
-
-
-class _Lexicon:
-    """Names of targets by their words.
-
-    Args:
-        names: all of them.
-    """
-
-    def __init__(self, names: Sequence[_Name]) -> None:
-        self.names = tuple(dict.fromkeys(names))
-        self.bags: dict[frozenset[str], list[_Name]] = {}
-        self.forms: dict[str, set[str]] = {}
-        self._joined: dict[str, tuple[str, ...]] = {}
-        inflected: dict[str, set[str]] = {}
-        inflected_as: set[tuple[str, str]] = set()
-        for name in self.names:
-            if name.language == "any":
-                self.bags.setdefault(frozenset(name.words), []).append(name)
-                continue
-            same = self.bags.setdefault(frozenset(name.words), [])
-            if all(each.target != name.target for each in same):
-                same.append(name)
-            written = [] if name.text.isascii() else [*words_of(digraphs(name.text))]
-            for word, longer in zip(
-                name.words, written if len(written) == len(name.words) else name.words, strict=True
-            ):
-                for form in {word, longer}:
-                    self.forms.setdefault(form, set()).add(word)
-                    if (form, name.language) not in inflected_as:
-                        inflected_as.add((form, name.language))
-                        for other in inflections(form, name.language):
-                            inflected.setdefault(other, set()).add(word)
-        for form, words in inflected.items():
-            self.forms.setdefault(form, set()).update(words)
-        for code in LANGUAGES:
-            for short, meant in language(code)["short_words"].items():
-                self.forms.setdefault(short, set()).update({*map(fold, meant.split("|"))} & self.forms.keys())
-        for name in self.names:
-            text = "".join(name.words)
-            if len(name.words) > 1 and len(text) > 6 and text not in self.forms:
-                self._joined.setdefault(text, name.words)
-        self._choices = sorted(form for form in self.forms if len(form) >= _SHORTEST and form.isalpha())
-        self._others = frozenset(fold(word) for code in LANGUAGES for word in language(code)["other"]) - set(self.forms)
-
-    def parted(self, word: str) -> tuple[str, ...]:
-        """The words of a name, and its side, that were written as one; or none."""
-        if word in self._joined:
-            return self._joined[word]
-        for side in _side_words():
-            if len(side) < _SHORTEST:
-                continue
-            for rest, first in ((word.removeprefix(side), True), (word.removesuffix(side), False)):
-                if rest != word and len(rest) >= _SHORTEST and (parts := self._parts(rest)):
-                    return (side, *parts) if first else (*parts, side)
-        return ()
-
-    def _holds_side(self, word: str) -> bool:
-        """Whether it is a name with a side's letters at one end, as "kidneyl" is; a doubled letter is none."""
-        for length in range(1, min(len(word) - 2, 12)):
-            for rest, side, near in (
-                (word[:-length], word[-length:], word[-length - 1]),
-                (word[length:], word[:length], word[length]),
-            ):
-                if rest in self.forms and side in _side_words() and side != near:
-                    return True
-        return False
-
-    def _parts(self, text: str) -> tuple[str, ...]:
-        return (text,) if text in self.forms else self._joined.get(text, ())
-
-    def near(self, word: str) -> Mapping[str, int]:
-        """Words of names in which this one may be a typing error → wrong letters; all that are about as near."""
-        if self._holds_side(word):
-            return {}
-        most = 1 if len(word) < 8 else 2
-        found: dict[str, int] = {}
-        for form, distance, _ in process.extract(
-            word, self._choices, scorer=OSA.distance, score_cutoff=most, limit=None, processor=None
-        ):
-            if _is_slip(word, form, int(distance)):
-                for each in self.forms[form]:
-                    found[each] = min(found.get(each, most), int(distance))
-        if not found:
-            return {}
-        least = min(found.values())
-        rivals = process.extract(word, sorted(self._others), scorer=OSA.distance, score_cutoff=least, limit=1)
-        return {} if rivals else found
-
-
-def _is_slip(word: str, form: str, distance: int) -> bool:
-    """Whether a word may be this form with a typing error."""
-    exchanged = sorted(word) == sorted(form)
-    if word[0] != form[0] and not (exchanged and word[:2] == form[1::-1]):
-        return False
-    shorter = min(len(word), len(form))
-    if distance == 2:
-        return shorter >= 8 and form not in _STRICT
-    if shorter > 5:
-        return True
-    if len(word) == len(form) and not exchanged:  # another letter makes another word of a short one
-        return shorter == 5 and word[-1] == form[-1]
-    doubled = len(word) > len(form) and any(a == b for a, b in itertools.pairwise(word))
-    missing = len(word) < len(form)
-    return exchanged or doubled or (word[-1] == form[-1] and (missing or shorter == 5))
-
-
-@functools.cache
-def _vocabulary() -> _Lexicon:
-    told_apart = {*SIDES, "both", "all"}  # by the rules
-    names = [_name(target, text, "en") for target, text in english_names() if not told_apart & {*text.split()}]
-    for code in LANGUAGES:
-        for target, texts in language(code)["names"].items():
-            for text in texts:
-                names += [_name(*each, code) for each in _spelled_out(target, text, code)]
-    names += [_Name(target, short, (short,), "any") for short, target in _abbreviations().items() if target]
-    return _Lexicon([name for name in names if name.words])
-
-
-def _own_names(names: Sequence[str]) -> Iterator[_Name]:
-    for name in names:
-        first, _, rest = fold(name).partition(" ")
-        yield _name(rest if first in SIDES and rest else fold(name), rest if first in SIDES and rest else name, "en")
-
-
-def _name(target: str, text: str, code: str) -> _Name:
-    meant = {"and": "&", "or": "|"}
-    words = []
-    for word in words_of(fold(text)):
-        roles = [each for each in _roles((word,)) if each.language == code and each.role in ("of", "and", "or")]
-        words += [meant[each.role] for each in roles[:1] if each.role in meant] if roles else [word]
-    return _Name(target, text.replace("|", " "), tuple(dict.fromkeys(words)), code)
-
-
-def _spelled_out(target: str, text: str, code: str) -> Iterator[tuple[str, str]]:
-    """Names with each of their alternative words, and each number in place of #."""
-    for words in itertools.product(*(word.split("|") for word in text.split())):
-        name = " ".join(words)
-        if "#" not in target:
-            yield target, name
-            continue
-        for number in range(1, 13):
-            if find_target(numbered := target.replace("#", str(number))) is None:
-                continue
-            yield numbered, name.replace("#", str(number))
-            if " #" in name:
-                yield numbered, name.replace("#", f"n{number}")
-                for word in language(code)["ordinals"][number - 1].split("|"):
-                    yield numbered, name.replace("#", word)
-
-
-@functools.cache
-def _abbreviations() -> Mapping[str, str | None]:
-    return {short: target for code in LANGUAGES for short, target in language(code)["abbreviations"].items()}
-
-
-@functools.cache
-def _false_friends() -> frozenset[str]:
-    return frozenset(word for code in LANGUAGES for word in language(code)["false_friends"])
-
-
-@functools.cache
-def _real_words() -> frozenset[str]:
-    """Words that are no typing errors although a name is near."""
-    text = resources.files("boltzformer_monai.data").joinpath("languages/real_words.json").read_text(encoding="utf-8")
-    content = json.loads(text)
-    return frozenset(word for code in LANGUAGES for line in content[code] for word in line.split())
-
-
-@functools.cache
-def _side_words(code: str | None = None) -> frozenset[str]:
-    codes = LANGUAGES if code is None else (code,)
-    return frozenset(fold(word) for each in codes for words in language(each)["sides"].values() for word in words)
-
-
-def _roles(words: tuple[str, ...]) -> tuple[Phrase, ...]:
-    return phrases().get(words, ())
-
-
-@functools.cache
-def _longest() -> int:
-    return max(map(len, phrases()))
-
-
-def _longest_phrase(words: Sequence[str], index: int) -> tuple[int, tuple[Phrase, ...]]:
-    """Number of words and roles of the longest known phrase at this place; one word without roles if there is none."""
-    for length in range(min(_longest(), len(words) - index), 0, -1):
-        if roles := _roles(tuple(words[index : index + length])):
-            return length, roles
-    return 1, ()
 
 
 _ELISION = re.compile(r"\b(?:qu|[ldsnjmct])'(?=\w)")
@@ -658,7 +448,7 @@ def _has_sides(target: str) -> bool:
     return find_target(f"left {target}") is not None and _exists(f"left {target}")
 
 
-def _with_side(name: _Name, side: str) -> Iterator[str]:
+def _with_side(name: Name, side: str) -> Iterator[str]:
     if not side:
         yield name.text
     elif name.language in LANGUAGES:
