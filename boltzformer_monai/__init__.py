@@ -1,7 +1,7 @@
 """BoltzFormer for MONAI: text-prompted segmentation of small objects in CT and MR.
 
 The rooms, in the order in which data pass through them: ``io`` → ``data`` → ``transforms`` → ``networks`` → ``engines``
-→ ``inferers`` → command line. A room imports rooms to its left, never to its right (docs/architecture.md).
+→ ``inferers`` → command line. A room imports rooms to its left, never to its right (docs/explanation/architecture.md).
 """
 
 from boltzformer_monai.telemetry import switch_off_telemetry

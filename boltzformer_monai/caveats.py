@@ -39,7 +39,7 @@ WARNINGS: Mapping[str, str] = {
     "suppressed": "where masks overlap the protocol keeps the most certain alone: a lesion may give way to its organ",
     "gantry tilt": "slices stacked at an angle keep their place; some software opens no NIfTI file of a sheared grid",
 }
-"""Kinds of caveats about what is kept as it is → why it matters. ``docs/data.md`` shows this table."""
+"""Kinds of caveats about what is kept as it is → why it matters; in ``docs/reference/refusals.md``."""
 
 REPAIRS: Mapping[str, str] = {
     "understood prompt": "every word is part of one target's name, its side or a request; a side is never guessed, and "
@@ -51,7 +51,7 @@ REPAIRS: Mapping[str, str] = {
     "grid": "an annotation a small share of a voxel off its scan's grid was drawn on that scan; nothing is resampled",
     "right angles": "axes off right angles by no more than rounded directions are; no voxel's centre leaves its voxel",
 }
-"""Kinds of caveats about what was mended on reading → why that is safe. ``docs/data.md`` shows this table."""
+"""Kinds of caveats about what was mended on reading → why that is safe; in ``docs/reference/refusals.md``."""
 
 MILD = frozenset(
     {

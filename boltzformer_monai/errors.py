@@ -50,7 +50,7 @@ REASONS: Mapping[str, str] = {
     "write": "the output cannot be written; no scan is to blame",
 }
 """Why a scan or label is refused: ``VolumeError.reason``, in words that name no file and no patient, → what is wrong
-with it. ``docs/data.md`` shows this table."""
+with it. ``docs/reference/refusals.md`` shows this table."""
 
 
 _LONGEST = 160  # letters of a foreign message

@@ -1,4 +1,4 @@
-"""The table of refusals, repairs and warnings in docs/data.md is the code's, and the code has no other reasons."""
+"""The table of refusals, repairs and warnings in reference/refusals.md is the code's, which has no other reasons."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _texts(node: ast.expr | None) -> set[str]:
 
 
 def test_the_page_is_up_to_date() -> None:
-    census = runpy.run_path(str(ROOT / "docs" / "census.py"))
-    assert census["main"](["--check"]) == 0, "run python docs/census.py"
+    census = runpy.run_path(str(ROOT / "docs" / "tools" / "census.py"))
+    assert census["main"](["--check"]) == 0, "run python docs/tools/census.py"
 
 
 def test_every_reason_of_a_refusal_is_in_the_table() -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_speed_of_slicing_is_that_of_its_record() -> None:
     content = json.loads((ROOT / "benchmarks" / "results" / "preprocessing.json").read_text(encoding="utf-8"))
     values = {row["name"]: row["value"] for row in content["results"]}
-    for page in ("docs/benchmarks.md", "docs/data.md"):
+    for page in ("docs/explanation/evidence.md", "docs/how-to/data.md"):
         text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
         for number in (
             f"{values['slices_per_second_vs_usual']:.0f} times",
@@ -27,7 +27,7 @@ def test_the_speed_of_slicing_is_that_of_its_record() -> None:
 def test_the_memory_of_weights_is_that_of_its_record() -> None:
     content = json.loads((ROOT / "benchmarks" / "results" / "weights_memory.json").read_text(encoding="utf-8"))
     values = {row["name"]: f"{row['value']:.2f}" for row in content["results"]}
-    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "weights.md").read_text(encoding="utf-8")
     rows = [
         f"| {values[f'{step}_peak']} | {values[f'{step}_above_libraries']} |" for step in ("convert", "import", "load")
     ]
@@ -36,7 +36,7 @@ def test_the_memory_of_weights_is_that_of_its_record() -> None:
 
 
 def test_the_tables_of_the_decoder_s_page_are_those_of_its_records() -> None:
-    page = (ROOT / "docs" / "decoder.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "decoder.md").read_text(encoding="utf-8")
     contents = [
         json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("decoder", "decoder_parts")
     ]
@@ -57,7 +57,7 @@ def test_the_tables_of_the_decoder_s_page_are_those_of_its_records() -> None:
 
 
 def test_the_decoder_between_machines_is_that_of_its_records() -> None:
-    page = (ROOT / "docs" / "decoder.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "decoder.md").read_text(encoding="utf-8")
     here, first, second, huge, slow = (
         {row["name"]: row["value"] for row in json.loads(path.read_text(encoding="utf-8"))["results"]}
         for path in (
@@ -86,13 +86,13 @@ def test_every_option_of_slicing_is_explained(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["--help"])
     options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "data.md").read_text(encoding="utf-8")
     assert len(options) > 25
     assert {option for option in options if option not in page} == set()
 
 
 def test_the_numbers_in_benchmarks_are_those_of_the_records() -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "evidence.md").read_text(encoding="utf-8")
     for record, names in {
         "demo": ("mean_dice", "dice liver lesion", "dice lung nodule"),
         "msd_hippocampus": ("mean_dice_3d", "dice_3d anterior hippocampus", "dice_3d posterior hippocampus"),
@@ -126,6 +126,6 @@ def test_the_figures_of_exports_are_those_of_their_record() -> None:
         }
         for name, cell in cells.items():
             rows.setdefault(name, []).append(cell)
-    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
     for name, both in rows.items():
         assert f"| {name} | {' | '.join(both)} |" in page, name

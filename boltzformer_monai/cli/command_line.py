@@ -40,7 +40,7 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Add ``--plugin``, for :func:`~boltzformer_monai.registry.use_plugins`."""
     parser.add_argument(
         "--plugin", dest="plugins", action="append", default=[], metavar="MODULE",
-        help="module or .py file with custom decoders, backbones, … (docs/extending.md); may be repeated",
+        help="module or .py file with custom decoders, backbones, … (docs/how-to/extending.md); may be repeated",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ _DESCRIPTION = """Score a checkpoint on a split of a slice dataset; writes metri
 
     boltzformer evaluate --data SLICES --checkpoint RUN/model.pt --output RUN/eval --split test
 
-The same evaluation as `python -m monai.bundle run evaluating`; docs/training.md explains the metrics.
+The same evaluation as `python -m monai.bundle run evaluating`; docs/how-to/training.md explains the metrics.
 """
 
 

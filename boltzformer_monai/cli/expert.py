@@ -22,8 +22,8 @@ _TRAIN = """Train a U-Net by nnU-Net's rules on a slice dataset; writes model.pt
     boltzformer expert train --data SLICES --output RUN --recipe msd --scans Task04_Hippocampus
     boltzformer expert train --data SLICES --output RUN --dimensions 2 --target "liver lesion"
 
-With --recipe and --scans it sees the original scans, without them the dataset's 8-bit slices. docs/experts.md explains
-the settings.
+With --recipe and --scans it sees the original scans, without them the dataset's 8-bit slices.
+docs/how-to/experts.md explains the settings.
 """
 _EVALUATE = """Score an expert on a split of a slice dataset; writes metrics.json, scores.csv and report.html.
 

@@ -15,7 +15,8 @@ _DESCRIPTION = """Write a model as three graphs (image encoder, text encoder, de
     boltzformer export RUN/model --to onnx --output liver_onnx
 
 Graphs of ONNX run in onnxruntime, those of torch.export in PyTorch, both without this package; images and prompts may
-be any number. They are compared with the network before they are written. docs/deploy.md has a program that uses them.
+be any number. They are compared with the network before they are written.
+docs/how-to/deploy.md has a program that uses them.
 """
 
 

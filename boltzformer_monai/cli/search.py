@@ -40,8 +40,9 @@ _DESCRIPTION = """Train at many settings and compare by the key metric.
     boltzformer search --data SLICES --output SEARCH --preset tiny --space space.json --points 30 --workers 2
     boltzformer train --data SLICES --output RUN --config SEARCH/best.json
 
---grid trains every combination of choices, --space draws points by Optuna (docs/training.md has the files' form). The
-same command started again, also meanwhile and on other machines with the same folder, works on the same search.
+--grid trains every combination of choices, --space draws points by Optuna; docs/how-to/training.md has the form of
+the files. The same command started again, also meanwhile and on other machines with the same folder, works on the
+same search.
 """
 _PAPER = "paper"
 _POINTS = 20

@@ -27,7 +27,8 @@ _DESCRIPTION = """Compare systems on small objects: train and evaluate all arms 
     boltzformer study studies/phantoms.json --output STUDY --workers 2
 
 Writes STUDY/study.html, results.json, scores.csv and figures/. A study is done in pieces: the same command goes on
-where it was, also after a kill, and ends with code 75 while there is more to do. docs/studies.md has the file's form.
+where it was, also after a kill, and ends with code 75 while there is more to do.
+docs/how-to/studies.md has the file's form.
 """
 
 

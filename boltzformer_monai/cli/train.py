@@ -16,7 +16,7 @@ _DESCRIPTION = """Train on a slice dataset and write model.pt (best validation l
     boltzformer slice --input SCANS --output SLICES …
     boltzformer train --data SLICES --output RUN --preset tiny --epochs 30
 
-The same training as `python -m monai.bundle run training`; docs/training.md explains the settings.
+The same training as `python -m monai.bundle run training`; docs/how-to/training.md explains the settings.
 """
 
 AUTO = "auto"

@@ -135,7 +135,7 @@ class Space:
                 raise ValueError("it must be a mapping of keys to ranges or choices")
             return cls(content)
         except (OSError, ValueError, ConfigError) as error:
-            msg = f'{path}: is no search space ({why(error)}); see "Searching settings" in docs/training.md'
+            msg = f'{path}: is no search space ({why(error)}); see "Searching settings" in docs/how-to/training.md'
             raise ConfigError(msg) from None
 
     def distributions(self) -> dict[str, BaseDistribution]:

@@ -1,6 +1,6 @@
 """The BoltzFormer network (Zhao et al., CVPR 2025): backbone, pixel decoder, text encoder, decoder and PiGMA.
 
-Decoders, backbones and attention policies are chosen by name, and may come from elsewhere: docs/extending.md.
+Decoders, backbones and attention policies are chosen by name, and may come from elsewhere: docs/how-to/extending.md.
 """
 
 from boltzformer_monai.networks.boltzformer import BoltzFormer

@@ -238,9 +238,9 @@ def read_study(path: Path) -> Study:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is no study ({why(error)}); docs/studies.md has the form") from None
+        raise ConfigError(f"{path}: is no study ({why(error)}); docs/how-to/studies.md has the form") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: is no study (it must be a JSON object); docs/studies.md has the form")
+        raise ConfigError(f"{path}: is no study (it must be a JSON object); docs/how-to/studies.md has the form")
     for entry in content["data"].values() if isinstance(content.get("data"), dict) else ():
         if isinstance(entry, dict) and isinstance(entry.get("folder"), str):
             entry["folder"] = str((path.parent / Path(entry["folder"]).expanduser()).resolve())

@@ -402,7 +402,7 @@ def test_what_ships_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {path.stem for path in (ROOT / "studies").glob("*.json")} == {"gpu", "paper", "phantoms", "small"}
     study = ROOT / "studies" / f"{name}.json"
     if name == "example":
-        text = (ROOT / "docs" / "studies.md").read_text()
+        text = (ROOT / "docs" / "how-to" / "studies.md").read_text()
         example = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
         del example["data"]["lesions"]
         example["experiments"]["policies"]["data"] = ["phantoms"]

@@ -1,4 +1,4 @@
-"""The program of docs/deploy.md finds what the package finds in the same scan, without PyTorch."""
+"""The program of docs/how-to/deploy.md finds what the package finds in the same scan, without PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.io.volume import Volume
 
 pytest.importorskip("onnxruntime")
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "deploy.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "deploy.md"
 PROMPT = "lung nodule"
 
 

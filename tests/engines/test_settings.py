@@ -23,7 +23,7 @@ def test_every_network_has_settings_of_its_size():
 
 
 def test_the_table_of_the_documentation_is_that_of_the_code():
-    """docs/training.md says which of these numbers are the paper's."""
+    """docs/how-to/training.md says which of these numbers are the paper's."""
     names = {
         "–": {},
         "no part": [],
@@ -33,7 +33,7 @@ def test_the_table_of_the_documentation_is_that_of_the_code():
         "liver lesion 3, lung nodule 3": LESIONS,
     }
     compared = set()
-    for line in (ROOT / "docs" / "training.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docs" / "how-to" / "training.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         settings = re.findall(r"`(\w+)`", cells[0])
         if len(cells) != 5 or not settings or not hasattr(SETTINGS["tiny"], settings[0]):

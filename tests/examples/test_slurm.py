@@ -104,4 +104,4 @@ def test_what_is_requeued_is_warned_and_resumes(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_the_page_names_it(script: Path) -> None:
-    assert f"examples/slurm/{script.name}" in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    assert f"examples/slurm/{script.name}" in (ROOT / "docs" / "how-to" / "clusters.md").read_text(encoding="utf-8")

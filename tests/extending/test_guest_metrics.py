@@ -104,5 +104,5 @@ def test_guests_appear_in_everything_that_an_evaluation_writes(tmp_path: Path) -
 
 
 def test_the_page_shows_the_guest() -> None:
-    page = (HERE.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    page = (HERE.parents[1] / "docs" / "how-to" / "extending.md").read_text(encoding="utf-8")
     assert f"```python\n{GUESTS[1].read_text(encoding='utf-8')}```" in page

@@ -77,7 +77,7 @@ def train(slices: Path, folder: Path, *options: str, network: dict[str, object],
 
 
 def test_guests_are_the_examples_of_the_documentation() -> None:
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "extending.md").read_text(encoding="utf-8")
     for guest in (DECODER, POLICY, BACKBONE):
         text = guest.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 40

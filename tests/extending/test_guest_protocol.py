@@ -21,7 +21,7 @@ ENVIRONMENT = {**{key: value for key, value in os.environ.items() if key != PLUG
 
 
 def test_the_guest_is_the_example_of_the_documentation() -> None:
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "extending.md").read_text(encoding="utf-8")
     assert f"```python\n{GUEST.read_text(encoding='utf-8')}```" in page
 
 

@@ -42,7 +42,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
 def test_the_guest_is_the_example_of_the_documentation() -> None:
     text = GUEST.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 40
-    assert f"```python\n{text}```" in (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert f"```python\n{text}```" in (ROOT / "docs" / "how-to" / "extending.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """SAM's mask decoder (Kirillov et al., 2023), as transformers has it, with text in the place of points and boxes.
 
 The paper says no more of this baseline than that it shares backbone and text encoder. What was decided here, for SAM
-and SAM 2 alike, stands in docs/baselines.md: it reads the visual features V of stride 16 in a width of its own, with
-our position encoding; each text token is a sparse prompt token; there is no dense prompt; one mask token. Its masks
-have stride 4 and are doubled without learning, and a learned ``mask_bias`` is added where the network has one.
+and SAM 2 alike, stands in docs/explanation/baselines.md: it reads the visual features V of stride 16 in a width of its
+own, with our position encoding; each text token is a sparse prompt token; there is no dense prompt; one mask token.
+Its masks have stride 4 and are doubled without learning, and a learned
+``mask_bias`` is added where the network has one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PiGMA as a single transposed convolution of at most 17 combined masks (docs/decoder.md).
+"""PiGMA as a single transposed convolution of at most 17 combined masks (docs/explanation/decoder.md).
 
 PiGMA's two convolutions have no nonlinearity between them, so they equal one transposed convolution from m masks to one
 map.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_PIXELS = 512  # per product with a contiguous map: all at once takes up to twice as long (docs/decoder.md)
+_PIXELS = 512  # per product with a contiguous map: all at once takes up to twice as long (docs/explanation/decoder.md)
 
 
 def pixel_products(maps: Tensor, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Lazy semantic map S = W ∗ y + b and masks μᵀS (docs/decoder.md).
+"""Lazy semantic map S = W ∗ y + b and masks μᵀS (docs/explanation/decoder.md).
 
 Masks are linear in S: with a query's μ, μᵀS = (μᵀW) ∗ y + μᵀb (Eq. 1). So the query is folded into the 3×3 kernel,
 κ = μᵀW, and y is convolved with κ: one output channel per query instead of the d channels of S.
@@ -242,7 +242,7 @@ def downsample(semantic_map: Tensor, size: Size) -> Tensor:
     """S ``(B, d, h, w)`` at a level's size, bilinear (align_corners=False), without gradients.
 
     Once per level instead of once per query, layer and prompt. Sums rows before columns and few channels at a time, so
-    that the row sums stay in the cache: faster than ``interpolate`` (docs/decoder.md).
+    that the row sums stay in the cache: faster than ``interpolate`` (docs/explanation/decoder.md).
     """
     ratio = even_ratio((semantic_map.shape[-2], semantic_map.shape[-1]), size)
     if ratio is None:

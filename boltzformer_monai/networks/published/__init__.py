@@ -1,4 +1,4 @@
-"""Weights that others published → this package's networks, or parts of them (docs/weights.md).
+"""Weights that others published → this package's networks, or parts of them (docs/how-to/weights.md).
 
 One file a source; :data:`SOURCES` knows them by name, and others may register theirs. Everything is strict: a weight is
 taken, or dropped for a stated reason, or the file is refused.

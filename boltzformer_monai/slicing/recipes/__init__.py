@@ -5,7 +5,7 @@ first three leave None it takes from the data set. Options of its own it declare
 and headers only, no voxels.
 
 To add a recipe here, write the module and name it in :data:`RECIPES`. Another distribution adds one by an entry point
-in the group :data:`GROUP`, ``name = "its.module"`` (docs/extending.md).
+in the group :data:`GROUP`, ``name = "its.module"`` (docs/how-to/extending.md).
 """
 
 from __future__ import annotations

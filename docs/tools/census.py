@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Writes the table of docs/data.md that says what is refused, repaired or warned of, and why, from the code's reasons.
+"""Writes the table of docs/reference/refusals.md from the reasons in the code: what is refused, repaired or warned of.
 
 ::
 
-    python docs/census.py            # rewrites the table
-    python docs/census.py --check    # exit code 1 where it is out of date
+    python docs/tools/census.py            # rewrites the table
+    python docs/tools/census.py --check    # exit code 1 where it is out of date
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from boltzformer_monai.caveats import REPAIRS, WARNINGS
 from boltzformer_monai.errors import REASONS
 
-PAGE = Path(__file__).with_name("data.md")
-BEGIN, END = "<!-- made by docs/census.py -->", "<!-- end -->"
+PAGE = Path(__file__).parents[1] / "reference" / "refusals.md"
+BEGIN, END = "<!-- made by docs/tools/census.py -->", "<!-- end -->"
 
 
 def table() -> str:
