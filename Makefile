@@ -12,12 +12,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 EXTRAS ?= $(shell $(PYTHON) -c 'import sys; print("dev,label" if sys.version_info < (3, 13) else "dev")')
 PACKAGE = -e '.[$(EXTRAS)]'
+# make install LOCKED=1 takes the versions of uv.lock, with their hashes, instead of the newest.
+comma := ,
+LOCKED_PACKAGE = $(addprefix --extra ,$(subst $(comma), ,$(EXTRAS)))
+# The tools of a release, which need other versions than the package, in an environment of their own.
+TOOLS := .venv-release
+SBOM ?= dist/sbom.cdx.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo page test test-slow lint format clean
+.PHONY: help install demo page test test-slow lint format clean lock tools sbom licences release-check
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make the environment and install the package with its development tools
 
@@ -43,8 +49,23 @@ format: $(STAMP) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock: $(STAMP) ## write uv.lock anew where pyproject.toml asks for it; UPGRADE=1 takes the newest of everything
+	$(BIN)/python -m uv lock $(if $(UPGRADE),--upgrade)
+
+tools: $(TOOLS)/.installed ## make the environment of the release's tools
+
+sbom: $(TOOLS)/.installed ## bill of materials (CycloneDX) of what is installed in .venv; SBOM=FILE, dist/sbom.cdx.json
+	@mkdir -p $(dir $(SBOM))
+	$(TOOLS)/bin/cyclonedx-py environment --gather-license-texts --output-reproducible --output-file $(SBOM) $(BIN)/python
+
+licences: sbom ## check the licences of what is installed, and of the page's viewer, against packaging/licences.toml
+	$(TOOLS)/bin/python packaging/licences.py $(SBOM) viewer/package-lock.json
+
+release-check: $(TOOLS)/.installed ## build and check everything that a release needs, into dist/; TAG=v1.2.3 for a real one
+	packaging/release-check $(BIN)/python $(TOOLS)/bin $(TAG)
+
 clean: ## remove environments, caches and build products; runs/, demo data and checkpoints stay
-	rm -rf $(VENV) .venv-second build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-second $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 # Made once, and again when pyproject.toml changes. An environment left without pip by an interruption is made anew.
@@ -53,6 +74,16 @@ $(STAMP): pyproject.toml
 		{ echo "error: $(PYTHON) is missing or older than 3.10; name another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV)"
+ifdef LOCKED
+	@$(PIP) install --quiet uv
+	@UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/python -m uv sync --locked --inexact --compile-bytecode --python $(BIN)/python $(LOCKED_PACKAGE)
+else
 	@{ $(PIP) install --quiet uv && $(BIN)/python -m uv pip install --compile-bytecode --python $(BIN)/python $(PACKAGE); } || \
 		{ echo "uv cannot install here; pip does it, more slowly"; $(PIP) install $(PACKAGE); }
+endif
+	@touch $@
+
+$(TOOLS)/.installed: pyproject.toml uv.lock $(STAMP)
+	@echo "installing the release's tools into $(TOOLS)"
+	@UV_PROJECT_ENVIRONMENT=$(TOOLS) $(BIN)/python -m uv sync --quiet --frozen --only-group release --python $(BIN)/python
 	@touch $@
