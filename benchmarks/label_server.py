@@ -70,8 +70,14 @@ def write_studies(folder: Path, images: list[Path], slices: int | None) -> list[
 class Client:
     """Whole requests, as a viewer makes them."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: int = 0) -> None:
         self.url = url
+        self.process = process
+
+    def peak_memory(self) -> float:
+        """Largest resident memory of the server so far, in GB (Linux)."""
+        status = Path(f"/proc/{self.process}/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
     def send(self, path: str, **body: Any) -> bytes:
         """GET without a body, POST with ``json`` or ``files``."""
@@ -142,7 +148,7 @@ def with_server(studies: Path, checkpoint: Path, threads: int, work: Callable[[C
         server = subprocess.Popen(
             command, cwd=studies.parent, stdout=sink, stderr=sink, start_new_session=True, env=variables
         )
-    client = Client(f"http://127.0.0.1:{port}")
+    client = Client(f"http://127.0.0.1:{port}", server.pid)
     try:
         _wait(client, server, log)
         return work(client)

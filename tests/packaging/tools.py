@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 from tests.needs import missing
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_script(name: str) -> Any:
+    """A script of packaging/ as a module."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / "packaging" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)  # type: ignore[arg-type]
+    sys.modules[name] = module  # where dataclasses look for it
+    specification.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
 
 
 def release_tool(name: str) -> Path:
