@@ -12,6 +12,8 @@ FROM python:3.11-slim-bookworm AS base
 
 FROM base AS wheels
 ARG TORCH=cuda
+# npm of whatever version the base image has; what it fetches is locked.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends npm && rm -rf /var/lib/apt/lists/*
 RUN python -m pip install --no-cache-dir uv==0.13.9
 WORKDIR /src

@@ -67,6 +67,12 @@ def test_every_step_is_carried_out_but_those_that_need_a_debian_of_their_own() -
     assert {step.keyword for step in STEPS} == known
 
 
+def test_hadolint_finds_no_fault_in_the_dockerfile() -> None:
+    command = [str(release_tool("hadolint")), str(ROOT / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 def test_containers_install_the_same_way_from_the_lock_without_a_network() -> None:
     install = " --no-index --find-links {} --require-hashes -r {}/requirements.txt"
     (step,) = (step for step in STEPS if "--no-index" in step.value)
