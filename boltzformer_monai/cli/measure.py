@@ -117,11 +117,12 @@ def label_names(labels: Path, pairs: Sequence[str]) -> dict[str, str]:
 
 def _names_beside(labels: Path) -> dict[str, str]:
     from boltzformer_monai.inferers.result_manifest import read_manifest
-    from boltzformer_monai.inferers.run_settings import ENDINGS, beside
+    from boltzformer_monai.inferers.run_settings import DICOM_ENDINGS, ENDINGS, beside
 
-    ending = next((each for each in ENDINGS if each != ".dcm" and labels.name.lower().endswith(each)), None)
+    images = [each for each in ENDINGS if each not in DICOM_ENDINGS]
+    ending = next((each for each in images if labels.name.lower().endswith(each)), None)
     if ending is None:
-        return {}  # a DICOM SEG has names of its own
+        return {}  # DICOM objects have names of their own
     try:
         manifest = read_manifest(beside(Path(str(labels)[: -len(ending)]), ".json"))
     except ConfigError:

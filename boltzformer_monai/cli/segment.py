@@ -17,7 +17,7 @@ _EPILOG = """\
 The label map has 1 for the first prompt, 2 for the second, … (for the prompts in an .npz their keys); OUT.json lists
 which were found. IMAGE may be a folder of scans; OUT is then a folder, complete results in it are skipped, a failing
 scan does not stop the others, and --workers or --scheduler share the scans out. Exit codes: 0 success, 2 wrong call,
-3 some scans of a folder failed, 4 a caveat puts a result in doubt (named in OUT.json, the preview and a DICOM SEG)."""
+3 some scans of a folder failed, 4 a caveat puts a result in doubt (named in OUT.json, preview and DICOM objects)."""
 
 
 def add_parser(commands: Any) -> None:
@@ -44,10 +44,11 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     add(
         "--output", type=Path, required=True, metavar="OUT",
-        help=".nii.gz, .nii, .nrrd, .dcm for DICOM SEG of a DICOM scan, .npz; a folder for --masks and for many scans",
+        help=".nii.gz, .nii, .nrrd, .npz; of a DICOM scan .dcm (DICOM SEG) or .rtstruct.dcm (RTSTRUCT); a folder for "
+        "--masks and for many scans",
     )  # fmt: skip
     add("--masks", action="store_true", help="OUT is a folder with one mask for each prompt")
-    add("--format", choices=("nii.gz", "nii", "nrrd", "dcm"), help="of the files in a folder (nii.gz)")
+    add("--format", choices=("nii.gz", "nii", "nrrd", "dcm", "rtstruct.dcm"), help="of the files in a folder (nii.gz)")
     add(
         "--literal",
         action="store_true",

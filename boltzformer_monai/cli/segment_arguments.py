@@ -11,7 +11,7 @@ from typing import Any
 
 from boltzformer_monai.data.windows import StoredGrey
 from boltzformer_monai.errors import ConfigError, PromptError, VolumeError, why
-from boltzformer_monai.inferers.run_settings import ENDINGS, RunSettings
+from boltzformer_monai.inferers.run_settings import DICOM_ENDINGS, ENDINGS, RunSettings
 from boltzformer_monai.io.challenge_npz import ENDING, ChallengeCase, is_challenge_file, read_case
 from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.limits import read_text
@@ -136,7 +136,8 @@ def check_sharing(arguments: argparse.Namespace) -> None:
 
 def _ending(output: Path) -> str | None:
     """The ending of an output file, ``None`` for a folder."""
-    return next((each for each in ENDINGS if output.name.lower().endswith(each) and output.name[: -len(each)]), None)
+    ending = next((each for each in ENDINGS if output.name.lower().endswith(each)), None)
+    return None if ending is None or len(output.name) == len(ending) else ending
 
 
 def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
@@ -175,17 +176,15 @@ def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
         problem = "it is a file, and a folder is needed"
     elif ending != ENDING and is_challenge_file(arguments.image):
         problem = f"an .npz does not say where the patient's left is, so its masks can be written as {ENDING} alone"
+    elif ending == ".dcm" and "rtstruct" in output.name.lower():
+        problem = "the ending .dcm is of a DICOM SEG; the name of an RTSTRUCT ends in .rtstruct.dcm"
     elif ending is None and arguments.image.is_dir() and _inside(output, arguments.image):
         problem = "it lies in the folder of the scans; choose another place"
     if problem:
         raise ConfigError(f"cannot write {output}: {problem}")
-    if settings.ending == ".dcm":
-        _check_can_be_seg(arguments.image)
-
-
-def _check_can_be_seg(image: Path) -> None:
-    if image.is_file() and is_image_file(image):
-        raise ConfigError(f"{image}: is no DICOM, which a DICOM SEG must refer to; write .nii.gz or .nrrd instead")
+    if settings.ending in DICOM_ENDINGS and arguments.image.is_file() and is_image_file(arguments.image):
+        what = f"is no DICOM series, which {DICOM_ENDINGS[settings.ending]} must refer to"
+        raise ConfigError(f"{arguments.image}: {what}; write .nii.gz or .nrrd instead")
 
 
 def _refuse_inputs(output: Path, inputs: Sequence[Path]) -> None:

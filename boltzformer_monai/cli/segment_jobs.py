@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from boltzformer_monai import __version__
-from boltzformer_monai.cli.segment_plan import check_seg
+from boltzformer_monai.cli.segment_plan import check_dicom_output
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, VolumeError
 from boltzformer_monai.inferers.protocols import volume_protocol
@@ -228,7 +228,7 @@ def segment_job(job: Job, run: Run) -> Outcome:
         ):
             return Outcome(job=job, doubtful=in_doubt(job.stem))
         if not job.scan.problem:
-            check_seg(job.scan, run.settings)
+            check_dicom_output(job.scan, run.settings)
         manifest = segment_one(job, run)
     except (BoltzFormerError, OSError) as error:
         if getattr(error, "reason", "") == "write":

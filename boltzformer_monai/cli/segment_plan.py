@@ -17,10 +17,11 @@ from boltzformer_monai.cli.segment_arguments import (
 from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers.run_settings import RunSettings
+from boltzformer_monai.io.dicom.rtstruct_writer import check_can_be_rtstruct
 from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 
-__all__ = ["Plan", "check_seg", "plan_work"]
+__all__ = ["Plan", "check_dicom_output", "plan_work"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def plan_work(arguments: argparse.Namespace) -> Plan:
 
     Raises:
         BoltzFormerError: an argument is invalid, there is no scan, a file would be overwritten, a folder cannot be
-            written, or the only scan does not allow a DICOM SEG.
+            written, or the only scan does not allow the DICOM object.
     """
     settings = run_settings(arguments)
     check_inputs(arguments)
@@ -56,19 +57,20 @@ def plan_work(arguments: argparse.Namespace) -> Plan:
     more = [*model_files(arguments), *([arguments.prompts_file] if arguments.prompts_file else [])]
     check_targets(jobs, settings, image=arguments.image, inputs=more)
     if not many:
-        check_seg(jobs[0].scan, settings)
+        check_dicom_output(jobs[0].scan, settings)
     prepare_folders(jobs, settings)
     return Plan(jobs, many, settings)
 
 
-def check_seg(scan: Scan, settings: RunSettings) -> None:
-    """For DICOM SEG output, check that the scan's headers allow it.
+def check_dicom_output(scan: Scan, settings: RunSettings) -> None:
+    """For a DICOM SEG or RTSTRUCT, check that the scan's headers allow it.
 
     Raises:
         VolumeError: they do not.
     """
-    if settings.ending == ".dcm":
-        check_can_be_seg(scan.files or scan.place, series=scan.series, names=settings.prompts)
+    check = {".dcm": check_can_be_seg, ".rtstruct.dcm": check_can_be_rtstruct}.get(settings.ending)
+    if check is not None:
+        check(scan.files or scan.place, series=scan.series, names=settings.prompts)
 
 
 def _jobs(arguments: argparse.Namespace, ending: str) -> tuple[list[Job], bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 import textwrap
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from boltzformer_monai.data.windows import GreyScale, MRPercentiles, default_win
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.overlay import blend, new_figure, plain_text, png_bytes
 from boltzformer_monai.findings.lesions import Lesion
+from boltzformer_monai.inferers.colours import prompt_colour
 from boltzformer_monai.inferers.volume_result import VolumeResult
 from boltzformer_monai.io.volume import Volume
 
@@ -28,11 +28,6 @@ _LETTERS_PER_INCH = 15
 _MOST_NOTES = 6
 _MOST_NUMBERS = 20  # in one slice
 _DOUBT = "#B00020"
-# Distinct on grey: Okabe and Ito's colours without grey and black, then lighter ones; then any hue.
-_COLOURS = (
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4C8DFF", "#B3E600", "#FF6F91", "#7FDBCA",
-    "#C08CFF", "#FFB4A2",
-)  # fmt: skip
 
 
 def contact_sheet(
@@ -81,7 +76,7 @@ def contact_sheet(
     width = max(across * _WIDTH, 3.4)
     above = [line for text, _ in notes for line in textwrap.wrap(text, int(width * _LETTERS_PER_INCH))]
     figure = new_figure(width, (height + 0.25) * down + 0.22 * lines + 0.3 + 0.16 * len(above))
-    colours = np.array([to_rgb(_colour(index)) for index in range(len(legend))])
+    colours = np.array([to_rgb(prompt_colour(index)) for index in range(len(legend))])
     outline = withStroke(linewidth=1.5, foreground="black")
     for position, index in enumerate(chosen):
         axes = figure.add_subplot(down, across, position + 1)
@@ -155,7 +150,7 @@ def _legend(result: VolumeResult, lesions: Sequence[Sequence[Lesion]]) -> list[t
         size = f"{volume} ml" if finding.found else "not found"
         if len(lesions) > index and len(lesions[index]) > 1:
             size += f" in {len(lesions[index])} lesions"
-        entries.append((f"{short}: {size}", _colour(index) if finding.found else None))
+        entries.append((f"{short}: {size}", prompt_colour(index) if finding.found else None))
     return entries
 
 
@@ -178,10 +173,3 @@ def _has_glyphs(text: str) -> bool:
 
     letters = get_font(findfont(FontProperties())).get_charmap()
     return all(ord(letter) in letters for letter in text)
-
-
-def _colour(index: int) -> str:
-    if index < len(_COLOURS):
-        return _COLOURS[index]
-    hue = 0.618034 * index % 1  # the golden section keeps hues apart
-    return "#" + "".join(f"{round(255 * part):02X}" for part in colorsys.hsv_to_rgb(hue, 0.65, 0.95))

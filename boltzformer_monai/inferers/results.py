@@ -1,4 +1,4 @@
-"""Write a :class:`VolumeResult`: label map, masks per prompt or DICOM SEG, and a manifest.
+"""Write a :class:`VolumeResult`: label map, masks per prompt, DICOM SEG or RTSTRUCT, and a manifest.
 
 The manifest (``STEM.json``) is written last: if it exists, the other files are complete.
 """
@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,20 @@ from boltzformer_monai import __version__
 from boltzformer_monai.data.size_limits import SizeLimit
 from boltzformer_monai.errors import VolumeError, why
 from boltzformer_monai.findings.lesions import Lesion, find_lesions
+from boltzformer_monai.inferers.colours import prompt_colour
 from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
 from boltzformer_monai.inferers.result_manifest import FORMAT, VERSION, digest, outdated, preview_entry, source_digest
-from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, beside, mask_names, uncertainty_names
+from boltzformer_monai.inferers.run_settings import (
+    DICOM_ENDINGS,
+    ModelRecord,
+    RunSettings,
+    beside,
+    mask_names,
+    uncertainty_names,
+)
 from boltzformer_monai.inferers.volume_result import VolumeResult
+from boltzformer_monai.io.dicom.rtstruct_writer import write_rtstruct
 from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg
 from boltzformer_monai.io.read import write_label_map
 from boltzformer_monai.io.scan_list import Scan
@@ -52,7 +62,7 @@ def write_results(
             ``STEM.png`` and ``STEM.json`` are written. Its folder must exist.
         settings: of the run.
         model: of the run.
-        scan: the segmented scan, which DICOM SEG refers to.
+        scan: the segmented scan, which DICOM SEG and RTSTRUCT refer to.
         preview: path of the contact sheet instead of ``STEM.png``.
         source: :func:`source_digest` of the scan before it was read; default: the current one.
 
@@ -60,7 +70,7 @@ def write_results(
         The manifest.
 
     Raises:
-        VolumeError: a file cannot be written, or the scan allows no DICOM SEG.
+        VolumeError: a file cannot be written, or the scan allows no DICOM object.
         ConfigError: ``STEM.json`` is no manifest.
     """
     source = source or source_digest(scan)
@@ -72,8 +82,8 @@ def write_results(
     findings = [finding.as_dict() for finding in result.findings]
     lesions: list[list[Lesion]] = [[] for _ in findings]
     values: Sequence[int | None]
-    if settings.ending == ".dcm":
-        files, values = _write_seg(result, stem, settings, model, scan, lesions)
+    if settings.ending in DICOM_ENDINGS:
+        files, values = _write_dicom(result, stem, settings, model, scan, lesions)
     elif settings.masks:
         files, values = _write_masks(result, stem, settings, lesions)
     else:
@@ -191,7 +201,7 @@ def _write_masks(
     return files, [1] * len(files)
 
 
-def _write_seg(
+def _write_dicom(
     result: VolumeResult,
     stem: Path,
     settings: RunSettings,
@@ -204,7 +214,8 @@ def _write_seg(
     numbers: list[int | None] = [found.index(i) + 1 if i in found else None for i in range(len(result.prompts))]
     if not found:
         path.unlink(missing_ok=True)
-        _log.warning("%s: nothing was found, and a DICOM SEG cannot say so; only the manifest is written", path)
+        kind = DICOM_ENDINGS[settings.ending]
+        _log.warning("%s: nothing was found, and %s cannot say so; only the manifest is written", path, kind)
         return [], numbers
 
     def masks() -> Iterator[tuple[str, Any, np.ndarray]]:
@@ -215,7 +226,11 @@ def _write_seg(
             lesions[index] = prompt_lesions(result, index, mask, settings)
             yield prompt, segment_code(result.inputs[index], known=known), mask
 
-    write_dicom_seg(
+    write = write_dicom_seg
+    if settings.ending == ".rtstruct.dcm":
+        colours = {prompt: prompt_colour(index) for index, prompt in enumerate(result.prompts)}
+        write = partial(write_rtstruct, colours=colours)
+    write(
         path,
         scan=scan.files or scan.place,
         series=scan.series,

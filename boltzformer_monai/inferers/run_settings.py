@@ -22,11 +22,13 @@ from boltzformer_monai.inferers.volume_result import ARBITRATIONS
 from boltzformer_monai.modality import OTHER, stated_modality
 
 __all__ = [
-    "ENDINGS", "ModelRecord", "RunSettings", "beside", "mask_names", "result_path", "uncertainty_names",
-    "written_paths",
+    "DICOM_ENDINGS", "ENDINGS", "ModelRecord", "RunSettings", "beside", "mask_names", "result_path",
+    "uncertainty_names", "written_paths",
 ]  # fmt: skip
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm", ".npz")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".rtstruct.dcm", ".dcm", ".npz")
+DICOM_ENDINGS = {".dcm": "DICOM SEG", ".rtstruct.dcm": "RTSTRUCT"}
+"""Of objects that refer to a DICOM scan and hold all prompts, and their names."""
 IN_PLANE = ("fit", "tiles")
 ALL_PLANES = "all"
 """Instead of planes: all that the model was trained on."""
@@ -138,8 +140,9 @@ class RunSettings:
         for name, known in (("in_plane", IN_PLANE), ("arbitration", ARBITRATIONS), ("ending", ENDINGS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {_short(getattr(self, name))}; use {' or '.join(known)}")
-        if self.masks and self.ending == ".dcm":
-            msg = "a DICOM SEG holds a mask for each prompt anyway; leave --masks out, or use .nii.gz, .nii or .nrrd"
+        if self.masks and self.ending in DICOM_ENDINGS:
+            kind = f"{'an' if self.ending == '.rtstruct.dcm' else 'a'} {DICOM_ENDINGS[self.ending]}"
+            msg = f"{kind} holds a mask for each prompt anyway; leave --masks out, or use .nii.gz, .nii or .nrrd"
             raise ConfigError(msg)
         if self.ending == ".npz" and (self.masks or self.repeats > 1):
             msg = "an .npz holds a label map alone; leave --masks and --uncertainty out, or write another format"
@@ -179,8 +182,8 @@ class RunSettings:
 
     @property
     def image_ending(self) -> str:
-        """Of files that are images even where the segmentation is a DICOM SEG."""
-        return ".nii.gz" if self.ending == ".dcm" else self.ending
+        """Of files that are images even where the segmentation is a DICOM object."""
+        return ".nii.gz" if self.ending in DICOM_ENDINGS else self.ending
 
     def record(self, model: ModelRecord) -> dict[str, Any]:
         """Plain values that decide a result; equal records of equal scans make equal files."""

@@ -59,15 +59,16 @@ def test_everything_at_once(scans: Path, checkpoint: Path, tmp_path: Path, capsy
     assert json.loads(capsys.readouterr().out)["found"] == found
 
 
-def test_seg_and_label_map_agree(scans: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_seg_rtstruct_and_label_map_agree(scans: Path, checkpoint: Path, tmp_path: Path) -> None:
     need_module("highdicom")
-    for name in ("a.dcm", "a.nii.gz"):
+    for name in ("a.dcm", "a.rtstruct.dcm", "a.nii.gz"):
         given = ("--prompts", "left kidney", "--checkpoint", checkpoint, "--output", tmp_path / name)
         assert _run(scans / "series", *given) == 0
     labels = read_label_map(tmp_path / "a.nii.gz").array
-    drawn = read_segmentation(tmp_path / "a.dcm", read_volume(scans / "series")).volume.array
     assert labels.any()
-    np.testing.assert_array_equal(drawn, labels)
+    for name in ("a.dcm", "a.rtstruct.dcm"):
+        drawn = read_segmentation(tmp_path / name, read_volume(scans / "series")).volume.array
+        np.testing.assert_array_equal(drawn, labels)
 
 
 @pytest.mark.parametrize("image", ["scan.nii.gz", "series"])

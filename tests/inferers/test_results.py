@@ -20,7 +20,7 @@ from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
 from boltzformer_monai.inferers.result_manifest import is_complete, source_digest
 from boltzformer_monai.inferers.results import write_results
-from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, written_paths
+from boltzformer_monai.inferers.run_settings import DICOM_ENDINGS, ModelRecord, RunSettings, written_paths
 from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.segmentation import read_segmentation
@@ -115,12 +115,13 @@ def test_the_uncertainty_is_the_largest_of_all_prompts(scan: Scan, out: Path) ->
     np.testing.assert_array_equal(written, np.maximum(result.entropy(0), result.entropy(1)))
 
 
-def test_dicom_seg_holds_what_was_found(scan: Scan, out: Path) -> None:
+@pytest.mark.parametrize("ending", DICOM_ENDINGS)
+def test_dicom_objects_hold_what_was_found(scan: Scan, out: Path, ending: str) -> None:
     need_module("highdicom")
     result = _result(scan, repeats=2)
-    summary = write_results(result, out / "a", replace(SETTINGS, ending=".dcm", repeats=2), model=MODEL, scan=scan)
-    assert _files(out) == {"a.dcm", "a.json", "a-uncertainty.nii.gz"}
-    read = read_segmentation(out / "a.dcm", result.grid)
+    summary = write_results(result, out / "a", replace(SETTINGS, ending=ending, repeats=2), model=MODEL, scan=scan)
+    assert _files(out) == {f"a{ending}", "a.json", "a-uncertainty.nii.gz"}
+    read = read_segmentation(out / f"a{ending}", result.grid)
     assert read.segments is not None
     assert list(read.titles.values()) == list(PROMPTS[:2])
     for index in range(2):
@@ -129,11 +130,12 @@ def test_dicom_seg_holds_what_was_found(scan: Scan, out: Path) -> None:
     assert [each["label"] for each in summary["prompts"]] == [1, 2, None]
 
 
-def test_nothing_found_leaves_no_dicom_seg_and_a_summary_that_says_so(
-    scan: Scan, out: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("ending", DICOM_ENDINGS)
+def test_nothing_found_leaves_no_dicom_object_and_a_summary_that_says_so(
+    scan: Scan, out: Path, caplog: pytest.LogCaptureFixture, ending: str
 ) -> None:
-    settings = replace(SETTINGS, ending=".dcm")
-    (out / "a.dcm").write_bytes(b"older")
+    settings = replace(SETTINGS, ending=ending)
+    (out / f"a{ending}").write_bytes(b"older")
     grid = read_volume(scan.place)
     empty: Any = StubResult(grid, {prompt: np.zeros(grid.shape, bool) for prompt in PROMPTS})
     summary = write_results(empty, out / "a", settings, model=MODEL, scan=scan)

@@ -33,7 +33,7 @@ _BESIDE = 0.5 + 1e-3  # pixels from the outermost centres to the edge of the ima
 
 
 @dataclass
-class _Roi:
+class Roi:
     """One region: its closed contours, each (N, 3) mm RAS+, and whether they are combined by exclusive or.
 
     Filling it counts repeated and crossing contours, and lists the slices that have contours.
@@ -63,7 +63,7 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
             on a slice of the image, reaches far beyond it or is too long; it names the ROI.
     """
     with damage_as_volume_error(path, "cannot be read as RTSTRUCT"):
-        rois = _parse(path, read_dicom(path))
+        rois = parse_rois(path, read_dicom(path))
     if not rois:
         raise VolumeError(f"{path}: lists no regions of interest; is the file complete?", reason="damaged")
     drawn = [roi for roi in rois if roi.contours]
@@ -78,7 +78,7 @@ def read_rtstruct(path: Path, image: Volume) -> FlatSegments:
     return replace(flat, caveats=tuple(caveat for roi in drawn for caveat in _caveats(roi)))
 
 
-def _caveats(roi: _Roi) -> Iterator[Caveat]:
+def _caveats(roi: Roi) -> Iterator[Caveat]:
     name = f'"{roi.name}"' if roi.name else f"ROI {roi.number}"
     if roi.repeated and roi.xor:
         text = f"{name}: {roi.repeated} contours are drawn twice with CLOSEDPLANAR_XOR and cancel each other"
@@ -99,7 +99,12 @@ def _caveats(roi: _Roi) -> Iterator[Caveat]:
         yield Caveat("slices without contours", text)
 
 
-def _parse(path: Path, dataset: Dataset) -> list[_Roi]:
+def parse_rois(path: Path, dataset: Dataset) -> list[Roi]:
+    """Return the regions in the order of their list; the path is for messages.
+
+    Raises:
+        VolumeError: a contour has not the points that it states, or belongs to no region that is listed.
+    """
     frames = dataset.get("ReferencedFrameOfReferenceSequence") or [dataset]
     common = str(frames[0].get("FrameOfReferenceUID") or "")
     named = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
@@ -114,7 +119,7 @@ def _parse(path: Path, dataset: Dataset) -> list[_Roi]:
         if any(str(contour.get("ContourGeometricType")) == _XOR for contour in item.get("ContourSequence") or []):
             xor.add(number)
     return [
-        _Roi(
+        Roi(
             number,
             str(item.get("ROIName") or "").strip(),
             str(item.get("ReferencedFrameOfReferenceUID") or common),
@@ -151,7 +156,7 @@ def _points(contour: Dataset) -> np.ndarray:
     return np.array(value, dtype=np.float64).reshape(-1, 3)
 
 
-def _fill(path: Path, roi: _Roi, image: Volume) -> Iterator[Layer]:
+def _fill(path: Path, roi: Roi, image: Volume) -> Iterator[Layer]:
     """Yield the filled slices of one ROI, and count for :func:`_caveats`."""
     to_voxels = np.linalg.inv(image.affine)
     with np.errstate(over="ignore", invalid="ignore"):  # numbers out of all measure are refused below

@@ -1,4 +1,4 @@
-"""The source instances of a DICOM SEG: copies of the header attributes that it needs, sorted by position and repaired.
+"""The source instances of a DICOM SEG or RTSTRUCT: copies of the headers it needs, sorted by position and repaired.
 
 A copy holds identifiers, the place of its pixels and the few attributes that every object of a study repeats; texts
 that people write into headers (comments, histories, descriptions) stay in the scan. What is empty, invalid or missing
@@ -42,14 +42,14 @@ _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageComp
 
 @dataclass(frozen=True)
 class SegSource:
-    """What a SEG refers to.
+    """What a SEG or RTSTRUCT refers to.
 
     Attributes:
         grid: (columns, rows, slices), without voxel values.
         images: data sets without pixels.
         order: for each slice of the grid its index among the frames of the data sets.
         lossy: whether the scan was compressed with loss.
-        series_number: for the SEG; it shows where it comes from: 1004 for series 4.
+        series_number: for the new series; it shows where it comes from: 1004 for series 4.
     """
 
     grid: Volume
@@ -70,7 +70,7 @@ def seg_source(scan: Path | Sequence[Path], series: str | None) -> SegSource:
         series: the SeriesInstanceUID, where the folder holds several.
 
     Raises:
-        VolumeError: no regular series, or one that no SEG can refer to; it names the attribute and its tag.
+        VolumeError: no regular series, or one that no DICOM object can refer to; it names the attribute and its tag.
     """
     files = [] if isinstance(scan, Path) else list(scan)
     place = scan if isinstance(scan, Path) else Path(os.path.commonpath([file.parent for file in files]))
@@ -83,7 +83,7 @@ def seg_source(scan: Path | Sequence[Path], series: str | None) -> SegSource:
     order = [index if header.frame is None else header.frame for index, header in enumerate(slices)]
     paths = list(dict.fromkeys(header.path for header in slices))
     if first.frame is not None and (len(paths) > 1 or len(slices) != first.frames):
-        msg = f"{paths[0].parent}: frames of several files are no source of a DICOM SEG; write NIfTI (.nii.gz) instead"
+        msg = f"{paths[0].parent}: no DICOM object can refer to frames of several files; write NIfTI (.nii.gz) instead"
         raise VolumeError(msg, reason="unsupported format")
     stated = []
     for path in paths:
@@ -144,7 +144,7 @@ def _uids(place: Path, paths: Sequence[Path], stated: Sequence[Dataset]) -> list
         for own in found:
             own[keyword] = next(iter(known))
     if lacking:
-        line = "%s: has no %s (anonymised?); the DICOM SEG gets one of its own, so a viewer may not list both together"
+        line = "%s: has no %s (anonymised?); the result gets one of its own, so a viewer may not list both together"
         logger.warning(line, place, " and ".join(lacking))
     return found
 
@@ -152,16 +152,16 @@ def _uids(place: Path, paths: Sequence[Path], stated: Sequence[Dataset]) -> list
 def _identity(place: Path, dataset: Dataset) -> dict[str, str]:
     """Return patient and study; what is not in a form that DICOM knows is empty."""
     kept, invalid = {}, []
-    for keyword, in_form in _IDENTITY.items():
+    for keyword, in_form in IDENTITY.items():
         text = _words(_value(dataset, keyword))
         kept[keyword] = "" if text is None else in_form(text)
         if not kept[keyword] and (text or (text is None and keyword in dataset)):
             invalid.append(keyword)
-    if "PatientID" in invalid:  # an archive would file the SEG under another patient
+    if "PatientID" in invalid:  # an archive would file the result under another patient
         raise _refused(place, "PatientID", "cannot be read")
     if invalid:
         names = ", ".join(map(_named, invalid))
-        logger.warning("%s: not in the form of DICOM, so the DICOM SEG leaves it empty: %s", place, names)
+        logger.warning("%s: not in the form of DICOM, so the result leaves it empty: %s", place, names)
     return kept
 
 
@@ -192,7 +192,7 @@ def _thickness(place: Path, dataset: Dataset, step: float) -> float:
     stated = stated_numbers(measures, "SliceThickness", 1)
     if stated is not None and 0 < stated[0] < 1e4:
         return stated[0]
-    logger.info("%s: %s says nothing; the DICOM SEG states the distance of the slices", place, _named("SliceThickness"))
+    logger.info("%s: %s says nothing; the result states the distance of the slices", place, _named("SliceThickness"))
     return step
 
 
@@ -259,7 +259,7 @@ def _named(keyword: str) -> str:
 
 
 def _refused(place: Path, keyword: str, why: str) -> VolumeError:
-    msg = f"{place}: {_named(keyword)} {why}, so no DICOM SEG can refer to the scan; write NIfTI (.nii.gz) instead"
+    msg = f"{place}: {_named(keyword)} {why}, so no DICOM object can refer to the scan; write NIfTI (.nii.gz) instead"
     return VolumeError(msg, reason="header")
 
 
@@ -297,12 +297,12 @@ def _sex(text: str) -> str:
     return text.upper() if text.upper() in ("M", "F", "O") else ""
 
 
-# All that a SEG repeats of patient and study: what archives file it by, and nothing that a person wrote about somebody.
-_IDENTITY: Mapping[str, Callable[[str], str]] = {
+# All that is repeated of patient and study: what archives file by, and nothing that a person wrote about somebody.
+IDENTITY: Mapping[str, Callable[[str], str]] = {
     "PatientID": _any_text, "PatientName": _name, "PatientBirthDate": _date, "PatientSex": _sex,
     "StudyDate": _date, "StudyTime": _time, "StudyID": _short, "AccessionNumber": _short,
     "ReferringPhysicianName": _physician,
 }  # fmt: skip
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_TAGS = [*_IN_META, *_MADE_UP, *_IDENTITY, *_LOSSY, *_GROUPS, "FrameOfReferenceUID", "SpecificCharacterSet",
+_TAGS = [*_IN_META, *_MADE_UP, *IDENTITY, *_LOSSY, *_GROUPS, "FrameOfReferenceUID", "SpecificCharacterSet",
          "SliceThickness", "SeriesNumber"]  # fmt: skip

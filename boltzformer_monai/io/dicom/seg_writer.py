@@ -27,9 +27,11 @@ from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
 
-_ANATOMY = ("91723000", "Anatomical Structure")
+ANATOMY = ("91723000", "Anatomical Structure")
+"""(SNOMED CT code, meaning) of the category."""
 _ALTERED = ("49755003", "Morphologically Abnormal Structure")
-_SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
+SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
+"""(SNOMED CT code, meaning) of a :class:`SegmentCode`'s side."""
 _LO = 64  # characters of a short text in DICOM
 _ST = 1024  # of a description
 
@@ -48,7 +50,7 @@ class SegmentCode:
     value: str
     meaning: str
     side: str | None = None
-    category: tuple[str, str] = _ANATOMY
+    category: tuple[str, str] = ANATOMY
 
 
 TISSUE = SegmentCode("85756007", "Tissue", category=("85756007", "Tissue"))
@@ -252,7 +254,7 @@ def _described(number: int, name: str, code: SegmentCode, algorithm: str, versio
         described.SegmentDescription = words
     if code.side is not None:
         kind = described.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [concept(*_SIDES[code.side])]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [concept(*SIDES[code.side])]
     return described
 
 
