@@ -16,9 +16,10 @@ from boltzformer_monai.cli.segment_arguments import (
 )
 from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.run_settings import RunSettings
+from boltzformer_monai.inferers.run_settings import DICOM_ENDINGS, RunSettings
 from boltzformer_monai.io.dicom.rtstruct_writer import check_can_be_rtstruct
 from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg
+from boltzformer_monai.io.formats import is_image_file
 from boltzformer_monai.io.scan_list import Scan, holds_only_image_files, list_scans
 
 __all__ = ["Plan", "check_dicom_output", "plan_work"]
@@ -56,6 +57,9 @@ def plan_work(arguments: argparse.Namespace) -> Plan:
         raise ConfigError(f"{option} shares out the scans of a folder, and {arguments.image} is one scan; leave it out")
     more = [*model_files(arguments), *([arguments.prompts_file] if arguments.prompts_file else [])]
     check_targets(jobs, settings, image=arguments.image, inputs=more)
+    if many and settings.ending in DICOM_ENDINGS and all(_is_image(job.scan) for job in jobs):
+        what = f"holds no DICOM series, which {DICOM_ENDINGS[settings.ending]} must refer to"
+        raise ConfigError(f"{arguments.image}: {what}; leave --format {settings.ending[1:]} out")
     if not many:
         check_dicom_output(jobs[0].scan, settings)
     prepare_folders(jobs, settings)
@@ -71,6 +75,10 @@ def check_dicom_output(scan: Scan, settings: RunSettings) -> None:
     check = {".dcm": check_can_be_seg, ".rtstruct.dcm": check_can_be_rtstruct}.get(settings.ending)
     if check is not None:
         check(scan.files or scan.place, series=scan.series, names=settings.prompts)
+
+
+def _is_image(scan: Scan) -> bool:
+    return scan.place.is_file() and is_image_file(scan.place)
 
 
 def _jobs(arguments: argparse.Namespace, ending: str) -> tuple[list[Job], bool]:

@@ -55,6 +55,7 @@ def mistakes(tmp_path: Path, at: dict[str, Path]) -> dict[str, list[str]]:
     common = ["--prompts", "liver", "--checkpoint", str(at["model"]), "--output"]
     one, many, odd, out = str(at["one"]), str(at["many"]), str(at["odd"]), str(tmp_path / "out.nii.gz")
     seg, rtstruct = (str(tmp_path / name) for name in ("out.dcm", "out.rtstruct.dcm"))
+    folder = str(tmp_path / "masks")
     return {
         "cannot write into": ["segment", one, *common, str(tmp_path / "a file" / "out.nii.gz")],
         "is a folder of scans": ["segment", many, *common, out],
@@ -64,9 +65,33 @@ def mistakes(tmp_path: Path, at: dict[str, Path]) -> dict[str, list[str]]:
         "is no DICOM series, which RTSTRUCT must": ["segment", one, *common, rtstruct],
         "(0008,0016) is private": ["segment", odd, *common, rtstruct],
         "ends in .rtstruct.dcm": ["segment", odd, *common, str(tmp_path / "my_rtstruct.dcm")],
+        "holds no DICOM series, which RTSTRUCT": [
+            "segment",
+            many,
+            *common,
+            folder,
+            "--format",
+            "rtstruct.dcm",
+        ],
         "is a folder of scans, each": ["segment", many, *common, rtstruct],
-        "a DICOM SEG holds a mask for each": ["segment", odd, *common, "x", "--masks", "--format", "dcm"],
-        "an RTSTRUCT holds a mask for each": ["segment", odd, *common, "x", "--masks", "--format", "rtstruct.dcm"],
+        "a DICOM SEG holds a mask for each": [
+            "segment",
+            odd,
+            *common,
+            folder,
+            "--masks",
+            "--format",
+            "dcm",
+        ],
+        "an RTSTRUCT holds a mask for each": [
+            "segment",
+            odd,
+            *common,
+            folder,
+            "--masks",
+            "--format",
+            "rtstruct.dcm",
+        ],
         "holds no DICOM slices": ["segment", str(many), *common, seg, "--series", "1.2"],
         "--threshold: must be from 0 to 1": ["segment", one, *common, out, "--threshold", "2"],
         "no bundle at": ["demo", "--bundle-root", str(tmp_path)],

@@ -7,9 +7,6 @@ pixel centre is nearer to a contour than a quarter of a pixel, and areas are exa
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 # The sides of a pixel, clockwise from the top: where the neighbour is, and the corner that a side starts at. A side
 # runs towards the neighbour of the next one.
@@ -31,6 +28,8 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
     Returns:
         Polygons (N, 2), float64 in pixels, the centre of the first pixel being (0, 0); closed from last to first point.
     """
+    from scipy import ndimage
+
     found = np.argwhere(mask)
     if not len(found):
         return []
@@ -74,6 +73,9 @@ def _with_channels(
     It starts at the hole's leftmost side, so it ends at a border that reaches further to the left: the outer one in the
     end. A run of pixels in a row has one channel at most.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     count = len(side)
     graph = coo_array((np.ones(count, bool), (np.arange(count), following)), shape=(count, count))
     border = connected_components(graph, directed=False)[1]

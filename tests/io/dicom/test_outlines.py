@@ -94,17 +94,17 @@ def _distance(points: np.ndarray, polygon: np.ndarray) -> float:
     return float(np.hypot(*np.moveaxis(away - share[..., None] * along, -1, 0)).min())
 
 
-def test_twice_as_many_parts_and_holes_take_about_twice_as_long() -> None:
-    """A checkerboard of rings: parts, holes and channels; four times as many must not take sixteen times as long."""
+def test_the_time_is_proportional_to_parts_and_holes() -> None:
+    """Rings with holes and channels: four times as many must not take sixteen times as long."""
     ring = np.pad(MASKS["two holes in a row"], ((0, 1), (0, 1)))
 
     def seconds(count: int) -> float:
         mask = np.tile(ring, (count, count))
         best = np.inf
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             assert len(outlines(mask)) == count**2
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return float(best)
 
-    assert seconds(80) < 8 * seconds(40)
+    assert seconds(60) < 8 * seconds(30)
