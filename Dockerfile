@@ -28,6 +28,7 @@ RUN --network=none --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     && /opt/boltzformer/bin/pip install --no-cache-dir --no-index --find-links /wheels --require-hashes -r /wheels/requirements.txt
 ENV PATH=/opt/boltzformer/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/workspace \
+    USER=boltzformer \
     MPLCONFIGDIR=/tmp/matplotlib \
     HF_HUB_OFFLINE=1 \
     PYTHONNOUSERSITE=1 \

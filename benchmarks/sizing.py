@@ -1,9 +1,9 @@
-"""What a machine for the label server needs: time a slice and memory, for networks of several sizes.
+"""How much memory the label server needs, for networks of several sizes; benchmarks/label_server.py measures its times.
 
     python benchmarks/sizing.py --image abdomen.nii.gz --json benchmarks/results/sizing.json
 
 For each network a real server is started with its default settings and random weights, which cost the same as trained
-ones. One scan gets a prompt, then another one whose features are kept. Times are of whole requests, by slice.
+ones. Its memory is read once it answers, and its peak after two prompts on one scan.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ NETWORKS: dict[str, tuple[str, int]] = {
 """Name → preset and edge of its square."""
 
 
-def measure(client: Client, image: str, slices: int, name: str) -> list[dict[str, Any]]:
-    """First and second prompt on a scan, and the memory that both took."""
+def measure(client: Client, image: str, name: str) -> list[dict[str, Any]]:
+    """Memory before and after a first and a second prompt on a scan."""
     started = client.peak_memory()
-    first, second = (client.own(image, [prompt]) for prompt in ("liver", "spleen"))
+    for prompt in ("liver", "spleen"):
+        client.own(image, [prompt])
     return [
-        result(f"{name}_first_prompt", first / slices, "s/slice"),
-        result(f"{name}_next_prompt", second / slices, "s/slice"),
         result(f"{name}_memory_idle", started, "GB"),
         result(f"{name}_memory_peak", client.peak_memory(), "GB"),
     ]
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
                 studies,
                 checkpoint,
                 arguments.threads,
-                lambda client, image=image, name=name: measure(client, image, arguments.slices, name),  # type: ignore[misc]
+                lambda client, image=image, name=name: measure(client, image, name),  # type: ignore[misc]
             )
     report(rows, arguments.json, settings={"slices": arguments.slices, "threads": arguments.threads})
     return 0

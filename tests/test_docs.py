@@ -129,3 +129,21 @@ def test_the_figures_of_exports_are_those_of_their_record() -> None:
     page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
     for name, both in rows.items():
         assert f"| {name} | {' | '.join(both)} |" in page, name
+
+
+def test_the_sizing_table_is_that_of_its_records() -> None:
+    page = (ROOT / "docs" / "how-to" / "operations.md").read_text(encoding="utf-8")
+    contents = {
+        name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("sizing", "label_server")
+    }
+    memory, times = ({row["name"]: row["value"] for row in content["results"]} for content in contents.values())
+    rows = re.findall(r"^\| `(\w+)`, (\d+) pixels \| ([\d.]+) GB \| ([\d.]+) GB \|$", page, re.MULTILINE)
+    assert len(rows) == len(memory) / 2
+    for preset, size, *shown in rows:
+        name = preset if preset == "tiny" else f"{preset}_{size}"
+        assert shown == [f"{memory[f'{name}_memory_{when}']:.1f}" for when in ("idle", "peak")], name
+    slices = contents["label_server"]["settings"]["slices"]
+    for step in ("first", "second"):
+        assert f"{times[f'time_{step}_own'] / slices:.2f} s" in page, step
+    assert contents["sizing"]["environment"]["command"].partition(" --json")[0] in page

@@ -111,6 +111,7 @@ def test_what_is_copied_is_there_and_enough_for_a_wheel() -> None:
 
 def test_the_server_has_no_rights_and_can_be_asked_for_its_health() -> None:
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", _value("USER"))
+    assert " USER=" in _value("ENV")  # MONAI asks for the user's name, which an orchestrator's user has not
     kept = json.loads(_value("VOLUME"))
     options = build_parser().parse_args(json.loads(_value("CMD")))
     assert [str(options.workspace), options.studies] == sorted(kept, reverse=True)
