@@ -8,15 +8,24 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from boltzformer_monai.cli.command_line import IN_DOUBT, real_number
+from boltzformer_monai.cli.report import HELP, SR, check_report
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import set_memory_gb
 
 __all__ = ["add_limits", "add_parser", "check_outputs", "label_names", "run"]
 
+if TYPE_CHECKING:
+    from boltzformer_monai.findings.measure import MeasuredTarget
+    from boltzformer_monai.io.volume import Volume
+
+_NONE = np.zeros((0, 0, 0), np.int32)
 _log = logging.getLogger(__name__)
 
 _DESCRIPTION = """List the connected components of every target, the largest first: volume, long and short axis,
@@ -32,6 +41,7 @@ def add_parser(commands: Any) -> None:
     add("--image", type=Path, required=True, metavar="SCAN", help="NIfTI, NRRD or MetaImage file, or DICOM folder")
     add("--json", type=Path, metavar="FILE", help="write the list here")
     add("--csv", type=Path, metavar="FILE", help="write it as a table")
+    add("--report", type=Path, metavar="FILE", help=HELP)
     add(
         "--names", nargs="+", default=[], metavar="VALUE=NAME",
         help='names of label values, e.g. 1="liver lesion"; default: the file\'s, or those in the JSON that segment '
@@ -57,7 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, and write what was asked for; 4 where a caveat puts the result in doubt."""
     if arguments.memory_gb is not None:
         set_memory_gb(arguments.memory_gb)
-    check_outputs({".json": arguments.json, ".csv": arguments.csv}, inputs=[arguments.labels, arguments.image])
+    inputs = [arguments.labels, arguments.image]
+    check_outputs({".json": arguments.json, ".csv": arguments.csv}, inputs=inputs)
+    if arguments.report is not None:
+        check_report(arguments.report, arguments.image, series=arguments.series, inputs=inputs)
     from boltzformer_monai.findings.measure import measure_targets
     from boltzformer_monai.findings.record import lesions_record, read_drawn
     from boltzformer_monai.findings.tables import write_lesions_csv
@@ -71,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         series=arguments.series,
     )
     limits = {"minimum_ml": arguments.lesion_min_ml, "minimum_mm": arguments.lesion_min_mm}
-    targets = [target.as_dict() for target in measure_targets(drawn, scan, **limits)]
+    # Without the numbers of their voxels, of which one target's are in memory at a time
+    measured = [replace(each, numbers=_NONE) for each in measure_targets(drawn, scan, **limits)]
+    targets = [target.as_dict() for target in measured]
     folder = Path.cwd() if arguments.json is None else arguments.json.absolute().parent
     files = {"labels": arguments.labels, "image": arguments.image}
     record = lesions_record(
@@ -88,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             for lesion in target["lesions"]
         )
         write_lesions_csv(arguments.csv, rows)
+    if arguments.report is not None:
+        _write_report(arguments, scan, measured)
     if arguments.json is not None:
         write_json(arguments.json, record)
         counts = {target["name"]: len(target["lesions"]) for target in targets}
@@ -98,6 +115,47 @@ def run(arguments: argparse.Namespace) -> int:
     for caveat in scan.caveats:
         _log.warning("%s", caveat.text)
     return IN_DOUBT if record["in_doubt"] else 0
+
+
+def _write_report(arguments: argparse.Namespace, scan: Volume, measured: Sequence[MeasuredTarget]) -> None:
+    from boltzformer_monai import __version__
+    from boltzformer_monai.data.planes import plane_of_axis
+    from boltzformer_monai.findings.lesions import acquisition_axis
+    from boltzformer_monai.findings.record import size_remarks
+    from boltzformer_monai.findings.report_page import PageTarget, write_report_page
+    from boltzformer_monai.findings.structured_report import ReportedTarget, write_structured_report
+    from boltzformer_monai.inferers.prompt_codes import segment_code
+    from boltzformer_monai.io.segmentation import find_dicom_seg
+
+    limits = size_remarks(arguments.lesion_min_ml, arguments.lesion_min_mm)
+    remarks = [*limits, *(caveat.text for caveat in scan.caveats)]
+    if not arguments.report.name.lower().endswith(SR):
+        facts = {
+            "masks": arguments.labels.name,
+            "scan": arguments.image.name,
+            "modality": scan.modality,
+            "spacing": " × ".join(f"{mm:.3g}" for mm in scan.spacing) + " mm",
+            "slices": plane_of_axis(scan, acquisition_axis(scan)),
+            "lesions": "voxels that touch by face, edge or corner",
+            "package": f"boltzformer-monai {__version__}",
+        }
+        pages = [PageTarget(each.name, each.volume_ml, each.lesions) for each in measured]
+        write_report_page(arguments.report, targets=pages, facts=facts, remarks=remarks)
+        return
+    seg = find_dicom_seg(arguments.labels)
+    targets = [
+        ReportedTarget(
+            each.name,
+            each.lesions,
+            segment_code(each.name),
+            each.value if seg is not None and isinstance(each.value, int) else None,
+        )
+        for each in measured
+    ]
+    write_structured_report(
+        arguments.report, scan=arguments.image, series=arguments.series, grid=scan, targets=targets, seg=seg,
+        algorithm="boltzformer measure", version=__version__, remarks=["Research use only", *remarks],
+    )  # fmt: skip
 
 
 def label_names(labels: Path, pairs: Sequence[str]) -> dict[str, str]:

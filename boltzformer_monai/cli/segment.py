@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.cli.command_line import add_plugin, real_number, whole_number
+from boltzformer_monai.cli.report import HELP
 from boltzformer_monai.limits import LARGEST_SEED, set_memory_gb
 from boltzformer_monai.registry import use_plugins
 
@@ -74,6 +75,7 @@ def add_parser(commands: Any) -> None:
         help="list them from this largest diameter on (all)",
     )  # fmt: skip
     add("--lesions-csv", type=Path, metavar="FILE", help="table of the lesions of all scans and prompts")
+    add("--report", type=Path, metavar="FILE", help=f"{HELP}; of one scan")
     add("--modality", metavar="CT|MR", help="if neither file nor checkpoint states it (PET, US, … of an .npz)")
     add("--window", nargs="+", metavar="W", help="NAME or LEVEL WIDTH in HU; default: the training's")
     add(
@@ -111,7 +113,7 @@ def add_parser(commands: Any) -> None:
         "--threads", type=whole_number(1, 4096), metavar="N",
         help="CPU threads of each process (a share of the processors); bytes are the same for the same number",
     )  # fmt: skip
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps, … (auto: a CUDA GPU if there is one)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
     add(
         "--memory-gb",
         metavar="GB",

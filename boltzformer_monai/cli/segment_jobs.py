@@ -18,8 +18,9 @@ from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.errors import BoltzFormerError, CheckpointError, ConfigError, VolumeError
 from boltzformer_monai.inferers.protocols import volume_protocol
 from boltzformer_monai.inferers.result_manifest import in_doubt, is_complete, source_digest
+from boltzformer_monai.inferers.result_report import write_result_report
 from boltzformer_monai.inferers.results import write_results
-from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings, beside
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.sliding_volume import SlidingVolumeInferer
 from boltzformer_monai.io.challenge_npz import is_challenge_file, read_case_volume
@@ -198,9 +199,14 @@ def segment_one(job: Job, run: Run) -> dict[str, Any]:
     try:
         source = source_digest(scan)  # before reading: a scan that changes meanwhile is another one
         with run.inferer.segment(_read(job, settings), run.network) as result:
-            return write_results(
+            manifest = write_results(
                 result, job.stem, settings, model=run.model, scan=scan, preview=job.preview, source=source
             )
+            if job.report is not None:
+                write_result_report(
+                    job.report, manifest, result, scan=scan, seg=beside(job.stem, ".dcm"), settings=settings
+                )
+            return manifest
     except MemoryError as error:
         msg = f"{scan.place}: does not fit into memory ({error or 'no more is left'}); crop it, or close other programs"
         raise ConfigError(msg) from error
@@ -225,6 +231,7 @@ def segment_job(job: Job, run: Run) -> Outcome:
             not job.scan.problem
             and is_complete(job.stem, run.settings, run.model, job.scan)
             and (job.preview is None or job.preview.is_file())
+            and job.report is None
         ):
             return Outcome(job=job, doubtful=in_doubt(job.stem))
         if not job.scan.problem:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from boltzformer_monai.cli.report import check_report
 from boltzformer_monai.cli.segment_arguments import (
     check_inputs,
     check_output,
@@ -16,7 +17,7 @@ from boltzformer_monai.cli.segment_arguments import (
 )
 from boltzformer_monai.cli.segment_targets import Job, check_targets, prepare_folders
 from boltzformer_monai.errors import ConfigError
-from boltzformer_monai.inferers.run_settings import DICOM_ENDINGS, RunSettings
+from boltzformer_monai.inferers.run_settings import DICOM_ENDINGS, RunSettings, written_paths
 from boltzformer_monai.io.dicom.rtstruct_writer import check_can_be_rtstruct
 from boltzformer_monai.io.dicom.seg_writer import check_can_be_seg
 from boltzformer_monai.io.formats import is_image_file
@@ -62,8 +63,33 @@ def plan_work(arguments: argparse.Namespace) -> Plan:
         raise ConfigError(f"{arguments.image}: {what}; leave --format {settings.ending[1:]} out")
     if not many:
         check_dicom_output(jobs[0].scan, settings)
+    if arguments.report is not None:
+        jobs = [_reported(jobs, arguments, settings, inputs=more)]
     prepare_folders(jobs, settings)
     return Plan(jobs, many, settings)
+
+
+def _reported(
+    jobs: Sequence[Job], arguments: argparse.Namespace, settings: RunSettings, *, inputs: Sequence[Path]
+) -> Job:
+    """The one job, with its report.
+
+    Raises:
+        BoltzFormerError: there are several scans, or it cannot be written.
+    """
+    report: Path = arguments.report
+    if len(jobs) > 1:
+        raise ConfigError(f"--report is of one scan, and {arguments.image} holds {len(jobs)}; measure their results")
+    (job,) = jobs
+    table = [] if arguments.lesions_csv is None else [arguments.lesions_csv]
+    check_report(
+        report,
+        job.scan.place,
+        series=job.scan.series,
+        inputs=[arguments.image, *job.scan.files, *inputs],
+        outputs=[*written_paths(job.stem, settings, job.preview), *table],
+    )
+    return replace(job, report=report)
 
 
 def check_dicom_output(scan: Scan, settings: RunSettings) -> None:

@@ -171,7 +171,8 @@ def _alike(work: Work, workers: Mapping[str, WorkerInfo]) -> Work:
 
 def _absolute(job: Job) -> Job:
     scan = replace(job.scan, place=job.scan.place.absolute(), files=tuple(path.absolute() for path in job.scan.files))
-    return Job(scan, job.stem.absolute(), None if job.preview is None else job.preview.absolute())
+    preview, report = (None if path is None else path.absolute() for path in (job.preview, job.report))
+    return Job(scan, job.stem.absolute(), preview, report)
 
 
 def _crashed(job: Job) -> Outcome:

@@ -22,6 +22,7 @@ class Job:
     scan: Scan
     stem: Path
     preview: Path | None = None
+    report: Path | None = None
 
 
 def check_targets(jobs: Sequence[Job], settings: RunSettings, *, image: Path, inputs: Iterable[Path]) -> None:

@@ -56,7 +56,7 @@ class StopSignals:
             self.received, self._at = signal.Signals(number), time.monotonic()
         elif time.monotonic() - self._at > _ONE_REQUEST_S:
             self._restore()
-            signal.raise_signal(number)  # os.kill would end the process at once on Windows
+            os.kill(os.getpid(), number)
 
     def requested(self) -> bool:
         """Whether any process was asked to stop; all processes have to ask, after the same step."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,11 @@ class Lesion:
     entropy: float | None = None
     plane: str = "axial"
     at_edge: bool = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Lesion:
+        """A lesion of :meth:`as_dict`."""
+        return cls(**{**values, "centre_mm": tuple(values["centre_mm"]), "slices": tuple(values["slices"])})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -17,7 +17,7 @@ from boltzformer_monai.io.segmentation import Segmentation, read_segmentation
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.limits import read_json
 
-__all__ = ["FORMAT", "VERSION", "lesions_record", "read_drawn", "read_record"]
+__all__ = ["FORMAT", "VERSION", "lesions_record", "read_drawn", "read_record", "size_remarks"]
 
 FORMAT = "boltzformer-lesions"
 VERSION = 1
@@ -89,6 +89,12 @@ def lesions_record(
         "files": dict(files),
         "series": series,
     }
+
+
+def size_remarks(minimum_ml: float, minimum_mm: float) -> list[str]:
+    """What a reader of a report must know of the sizes from which a component is listed."""
+    limits = [f"{value:g} {unit}" for value, unit in ((minimum_ml, "ml"), (minimum_mm, "mm")) if value > 0]
+    return [f"Lesions under {' or '.join(limits)} are not listed"] if limits else []
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from boltzformer_monai.data.prompt_check import misunderstood, named_target
 from boltzformer_monai.data.prompts import TargetEntry, find_target, normalise_prompt
@@ -26,7 +27,7 @@ def segment_code(prompt: str, *, known: bool = True) -> SegmentCode:
 
     A target's name or synonym with only modality and site around it has the target's code; "vessel of the left kidney"
     is no kidney. Other prompts have the code of a kind of lesion that they mention, else that of tissue; "no liver
-    lesion" mentions none.
+    lesion" mentions none. A finding of the vocabulary that is named after an organ has it as its site.
 
     Args:
         prompt: its text.
@@ -36,8 +37,12 @@ def segment_code(prompt: str, *, known: bool = True) -> SegmentCode:
         return TISSUE
     name = named_target(prompt) or _understood_target(prompt)
     target = None if name is None else find_target(name)
-    if target is not None and target.snomed is not None:
-        return _code(target)
+    code = _code(target) if target is not None and target.snomed is not None else _mentioned(prompt)
+    return code if target is None or not target.finding else replace(code, site=_site(target))
+
+
+def _mentioned(prompt: str) -> SegmentCode:
+    """The code of a kind of lesion that a text mentions, else that of tissue."""
     text = normalise_prompt(prompt)
     for word in () if misunderstood(text) else re.findall(r"[a-z]+", text):
         for form in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("es$", "is", word)):
@@ -56,6 +61,16 @@ def _understood_target(prompt: str) -> str | None:
     except PromptError:  # both sides
         return None
     return meaning.target if meaning is not None and meaning.score == 1 else None
+
+
+def _site(target: TargetEntry) -> SegmentCode | None:
+    """The organ that the name of a finding begins with: of "left kidney cyst" the left kidney."""
+    words = target.name.split()
+    for length in range(len(words) - 1, 0, -1):
+        place = find_target(" ".join(words[:length]))
+        if place is not None and place.snomed is not None and not place.finding:
+            return _code(place)
+    return None
 
 
 def _code(target: TargetEntry) -> SegmentCode:

@@ -106,6 +106,20 @@ def read_segmentation(
     return _on_image(_read_dicom(place, image, tolerance), image, path)
 
 
+def find_dicom_seg(path: str | os.PathLike[str]) -> Path | None:
+    """The DICOM SEG that :func:`read_segmentation` reads; None for an annotation of another kind.
+
+    Raises:
+        VolumeError: missing or damaged, or a folder without exactly one annotation.
+    """
+    place = existing(path)
+    if place.is_dir():
+        place = _only_annotation(place)
+    elif is_image_file(place) or not is_dicom_file(place):
+        return None
+    return place if _kind(place) == "SEG" else None
+
+
 def _on_image(drawn: FlatSegments, image: Volume, path: str | os.PathLike[str]) -> Segmentation:
     volume = Volume(drawn.array, image.affine, source=str(path), caveats=drawn.caveats)
     return Segmentation(volume, drawn.names, drawn.segments, drawn.titles)

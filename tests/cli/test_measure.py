@@ -111,6 +111,57 @@ def test_what_segment_wrote_is_measured_with_its_names_and_the_same_lesions(
             assert found == {**expected, "confidence": None}
 
 
+@pytest.mark.parametrize("ending", [".dcm", ".nrrd"])
+def test_report_as_sr_and_as_page(tmp_path: Path, capsys: Any, ending: str) -> None:
+    from highdicom.sr import srread
+
+    image, _ = make_phantom("abdomen", seed=1, size=(36, 32, 5))
+    scan = Scan("series", write_phantom_dicom(image, tmp_path / "scan", seed=1))
+    grid = read_volume(scan.place)
+    masks = {name: np.zeros(grid.shape, bool) for name in ("liver lesion", "spleen")}
+    masks["liver lesion"][2:9, 3:8, 1:3] = masks["liver lesion"][20:22, 20, 2] = True
+    masks["spleen"][15:20, 5:12, 2:5] = True
+    result: Any = StubResult(grid, masks)
+    settings = RunSettings(prompts=tuple(masks), ending=ending)
+    write_results(result, tmp_path / "out", settings, model=ModelRecord(sha256="ab" * 32), scan=scan)
+    call = ["measure", tmp_path / f"out{ending}", "--image", scan.place, "--lesion-min-ml", "0.1"]
+    assert _run(*call, "--report", tmp_path / "a.sr.dcm") == 0
+    targets = json.loads(capsys.readouterr().out)["targets"]
+    content = srread(tmp_path / "a.sr.dcm").content
+    groups = [*content.get_volumetric_roi_measurement_groups(), *content.get_image_measurement_groups()]
+    volumes = [group.get_measurements()[0].value for group in groups]
+    assert volumes == [lesion["volume_ml"] for each in targets for lesion in each["lesions"]]
+    assert [group.finding_sites[0].value.meaning for group in groups] == ["Liver"] * (len(groups) - 1) + ["Spleen"]
+    kinds = {"Referenced Segment" if ending == ".dcm" else "Source"}
+    assert {
+        item.name.meaning for group in groups for item in group[0].ContentSequence if item.ValueType == "IMAGE"
+    } == kinds
+    assert _run(*call, "--report", tmp_path / "a.html", "--json", tmp_path / "a.json") == 0
+    page = (tmp_path / "a.html").read_text()
+    assert "liver lesion" in page
+    assert "Lesions under 0.1 ml are not listed" in page
+    assert f"{targets[0]['lesions'][0]['volume_ml']:.3g}" in page
+    assert str(tmp_path) not in page
+
+
+def test_reports_that_cannot_be_written_are_refused(files: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
+    labels, image = files
+    (tmp_path / "folder.html").mkdir()
+    for report, part in (
+        ("a.dcm", "ends in .sr.dcm or .html"),
+        ("a.pdf", "ends in .sr.dcm or .html"),
+        (tmp_path / ".html", "ends in .sr.dcm or .html"),
+        (tmp_path / "folder.html", "it is a folder"),
+        (tmp_path / "none" / "a.html", "there is no folder"),
+        (tmp_path / "a.sr.dcm", "is no DICOM"),
+    ):
+        assert _run("measure", labels, "--image", image, "--report", report) == 2
+        error = capsys.readouterr().err
+        assert part in error
+        assert len(error.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "labels.nii.gz", "scan.nii.gz"]
+
+
 def test_what_cannot_be_measured_is_refused_in_one_line(files: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
     labels, image = files
     for arguments, part in (

@@ -55,6 +55,48 @@ def test_dicom_and_nifti_give_the_same_mask(scans: Path, checkpoint: Path, tmp_p
     np.testing.assert_array_equal(maps[0], maps[1])
 
 
+@pytest.mark.parametrize("ending", [".dcm", ".nii.gz"])
+def test_report_of_a_series(scans: Path, checkpoint: Path, tmp_path: Path, ending: str) -> None:
+    import pydicom
+    from highdicom.sr import srread
+
+    out, prompts = tmp_path / f"out{ending}", ("left kidney", "lung nodule")
+    call = [scans / "series", "--prompts", *prompts, "--checkpoint", checkpoint, "--output", out, "--presence", "off"]
+    assert _run(*call, "--report", tmp_path / "a.sr.dcm") == 0
+    lesions = [
+        (f"{each['prompt']} {lesion['number']}", lesion["volume_ml"], lesion["confidence"])
+        for each in json.loads((tmp_path / "out.json").read_text())["prompts"]
+        for lesion in each["lesions"]
+    ]
+    content = srread(tmp_path / "a.sr.dcm").content
+    groups = [*content.get_volumetric_roi_measurement_groups(), *content.get_image_measurement_groups()]
+    read = [
+        (group.tracking_identifier, group.get_measurements()[0].value, group.get_measurements()[-1].value)
+        for group in groups
+    ]
+    assert read
+    assert read == [(name, ml, pytest.approx(100 * confidence, rel=1e-5)) for name, ml, confidence in lesions]
+    if ending == ".dcm":
+        uid = pydicom.dcmread(out, specific_tags=["SOPInstanceUID"]).SOPInstanceUID
+        assert {group.referenced_segment.referenced_sop_instance_uid for group in groups} == {uid}
+    assert _run(*call, "--report", tmp_path / "a.html") == 0
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("data:image/png;base64,") == 1
+    assert page.count("<tr><td data-name") == len(lesions)
+
+
+def test_a_report_is_of_one_scan(
+    scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.nii.gz").write_bytes((scans / "scan.nii.gz").read_bytes())
+    call = ["--prompts", "liver", "--checkpoint", checkpoint, "--output", tmp_path / "out"]
+    assert _run(tmp_path / "in", *call, "--report", tmp_path / "a.html") == 2
+    assert "--report is of one scan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", [(), ("--modality", "CT")])
 def test_a_pet_is_no_ct_whatever_the_option(
     scans: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]

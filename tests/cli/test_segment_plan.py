@@ -93,6 +93,9 @@ def mistakes(tmp_path: Path, at: dict[str, Path]) -> dict[str, list[str]]:
             "rtstruct.dcm",
         ],
         "holds no DICOM slices": ["segment", str(many), *common, seg, "--series", "1.2"],
+        "name of a report ends in": ["segment", one, *common, out, "--report", str(tmp_path / "a.pdf")],
+        "which a DICOM SR must refer to": ["segment", one, *common, out, "--report", str(tmp_path / "a.sr.dcm")],
+        "is private or unknown": ["segment", odd, *common, out, "--report", str(tmp_path / "a.sr.dcm")],
         "--threshold: must be from 0 to 1": ["segment", one, *common, out, "--threshold", "2"],
         "no bundle at": ["demo", "--bundle-root", str(tmp_path)],
     }

@@ -51,3 +51,25 @@ def test_what_the_network_does_not_know_has_no_code() -> None:
 def test_findings_are_no_anatomy() -> None:
     assert segment_code("kidney stone").category == segment_code("liver lesion").category
     assert segment_code("kidney").category != segment_code("kidney stone").category
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning", "side"),
+    [
+        ("left kidney cyst", "Kidney", "left"),
+        ("hepatic lesions in CT", "Liver", None),
+        ("linke Nierenzyste", "Kidney", "left"),
+        ("right adrenal mass", "Adrenal gland", "right"),
+        ("lung nodule", "Lung", None),
+        ("brain metastases", "Brain", None),
+    ],
+)
+def test_a_finding_named_after_an_organ_has_it_as_its_site(prompt: str, meaning: str, side: str | None) -> None:
+    site = segment_code(prompt).site
+    assert site is not None
+    assert (site.meaning, site.side) == (meaning, side)
+
+
+def test_other_prompts_have_no_site() -> None:
+    for prompt in ("left kidney", "metastasis", "nodule in the left lung", "no liver lesion", "left pleural effusion"):
+        assert segment_code(prompt).site is None

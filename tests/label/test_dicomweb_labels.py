@@ -27,6 +27,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag  # noqa: E402
 from boltzformer_monai.demo.phantom import make_phantom  # noqa: E402
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom  # noqa: E402
 from boltzformer_monai.errors import StorageError, VolumeError  # noqa: E402
+from boltzformer_monai.findings.lesions import find_lesions  # noqa: E402
 from boltzformer_monai.io.dicom.seg_writer import write_dicom_seg  # noqa: E402
 from boltzformer_monai.io.read import read_label_map, read_volume, write_label_map  # noqa: E402
 from boltzformer_monai.label.datastore.dicomweb import open_dicomweb  # noqa: E402
@@ -68,6 +69,49 @@ def test_a_final_label_goes_to_the_archive_as_seg(archive: Orthanc, tmp_path: Pa
     assert store.get_labels_by_image_id(uid) == {"final": uid}
     np.testing.assert_array_equal(read_label_map(label_path(store, uid, "final")).array, labels)
     assert store.get_label_info(uid, "final")["label_info"] == NAMES["label_info"]
+
+
+def test_its_lesions_are_in_the_archive_as_sr(archive: Orthanc, tmp_path: Path) -> None:
+    from highdicom.sr import Comprehensive3DSR
+
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    file, labels = drawn(store, uid, tmp_path / "label.nii.gz")
+    info = dict(NAMES)
+    store.save_label(uid, str(file), "final", info)
+    (seg,), (sr,) = stored(archive, modality="SEG"), stored(archive, modality="SR")
+    assert (sr.StudyInstanceUID, sr.PatientID) == (seg.StudyInstanceUID, seg.PatientID)
+    image = read_volume(tmp_path / "a")
+    expected = [lesion for value in (3, 7) for lesion in find_lesions(labels == value, image)]
+    groups = Comprehensive3DSR.from_dataset(sr).content.get_volumetric_roi_measurement_groups()
+    for group, lesion in zip(groups, expected, strict=True):
+        assert group.referenced_segment.referenced_sop_instance_uid == seg.SOPInstanceUID
+        read = [(each.name.meaning, each.value) for each in group.get_measurements()]
+        assert read[:4] == [
+            ("Volume", lesion.volume_ml), ("Long axis", lesion.long_axis_mm), ("Short axis", lesion.short_axis_mm),
+            ("Diameter", lesion.diameter_mm),
+        ]  # fmt: skip
+    (found,) = corrected_labels(open_dicomweb(archive.url, tmp_path / "other"))
+    assert found.image_id == uid  # no label, to this server
+
+
+def test_a_label_is_saved_where_its_sr_cannot_be(
+    archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uid = add_phantom(archive, tmp_path / "a", "abdomen", seed=1)
+    store = open_dicomweb(archive.url, tmp_path / "work")
+    store_one = store.archive.store
+
+    def only_seg(path: Path) -> tuple[str, str]:
+        if path.name.endswith(".sr.dcm"):
+            raise DicomWebError("the DICOMweb server is full")
+        return store_one(path)
+
+    monkeypatch.setattr(store.archive, "store", only_seg)
+    file, _ = drawn(store, uid, tmp_path / "label.nii.gz")
+    assert store.save_label(uid, str(file), "final", dict(NAMES)) == uid
+    assert store.get_labeled_images() == [uid]
+    assert "no DICOM SR of its lesions was stored: the DICOMweb server is full" in caplog.text
 
 
 def test_another_server_reads_it_back_with_names(archive: Orthanc, tmp_path: Path) -> None:

@@ -108,7 +108,20 @@ def test_segmentation_as_dicom_seg(server: Server) -> None:
     volume = read_volume(server.folder / "abdomen")
     masks = masks_by_highdicom(seg, server.folder / "abdomen", volume.affine, volume.shape)
     np.testing.assert_array_equal(masks["left kidney"], labels == 1)
-    assert server.get(f"{results}/summary.json").json()["ending"] == ".nii.gz"
+    summary = server.get(f"{results}/summary.json").json()
+    assert summary["ending"] == ".nii.gz"
+    assert reply["dicom_sr"] is True
+    sr = pydicom.dcmread(io.BytesIO(server.get(f"{results}/report.sr.dcm").content))
+    groups = sr.ContentSequence[-2].ContentSequence
+    volumes = [item.MeasuredValueSequence[0].NumericValue for group in groups for item in group.ContentSequence
+               if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeMeaning == "Volume"]  # fmt: skip
+    assert volumes == [lesion["volume_ml"] for lesion in summary["prompts"][0]["lesions"]]
+    segments = [item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for group in groups
+                for item in group.ContentSequence if item.ValueType == "IMAGE"]  # fmt: skip
+    assert set(segments) == {seg.SOPInstanceUID}
+    page = server.get(f"{results}/report.html")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "left kidney" in page.text
     assert server.get(f"{results}/uncertainty.nii.gz").status_code == 200
 
 
@@ -117,6 +130,8 @@ def test_nothing_found_has_no_dicom_seg(server: Server) -> None:
     assert reply["not_found"] == ["liver"]
     assert reply["dicom_seg"] is False
     assert server.get(f"/boltzformer/api/results/{reply['result']}/segmentation.dcm").status_code == 404
+    sr = pydicom.dcmread(io.BytesIO(server.get(f"/boltzformer/api/results/{reply['result']}/report.sr.dcm").content))
+    assert sr.ContentSequence[-1].ContentSequence[0].TextValue == "liver: no lesions found"
 
 
 def test_what_cannot_be_used_is_the_clients_mistake(server: Server) -> None:

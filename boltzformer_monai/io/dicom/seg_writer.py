@@ -45,12 +45,14 @@ class SegmentCode:
         meaning: its words.
         side: ``"left"``, ``"right"`` or None; becomes the modifier of the type.
         category: (code, meaning) of the kind of thing; anatomy unless given.
+        site: anatomy that a finding lies in, where it is known; becomes the anatomic region.
     """
 
     value: str
     meaning: str
     side: str | None = None
     category: tuple[str, str] = ANATOMY
+    site: SegmentCode | None = None
 
 
 TISSUE = SegmentCode("85756007", "Tissue", category=("85756007", "Tissue"))
@@ -255,6 +257,11 @@ def _described(number: int, name: str, code: SegmentCode, algorithm: str, versio
     if code.side is not None:
         kind = described.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [concept(*SIDES[code.side])]
+    if code.site is not None:
+        region = concept(code.site.value, code.site.meaning)
+        if code.site.side is not None:
+            region.AnatomicRegionModifierSequence = [concept(*SIDES[code.site.side])]
+        described.AnatomicRegionSequence = [region]
     return described
 
 

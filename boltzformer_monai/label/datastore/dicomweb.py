@@ -1,5 +1,7 @@
 """Datastore of a DICOMweb server: CT and MR series are the images, DICOM SEG objects their final labels.
 
+A DICOM SR with the lesions of a final label is stored beside its SEG.
+
 Local files are a cache only.
 """
 
@@ -24,7 +26,7 @@ from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.dicomweb_cache import Cache, compact
 from boltzformer_monai.label.datastore.dicomweb_client import DicomWebClient
-from boltzformer_monai.label.datastore.seg_labels import read_label, write_label_as_seg
+from boltzformer_monai.label.datastore.seg_labels import read_label, write_label_as_seg, write_label_as_sr
 from boltzformer_monai.label.files import zipped
 from boltzformer_monai.label.label_info import as_label_info, caveats_in, names_in
 from boltzformer_monai.label.safe_ids import UPLOADS, UnknownIdError
@@ -213,7 +215,7 @@ class DicomWebDatastore(Datastore):
         return image_id
 
     def _send(self, labels: np.ndarray, names: Mapping[int, str], image: Volume, scan: Path, info: Any) -> None:
-        """Store a label on the server as DICOM SEG, and note its UIDs in ``info``."""
+        """Store a label on the server as DICOM SEG, note its UIDs in ``info``, and store its lesions as DICOM SR."""
         # A temporary file that cannot be deleted is no failure once the SEG was stored.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             seg = Path(temporary) / "label.dcm"
@@ -224,6 +226,12 @@ class DicomWebDatastore(Datastore):
                 info["SeriesInstanceUID"], info["SOPInstanceUID"] = self.archive.store(seg)
             finally:
                 self.refresh()  # the server may have stored it even if its response was lost
+            try:
+                report = seg.with_name("label.sr.dcm")
+                write_label_as_sr(labels, names, image, report, scan=scan, seg=seg, caveats=caveats)
+                self.archive.store(report)
+            except BoltzFormerError as error:  # the label itself is safe
+                _log.warning("%s: no DICOM SR of its lesions was stored: %s", info["SeriesInstanceUID"], error)
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """ZIP of images and final labels; the caller removes it."""

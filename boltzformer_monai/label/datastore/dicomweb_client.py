@@ -173,7 +173,7 @@ class DicomWebClient:
             reply = self._client.store_instances([sent], sent.StudyInstanceUID)
         if failed := reply.get("FailedSOPSequence"):  # Orthanc sends an empty one
             reason = failed[0].get("FailureReason", "not given")
-            msg = f"the DICOMweb server refuses the DICOM SEG (failure reason {reason}); its log may say why"
+            msg = f"the DICOMweb server refuses the {sent.Modality} (failure reason {reason}); its log may say why"
             raise DicomWebError(msg)
         return str(sent.SeriesInstanceUID), str(sent.SOPInstanceUID)
 

@@ -1,4 +1,4 @@
-"""Convert between named label maps and DICOM SEG on the grid of their scan."""
+"""Convert between named label maps and DICOM SEG on the grid of their scan, and list their lesions as DICOM SR."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from boltzformer_monai import __version__
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.findings.lesions import find_lesions
+from boltzformer_monai.findings.structured_report import ReportedTarget, write_structured_report
 from boltzformer_monai.inferers.prompt_codes import segment_code
 from boltzformer_monai.inferers.result_caveats import about, in_doubt, remark, seg_series
 from boltzformer_monai.io.dicom.seg_writer import SegmentCode, write_dicom_seg
@@ -99,6 +101,32 @@ def write_label_as_seg(
         made="SEMIAUTOMATIC" if caveats is None else "AUTOMATIC",
         remarks={name: remark(of_model, name) for name in names.values()},
     )
+
+
+def write_label_as_sr(
+    labels: np.ndarray,
+    names: Mapping[int, str],
+    image: Volume,
+    path: Path,
+    *,
+    scan: Path,
+    seg: Path,
+    caveats: Sequence[Caveat] | None,
+) -> None:
+    """Write the lesions of a label map as DICOM SR that refers to its DICOM SEG; arguments as above.
+
+    Raises:
+        VolumeError: no SR of this series can be written.
+    """
+    present = [value for value in sorted(names) if (labels == value).any()]
+    targets = [
+        ReportedTarget(names[value], find_lesions(labels == value, image), segment=number)
+        for number, value in enumerate(present, 1)
+    ]
+    write_structured_report(
+        path, scan=scan, grid=image, targets=targets, seg=seg, algorithm="BoltzFormer", version=__version__,
+        remarks=["Research use only", *(each.text for each in caveats or ())],
+    )  # fmt: skip
 
 
 def _too_many(path: Path, value: int) -> VolumeError:

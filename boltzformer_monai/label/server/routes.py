@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +25,12 @@ from starlette.exceptions import HTTPException
 import boltzformer_monai
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.inferers.result_manifest import read_manifest
+from boltzformer_monai.inferers.result_report import write_result_page, write_result_sr
 from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.io.dicom.files import is_dicom_file
 from boltzformer_monai.io.formats import is_image_file, write_image_file
+from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.datastore.dicomweb_cache import compact
 from boltzformer_monai.label.disconnect import CancelOnDisconnect
@@ -51,7 +55,11 @@ RESULTS = {
     "uncertainty.nii.gz": ("result-uncertainty.nii.gz", "application/gzip"),
     "segmentation.dcm": ("result.dcm", "application/dicom"),
     "summary.json": ("result.json", "application/json"),
+    "report.sr.dcm": ("result.sr.dcm", "application/dicom"),
+    "report.html": ("result.html", "text/html"),
 }
+REPORTS = ("report.sr.dcm", "report.html")
+"""Files that are made when they are asked for."""
 _KEPT = 16  # results
 
 
@@ -95,28 +103,36 @@ def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> 
     app.add_middleware(OriginCheck, origins=origins, hosts=settings.hosts, no_sign_in=not stock.MONAI_LABEL_AUTH_ENABLE)
 
 
+@dataclass(frozen=True)
+class _Result:
+    """A result's files, and the scan that it is of."""
+
+    folder: Path
+    scan: Scan
+
+
 class _Results:
-    """Folders by id; the oldest is deleted when there are more than ``_KEPT``."""
+    """Results by id; the oldest is deleted when there are more than ``_KEPT``."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="boltzformer-results-")
-        self._results: OrderedDict[str, Path] = OrderedDict()
+        self._results: OrderedDict[str, _Result] = OrderedDict()
         self._lock = threading.Lock()
 
-    def new(self) -> tuple[str, Path]:
-        """Make an empty folder; returns its id and path."""
+    def new(self, scan: Scan) -> tuple[str, Path]:
+        """Make an empty folder for a result of a scan; returns its id and path."""
         name = secrets.token_urlsafe(12)
         folder = Path(self._folder.name) / name
         folder.mkdir()
         with self._lock:
-            self._results[name] = folder
-            old = [self._results.popitem(last=False)[1] for _ in range(len(self._results) - _KEPT)]
+            self._results[name] = _Result(folder, scan)
+            old = [self._results.popitem(last=False)[1].folder for _ in range(len(self._results) - _KEPT)]
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
         return name, folder
 
-    def folder(self, name: str) -> Path | None:
-        """The folder of an id, or None if it was deleted."""
+    def get(self, name: str) -> _Result | None:
+        """The result of an id, or None if it was deleted."""
         with self._lock:
             return self._results.get(name)
 
@@ -200,7 +216,7 @@ class _Routes:
         params = {key: value for key, value in content.items() if key != "image"}
         request = parse_request(params, default_prompts=self.service.default_prompts())
         with self.service.segmented(path, request) as segmented:
-            rid, folder = self.results.new()  # only now: a waiting request must not evict a result
+            rid, folder = self.results.new(segmented.scan)  # only now: a waiting request must not evict a result
             summary = write_results(
                 segmented.result, folder / "result", segmented.settings, model=segmented.model, scan=segmented.scan
             )
@@ -211,19 +227,39 @@ class _Routes:
             "label_names": {each["prompt"]: each["label"] for each in summary["prompts"]},
             "uncertainty": request.repeats > 1,
             "dicom_seg": has_seg,
+            "dicom_sr": _is_series(path),
         }
 
-    def result(self, rid: str, name: str) -> FileResponse:
+    async def result(self, rid: str, name: str) -> FileResponse:
         """A file of a result."""
-        folder = self.results.folder(rid)
-        if folder is None:
+        result = self.results.get(rid)
+        if result is None:
             raise HTTPException(404, "this result has expired; segment again")
         if name not in RESULTS:
             raise HTTPException(404, f"no such file; a result may have {', '.join(RESULTS)}")
         file, kind = RESULTS[name]
-        if not (folder / file).is_file():
+        if name in REPORTS and not (result.folder / file).is_file():
+            await self.queues.scans.run(self._report, result, file)
+        if not (result.folder / file).is_file():
             raise HTTPException(404, f"this result has no {name}")
-        return FileResponse(folder / file, media_type=kind, filename=name)
+        return FileResponse(result.folder / file, media_type=kind, filename=name)
+
+    def _report(self, result: _Result, file: str) -> None:
+        """Write a report of the lesions; a DICOM SR of a DICOM scan only, of the masks in its SEG if there is one."""
+        manifest = read_manifest(result.folder / "result.json")
+        if file.endswith(".html"):
+            write_result_page(result.folder / file, manifest, scan=result.scan)
+        elif _is_series(result.scan.place):
+            seg = result.folder / "result.dcm"
+            if seg.is_file():
+                manifest = read_manifest(result.folder / "seg.json")
+            write_result_sr(
+                result.folder / file,
+                manifest,
+                grid=self.service.volume(result.scan.place),
+                scan=result.scan,
+                seg=seg if seg.is_file() else None,
+            )
 
     def not_found(self, path: str) -> None:
         """Any other path below /api."""

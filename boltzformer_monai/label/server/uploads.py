@@ -117,13 +117,12 @@ def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
 def saved(upload: UploadFile) -> Iterator[Path]:
     """A temporary copy of a checked and renamed upload, for the readers."""
     name = str(upload.filename)
-    with tempfile.TemporaryDirectory() as folder:  # Windows lets nobody open a NamedTemporaryFile again
-        path = Path(folder, f"upload{name[name.index('.') :]}")
+    with tempfile.NamedTemporaryFile(suffix=name[name.index(".") :]) as copy:
         upload.file.seek(0)
-        with path.open("wb") as copy:
-            shutil.copyfileobj(upload.file, copy)
+        shutil.copyfileobj(upload.file, copy)
+        copy.flush()
         upload.file.seek(0)
-        yield path
+        yield Path(copy.name)
 
 
 def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
