@@ -32,17 +32,21 @@ _CLEARLY_FASTER = 0.9  # of float32's time; what is nearer is float32, so that a
 def resolve_precision(precision: str, device: torch.device | str) -> _Resolved:
     """``"auto"`` → ``"bf16"`` on GPUs that support it and on CPUs that are faster with it, else ``"fp32"``.
 
+    On Apple's GPU (``"mps"``) ``"auto"`` is ``"fp32"``.
+
     A CPU with bfloat16 instructions is measured, for a second; the result is kept in the user's cache folder for this
     CPU, version of PyTorch and number of threads.
 
     Raises:
-        ConfigError: the precision is none of auto, fp32 and bf16.
+        ConfigError: the precision is none of auto, fp32 and bf16, or the device does not have it.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    kind = torch.device(device).type
+    if precision == "bf16" and kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise ConfigError("bf16 on Apple's GPU needs macOS 14; take --precision fp32")
     if precision != "auto":
         return "bf16" if precision == "bf16" else "fp32"
-    kind = torch.device(device).type
     if kind == "cuda":  # older GPUs emulate it, slowly
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return _faster_on_cpu(torch.get_num_threads()) if kind == "cpu" and _cpu_has_bf16() else "fp32"
@@ -159,12 +163,12 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
+    """The first CUDA GPU, or the CPU; Apple's GPU only by its name, ``"mps"``."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def device_by_name(name: str) -> torch.device:
-    """``"auto"``, ``"cpu"``, ``"cuda:1"``, …
+    """``"auto"``, ``"cpu"``, ``"cuda:1"``, ``"mps"``, …
 
     Raises:
         ConfigError: there is no such device here.
@@ -173,6 +177,8 @@ def device_by_name(name: str) -> torch.device:
         return default_device()
     try:
         device = torch.device(name)
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("Apple's GPU needs a Mac with Apple silicon and PyTorch with Metal")
         torch.empty(0, device=device)
         if device.type == "meta":
             raise RuntimeError("it computes nothing")

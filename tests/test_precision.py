@@ -124,3 +124,21 @@ def test_devices_by_name():
         with pytest.raises(ConfigError, match=f"no device '{name}' here") as refused:
             device_by_name(name)
         assert "\n" not in str(refused.value)
+
+
+def test_the_gpu_of_apple_is_known(monkeypatch: pytest.MonkeyPatch):
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ConfigError, match="no device 'mps' here .*Apple silicon"):
+            device_by_name("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
+    assert device_by_name("mps") == torch.device("mps")
+    assert default_device().type != "mps"  # only by its name
+    assert resolve_precision("auto", "mps") == "fp32"
+    for newer in (False, True):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version, newer=newer: newer)
+        if newer:
+            assert resolve_precision("bf16", "mps") == "bf16"
+        else:
+            with pytest.raises(ConfigError, match="needs macOS 14"):
+                resolve_precision("bf16", "mps")

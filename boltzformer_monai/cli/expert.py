@@ -66,7 +66,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="slice dataset, made by boltzformer slice")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda:1, … (the first GPU if there is one)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda:1, mps, … (the first CUDA GPU if there is one)")
     add("--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help="of everything random (0)")
 
 

@@ -113,7 +113,7 @@ def add_parser(commands: Any) -> None:
         "--threads", type=whole_number(1, 4096), metavar="N",
         help="CPU threads of each process (a share of the processors); bytes are the same for the same number",
     )  # fmt: skip
-    add("--device", default="auto", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps, … (auto: a CUDA GPU if there is one)")
     add(
         "--memory-gb",
         metavar="GB",

@@ -64,7 +64,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default prompts (the checkpoint's targets)")
     parser.add_argument("--modality", metavar="CT|MR", help="for scans that do not state theirs")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (auto: a GPU if there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (auto: a CUDA GPU if there is one)")
     parser.add_argument(
         "--cache-mb", type=whole_number(0), metavar="MB",
         help="memory for scans and image features (a quarter of the machine's)",

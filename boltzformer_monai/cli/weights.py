@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from boltzformer_monai.cli.command_line import add_plugin
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.registry import use_plugins
 from boltzformer_monai.storage import require_writable
+
+_log = logging.getLogger(__name__)
 
 _LIST = """List the public weights that are known: what they are, their licence and size, and where they are from."""
 _FETCH = """Fetch weights from the Hugging Face hub into its cache, and print where they are.
@@ -35,6 +38,14 @@ _CARD = """Write the numbers of an evaluation into a model's card, and into the 
 
     boltzformer evaluate --data SLICES --checkpoint RUN/model --output RUN/eval --split test
     boltzformer weights card RUN/model --metrics RUN/eval/metrics.json
+"""
+_BUNDLE = """Write a model as a MONAI bundle of its own, in the form of MONAI's model zoo, and as a zip file.
+
+    boltzformer weights bundle RUN/model --output liver_lesion_ct_segmentation
+    cd liver_lesion_ct_segmentation
+    python -m monai.bundle run --config_file configs/inference.json --image scan.nii.gz
+
+The zoo takes no file above 25 MB: put larger weights where everybody can fetch them, and name the place with --url.
 """
 
 
@@ -71,6 +82,12 @@ def add_parser(commands: Any) -> None:
     card.add_argument("--metrics", type=Path, required=True, metavar="FILE", help="metrics.json of its evaluation")
     card.add_argument("--bundle", type=Path, metavar="DIR", help="bundle whose metadata.json gets them too")
     card.set_defaults(run=run_card)
+
+    bundle = actions.add_parser("bundle", help="a model folder → a MONAI bundle and its zip", description=_BUNDLE)
+    bundle.add_argument("model", metavar="MODEL", help="model folder, or the id of a fetched one")
+    bundle.add_argument("--output", type=Path, required=True, metavar="DIR", help="the bundle to write, and DIR.zip")
+    bundle.add_argument("--url", default="", help="where models/model.pt can be fetched, for large_files.yml")
+    bundle.set_defaults(run=run_bundle)
 
 
 def run_list(options: argparse.Namespace) -> int:
@@ -133,4 +150,22 @@ def run_card(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{place.path / CARD}\n")
     if options.bundle is not None:
         sys.stdout.write(f"{write_bundle_metrics(metrics, options.bundle)}\n")
+    return 0
+
+
+def run_bundle(options: argparse.Namespace) -> int:
+    """Write the bundle, and print folder and zip file."""
+    from boltzformer_monai.models.zoo import LARGEST_FILE, write_bundle
+
+    if options.url and not options.url.startswith("https://"):
+        raise ConfigError(f"--url must begin with https://, got {options.url!r}")
+    archive = write_bundle(options.model, options.output, url=options.url)
+    size = (options.output / "models" / "model.pt").stat().st_size
+    if size > LARGEST_FILE and not options.url:
+        _log.warning(
+            "models/model.pt has %d MB; the model zoo takes up to %d MB, and larger files by --url",
+            size // 10**6,
+            LARGEST_FILE // 10**6,
+        )
+    sys.stdout.write(f"{options.output}\n{archive}\n")
     return 0

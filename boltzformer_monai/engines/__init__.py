@@ -1,6 +1,7 @@
 """Training and evaluation engines on MONAI's, and what the bundle's configurations wire."""
 
 from boltzformer_monai.engines.bundle import (
+    find_bundle,
     make_training,
     mask_size_for,
     start,
@@ -65,6 +66,7 @@ __all__ = [
     "distributed_device",
     "evaluation_items",
     "evaluation_transform",
+    "find_bundle",
     "find_initial_weights",
     "make_optimizer",
     "make_scheduler",

@@ -87,7 +87,7 @@ def start(bundle_root: str | Path, name: str, *, plugins: str | Sequence[str] = 
     one_line_errors()
     configs = Path(str(bundle_root)) / "configs"
     if not (configs / f"{name}.json").is_file():
-        msg = f"no bundle at {bundle_root}; run from the repository's root or give --bundle_root PATH/TO/boltzformer"
+        msg = f"no bundle at {bundle_root}; run in the bundle's folder or give --bundle_root PATH/TO/boltzformer"
         raise ConfigError(msg)
     parser = _parser_in_use()
     _check_keys(parser, configs, name)
@@ -98,6 +98,15 @@ def start(bundle_root: str | Path, name: str, *, plugins: str | Sequence[str] = 
     use_plugins(plugins)
     if name == "train" and not is_expression(metric := parser.get("key_metric")):
         find_key_metric(metric)
+
+
+def find_bundle() -> str:
+    """Where the bundle is without ``--bundle_root``: in a clone's ``bundles/boltzformer``, else in the current folder.
+
+    The model zoo's commands run in the bundle's folder. :func:`start` checks that it is one.
+    """
+    clone = "bundles/boltzformer"
+    return clone if Path(clone, "configs").is_dir() else "."
 
 
 def _check_keys(parser: ConfigParser, configs: Path, name: str) -> None:

@@ -56,7 +56,7 @@ class StopSignals:
             self.received, self._at = signal.Signals(number), time.monotonic()
         elif time.monotonic() - self._at > _ONE_REQUEST_S:
             self._restore()
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # os.kill would end the process at once on Windows
 
     def requested(self) -> bool:
         """Whether any process was asked to stop; all processes have to ask, after the same step."""

@@ -54,7 +54,7 @@ class PseudoDice(Metric):
         """Add logits and masks ``(B, C, *patch)``."""
         predicted, truth = output[0].detach() > 0, output[1] >= 0.5
         axes = [0, *range(2, truth.ndim)]
-        counts = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).double().cpu()
+        counts = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).cpu().double()
         self._found = counts if self._found is None else self._found + counts
 
     def compute(self) -> float:

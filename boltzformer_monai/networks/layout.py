@@ -13,13 +13,17 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def set_layout(network: _Network, *, trains: bool) -> _Network:
-    """Turn the weights to channels last, except where a training would be unsafe: there they are contiguous.
+    """Turn the weights to channels last, except where that is unsafe: there they are contiguous.
+
+    On Apple's GPU it never is: PyTorch's Metal kernels had wrong convolutions in that layout more than once
+    (pytorch#141009, pytorch#180984).
 
     Args:
         network: on its device.
         trains: whether it will run backward.
     """
-    safe = not trains or training_is_safe(network)
+    on_metal = any(weight.device.type == "mps" for weight in network.parameters())
+    safe = not on_metal and (not trains or training_is_safe(network))
     return network.to(memory_format=torch.channels_last if safe else torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 

@@ -189,7 +189,8 @@ class BoltzmannSampling:
     @staticmethod
     def _union_of_draws(probability: Tensor, draws: int, layer: int, generator: Randomness) -> Tensor:
         """The union of ``draws`` draws with replacement, by inverting the cumulative distribution."""
-        cumulative = probability.cumsum(-1, dtype=torch.float64).float()
+        summed = probability.cpu() if probability.device.type == "mps" else probability  # Metal has no float64
+        cumulative = summed.cumsum(-1, dtype=torch.float64).float().to(probability.device)
         shape = (*probability.shape[:-1], draws)
         uniform = draw_uniform(shape, layer=layer, generator=generator, device=probability.device)
         drawn = torch.searchsorted(cumulative, uniform.expand(shape).contiguous(), right=True)

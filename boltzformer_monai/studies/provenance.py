@@ -63,7 +63,7 @@ def measured(device: str | None = None) -> Iterator[Cost]:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            _RESET.write_text("5")  # the kernel's peak of this process begins anew
+            _RESET.write_text("5", encoding="ascii")  # the kernel's peak of this process begins anew
     started, processor = time.monotonic(), _processor_seconds()
     try:
         yield cost

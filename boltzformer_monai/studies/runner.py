@@ -53,6 +53,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has no SIGUSR1
 _FAILURE = "failed.json"
 
 
@@ -315,18 +316,18 @@ def _messages(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stopping(deadline: float | None) -> Iterator[Callable[[], bool]]:
-    """At the deadline ask the training under way to stop, as SIGUSR1 does; yields whether it has passed."""
+    """At the deadline ask the training under way to stop, by a signal; yields whether it has passed."""
     passed = threading.Event()
     main = threading.current_thread() is threading.main_thread()
-    if deadline is None or not main or not hasattr(signal, "SIGUSR1"):
+    if deadline is None or not main:
         yield lambda: False
         return
 
     def ring() -> None:
         passed.set()
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(_STOP)
 
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)  # a training sets its own; between two nothing happens
+    before = signal.signal(_STOP, lambda *_: None)  # a training sets its own; between two nothing happens
     timer = threading.Timer(max(0.0, deadline - time.time()), ring)
     timer.daemon = True
     timer.start()
@@ -335,7 +336,7 @@ def _stopping(deadline: float | None) -> Iterator[Callable[[], bool]]:
     finally:
         timer.cancel()
         timer.join()
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)
+        signal.signal(_STOP, signal.SIG_DFL if before is None else before)
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:

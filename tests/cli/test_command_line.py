@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import errno
 import logging
+import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from boltzformer_monai.cli import build_parser, check, export_dataset, main, slice
+from boltzformer_monai.cli import NEXT, build_parser, check, export_dataset, main, slice
 from boltzformer_monai.cli.command_line import CommandParser, run_command
 from boltzformer_monai.errors import DatasetError
 from tests.data.slice_cases import contents
@@ -155,3 +158,30 @@ def test_a_huge_number_is_one_line(option: str, capsys: pytest.CaptureFixture[st
     line = capsys.readouterr().err
     assert line.startswith(f"error: argument {option}: must be ")
     assert line.count("\n") == 1
+
+
+def test_without_arguments_it_says_what_to_do_next(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", NEXT)
+    commands = [shlex.split(line)[1:] for line in NEXT.splitlines() if line.startswith("  boltzformer ")]
+    assert len(commands) >= 6
+    for words in commands:
+        assert build_parser().parse_args(words).command == words[0]
+
+
+def test_bars_count_down_and_nothing_is_coloured():
+    """A bar knows its end and is tqdm's own, which shows the time left; without colours NO_COLOR has nothing to do."""
+    bars = 0
+    for file in (ROOT / "boltzformer_monai").rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert re.search(r"\\x1b|\\033|\\u001b|colorama|termcolor", source) is None, file
+        for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "id", "")
+            given = {each.arg for each in call.keywords}
+            if name in ("tqdm", "ProgressBar"):
+                bars += 1
+                assert not given & {"bar_format", "colour"}, file
+            if name == "tqdm":
+                assert call.args or "total" in given or "bar.total = " in source, file
+    assert bars >= 9

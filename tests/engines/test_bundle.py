@@ -174,7 +174,7 @@ def test_what_is_read_and_written_is_looked_at_before_anything_is_made(tmp_path:
 
 
 def test_a_bundle_that_is_not_there(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"no bundle at .*; run from the repository's root or give --bundle_root"):
+    with pytest.raises(ConfigError, match=r"no bundle at .*; run in the bundle's folder or give --bundle_root"):
         bundle.start(tmp_path, "train")
 
 

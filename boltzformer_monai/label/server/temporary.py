@@ -93,7 +93,7 @@ def _sweep(parent: Path, only: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if fcntl is not None:
             mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH

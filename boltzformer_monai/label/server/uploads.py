@@ -117,12 +117,13 @@ def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
 def saved(upload: UploadFile) -> Iterator[Path]:
     """A temporary copy of a checked and renamed upload, for the readers."""
     name = str(upload.filename)
-    with tempfile.NamedTemporaryFile(suffix=name[name.index(".") :]) as copy:
+    with tempfile.TemporaryDirectory() as folder:  # Windows lets nobody open a NamedTemporaryFile again
+        path = Path(folder, f"upload{name[name.index('.') :]}")
         upload.file.seek(0)
-        shutil.copyfileobj(upload.file, copy)
-        copy.flush()
+        with path.open("wb") as copy:
+            shutil.copyfileobj(upload.file, copy)
         upload.file.seek(0)
-        yield Path(copy.name)
+        yield path
 
 
 def _check_inflated(file: BinaryIO, start: int, limit: int) -> None:
