@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import ipaddress
+import json
 import logging
+import logging.config
 import os
 import signal
 import socket
@@ -73,6 +75,13 @@ def add_parser(commands: Any) -> None:
         "--memory-gb", type=real_number(0, 1e6), metavar="GB", help="memory limit for reading one scan (half)"
     )
     parser.add_argument(
+        "--keys", type=Path, metavar="FILE", help="file of API keys, see boltzformer key; no request without one"
+    )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text",
+        help="json: one object a line, with a line and an id for every request (text)",
+    )  # fmt: skip
+    parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="any other setting of the server"
     )
     add_plugin(parser)
@@ -113,12 +122,13 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings = _conf(arguments, studies) | {"checkpoint": str(checkpoint)}
     workspace = Path(settings["workspace"])
     app = _app_folder(workspace)
+    logs = _json_logs(app) if arguments.log_format == "json" else None
     use_plugins(arguments.plugins)
     _check_checkpoint(checkpoint)  # last, since it loads the file
     if not remote:
         _warn_of_unserved_files(Path(studies))
     with temporary_folder(workspace):
-        _start(app, studies, settings, arguments.host, arguments.port)
+        _start(app, studies, settings, arguments.host, arguments.port, logs)
 
 
 def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
@@ -132,6 +142,10 @@ def _conf(arguments: argparse.Namespace, studies: str) -> dict[str, str]:
     for key in ("device", "memory_gb", "cache_mb", "prompts", "modality"):
         if options[key] not in (None, ""):
             conf[key] = str(options[key])
+    if arguments.keys is not None:
+        conf["keys"] = str(arguments.keys.absolute())
+    if arguments.log_format == "json":
+        conf.setdefault("access_log", "true")
     ServerSettings.from_conf(conf, studies=studies)  # reports unknown keys now, in one line
     return conf
 
@@ -200,7 +214,23 @@ def _app_folder(workspace: Path) -> Path:
     return folder
 
 
-def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) -> None:
+def _json_logs(app: Path) -> Path:
+    """Log as JSON from now on; returns the configuration for the web server, which configures the logs anew."""
+    from boltzformer_monai.label.server.json_logs import json_logging
+
+    folder = app / "logs"
+    file = app / "logging.json"
+    try:
+        folder.mkdir(exist_ok=True)
+        configuration = json_logging(folder)
+        file.write_text(json.dumps(configuration), encoding="utf-8")
+        logging.config.dictConfig(configuration)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{folder}: cannot be written ({why(error)}); give another --workspace") from error
+    return file
+
+
+def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int, logs: Path | None = None) -> None:
     from monailabel.config import settings
     from monailabel.interfaces.utils.app import app_instance
     from monailabel.main import Main
@@ -209,13 +239,14 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
 
     pairs = [word for key, value in conf.items() for word in ("--conf", key, value)]
     command = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port), *pairs]
+    command += [] if logs is None else ["--log_config", str(logs)]
     main = Main(actions=("start_server",))
     os.environ.setdefault("PYTHONPATH", "")  # MONAI Label passes it to its processes
     _log.info("starting; the page will be at http://%s:%d/boltzformer/", f"[{host}]" if ":" in host else host, port)
-    if not settings.MONAI_LABEL_AUTH_ENABLE and not _loopback(host):
+    if not settings.MONAI_LABEL_AUTH_ENABLE and "keys" not in conf and not _loopback(host):
         _log.warning(
             "listening on %s without sign-in: anybody who reaches this address can read and change all scans "
-            "and labels; omit --host, or set MONAI_LABEL_AUTH_ENABLE",
+            "and labels; omit --host, or give --keys, or set MONAI_LABEL_AUTH_ENABLE",
             host,
         )
     options = main.args_parser().parse_args(command)
@@ -240,7 +271,7 @@ def _start(app: Path, studies: str, conf: dict[str, str], host: str, port: int) 
 
 
 def _stopped(number: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise SystemExit(0)
 
 
 def _loopback(host: str) -> bool:

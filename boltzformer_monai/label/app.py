@@ -33,7 +33,9 @@ from boltzformer_monai.label.learning.scoring import MostUncertain, UncertaintyS
 from boltzformer_monai.label.learning.train_task import BoltzFormerTrainTask
 from boltzformer_monai.label.learning.workers import in_background
 from boltzformer_monai.label.safe_ids import image_path
+from boltzformer_monai.label.server.audit import audit_log
 from boltzformer_monai.label.server.connections import Connections, limit_connections
+from boltzformer_monai.label.server.drain import Drain, drain_on_sigterm
 from boltzformer_monai.label.server.sessions import ScanSessions
 from boltzformer_monai.label.server.temporary import hold_temporary_folder
 from boltzformer_monai.label.server_settings import ServerSettings
@@ -62,6 +64,7 @@ class BoltzFormerApp(MONAILabelApp):
         self.settings = ServerSettings.from_conf(conf, studies=studies)
         if self.settings.memory_gb:
             set_memory_gb(self.settings.memory_gb, "memory_gb")
+        self.audit = audit_log(self.settings)
         self.service = SegmentService(self.settings)
         super().__init__(
             app_dir=app_dir,
@@ -182,12 +185,14 @@ class BoltzFormerApp(MONAILabelApp):
 
             from boltzformer_monai.label.server.routes import add_routes
 
-            add_routes(app, self, self.service)
+            drain = Drain(limit_s=self.settings.drain_s)
+            add_routes(app, self, self.service, audit=self.audit, drain=drain)
             limits = Connections(
                 header_s=self.settings.header_s, body_s=self.settings.body_s, limit=self.settings.connections
             )
             if not limit_connections(limits):
-                _log.warning("the web server is not uvicorn: connection timeouts are left to it")
+                _log.warning("the web server is not uvicorn: connection timeouts and its end are left to it")
+            drain_on_sigterm(drain)
 
     def _uploaded(self, image: str) -> Path | None:
         """The file of an upload or a session, which MONAI Label passes as an absolute path."""

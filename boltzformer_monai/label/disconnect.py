@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+CANCELLED = "boltzformer.cancelled"
+"""Key of an ASGI scope: an event; setting it cancels the request as a disconnect does."""
 _DISCONNECTED: ContextVar[threading.Event | None] = ContextVar("client_disconnected", default=None)
 
 
@@ -41,7 +43,7 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        disconnected = threading.Event()
+        disconnected = scope.get(CANCELLED) or threading.Event()
         listener: asyncio.Task[Any] | None = None
         first: list[Any] = []
 

@@ -6,12 +6,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from boltzformer_monai.data.prompts import checked_prompts, split_prompts
 from boltzformer_monai.errors import ConfigError, reject_unknown
+from boltzformer_monai.label.api_keys import KeyFile
 from boltzformer_monai.label.validation import Integer, Number, validated
 from boltzformer_monai.limits import machine_memory
 from boltzformer_monai.modality import stated_modality
@@ -44,6 +45,11 @@ _AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().ab
 _Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
+def _check_keys(path: Path) -> Path:
+    KeyFile(path)
+    return path
+
+
 class ServerSettings(BaseModel):
     """Settings of the server; the fields are the keys of ``--conf``.
 
@@ -65,15 +71,24 @@ class ServerSettings(BaseModel):
         connections: open connections that may be idle.
         header_s: timeout of a request's header, in seconds.
         body_s: timeout of each part of a request's body and of a reply, in seconds.
+        segment_s: time limit of one segmentation, in seconds, waiting not included; 0: none.
+        drain_s: time that requests under way have to end after SIGTERM, in seconds.
         epochs: of one training.
         learning_rate: of one training.
         key_metric: selects the best epoch of a training: ``val_loss`` or a 2-D metric of the table.
         origins: further allowed origins (CORS), ``https://viewer.example.org``, ``;`` between them.
         hosts: further allowed values of ``Host`` with a dot, ``;`` between them; IP addresses are always allowed.
+        keys: file of API keys, see :mod:`~boltzformer_monai.label.api_keys`; every request for data needs one then.
+        audit: ``"off"``; ``"on"``: a line for every request for data; ``"required"``: none is answered without.
+        audit_folder: of the audit log; default: ``audit`` in the workspace.
+        audit_mb: size at which a new file of it is begun.
+        audit_keep: number of its full files that are kept; 0 keeps all.
+        access_log: write a line for every request into the log; its route and user, no scan.
         auto_scoring: score the scans when the server starts and after every training.
 
     Raises:
         PromptError: a default prompt is empty or given twice.
+        ConfigError: the file of keys cannot be read.
         pydantic.ValidationError: another setting is unknown or out of range; one line by :meth:`from_conf`.
     """
 
@@ -95,11 +110,19 @@ class ServerSettings(BaseModel):
     connections: Annotated[Integer, Field(ge=1)] = 512
     header_s: Annotated[Number, Field(ge=1, le=3600)] = 15.0
     body_s: Annotated[Number, Field(ge=1, le=3600)] = 30.0
+    segment_s: Annotated[Number, Field(ge=0)] = 3600.0
+    drain_s: Annotated[Number, Field(ge=0, le=86_400)] = 60.0
     epochs: Annotated[Integer, Field(ge=1)] = 10
     learning_rate: Annotated[Number, Field(gt=0, lt=1)] = 1e-4
     key_metric: str = "val_loss"
     origins: Annotated[_Texts, _matching(_ORIGIN, "https://viewer.example.org")] = ()
     hosts: Annotated[_Texts, _matching(_NAME, "label.example.org")] = ()
+    keys: Annotated[_AbsolutePath, AfterValidator(_check_keys)] | None = None
+    audit: Literal["off", "on", "required"] = "on"
+    audit_folder: _AbsolutePath | None = None
+    audit_mb: Annotated[Integer, Field(ge=1)] = 100
+    audit_keep: Annotated[Integer, Field(ge=0)] = 0
+    access_log: bool = False
     auto_scoring: bool = False
 
     @classmethod

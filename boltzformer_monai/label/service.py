@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +35,8 @@ from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
 from boltzformer_monai.label.disconnect import client_disconnected
 from boltzformer_monai.label.infer_request import SegmentRequest
+from boltzformer_monai.label.request_record import current_request
+from boltzformer_monai.label.scan_hash import ScanHashes
 from boltzformer_monai.label.server_settings import ServerSettings
 from boltzformer_monai.models.place import CONFIG
 from boltzformer_monai.precision import device_by_name
@@ -41,6 +45,10 @@ _log = logging.getLogger(__name__)
 
 _SOON_S = 1.0
 _SHARE_OF_SCANS, _SHARE_OF_SLICES = 4, 16  # of the memory, one part in so many; the rest is for features
+
+
+class TimeLimitError(CancelledError):
+    """A segmentation took longer than it may."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,11 @@ class ScanCache:
             limit, getsizeof=lambda entry: entry[1].array.nbytes
         )
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all voxels."""
+        return int(self._volumes.currsize)
+
     def clear(self) -> None:
         """Drop all scans."""
         with self._lock:
@@ -149,6 +162,7 @@ class SegmentService:
         self.features = FeatureCache(_on_device(memory - scans - slices, settings.device))
         self._stacks = SliceStacks(slices)
         self._scans = ScanCache(scans)
+        self._hashes = ScanHashes()
         # One thread, and never another: OpenMP keeps helpers for each one that has ever computed, and once these are
         # more than there are cores they sleep between any two operations, which makes a request take twice as long.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
@@ -175,6 +189,14 @@ class SegmentService:
             return loading.result(_SOON_S if known is not None and self._segmentations else None)
         except FutureTimeout:
             return known or loading.result()
+
+    def loaded_sha256(self) -> str | None:
+        """Hash of the model that the last request was answered with, None where none is in memory."""
+        return None if (model := self._model) is None else model.sha256
+
+    def cache_bytes(self) -> dict[str, int]:
+        """Memory of the scans and features that are kept between requests."""
+        return {"features": self.features.bytes, "scans": self._scans.bytes}
 
     def reload(self) -> None:
         """Forget network and caches; the next request loads anew."""
@@ -237,12 +259,26 @@ class SegmentService:
         Raises:
             BoltzFormerError: the scan or the checkpoint cannot be used, or the client disconnected.
         """
-        segmentation = self._worker.submit(self._segment, image, request, client_disconnected())
+        self.note(image, request)
+        context = contextvars.copy_context()
+        segmentation = self._worker.submit(context.run, self._segment, image, request, client_disconnected())
         self._segmentations.add(segmentation)
         segmentation.add_done_callback(self._segmentations.discard)
         segmented = segmentation.result()
+        if (record := current_request()) is not None:
+            record.model = segmented.model.sha256
         with segmented.result:
             yield segmented
+
+    def note(self, image: Path | None = None, request: SegmentRequest | None = None) -> None:
+        """Note for the audit log which scan the request under way is about, and its prompts."""
+        if (record := current_request()) is None or not record.audited:
+            return
+        if request is not None:
+            record.prompts = request.prompts
+        if image is not None:
+            with contextlib.suppress(OSError):  # whoever reads the scan reports it
+                record.scan = self._hashes.of(image)
 
     def volume(self, image: Path) -> Volume:
         """Read a scan, or take it from memory; does not wait for a segmentation.
@@ -256,6 +292,14 @@ class SegmentService:
         if unwanted():
             raise CancelledError("not started: the client disconnected while its request waited")
         started = time.monotonic()
+        limit = self.settings.segment_s or math.inf
+
+        def should_stop() -> bool:
+            if time.monotonic() - started > limit:
+                msg = f"stopped: the segmentation took longer than {limit:g} seconds, the server's segment_s"
+                raise TimeLimitError(msg)
+            return unwanted()
+
         model = self._current()
         scan = Scan(image.name, image)
         settings = request.run_settings(batch_size=self.settings.batch_size, modality=self.settings.modality)
@@ -265,7 +309,7 @@ class SegmentService:
             slices_together=self.settings.slices_together or _slices_together(model.segmenter),
             features=self.features,
             stacks=self._stacks,
-            should_stop=unwanted,
+            should_stop=should_stop,
         )
         volume = self._scans.read(scan, settings.modality)  # after the checks of the prompts
         before = self.features.misses

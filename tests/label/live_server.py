@@ -151,6 +151,7 @@ def running(
     serve: bool = False,
     ready: str = "/info/",
     fresh: bool = False,
+    options: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Start a server and wait until it answers; at the end it is stopped.
 
@@ -163,6 +164,7 @@ def running(
         serve: by ``boltzformer serve`` instead of MONAI Label's command.
         ready: path that it answers once it has started.
         fresh: a new interpreter, as users start it, instead of a copy of one that has imported the libraries already.
+        options: more words of the command line.
     """
     port, log = free_port(), folder / f"server-{time.monotonic_ns()}.log"
     pairs = dict(conf)
@@ -171,7 +173,7 @@ def running(
     else:
         command = ["-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
         command += ["--host", "127.0.0.1"]
-    command += ["--port", str(port)]
+    command += ["--port", str(port), *options]
     command += [word for key, value in pairs.items() for word in ("--conf", key, str(value))]
     connections = folder / f"connections-{time.monotonic_ns()}.txt"
     variables = {**offline(connections), **(environment or {})}

@@ -148,3 +148,15 @@ def test_a_patient_client_gets_its_answer(client: Any, passes: list[Callable[[],
         assert link.recv(15) == b"HTTP/1.1 200 OK"
     assert passes
     assert not any(asked() for asked in passes)
+
+
+def test_a_segmentation_that_takes_too_long_is_stopped(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its waiting does not count; the next one is served."""
+    serving = client.app.state.boltzformer.service
+    wanted = {"image": "scan_1", **_WANTED}
+    with monkeypatch.context() as patch:
+        patch.setattr(serving, "settings", serving.settings.model_copy(update={"segment_s": 1e-6}))
+        reply = client.post("/boltzformer/api/segment", json=wanted)
+    assert reply.status_code == 504
+    assert reply.json()["detail"].startswith("stopped: the segmentation took longer than 1e-06 seconds")
+    assert client.post("/boltzformer/api/segment", json=wanted).status_code == 200

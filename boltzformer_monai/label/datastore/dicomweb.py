@@ -29,8 +29,9 @@ from boltzformer_monai.label.datastore.dicomweb_client import DicomWebClient
 from boltzformer_monai.label.datastore.seg_labels import read_label, write_label_as_seg, write_label_as_sr
 from boltzformer_monai.label.files import zipped
 from boltzformer_monai.label.label_info import as_label_info, caveats_in, names_in
+from boltzformer_monai.label.request_record import changing
 from boltzformer_monai.label.safe_ids import UPLOADS, UnknownIdError
-from boltzformer_monai.storage import disk_refusal
+from boltzformer_monai.storage import disk_refusal, file_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +183,12 @@ class DicomWebDatastore(Datastore):
         return str(self._label(label_id, label_tag)[0])
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """As :meth:`_save_label`, noted for the audit log."""
+        tag = str(getattr(label_tag, "value", label_tag))  # MONAI Label passes members of its enumeration too
+        with changing("label saved", tag=tag, sha256=file_sha256(Path(label_filename))):
+            return self._save_label(image_id, Path(label_filename), tag, {**(label_info or {}), "ts": int(time.time())})
+
+    def _save_label(self, image_id: str, source: Path, tag: str, info: dict[str, Any]) -> str:
         """Save a label; a final one is stored on the server as DICOM SEG with its segment names.
 
         Raises:
@@ -189,9 +196,6 @@ class DicomWebDatastore(Datastore):
             ConfigError: its caveats are not in this server's form.
             StorageError: it cannot be cached; the message says if the server has stored it.
         """
-        source = Path(label_filename)
-        tag = str(getattr(label_tag, "value", label_tag))  # MONAI Label passes members of its enumeration too
-        info = {**(label_info or {}), "ts": int(time.time())}
         if tag != _FINAL and source.suffix != ".bin":
             ending = next((each for each in UPLOADS if source.name.endswith(each)), ".nii.gz")
             self.cache.labels.copy(image_id, tag, source, ending, info)
@@ -255,17 +259,20 @@ class DicomWebDatastore(Datastore):
         """Remove a label that is not final."""
         if label_tag == _FINAL:
             _refuse("remove final labels")
-        self.cache.labels.drop(label_id, label_tag)
+        with changing("label removed", tag=label_tag):
+            self.cache.labels.drop(label_id, label_tag)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add metadata to an image, in the cache only."""
         self.archive.one(image_id)
-        self.cache.note(image_id, **info)
+        with changing("image info changed"):
+            self.cache.note(image_id, **info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add metadata to a label, in the cache only: the DICOM SEG is not changed."""
         self._label(label_id, label_tag)
-        self.cache.labels.note(label_id, label_tag, info)
+        with changing("label info changed", tag=label_tag):
+            self.cache.labels.note(label_id, label_tag, info)
 
     def _label(self, image_id: str, tag: str) -> tuple[Path, dict[str, Any]]:
         """File and metadata of a label."""

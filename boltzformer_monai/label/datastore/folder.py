@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from boltzformer_monai.errors import DatasetError, why
 from boltzformer_monai.label.files import staged, temporary_path, zipped
 from boltzformer_monai.label.label_info import SHA256
+from boltzformer_monai.label.request_record import changing
 from boltzformer_monai.label.safe_ids import UnknownIdError
 from boltzformer_monai.storage import confirm, file_sha256, sweep, sync
 
@@ -134,7 +135,9 @@ class FolderDatastore(LocalDatastore):
         entry = ImageLabelModel(image=DataModel(info=info, ext=ending))
         file = self._image(image_id, entry)
         with staged(file, partial(shutil.copyfile, image_filename), lock=_CHANGES) as (copy, sha256):
-            self._change(_Change(image=image_id, after=entry, file=self._below(file), sha256=sha256), copy)
+            change = _Change(image=image_id, after=entry, file=self._below(file), sha256=sha256)
+            with changing("image added", sha256=sha256):
+                self._change(change, copy)
         return image_id
 
     @_locked
@@ -143,7 +146,8 @@ class FolderDatastore(LocalDatastore):
         entry = self._entry(image_id)
         labels = [self._below(self._label(image_id, tag, each)) for tag, each in entry.labels.items()]
         file = self._below(self._image(image_id, entry))
-        self._change(_Change(image=image_id, after=None, file=file, obsolete=labels))
+        with changing("image removed"):
+            self._change(_Change(image=image_id, after=None, file=file, obsolete=labels))
 
     @_locked
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -166,7 +170,8 @@ class FolderDatastore(LocalDatastore):
                 sha256=sha256,
                 obsolete=[each for each in old if each != self._below(file)],
             )
-            self._change(change, copy)
+            with changing("label saved", tag=tag, sha256=sha256):
+                self._change(change, copy)
         return image_id
 
     @_locked
@@ -177,13 +182,15 @@ class FolderDatastore(LocalDatastore):
             labels = {tag: each for tag, each in entry.labels.items() if tag != label_tag}
             after = entry.model_copy(update={"labels": labels})
             file = self._below(self._label(label_id, label_tag, label))
-            self._change(_Change(image=label_id, after=after, file=file))
+            with changing("label removed", tag=label_tag):
+                self._change(_Change(image=label_id, after=after, file=file))
 
     @_locked
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add metadata to a scan."""
         entry = self._entry(image_id)
-        self._change(_Change(image=image_id, after=entry.model_copy(update={"image": _with(entry.image, info)})))
+        with changing("image info changed"):
+            self._change(_Change(image=image_id, after=entry.model_copy(update={"image": _with(entry.image, info)})))
 
     @_locked
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
@@ -193,7 +200,8 @@ class FolderDatastore(LocalDatastore):
             msg = f"no label {label_id[:64]!a} with the tag {label_tag[:64]!a} in the datastore"
             raise UnknownIdError(msg, reason="missing")
         labels = {**entry.labels, label_tag: _with(label, info)}
-        self._change(_Change(image=label_id, after=entry.model_copy(update={"labels": labels})))
+        with changing("label info changed", tag=label_tag):
+            self._change(_Change(image=label_id, after=entry.model_copy(update={"labels": labels})))
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """ZIP of images and final labels; the caller removes it."""

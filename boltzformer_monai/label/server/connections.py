@@ -168,14 +168,22 @@ class Connections:
             protocol.transport.close()
 
 
+def web_server() -> uvicorn.Server | None:
+    """The web server of this process, None if it is not uvicorn.
+
+    MONAI Label starts uvicorn before it makes the app and gives no reference to it; the handler of SIGTERM has one.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return server if isinstance(server, uvicorn.Server) else None
+
+
 def limit_connections(connections: Connections) -> bool:
     """Add the timeouts to the web server of this process; returns whether it is uvicorn.
 
-    MONAI Label starts uvicorn before it makes the app and gives no reference to it; the handler of SIGTERM has one.
     The limit is lowered if there are too few file descriptors.
     """
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if not isinstance(server, uvicorn.Server):
+    server = web_server()
+    if server is None:
         return False
     connections.limit = _affordable(connections.limit)
     server.config.http_protocol_class = connections.protocol(server.config.http_protocol_class)

@@ -32,6 +32,7 @@ from boltzformer_monai.errors import (
     why,
 )
 from boltzformer_monai.label.safe_ids import UnknownIdError
+from boltzformer_monai.label.service import TimeLimitError
 from boltzformer_monai.storage import FULL, disk_refusal
 
 _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
@@ -40,6 +41,7 @@ _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
     (StorageError, 503),
     (DatasetError, 409),
     (CheckpointError, 503),
+    (TimeLimitError, 504),
     (CancelledError, 503),
     (BoltzFormerError, 400),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from boltzformer_monai.data.prompts import control_character
-from boltzformer_monai.errors import ConfigError, did_you_mean, reject_unknown
+from boltzformer_monai.errors import BoltzFormerError, ConfigError, did_you_mean, reject_unknown
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.read import read_label_map, read_volume
 from boltzformer_monai.label.infer_request import KEYS, ClientParams, parse_request, with_ticked_labels
@@ -113,7 +114,7 @@ class Checks:
         if "label_prompt" in params:
             params = with_ticked_labels(params, self.service.declared())
             arguments["params"] = json.dumps(params)
-        parse_request(params, default_prompts=self.service.default_prompts())
+        self.service.note(request=parse_request(params, default_prompts=self.service.default_prompts()))
         self._label_tag(params)
         if arguments.get("session_id"):
             self.session(arguments)
@@ -124,12 +125,12 @@ class Checks:
         if arguments.get("file") or arguments.get("session_id"):
             arguments["image"] = ""
         elif arguments.get("image"):
-            image_path(self.app.datastore(), arguments["image"])
+            self._scan(arguments["image"])
 
     def batch(self, arguments: dict[str, Any]) -> None:
         _require_known(arguments["model"], self.app._infers, "model")
         params = _check_params(_BatchParams, arguments.get("params"))
-        parse_request(params, default_prompts=self.service.default_prompts())
+        self.service.note(request=parse_request(params, default_prompts=self.service.default_prompts()))
         self._label_tag(params)
         arguments["params"] = {
             "label_tag": DefaultLabelTag.ORIGINAL.value,
@@ -179,7 +180,7 @@ class Checks:
 
     def image(self, arguments: dict[str, Any]) -> None:
         _check_image_info(_parse_field(arguments, "info"))
-        image_path(self.app.datastore(), arguments["image"])
+        self._scan(arguments["image"])
         if not (check_sum := arguments.get("check_sum")):
             return
         if (parts := _CHECK_SUM.fullmatch(check_sum.upper())) is None:
@@ -188,19 +189,19 @@ class Checks:
 
     def image_by_id(self, arguments: dict[str, Any]) -> None:
         store, name = self.app.datastore(), arguments["id"]
-        image_path(store, name)
+        self._scan(name)
         for tag in store.get_labels_by_image_id(name):  # removed with it
             label_path(store, name, tag)
 
     def new_label(self, arguments: dict[str, Any]) -> None:
         _check_label_info(_parse_field(arguments, "params"))
-        image_path(self.app.datastore(), check_id(arguments["image"]))
+        self._scan(check_id(arguments["image"]))
         arguments["tag"] = check_tag(arguments.get("tag") or DefaultLabelTag.FINAL.value)
         suffix = self._renamed(arguments["label"])
         check_target(self.app.datastore(), "labels", arguments["tag"], f"{arguments['image']}{suffix}")
         if self._remote():
             return  # the datastore reads it on the grid of its series
-        image = self.service.volume(image_path(self.app.datastore(), arguments["image"]))
+        image = self.service.volume(self._scan(arguments["image"]))
         with saved(arguments["label"]) as file:
             reorient_label(read_label_map(file), image)  # a label on another grid cannot be learned
 
@@ -209,6 +210,9 @@ class Checks:
         _parse_field(arguments, "params")
         name = arguments.get("label") or arguments.get("id") or arguments.get("image") or ""
         label_path(self.app.datastore(), name, arguments["tag"])
+        if not self._remote():  # where the scan would have to be downloaded
+            with contextlib.suppress(BoltzFormerError):  # a label may outlive its scan
+                self._scan(name)
 
     def archive(self, arguments: dict[str, Any]) -> None:
         store = self.app.datastore()
@@ -271,6 +275,12 @@ class Checks:
         by_method = check_json(params or {}, "params")
         reject_unknown(by_method, methods, what="method")
         return [check_json(each, "params") for each in by_method.values()]
+
+    def _scan(self, image_id: str) -> Path:
+        """The path of an image, which is noted for the audit log."""
+        path = image_path(self.app.datastore(), image_id)
+        self.service.note(path)
+        return path
 
     def _remote(self) -> bool:
         return str(self.app.studies).startswith(("http://", "https://"))

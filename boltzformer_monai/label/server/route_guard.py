@@ -8,6 +8,7 @@ the access check included. It checks the arguments and then calls the stock endp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from monailabel.endpoints import (
 from monailabel.interfaces.utils.app import app_instance
 from starlette.exceptions import HTTPException
 
+from boltzformer_monai.label.request_record import changing
 from boltzformer_monai.label.safe_ids import parse_json
 from boltzformer_monai.label.server.dicomweb_proxy import forward
 from boltzformer_monai.label.server.error_responses import ErrorResponses
@@ -157,7 +159,8 @@ def _create_session(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
     sessions = app_instance().sessions()
     if sessions is None:
         raise HTTPException(406, "sessions are switched off on this server")
-    name, session = sessions.add_files(arguments["files"], arguments["expiry"])
+    with changing("session added"):
+        name, session = sessions.add_files(arguments["files"], arguments["expiry"])
     return {"session_id": name, "session_info": session.to_json()}
 
 
@@ -173,7 +176,10 @@ def _download_image(endpoint: _Endpoint, arguments: dict[str, Any]) -> FileRespo
 
 
 def _forward(service: str, _: _Endpoint, arguments: dict[str, Any]) -> Response:
-    return forward(arguments["request"], service, arguments["path"], arguments["body"])
+    request, path, body = (arguments[name] for name in ("request", "path", "body"))
+    stores = request.method == "POST" and service in ("stow", "")
+    with changing("sent to the DICOMweb server") if stores else contextlib.nullcontext():
+        return forward(request, service, path, body)
 
 
 class _Route(NamedTuple):

@@ -31,16 +31,22 @@ from boltzformer_monai.inferers.results import write_results
 from boltzformer_monai.io.dicom.files import is_dicom_file
 from boltzformer_monai.io.formats import is_image_file, write_image_file
 from boltzformer_monai.io.scan_list import Scan
+from boltzformer_monai.label.api_keys import KeyFile
 from boltzformer_monai.label.datastore.dicomweb import DicomWebDatastore
 from boltzformer_monai.label.datastore.dicomweb_cache import compact
 from boltzformer_monai.label.disconnect import CancelOnDisconnect
 from boltzformer_monai.label.files import temporary_file
 from boltzformer_monai.label.infer_request import MAX_PROMPT_LENGTH, UNCERTAINTY, parse_request
 from boltzformer_monai.label.safe_ids import check_json, image_path
+from boltzformer_monai.label.server.audit import Audit, AuditLog
+from boltzformer_monai.label.server.drain import Drain, DrainRequests
 from boltzformer_monai.label.server.error_responses import ErrorResponses
 from boltzformer_monai.label.server.header_texts import TemporaryFileResponse, scan_response
+from boltzformer_monai.label.server.health import PATHS, HealthRoutes
+from boltzformer_monai.label.server.metrics import Metrics
 from boltzformer_monai.label.server.origin import OriginCheck
 from boltzformer_monai.label.server.page_files import page_file
+from boltzformer_monai.label.server.request_log import RequestLog
 from boltzformer_monai.label.server.route_checks import Checks
 from boltzformer_monai.label.server.route_guard import guard_stock_routes, put_in_front
 from boltzformer_monai.label.server.sign_in import require_role, use_sign_in
@@ -63,7 +69,9 @@ REPORTS = ("report.sr.dcm", "report.html")
 _KEPT = 16  # results
 
 
-def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> None:
+def add_routes(
+    app: FastAPI, server: MONAILabelApp, service: SegmentService, *, audit: AuditLog | None, drain: Drain
+) -> None:
     """Add error responses, checks, limits and the page's routes to MONAI Label's running web server."""
     if getattr(app.state, "boltzformer", None) is server:
         return
@@ -73,7 +81,7 @@ def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> 
     hidden = [server.studies, settings.workspace, settings.checkpoint.parent, Path(boltzformer_monai.__file__).parent]
     responses = ErrorResponses(hidden if sessions is None else [*hidden, sessions.store_path])
     responses.add_to(app)
-    use_sign_in(app)
+    sign_in = use_sign_in(app, None if settings.keys is None else KeyFile(settings.keys))
 
     queues = WorkQueues(settings.queue)
 
@@ -83,6 +91,7 @@ def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> 
         return {}
 
     guard_stock_routes(app, Checks(server, service), responses, queues)
+    put_in_front(app, sign_in, stock.MONAI_LABEL_API_STR)
     routes = _Routes(server, service, queues)
     put_in_front(app, routes.router, stock.MONAI_LABEL_API_STR)
     replaced = APIRouter(include_in_schema=False)
@@ -92,15 +101,23 @@ def add_routes(app: FastAPI, server: MONAILabelApp, service: SegmentService) -> 
     replaced.add_api_route("/", routes.to_page, methods=["GET"])
     replaced.add_api_route("/docs", routes.to_openapi, methods=["GET"])
     put_in_front(app, replaced)
+    metrics = Metrics(queues, service)
+    put_in_front(app, HealthRoutes(str(server.studies), service, queues, metrics, drain, audit).router)
     # Starlette built the middleware stack before the startup event; the next request builds it anew.
     app.middleware_stack = None
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(UploadLimit, limit=settings.upload_mb * 2**20)
+    if audit is not None:
+        app.add_middleware(
+            Audit, log=audit, failed=metrics.audit_failures.inc, prefix=stock.MONAI_LABEL_API_STR.rstrip("/")
+        )
+    app.add_middleware(DrainRequests, drain=drain, always=PATHS)
     origins = [origin.rstrip("/") for origin in settings.origins]
     for each in app.user_middleware:
         if each.cls is CORSMiddleware:  # MONAI Label's allows all origins, and its setting for them breaks start_server
             each.kwargs["allow_origins"] = origins
     app.add_middleware(OriginCheck, origins=origins, hosts=settings.hosts, no_sign_in=not stock.MONAI_LABEL_AUTH_ENABLE)
+    app.add_middleware(RequestLog, metrics=metrics, lines=settings.access_log)
 
 
 @dataclass(frozen=True)
@@ -193,6 +210,7 @@ class _Routes:
     def _scan(self, image_id: str) -> FileResponse:
         store = self.server.datastore()
         path = image_path(store, image_id)
+        self.service.note(path)
         if isinstance(store, DicomWebDatastore):
             path = Path(store.get_image_uri(image_id))
         sent: dict[str, Any] = {"media_type": "application/gzip", "filename": "scan.nii.gz"}

@@ -1,21 +1,28 @@
-"""Bearer tokens, where MONAI Label's sign-in is switched on (``MONAI_LABEL_AUTH_ENABLE``).
+"""Bearer tokens: API keys of a file, and where ``MONAI_LABEL_AUTH_ENABLE`` is set those of a sign-in server.
 
 MONAI Label names no algorithm when it decodes a token, so PyJWT 2 refuses every one. This module replaces that one
-function; roles, realm and the checks of the routes stay MONAI Label's.
+function; roles, realm and the checks of the routes stay MONAI Label's. A key is a bearer token with a prefix; clients
+that sign in with name and password (3D Slicer) send it as the password.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jwt
 import requests
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.security import OAuth2PasswordRequestForm
 from monailabel.config import settings
+from monailabel.endpoints import login
 from monailabel.endpoints.user import auth
 from starlette.exceptions import HTTPException
+
+from boltzformer_monai.label.api_keys import PREFIX, KeyFile
+from boltzformer_monai.label.request_record import current_request
 
 _log = logging.getLogger(__name__)
 
@@ -23,10 +30,50 @@ ALGORITHMS = ("RS256", "RS384", "RS512")
 """A realm publishes an RSA key; a token with another signature algorithm is forged."""
 
 
-def use_sign_in(app: FastAPI) -> None:
-    """Check tokens by :func:`current_user` on every route, MONAI Label's included."""
-    if settings.MONAI_LABEL_AUTH_ENABLE:
-        app.dependency_overrides[auth.get_current_user] = current_user
+def use_sign_in(app: FastAPI, keys: KeyFile | None) -> APIRouter:
+    """Check the token on every route, MONAI Label's included, where there are keys or a sign-in server.
+
+    Returns:
+        a route in front of MONAI Label's ``/auth/token``; none without keys.
+    """
+    realm, router = settings.MONAI_LABEL_AUTH_ENABLE, APIRouter(include_in_schema=False)
+    if not realm and keys is None:
+        return router
+
+    def owner(token: Annotated[str, Depends(auth.oauth2_scheme)]) -> auth.User:
+        if keys is not None and (token.startswith(PREFIX) or not realm):
+            user = _owner_of_key(keys, token)
+        else:
+            user = current_user(token)
+        if (record := current_request()) is not None:
+            record.user = user.username
+        return user
+
+    settings.MONAI_LABEL_AUTH_ENABLE = True  # the checks of roles ask for it
+    app.dependency_overrides[auth.get_current_user] = owner
+    if keys is not None:
+
+        def token(form_data: Annotated[OAuth2PasswordRequestForm, Depends()]) -> dict[str, Any]:
+            if realm and not form_data.password.startswith(PREFIX):
+                return dict(asyncio.run(login.access_token(form_data)))
+            _owner_of_key(keys, form_data.password)
+            return {"access_token": form_data.password, "token_type": "bearer"}
+
+        router.add_api_route("/auth/token", token, methods=["POST"])
+    return router
+
+
+def _owner_of_key(keys: KeyFile, key: str) -> auth.User:
+    if (found := keys.owner(key)) is None:
+        _log.warning("a key was refused")
+        raise _unauthorized("the key is not valid")
+    roles = {
+        "user": settings.MONAI_LABEL_AUTH_ROLE_USER,
+        "annotator": settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR,
+        "reviewer": settings.MONAI_LABEL_AUTH_ROLE_REVIEWER,
+        "admin": settings.MONAI_LABEL_AUTH_ROLE_ADMIN,
+    }
+    return auth.User(username=found.name, roles=[roles[role] for role in found.roles])
 
 
 def require_role(role: str) -> Any:

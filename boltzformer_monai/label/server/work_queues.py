@@ -48,9 +48,9 @@ class WorkQueue:
         """
         disconnected = client_disconnected()
         with self._lock:
-            self._jobs = [job for job in self._jobs if not (job.running() or job.done())]
-            if len(self._jobs) >= self.waiting:
-                msg = f"{len(self._jobs)} {self.what} wait already; try again later"
+            waiting, _ = self._count()
+            if waiting >= self.waiting:
+                msg = f"{waiting} {self.what} wait already; try again later"
                 raise HTTPException(429, msg, headers={"Retry-After": str(_RETRY_AFTER_S)})
             job = self._pool.submit(contextvars.copy_context().run, function, *arguments)
             self._jobs.append(job)
@@ -60,6 +60,16 @@ class WorkQueue:
             if disconnected() and job.cancel():
                 raise CancelledError("not started: the client disconnected while its request waited")
         return result.result()
+
+    def count(self) -> tuple[int, int]:
+        """How many requests wait, and how many run."""
+        with self._lock:
+            return self._count()
+
+    def _count(self) -> tuple[int, int]:
+        self._jobs = [job for job in self._jobs if not job.done()]
+        running = sum(job.running() for job in self._jobs)
+        return len(self._jobs) - running, running
 
 
 class WorkQueues:
