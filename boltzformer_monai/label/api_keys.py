@@ -133,8 +133,9 @@ def add_key(path: Path, name: str, role: str) -> str:
             temporary.write_text(f"{start}{name} {role} {hash_of(key)}\n", encoding="utf-8")
             if path.exists():  # the server must still be able to read it
                 shutil.copymode(path, temporary)
-                with contextlib.suppress(OSError, AttributeError):
-                    os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
+                if hasattr(os, "chown"):
+                    with contextlib.suppress(OSError):
+                        os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
     return key
 
 

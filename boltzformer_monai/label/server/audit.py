@@ -109,7 +109,7 @@ class AuditLog:
         if size == 0 or size + more <= self.limit:
             return
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
-        os.rename(self.path, self.path.with_name(f"audit-{now}Z.jsonl"))
+        os.replace(self.path, self.path.with_name(f"audit-{now}Z.jsonl"))
         old = sorted(path for path in self.path.parent.iterdir() if _OLD.fullmatch(path.name))
         for path in old[: -self.keep] if self.keep else ():
             path.unlink(missing_ok=True)
