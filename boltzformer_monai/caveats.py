@@ -25,6 +25,8 @@ WARNINGS: Mapping[str, str] = {
     "acquisition plane": "slices across the acquired ones have few, elongated pixels, unlike the training's",
     "unknown prompt": "the network was never shown this name; what it paints for it may be anything",
     "words not understood": "no training teaches negations, sizes or counts: they change the mask by chance",
+    "looked closer": "the network was trained on whole slices; a region that is shown larger is new to it",
+    "only at the point": "the other components of the masks were dropped: they are no complete findings",
     "size limit": "the network finds objects of any size: the limit is for the list of lesions, the mask holds all",
     "no vocabulary": "the model does not state what it was taught, so whether it understands a prompt is not known",
     "another modality": "the network was trained on other modalities, and its masks mean little on this one",
@@ -55,6 +57,8 @@ REPAIRS: Mapping[str, str] = {
 
 MILD = frozenset(
     {
+        "looked closer",
+        "only at the point",
         "size limit",
         "no vocabulary",
         "another plane",

@@ -74,6 +74,12 @@ def add_parser(commands: Any) -> None:
         "--lesion-min-mm", type=real_number(0, 1e6), default=0.0, metavar="MM",
         help="list them from this largest diameter on (all)",
     )  # fmt: skip
+    add(
+        "--point", nargs=3, type=real_number(-1e6, 1e6), metavar="MM",
+        help="place in the patient, mm towards Right, Anterior and Superior: the lesion there, for the two below",
+    )  # fmt: skip
+    add("--keep-lesions", choices=("all", "at_point"), default="all", help="at_point drops all others")
+    add("--look-closer", action="store_true", help="decode the region around the point again at full resolution")
     add("--lesions-csv", type=Path, metavar="FILE", help="table of the lesions of all scans and prompts")
     add("--report", type=Path, metavar="FILE", help=f"{HELP}; of one scan")
     add("--modality", metavar="CT|MR", help="if neither file nor checkpoint states it (PET, US, … of an .npz)")

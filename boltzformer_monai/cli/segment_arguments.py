@@ -58,6 +58,9 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
         protocol_settings=_protocol_settings(arguments.protocol_settings),
         lesion_min_ml=arguments.lesion_min_ml,
         lesion_min_mm=arguments.lesion_min_mm,
+        point=arguments.point,
+        keep_lesions=arguments.keep_lesions,
+        look_closer=arguments.look_closer,
         label_values=tuple(of_case) or None,
         batch_size=arguments.batch_size,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Lesion:
         plane: of the slices, ``"axial"``, ``"coronal"`` or ``"sagittal"``.
         at_edge: whether a voxel lies on the border of the scan, which may have cut the lesion: all sizes are then lower
             bounds.
+        at_point: whether it is the lesion at the point that was asked for.
     """
 
     number: int
@@ -77,6 +78,7 @@ class Lesion:
     entropy: float | None = None
     plane: str = "axial"
     at_edge: bool = False
+    at_point: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Lesion:
@@ -98,6 +100,7 @@ def find_lesions(
     minimum_mm: float = 0.0,
     maximum_mm: float = float("inf"),
     connectivity: int = 26,
+    at: tuple[int, int, int] | None = None,
 ) -> list[Lesion]:
     """Measure the connected components of a mask, the largest first.
 
@@ -110,13 +113,21 @@ def find_lesions(
         minimum_mm: largest diameter from which a component counts.
         maximum_mm: largest diameter up to which it counts.
         connectivity: 6, 18 or 26 neighbours.
+        at: voxel of the mask whose component is the one at the point.
 
     Raises:
         VolumeError: an array does not fit the scan, or it is a picture that states no size.
         ConfigError: another connectivity, or a limit that is negative or no number.
     """
     limits = _Limits(minimum_ml, minimum_mm, maximum_mm)
-    return _find(mask, volume, probability, entropy, limits, connectivity)[0]
+    lesions, components = _find(mask, volume, probability, entropy, limits, connectivity)
+    if at is None:
+        return lesions
+    here = np.array(at)[:, None]
+    return [
+        replace(lesion, at_point=bool((voxels == here).all(axis=0).any()))
+        for lesion, voxels in zip(lesions, components, strict=True)
+    ]
 
 
 def label_lesions(
@@ -243,6 +254,7 @@ def _find(
                 slices=(first, last),
                 plane=plane,
                 at_edge=bool(at_edge[index]),
+                at_point=False,
                 **values,
             )
         )

@@ -39,7 +39,7 @@ from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
 
-__all__ = ["prompt_lesions", "write_results"]
+__all__ = ["point_finding", "prompt_lesions", "write_results"]
 
 _log = logging.getLogger(__name__)
 
@@ -111,10 +111,11 @@ def write_results(
                 **({} if understood is None else {"understood": dict(understood)}),
                 "label": value,
                 "caveats": [each.text for each in about(result.caveats, finding["prompt"])],
+                **point_finding(result, index, found),
                 "lesions": [lesion.as_dict() for lesion in found],
             }
-            for finding, given, understood, value, found in zip(
-                findings, result.inputs, result.understood, values, lesions, strict=True
+            for index, (finding, given, understood, value, found) in enumerate(
+                zip(findings, result.inputs, result.understood, values, lesions, strict=True)
             )
         ],
         "in_doubt": in_doubt(result.caveats),
@@ -152,9 +153,11 @@ def prompt_lesions(result: VolumeResult, index: int, mask: np.ndarray, settings:
     """
     if not result.grid.in_mm or not mask.any():
         return []
+    at_point = result.at_point(index)
     lesions = find_lesions(
         mask,
         result.grid,
+        at=None if at_point is None else at_point.voxel,
         probability=result.probability(index),
         entropy=result.entropy(index),
         minimum_ml=settings.lesion_min_ml,
@@ -166,6 +169,29 @@ def prompt_lesions(result: VolumeResult, index: int, mask: np.ndarray, settings:
     limit = SizeLimit.of(stated)
     kept = [each for each in lesions if limit.admits(long_axis_mm=each.long_axis_mm, volume_ml=each.volume_ml)]
     return [replace(each, number=number) for number, each in enumerate(kept, 1)]
+
+
+def point_finding(result: VolumeResult, index: int, lesions: Sequence[Lesion]) -> dict[str, Any]:
+    """What of a prompt is at the point that was asked for: ``{"at_point": {...}}``, or nothing without a point.
+
+    ``lesion`` is its number among the lesions (``None`` where none is near, or it is not listed), ``distance_mm`` from
+    the point to its nearest voxel (0 within it), ``dropped`` how many other components the mask had.
+
+    Args:
+        result: of the inferer.
+        index: of the prompt.
+        lesions: of the prompt.
+    """
+    if result.point is None:
+        return {}
+    found = result.at_point(index)
+    return {
+        "at_point": {
+            "lesion": next((each.number for each in lesions if each.at_point), None),
+            "distance_mm": None if found is None else found.distance_mm,
+            "dropped": found.others if found is not None and result.only_at_point else 0,
+        }
+    }
 
 
 def _write_labels(

@@ -18,6 +18,7 @@ from boltzformer_monai.data.prompts import checked_prompts
 from boltzformer_monai.data.windows import GreyScale, StoredGrey, parse_window
 from boltzformer_monai.errors import ConfigError, reject_unknown
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.point import checked_point
 from boltzformer_monai.inferers.volume_result import ARBITRATIONS
 from boltzformer_monai.modality import OTHER, stated_modality
 
@@ -30,6 +31,7 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".rtstruct.dcm", ".dcm", ".npz")
 DICOM_ENDINGS = {".dcm": "DICOM SEG", ".rtstruct.dcm": "RTSTRUCT"}
 """Of objects that refer to a DICOM scan and hold all prompts, and their names."""
 IN_PLANE = ("fit", "tiles")
+KEEP_LESIONS = ("all", "at_point")
 ALL_PLANES = "all"
 """Instead of planes: all that the model was trained on."""
 MOST_POSES = 5
@@ -93,6 +95,9 @@ class RunSettings:
         protocol_settings: the protocol's own, by name: plain values.
         lesion_min_ml: volume from which a component of a mask is listed as a lesion; masks keep all.
         lesion_min_mm: largest diameter from which it is listed.
+        point: a place in the patient, millimetres in RAS+, that the request is about; ``None``: the whole scan.
+        keep_lesions: which components of a mask are kept: ``"all"``, or the one ``"at_point"``.
+        look_closer: decode the region around the point again, at full resolution.
         label_values: of the prompts in the label map, from 1 to 65535; ``None``: 1, 2, …
         batch_size: slices (or tiles) per pass on a GPU; halved, with a warning, where its memory is too small. No part
             of the record of a result.
@@ -121,12 +126,15 @@ class RunSettings:
     protocol_settings: Mapping[str, Any] = field(default_factory=dict)
     lesion_min_ml: float = 0.0
     lesion_min_mm: float = 0.0
+    point: Sequence[float] | None = None
+    keep_lesions: str = "all"
+    look_closer: bool = False
     label_values: Sequence[int] | None = None
     batch_size: int = 4
 
     def __post_init__(self) -> None:
         self._set("prompts", tuple(checked_prompts(self.prompts)))
-        for name in ("presence", "masks", "preview", "literal"):
+        for name in ("presence", "masks", "preview", "literal", "look_closer"):
             self._set(name, _boolean(name, getattr(self, name)))
         for name, least in (("seed", 0), ("repeats", 1), ("batch_size", 1)):
             self._set(name, _integer(name, getattr(self, name), least))
@@ -137,7 +145,8 @@ class RunSettings:
             raise ConfigError("tta averages poses of whole slices; leave it or in_plane tiles out")
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
             raise ConfigError(f"the threshold must be between 0 and 1, got {_short(self.threshold)}")
-        for name, known in (("in_plane", IN_PLANE), ("arbitration", ARBITRATIONS), ("ending", ENDINGS)):
+        choices = {"in_plane": IN_PLANE, "arbitration": ARBITRATIONS, "ending": ENDINGS, "keep_lesions": KEEP_LESIONS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {_short(getattr(self, name))}; use {' or '.join(known)}")
         if self.masks and self.ending in DICOM_ENDINGS:
@@ -152,6 +161,11 @@ class RunSettings:
         self._set("protocol_settings", _plain_settings(self.protocol_settings))
         for name in ("lesion_min_ml", "lesion_min_mm"):
             self._set(name, _size(name, getattr(self, name)))
+        if self.point is not None:
+            self._set("point", checked_point(self.point))
+        elif self.look_closer or self.keep_lesions == "at_point":
+            what = "look_closer" if self.look_closer else "keep_lesions at_point"
+            raise ConfigError(f"{what} needs a point; give one in millimetres, towards Right, Anterior and Superior")
         if self.label_values is not None:
             self._set("label_values", _label_values(self.label_values, len(self.prompts)))
         if self.planes is not None:

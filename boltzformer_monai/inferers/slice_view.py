@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boltzformer_monai.inferers.encoder import Encoder, Pictures
+from boltzformer_monai.inferers.point import Region
 from boltzformer_monai.networks import Decoded, ImageFeatures
 from boltzformer_monai.transforms import SquareFit
 from boltzformer_monai.transforms.poses import POSES, Pose
@@ -82,6 +83,38 @@ class WholeSlices:
 
     def _input(self, images: Tensor) -> Tensor:
         return self.pose.image(self.fit.image(images))
+
+
+class RegionOfSlices:
+    """A part of a slice, scaled into the square; logits are those of the part alone.
+
+    Args:
+        region: the part.
+        spacing: mm from row to row and from column to column.
+        size: edge of the network's square in pixels.
+    """
+
+    def __init__(self, region: Region, spacing: tuple[float, float], size: int) -> None:
+        self.region = region
+        self.fit = SquareFit(region.shape, spacing, size)
+
+    def slices(self, batch: int) -> int:
+        """All of the batch."""
+        return batch
+
+    def encode(self, pictures: Pictures, encoder: Encoder, *, batch: int) -> DecodeSlices:
+        """Encode them in one pass."""
+        features = encoder.fitted(pictures, self._input, (self.fit, self.region))
+
+        def decode_slices(decode: Decode) -> Decoded:
+            decoded = decode(features)
+            return Decoded(self.fit.restore(decoded.logits), decoded.presence)
+
+        return decode_slices
+
+    def _input(self, images: Tensor) -> Tensor:
+        rows, columns = self.region.box
+        return self.fit.image(images[..., rows, columns])
 
 
 class TiledSlices:

@@ -20,6 +20,7 @@ from boltzformer_monai.errors import CheckpointError, ConfigError
 from boltzformer_monai.inferers.decoding import BatchSize, one_by_one
 from boltzformer_monai.inferers.encoder import Encoder
 from boltzformer_monai.inferers.feature_cache import FeatureCache
+from boltzformer_monai.inferers.point import voxel_at
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.inferers.prompt_groups import TOGETHER
 from boltzformer_monai.inferers.protocols import DEFAULT, VolumeRun, protocol_name, volume_protocol
@@ -167,13 +168,16 @@ class SlidingVolumeInferer(Inferer):
 
         Raises:
             CheckpointError: the network was never trained.
-            ConfigError: the modality is not known, or the device's memory does not hold a single slice.
+            ConfigError: the modality is not known, the point lies outside of the scan, or the device's memory does not
+                hold a single slice.
             CancelledError: ``should_stop`` said so.
             StorageError: the temporary folder is full.
         """
         if not self.trained:
             raise CheckpointError(UNTRAINED)
         settings = self.settings
+        if settings.point is not None:
+            voxel_at(volume, settings.point)
         stated = settings.modality if volume.modality == "unknown" and settings.modality else volume.modality
         modality = self.windows.modality(stated)
         slicings = self.protocol.slicings(volume)
@@ -238,6 +242,8 @@ class SlidingVolumeInferer(Inferer):
             rule=self.protocol.rule,
             rule_planes=self.protocol.rule_planes(),
             repeats=settings.repeats,
+            point=settings.point,
+            only_at_point=settings.keep_lesions == "at_point",
         )
 
 

@@ -16,6 +16,7 @@ from boltzformer_monai.data.planes import Slicing
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.levels import mean_level, threshold_level
 from boltzformer_monai.evaluation.presence_rule import PresenceRule
+from boltzformer_monai.inferers.point import LesionAtPoint, lesion_at
 from boltzformer_monai.inferers.probability_store import ProbabilityStore
 from boltzformer_monai.io.volume import Volume
 
@@ -68,6 +69,8 @@ class VolumeResult:
         inputs: the network's input texts; default: the prompts.
         understood: how each prompt was read, if not as it is; see
             :meth:`~boltzformer_monai.data.prompt_check.Reading.understood`.
+        point: a place in the scan, millimetres in RAS+.
+        only_at_point: each prompt keeps the component of its mask that is at the point, and nothing else.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class VolumeResult:
         caveats: Sequence[Caveat] = (),
         inputs: Sequence[str] | None = None,
         understood: Sequence[Mapping[str, Any] | None] | None = None,
+        point: Sequence[float] | None = None,
+        only_at_point: bool = False,
     ) -> None:
         self.prompts = tuple(prompts)
         self.grid = grid
@@ -95,12 +100,30 @@ class VolumeResult:
         self.caveats = tuple(caveats)
         self.inputs = self.prompts if inputs is None else tuple(inputs)
         self.understood = (None,) * len(self.prompts) if understood is None else tuple(understood)
+        self.point = None if point is None else tuple(point)
+        self.only_at_point = only_at_point and point is not None
         self.level = threshold_level(threshold)
+        self._at_point: dict[int, LesionAtPoint | None] = {}
         self._store = store
 
     def probability(self, index: int) -> np.ndarray:
-        """``(I, J, K)`` uint8, 0–255 for 0–1, mean of the planes; what the presence rule dropped counts as 0."""
-        return self._mean(index, dropping=True)
+        """``(I, J, K)`` uint8, 0–255 for 0–1, mean of the planes; what was dropped counts as 0."""
+        whole = self._mean(index, dropping=True)
+        if not self.only_at_point:
+            return whole
+        lesion = self._lesion_at_point(index, whole)
+        return np.zeros_like(whole) if lesion is None else lesion.only(whole)
+
+    def at_point(self, index: int) -> LesionAtPoint | None:
+        """The component of the whole mask at the point, or the nearest; ``None`` without a point, or a near one."""
+        if self.point is not None and index not in self._at_point:
+            self._lesion_at_point(index, self._mean(index, dropping=True))
+        return self._at_point.get(index)
+
+    def _lesion_at_point(self, index: int, whole: np.ndarray) -> LesionAtPoint | None:
+        if index not in self._at_point:
+            self._at_point[index] = lesion_at(whole >= self.level, self.grid, self.point or ())
+        return self._at_point[index]
 
     def mask(self, index: int) -> np.ndarray:
         """``(I, J, K)`` boolean: the probability reaches the threshold."""
@@ -146,7 +169,12 @@ class VolumeResult:
                 wins = found > highest[number]
                 labels[number][wins] = values[index]
                 highest[number][wins] = found[wins] if arbitration == "probability" else 255
-        return self.slicings[0].restore(labels)
+        labels = self.slicings[0].restore(labels)
+        for index, value in enumerate(values) if self.only_at_point and decided else ():
+            lesion = self.at_point(index)  # the winners were decided before the others were dropped
+            of_prompt = labels == value
+            labels[of_prompt if lesion is None else of_prompt & (lesion.only(of_prompt) == 0)] = 0
+        return labels
 
     def _write_winners(self, labels: np.ndarray, values: Sequence[int]) -> frozenset[int]:
         """Fill in the slices ``(N, H, W)`` whose pixels the protocol has given to prompts; return their numbers."""
@@ -223,7 +251,7 @@ class VolumeResult:
 
     def _slices(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """Indices and slices of the first plane that are not empty."""
-        if len(self.planes) == 1:
+        if len(self.planes) == 1 and not self.only_at_point:
             for number in self._kept(index, 0, dropping=True):
                 yield int(number), self._store.get(index, 0, number)
             return

@@ -10,7 +10,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from scipy import ndimage
 
 from boltzformer_monai.inferers.result_caveats import about
-from boltzformer_monai.inferers.results import prompt_lesions
+from boltzformer_monai.inferers.results import point_finding, prompt_lesions
 from boltzformer_monai.inferers.volume_result import in_memory_order
 from boltzformer_monai.io.formats import write_image_file
 from boltzformer_monai.label.files import temporary_file
@@ -87,18 +87,19 @@ class BoltzFormerInferTask(InferTask):
         values = self.service.label_numbers.values(wanted.prompts, temporary=segmented.untrained)
         labels = result.label_map(wanted.arbitration, values=values)
         places = label_places(labels)
-        findings = [
-            {
-                **finding.as_dict(),
-                "label": value,
-                "label_voxels": places[value][0] if value in places else 0,
-                "caveats": [each.text for each in about(result.caveats, finding.prompt)],
-                "lesions": [
-                    lesion.as_dict() for lesion in prompt_lesions(result, index, labels == value, segmented.settings)
-                ],
-            }
-            for index, (finding, value) in enumerate(zip(result.findings, values, strict=True))
-        ]
+        findings = []
+        for index, (finding, value) in enumerate(zip(result.findings, values, strict=True)):
+            lesions = prompt_lesions(result, index, labels == value, segmented.settings)
+            findings.append(
+                {
+                    **finding.as_dict(),
+                    "label": value,
+                    "label_voxels": places[value][0] if value in places else 0,
+                    "caveats": [each.text for each in about(result.caveats, finding.prompt)],
+                    **point_finding(result, index, lesions),
+                    "lesions": [lesion.as_dict() for lesion in lesions],
+                }
+            )
         # 3D Slicer names the segments in the map one after the other, so names that are not in it must be left out.
         in_map = sorted((each for each in findings if each["label_voxels"]), key=lambda each: int(str(each["label"])))
         names = {str(each["prompt"]): each["label"] for each in in_map}

@@ -20,7 +20,7 @@ from cachetools import LRUCache
 
 from boltzformer_monai.data.prompt_check import PromptReader
 from boltzformer_monai.data.prompts import normalise_prompt, normalise_target
-from boltzformer_monai.errors import BoltzFormerError, CancelledError, PromptError
+from boltzformer_monai.errors import BoltzFormerError, CancelledError
 from boltzformer_monai.inferers.feature_cache import FeatureCache
 from boltzformer_monai.inferers.result_caveats import in_doubt
 from boltzformer_monai.inferers.result_manifest import source_digest
@@ -32,6 +32,7 @@ from boltzformer_monai.inferers.windows import PromptWindows
 from boltzformer_monai.io.read import read_volume
 from boltzformer_monai.io.scan_list import Scan
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.label.completions import complete_prompt
 from boltzformer_monai.label.datastore.label_numbers import LabelNumbers
 from boltzformer_monai.label.disconnect import client_disconnected
 from boltzformer_monai.label.infer_request import SegmentRequest
@@ -221,26 +222,12 @@ class SegmentService:
         """Targets of the checkpoint whose name begins like a text, and how the text itself would be read.
 
         Returns:
-            ``{"query", "understood", "completions": [{"target", "name"}]}``; ``understood`` is None for an unknown
-            text, else ``{"target", "shown", "score", "changes", "size_limit"}``.
+            As :func:`~boltzformer_monai.label.completions.complete_prompt`.
         """
         model = self.model()
         if self._prompts is None or self._prompts[0] is not model:
             self._prompts = model, PromptReader(model.segmenter.description.data.get("targets", []))
-        reader = self._prompts[1]
-        try:
-            reading = reader.read(text) if text.strip() else None
-        except PromptError:  # of a text that is not finished
-            reading = None
-        understood = None
-        if reading is not None and reading.target is not None:
-            limits = None if reading.size_limit is None else reading.size_limit.as_dict()
-            understood = {
-                "target": reading.target, "shown": reading.shown, "score": reading.score,
-                "changes": list(reading.changes), "size_limit": limits,
-            }  # fmt: skip
-        completions = [{"target": target, "name": name} for target, name in reader.complete(text, limit=limit)]
-        return {"query": text, "understood": understood, "completions": completions}
+        return complete_prompt(self._prompts[1], text, limit)
 
     def learned(self) -> dict[str, Any]:
         """``{"names", "labels"}``: what the checkpoint in use has learned from labels saved on this server."""

@@ -23,6 +23,7 @@ class StubResult:
         self.prompts = self.inputs = tuple(masks)
         self.understood: tuple[Any, ...] = (None,) * len(masks)
         self.planes = ("axial",)
+        self.point = None
         self._masks = list(masks.values())
 
     def mask(self, index: int) -> np.ndarray:
@@ -30,6 +31,9 @@ class StubResult:
 
     def probability(self, index: int) -> np.ndarray:
         return self._masks[index] * np.uint8(204)
+
+    def at_point(self, index: int) -> None:
+        """There is no point."""
 
     def entropy(self, index: int) -> np.ndarray | None:
         return None if self.repeats == 1 else (self._masks[index] * (40 * (index + 1))).astype(np.uint8)

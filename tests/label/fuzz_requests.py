@@ -20,7 +20,8 @@ _ROUTES = (
     "/scoring/", "/scoring/uncertainty", "/activelearning/random", "/session/", "/session/0123456789", "/logs/",
     "/logs/gpu", "/model/boltzformer", "/model/info/boltzformer", "/ohif/", "/proxy/dicom/wado/studies", "/static/x",
     "/reload", "/docs", "/openapi.json", "/", "/boltzformer", "/boltzformer/", "/boltzformer/main.js",
-    "/boltzformer/api/config", "/boltzformer/api/segment", "/boltzformer/api/images/scan_0/scan.nii.gz",
+    "/boltzformer/api/config", "/boltzformer/api/complete?q=liver",
+    "/boltzformer/api/segment", "/boltzformer/api/images/scan_0/scan.nii.gz",
     "/boltzformer/api/results/abc/labels.nii.gz",
 )  # fmt: skip
 # Where an id of an image, label or session goes; none of these may follow a hostile one.
@@ -56,6 +57,9 @@ _WRONG_PARAMS: dict[str, Sequence[object]] = {
     "window": ({"a": 1}, [1], [1, 2, 3], ["a", "b"], "no such window", 7, [0, -5], [0, 0], [1e999, 1]),
     "arbitration": ("x", 1, "__class__"),
     "modality": ("PET", 1, ["CT"]),
+    "point": (1, True, [1, 2], [1, 2, 3, 4], ["a", 1, 2], {"x": 1}, "here", [1e999, 0, 0], [1e300, 0, 0], [[1, 2, 3]]),
+    "keep_lesions": ("some", 1, ["all"], "at_point"),
+    "look_closer": (1, "perhaps", [True], True),
     "result_extension": (".exe", "/../../x.nii.gz", 1, ".nii.gz\0"),
     "result_dtype": ("float64", "object", 8),
     "label_tag": ("../x", "/etc", "a b", [1], "..", "x" * 100),

@@ -1,7 +1,7 @@
 """A stand-in for the server: the page's files, and its own routes answered from a phantom and its label map.
 
-What a prompt finds is the phantom's structure of that name. Prompts decide the rest: "absent" in one is not found,
-"refuse" in one is answered with 422, "break" with a page of HTML and 500.
+What a prompt finds is the phantom's structure of that name; "spots" finds three boxes. Prompts decide the rest:
+"absent" in one is not found, "refuse" in one is answered with 422, "break" with a page of HTML and 500.
 """
 
 from __future__ import annotations
@@ -15,17 +15,24 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import nibabel as nib
 import numpy as np
 
+from boltzformer_monai.data.prompt_check import PromptReader
 from boltzformer_monai.demo.phantom import labels_of, make_phantom
+from boltzformer_monai.findings.lesions import find_lesions
+from boltzformer_monai.inferers.point import lesion_at
 from boltzformer_monai.io.volume import Volume
+from boltzformer_monai.label.completions import complete_prompt
 
 PAGE = Path(__file__).resolve().parents[2] / "boltzformer_monai" / "label" / "page"
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 REFUSAL = "prompt 1 is refused; type another one"
+TARGETS = ("liver", "left kidney", "right kidney", "spleen")
+SPOTS = ((slice(20, 26), slice(30, 36), slice(4, 8)), (slice(60, 64), slice(50, 54), slice(10, 12)), (48, 20, 15))
+"""Voxels that "spots" finds, the largest first."""
 
 
 def nifti_bytes(array: np.ndarray, affine: np.ndarray) -> bytes:
@@ -60,12 +67,16 @@ class Phantoms:
             "model": "boltzformer",
             "version": "0.0",
             "prompts": ["liver"],
-            "targets": ["liver", "left kidney", "spleen"],
+            "targets": list(TARGETS),
             "uncertainty": list(range(2, 21)),
             "presence": True,
             "images": images,
             "dicom_seg": self.dicom_seg,
         }
+
+    def complete(self, text: str) -> dict[str, Any]:
+        reader = PromptReader([{"target": target, "site": "abdomen", "modality": "CT"} for target in TARGETS])
+        return complete_prompt(reader, text)
 
     def scan(self, name: str) -> bytes:
         scan = self.images[name][0]
@@ -79,6 +90,19 @@ class Phantoms:
         for number, prompt in enumerate(order["prompts"], 1):
             value = names.get(prompt)
             mask = truth.array == value if value and "absent" not in prompt else np.zeros(truth.shape, bool)
+            for spot in SPOTS if prompt == "spots" else ():
+                mask[spot] = True
+            here = lesion_at(mask, scan, order["point"]) if "point" in order else None
+            others = 0
+            if order.get("keep_lesions") == "at_point":
+                others = 0 if here is None else here.others
+                mask = mask & (here is not None and here.only(mask))
+            lesions = find_lesions(mask, scan, at=None if here is None else here.voxel)
+            at_point = {
+                "lesion": next((each.number for each in lesions if each.at_point), None),
+                "distance_mm": None if here is None else here.distance_mm,
+                "dropped": others,
+            }
             labels[mask] = number
             count = int(mask.sum())
             findings.append(
@@ -92,15 +116,22 @@ class Phantoms:
                     "volume_ml": count * float(np.prod(scan.spacing)) / 1000,
                     "label": number,
                     "caveats": [f"{prompt} is in doubt"] if "absent" in prompt else [],
+                    **({"at_point": at_point} if "point" in order else {}),
+                    "lesions": [{**lesion.as_dict(), "confidence": 0.8} for lesion in lesions],
                 }
             )
         rid = f"r{len(self.orders)}"
-        files = {"labels.nii.gz": nifti_bytes(labels, scan.affine), "summary.json": json.dumps({"prompts": findings})}
+        files = {
+            "labels.nii.gz": nifti_bytes(labels, scan.affine),
+            "summary.json": json.dumps({"prompts": findings}),
+            "lesions.csv": "scan",
+            "report.html": "<p>",
+        }
         if order["uncertainty"]:
             edge = sum(np.abs(part) for part in np.gradient((labels > 0).astype(float)))
             files["uncertainty.nii.gz"] = nifti_bytes(np.clip(edge * 255, 0, 255).astype(np.uint8), scan.affine)
         if self.dicom_seg:
-            files["segmentation.dcm"] = bytes(128) + b"DICM"
+            files["segmentation.dcm"] = files["report.sr.dcm"] = bytes(128) + b"DICM"
         self.results[rid] = {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
         return {
             "result": rid,
@@ -111,6 +142,7 @@ class Phantoms:
             "caveats": [{"kind": "assumed modality", "text": "taken as CT, a remark", "in_doubt": False}],
             "uncertainty": bool(order["uncertainty"]),
             "dicom_seg": self.dicom_seg,
+            "dicom_sr": self.dicom_seg,
             "seconds": 0.25,
             "cached": len(self.orders) > 1,
         }
@@ -146,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.removeprefix("/boltzformer/").split("/")
         if parts == ["api", "config"]:
             self._json(200, self.phantoms.config())
+        elif parts == ["api", "complete"]:
+            self._json(200, self.phantoms.complete(parse_qs(urlsplit(self.path).query)["q"][0]))
         elif parts[:2] == ["api", "images"] and parts[2] in self.phantoms.images:
             self._send(200, self.phantoms.scan(parts[2]), "application/gzip")
         elif parts[:2] == ["api", "results"] and parts[3] in self.phantoms.results.get(parts[2], {}):

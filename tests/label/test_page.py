@@ -102,7 +102,8 @@ def test_downloads_lie_on_the_grid_of_the_scan(browser: Any, stub: tuple[str, Ph
             name = waited.value.suggested_filename
             waited.value.save_as(tmp_path / name)
             files[text] = tmp_path / name
-    assert list(files) == ["Masks (NIfTI)", "Uncertainty (NIfTI)", "DICOM SEG", "Summary (JSON)"]
+    masks_and_maps = ["Masks (NIfTI)", "Uncertainty (NIfTI)", "DICOM SEG"]
+    assert list(files) == [*masks_and_maps, "DICOM SR", "Lesions (CSV)", "Report (HTML)", "Summary (JSON)"]
     masks = nib.load(files["Masks (NIfTI)"])
     assert files["Masks (NIfTI)"].name == "abdomen_one-labels.nii.gz"
     assert masks.shape == scan.shape
@@ -119,7 +120,12 @@ def test_only_what_there_is_is_offered(browser: Any, stub: tuple[str, Phantoms])
     with visit(browser, url) as seen:
         seen.open()
         seen.segment("liver")
-        assert seen.page.locator("#downloads button").all_inner_texts() == ["Masks (NIfTI)", "Summary (JSON)"]
+        assert seen.page.locator("#downloads button").all_inner_texts() == [
+            "Masks (NIfTI)",
+            "Lesions (CSV)",
+            "Report (HTML)",
+            "Summary (JSON)",
+        ]
         assert seen.page.locator("#uncertainty-opacity").is_disabled()
 
 

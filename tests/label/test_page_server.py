@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,13 @@ def test_a_visit(browser: Any, address: str, studies: Path, tmp_path: Path) -> N
         assert (np.abs(seen.picture() - before).max(2) > 30).mean() > 0.01
         assert seen.coloured(RED).sum() > 500
         files = _downloads(seen.page, tmp_path)
-        assert list(files) == ["Masks (NIfTI)", "Uncertainty (NIfTI)", "Summary (JSON)"]
+        assert list(files) == [
+            "Masks (NIfTI)",
+            "Uncertainty (NIfTI)",
+            "Lesions (CSV)",
+            "Report (HTML)",
+            "Summary (JSON)",
+        ]
         scan, masks = nib.load(studies / "abdomen.nii.gz"), nib.load(files["Masks (NIfTI)"])
         assert masks.shape == nib.load(files["Uncertainty (NIfTI)"]).shape == scan.shape
         np.testing.assert_allclose(masks.affine, scan.affine, atol=1e-4)
@@ -68,9 +75,27 @@ def test_a_visit(browser: Any, address: str, studies: Path, tmp_path: Path) -> N
         counts = np.bincount(np.asarray(masks.dataobj).astype(int).ravel(), minlength=3)
         assert [each["label_voxels"] for each in summary["prompts"]] == counts[1:3].tolist()
         assert f"confidence {100 * summary['prompts'][0]['confidence']:.0f} %" in texts[0]
+        with files["Lesions (CSV)"].open(newline="", encoding="utf-8") as file:
+            listed = list(csv.DictReader(file))
+        assert [(each["name"], int(each["voxels"])) for each in listed] == [
+            (prompt["prompt"], lesion["voxels"]) for prompt in summary["prompts"] for lesion in prompt["lesions"]
+        ]
         # The same scan again: its features were kept.
         seen.segment("left kidney")
         assert "kept from before" in seen.page.inner_text("#status")
+        lesions = seen.page.locator("#findings tbody tr").count()
+        seen.page.locator("#findings tbody tr").nth(lesions - 1).click()
+        seen.page.get_by_role("button", name="Look closer here").click()
+        seen.wait_status(r"looked at closer")
+        assert "decoded again" in seen.page.inner_text("#caveats")
+        seen.page.locator("#findings tbody tr").first.click()
+        seen.page.get_by_role("button", name="Keep only the lesion here").click()
+        seen.wait_status(r"found in")
+        assert seen.page.locator("#findings tbody tr").count() == 1
+        seen.page.fill("#prompts", "")
+        seen.page.locator("#prompts").press_sequentially("linke Nie")
+        seen.page.locator("#completions [role=option]").first.wait_for()
+        assert "left kidney" in seen.page.inner_text("#completions")
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ class BiomedParseProtocol:
             raise ConfigError("the protocol biomedparse slices a scan along one axis, not along several planes")
         if settings.in_plane != "fit":
             raise ConfigError(f"the protocol biomedparse shows whole slices; leave in_plane {settings.in_plane!r} out")
+        if settings.look_closer:
+            raise ConfigError("the protocol biomedparse shows whole slices; leave look_closer out")
         if settings.tta > 1:
             raise ConfigError(f"the protocol biomedparse shows each slice once; leave tta {settings.tta} out")
         self.settings: Mapping[str, Any] = {"suppress": suppress, "orientation": orientation}

@@ -89,7 +89,14 @@ class VolumeRun:
             self.network, groups, seed=self.settings.seed, repeats=self.settings.repeats, encoder=self.encoder
         )
 
-    def passes(self, slicing: Slicing, work: Callable[[int, int], int], *, windows: int = 1) -> None:
+    def passes(
+        self,
+        slicing: Slicing,
+        work: Callable[[int, int], int],
+        *,
+        windows: int = 1,
+        between: tuple[int, int] | None = None,
+    ) -> None:
         """Work on all slices, pass after pass.
 
         Args:
@@ -97,19 +104,21 @@ class VolumeRun:
             work: (first slice, slices per pass) → the first slice that is not done yet. It is tried again with fewer
                 slices where the device's memory does not hold them.
             windows: that each pass does.
+            between: the first slice and one after the last, of slices that are worked on again; default: all.
 
         Raises:
             CancelledError: ``should_stop`` said so.
             ConfigError: the memory does not hold a single slice.
         """
-        start, count = 0, slicing.shape(self.volume)[0]
+        start, count = between or (0, slicing.shape(self.volume)[0])
         while start < count:
             if self.should_stop is not None and self.should_stop():
                 msg = f"stopped on request after {start} of {count} {slicing.plane} slices; nothing was kept"
                 raise CancelledError(msg)
             first = start
             start = self._one_pass(work, first)
-            self.advance(windows * (start - first))
+            if between is None:
+                self.advance(windows * (start - first))
 
     def _one_pass(self, work: Callable[[int, int], int], start: int) -> int:
         return self.batch.attempt(lambda batch: work(start, batch))

@@ -69,6 +69,11 @@ export async function segment(order, signal) {
   return (await request("segment", { method: "POST", headers, body, signal })).json();
 }
 
+/** Targets whose name begins like a text, and how the text itself would be read. */
+export async function complete(text, signal) {
+  return (await request(`complete?${new URLSearchParams({ q: text })}`, { signal })).json();
+}
+
 /** One file of a result, as a Blob. */
 export async function file(result, name, signal) {
   return (await request(`results/${encodeURIComponent(result)}/${name}`, { signal })).blob();

@@ -17,6 +17,9 @@ function offered(reply) {
     ["Masks (NIfTI)", "labels.nii.gz"],
     ...(reply.uncertainty ? [["Uncertainty (NIfTI)", "uncertainty.nii.gz"]] : []),
     ...(reply.dicom_seg ? [["DICOM SEG", "segmentation.dcm"]] : []),
+    ...(reply.dicom_sr ? [["DICOM SR", "report.sr.dcm"]] : []),
+    ["Lesions (CSV)", "lesions.csv"],
+    ["Report (HTML)", "report.html"],
     ["Summary (JSON)", "summary.json"],
   ];
 }

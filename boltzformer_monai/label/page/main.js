@@ -1,7 +1,9 @@
 // The page: choose a scan, type what to look for, see and save what was found.
 
 import * as api from "./api.js";
+import { Completions } from "./completions.js";
 import { showDownloads } from "./downloads.js";
+import { inWords } from "./elements.js";
 import { showCaveats, showFindings } from "./findings.js";
 import { PositionControls } from "./positions.js";
 import { parsePrompts, startsRun, withPrompt } from "./prompts.js";
@@ -15,9 +17,12 @@ let viewer = null;
 let images = new Map();
 let loading = null; // the AbortController of the scan that is being fetched
 let running = null; // the AbortController of the request under way
+let here = null; // where the crosshair is: millimetres in RAS
+let looked = null; // where the shown result was looked at closer, likewise
 
 const windows = new WindowControls((low, high) => viewer.setWindow(low, high));
 const positions = new PositionControls((voxel) => viewer.moveTo(voxel));
+const completions = new Completions($("prompts"), $("completions"), $("understood"), api.complete);
 
 async function startViewer() {
   let module;
@@ -29,8 +34,11 @@ async function startViewer() {
   if (!document.createElement("canvas").getContext("webgl2")) {
     throw new Error("this browser has no WebGL 2, which the viewer needs; try another one or switch it on");
   }
-  viewer = await module.Viewer.attach($("canvas"), {
-    onPlace: (place) => positions.show(place),
+  viewer = await module.Viewer.attach($("canvas"), $("marks"), {
+    onPlace: (place) => {
+      here = place.mm;
+      positions.show(place);
+    },
     onWindow: (low, high) => windows.follow(low, high),
     onLost: failed,
   });
@@ -60,7 +68,8 @@ async function loadScan() {
   loading?.abort();
   running?.abort();
   loading = new AbortController();
-  $("run").disabled = true;
+  offerRuns(false);
+  looked = null;
   $("results").hidden = true;
   $("uncertainty-opacity").disabled = true;
   viewer.clear();
@@ -72,8 +81,12 @@ async function loadScan() {
   positions.reset(scan.size);
   windows.reset({ ...scan, modality: images.get(id).modality });
   viewer.moveTo(scan.size.map((count) => Math.floor(count / 2)));
-  $("run").disabled = false;
+  offerRuns(true);
   done(`${id}: ${scan.size.join(" × ")} voxels. Type what to look for.`);
+}
+
+function offerRuns(offered) {
+  for (const id of ["run", "look-closer", "keep-one"]) $(id).disabled = !offered;
 }
 
 function order() {
@@ -92,18 +105,18 @@ function order() {
   };
 }
 
-async function run() {
-  const request = order();
+async function run(atPoint) {
+  const request = { ...order(), ...atPoint };
   busy(`Looking for ${request.prompts.length === 1 ? request.prompts[0] : `${request.prompts.length} prompts`}…`);
   const { signal } = running; // aborted by Stop, and when another scan is chosen, which may be at any moment
   const reply = await api.segment(request, signal);
   const bytes = async (name) => (await api.file(reply.result, name, signal)).arrayBuffer();
   const labels = await bytes("labels.nii.gz");
   const uncertainty = reply.uncertainty ? await bytes("uncertainty.nii.gz") : null;
-  await show(reply, { labels, uncertainty }, request.image, signal);
+  await show(reply, { labels, uncertainty }, request, signal);
 }
 
-async function show(reply, { labels, uncertainty }, image, signal) {
+async function show(reply, { labels, uncertainty }, { image, point, look_closer: closer }, signal) {
   const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
   if (signal.aborted) return;
   offerStop(false); // the previous result is removed from here on
@@ -111,22 +124,27 @@ async function show(reply, { labels, uncertainty }, image, signal) {
   const places = await viewer.showLabels(labels, names, share("opacity"), signal);
   if (uncertainty) await viewer.showUncertainty(uncertainty, share("uncertainty-opacity"), signal);
   if (signal.aborted) return;
+  looked = closer ? point : null;
   $("uncertainty-opacity").disabled = !uncertainty;
   showCaveats($("caveats"), reply.caveats);
   showFindings($("findings"), reply.findings, places, {
+    caveats: reply.caveats,
+    onLesion: (finding, lesion) => viewer.goToLesion(lesion, finding.label),
     onToggle: (label, visible) => viewer.setVisible(label, visible),
     onGo: (voxel) => viewer.goTo(voxel),
   });
   showDownloads($("downloads"), reply, image, guard);
   $("results").hidden = false;
-  const first = reply.findings.find(({ label, found }) => found && places.has(label));
-  if (first) viewer.goTo(places.get(first.label));
+  const numbered = reply.findings.filter(({ label, found }) => found && places.has(label));
+  viewer.markLesions(numbered.flatMap(({ label, lesions }) => (lesions ?? []).map((each) => ({ ...each, value: label }))));
+  if (!point && numbered.length) viewer.goTo(places.get(numbered[0].label));
   const how = `${reply.seconds.toFixed(1)} s${reply.cached ? ", with image features kept from before" : ""}`;
+  const where = point ? `; at ${inWords(point)} mm${closer ? ", looked at closer" : ""}` : "";
   const missing = reply.findings.filter(({ found }) => !found).map(({ prompt }) => prompt);
   const rest =
     (missing.length ? ` Not found: ${missing.join(", ")}.` : "") +
     (reply.in_doubt ? " In doubt: see the remarks in the list." : "");
-  done(`${names.size} of ${reply.findings.length} found in ${how}.${rest}`);
+  done(`${names.size} of ${reply.findings.length} found in ${how}${where}.${rest}`);
 }
 
 function offerStop(offered) {
@@ -134,12 +152,13 @@ function offerStop(offered) {
   $("stop").disabled = !offered;
 }
 
-async function submit() {
+async function submit(atPoint = {}) {
+  completions.close();
   if (running || $("run").disabled) return;
   running = new AbortController();
   $("run").setAttribute("aria-disabled", "true");
   offerStop(true);
-  await guard(run);
+  await guard(() => run(atPoint));
   offerStop(false);
   $("run").removeAttribute("aria-disabled");
   running = null;
@@ -185,6 +204,8 @@ $("form").addEventListener("submit", (event) => {
   submit();
 });
 $("stop").addEventListener("click", stop);
+$("look-closer").addEventListener("click", () => submit({ point: here, look_closer: true }));
+$("keep-one").addEventListener("click", () => submit({ point: here, keep_lesions: "at_point", look_closer: looked !== null }));
 $("prompts").addEventListener("keydown", (event) => {
   if (!startsRun(event)) return;
   event.preventDefault();

@@ -1,7 +1,8 @@
 // Sliders for the three slices, and in words where the crosshair is.
 
+import { inWords } from "./elements.js";
+
 const PLANES = ["sagittal", "coronal", "axial"]; // across Right, Anterior, Superior, the order of the viewer's voxels
-const ENDS = [["L", "R"], ["P", "A"], ["I", "S"]];
 
 const $ = (id) => document.getElementById(id);
 
@@ -27,8 +28,7 @@ export class PositionControls {
       $(`${plane}-value`).value = text;
       slider.setAttribute("aria-valuetext", text);
     });
-    const where = mm.map((at, axis) => `${ENDS[axis][at < 0 ? 0 : 1]} ${Math.abs(at).toFixed(1)}`).join(", ");
     const grey = Number(Number(value).toPrecision(5));
-    $("place").textContent = `${where} mm; value ${grey}${label ? `; ${label}` : ""}`;
+    $("place").textContent = `${inWords(mm)} mm; value ${grey}${label ? `; ${label}` : ""}`;
   }
 }

@@ -1,8 +1,9 @@
 // The view: NiiVue with a scan, and on its grid a label map and an uncertainty map.
 
 import { DRAG_MODE, MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER } from "./vendor/niivue.js";
-import { labelColormap } from "./colours.js";
-import { placesOf } from "./places.js";
+import { colourOf, labelColormap } from "./colours.js";
+import { element } from "./elements.js";
+import { nearestVoxel, placesOf, voxelOf } from "./places.js";
 
 const OPTIONS = {
   backColor: [0, 0, 0, 1],
@@ -30,6 +31,8 @@ const MOVES = {
   PageUp: [0, 0, 1], PageDown: [0, 0, -1],
 };
 const TURN_DEGREES = 5;
+const ACROSS = [2, 1, 0]; // axis across NiiVue's axial, coronal and sagittal slices
+const MOST_MARKS = 60; // numbers in the slices at once
 const LEAST_PIXELS = 64; // of the canvas; in less, NiiVue gives WebGL tiles of negative size
 const FRONT = [160, 15]; // degrees: the patient from the front, a little from the side and from above
 const LOST = "the browser lost its graphics context; reload the page";
@@ -52,11 +55,15 @@ export class Viewer {
   #uncertainty = null;
   #names = new Map();
   #hidden = new Set();
+  #canvas = null;
+  #marks = null;
+  #lesions = [];
 
-  /** `onPlace` receives the place of the crosshair, `onWindow(low, high)` a window changed by the mouse,
+  /** `marks` is an element over the canvas for the numbers of lesions; `onPlace` receives the place of the crosshair, `onWindow(low, high)` a window changed by the mouse,
    *  `onLost(error)` when the browser takes the graphics away: its driver failed, or other pages needed them. */
-  static async attach(canvas, { onPlace, onWindow, onLost }) {
+  static async attach(canvas, marks, { onPlace, onWindow, onLost }) {
     const viewer = new Viewer();
+    [viewer.#canvas, viewer.#marks] = [canvas, marks];
     viewer.#nv = new Niivue(OPTIONS);
     viewer.#nv.addColormap("uncertainty", UNCERTAINTY);
     viewer.#nv.onLocationChange = (place) => onPlace(viewer.#describe(place));
@@ -67,7 +74,7 @@ export class Viewer {
     canvas.addEventListener("webglcontextlost", () => onLost(new Error(LOST)));
     // While the page is laid out or left, the canvas may have no room; it is rendered again when it gets some.
     const draw = viewer.#nv.drawScene.bind(viewer.#nv);
-    viewer.#nv.drawScene = () => (Math.min(canvas.width, canvas.height) < LEAST_PIXELS ? undefined : draw());
+    viewer.#nv.drawScene = () => (Math.min(canvas.width, canvas.height) < LEAST_PIXELS ? undefined : viewer.#drawn(draw()));
     await viewer.#nv.attachToCanvas(canvas);
     viewer.#nv.setRenderAzimuthElevation(...FRONT);
     return viewer;
@@ -121,6 +128,7 @@ export class Viewer {
     this.#remove(this.#uncertainty);
     this.#remove(this.#labels);
     [this.#labels, this.#uncertainty] = [null, null];
+    this.markLesions([]);
   }
 
   /** Shows or hides one label. */
@@ -160,7 +168,52 @@ export class Viewer {
   goTo([i, j, k]) {
     const rows = this.#nv.volumes[0].hdr.affine;
     const mm = [0, 1, 2].map((axis) => rows[axis][0] * i + rows[axis][1] * j + rows[axis][2] * k + rows[axis][3]);
+    this.goToMm(mm);
+  }
+
+  /** Puts the crosshair on a place in the patient, millimetres in RAS. */
+  goToMm(mm) {
     this.#look(this.#nv.mm2frac(mm, 0, true));
+  }
+
+  /** Puts the crosshair into a lesion of a label: on its centre, or where that is outside, on its nearest voxel. */
+  goToLesion({ centre_mm: centre, diameter_mm: diameter }, value) {
+    const { img, hdr } = this.#labels;
+    const reach = hdr.pixDims.slice(1, 4).map((mm) => diameter / (2 * mm) + 1);
+    const inside = nearestVoxel(img, hdr.dims.slice(1, 4), value, voxelOf(hdr.affine, centre), reach);
+    if (inside) this.goTo(inside);
+    else this.goToMm(centre);
+  }
+
+  /** Numbers lesions in the slices: [{number, centre_mm, diameter_mm, value}], the first ones before the others. */
+  markLesions(lesions) {
+    this.#lesions = lesions.map((lesion) => ({ ...lesion, place: this.#nv.mm2frac(lesion.centre_mm, 0, true) }));
+    this.#drawn();
+  }
+
+  /** Puts the numbers where their lesions were drawn; passes on what the drawing returned. */
+  #drawn(returned) {
+    const marks = [];
+    const scale = this.#canvas.clientWidth / (this.#canvas.width || 1);
+    const cross = this.#nv.scene.crosshairPos;
+    for (const lesion of this.#labels?.opacity ? this.#lesions : []) {
+      if (this.#hidden.has(lesion.value) || marks.length >= MOST_MARKS) continue;
+      ACROSS.forEach((axis, plane) => {
+        const on = Array.from(lesion.place); // moved into the slice
+        on[axis] = cross[axis];
+        const [a, b] = [on, lesion.place].map((place) => this.#nv.frac2mm(place, 0, true));
+        if (Math.hypot(a[0] - b[0], a[1] - b[1], a[2] - b[2]) > lesion.diameter_mm / 2) return;
+        const found = this.#nv.frac2canvasPosWithTile(on, plane);
+        if (found) marks.push({ lesion, at: found.pos.map((pixel) => pixel * scale) });
+      });
+    }
+    this.#marks.replaceChildren(...marks.map(({ lesion, at }) => {
+      const mark = element("span", { textContent: String(lesion.number) });
+      [mark.style.left, mark.style.top] = at.map((pixel) => `${pixel}px`);
+      mark.style.borderColor = `rgb(${colourOf(lesion.value).join(", ")})`;
+      return mark;
+    }));
+    return returned;
   }
 
   #look(fraction) {

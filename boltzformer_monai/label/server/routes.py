@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 import boltzformer_monai
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.findings.tables import write_lesions_csv
 from boltzformer_monai.inferers.result_manifest import read_manifest
 from boltzformer_monai.inferers.result_report import write_result_page, write_result_sr
 from boltzformer_monai.inferers.results import write_results
@@ -60,6 +61,7 @@ RESULTS = {
     "labels.nii.gz": ("result.nii.gz", "application/gzip"),
     "uncertainty.nii.gz": ("result-uncertainty.nii.gz", "application/gzip"),
     "segmentation.dcm": ("result.dcm", "application/dicom"),
+    "lesions.csv": ("lesions.csv", "text/csv"),
     "summary.json": ("result.json", "application/json"),
     "report.sr.dcm": ("result.sr.dcm", "application/dicom"),
     "report.html": ("result.html", "text/html"),
@@ -237,6 +239,14 @@ class _Routes:
             rid, folder = self.results.new(segmented.scan)  # only now: a waiting request must not evict a result
             summary = write_results(
                 segmented.result, folder / "result", segmented.settings, model=segmented.model, scan=segmented.scan
+            )
+            write_lesions_csv(
+                folder / "lesions.csv",
+                (
+                    {"scan": image, "value": each["label"], "name": each["prompt"], **lesion}
+                    for each in summary["prompts"]
+                    for lesion in each["lesions"]
+                ),
             )
             has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
         return {
