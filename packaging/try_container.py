@@ -1,13 +1,14 @@
 """Carries out the Dockerfile where there is no container engine: its steps and its server in bubblewrap.
 
-    python packaging/try_container.py WORK --model MODEL [--scans FOLDER] [--torch cpu] [--wheels FOLDER]
+    python packaging/try_container.py WORK --model MODEL [--scans FOLDER] [--torch cpu] [--wheels FOLDER] [--demo]
 
 The image is folders in WORK, mounted where the Dockerfile puts them; the file system below is this machine's /usr and
 /etc, read-only, and Python is the one that runs this. So what apt-get installs must be here, and its RUN is left out,
 as is the one that makes the user. All other instructions are read from the Dockerfile. The server then runs as the
 Dockerfile's USER with its ENV and CMD, no capabilities, no network but its own, a read-only root, and only its volumes
 and /tmp to write; its HEALTHCHECK must pass, and it must end on SIGTERM.
-`--wheels` takes what an earlier call left in WORK/wheels. Needs bubblewrap and git, and npm for the wheels.
+`--demo` runs `boltzformer demo --fast` in the same way first; `--wheels` takes what an earlier call left in
+WORK/wheels. Needs bubblewrap and git, and npm for the wheels.
 """
 
 from __future__ import annotations
@@ -198,24 +199,42 @@ sys.exit(code not in (0, -signal.SIGTERM, 128 + signal.SIGTERM))
 """
 
 
+def _as_its_user(sandbox: Sandbox, image: Mapping[str, str], words: Sequence[str], **readable: Path) -> list[str]:
+    """A command line in the finished image, without a network; `readable`: what is mounted in /models."""
+    return sandbox.command(
+        words,
+        writable=json.loads(image["VOLUME"]),
+        readable={
+            "/opt/boltzformer": sandbox.folder("/opt/boltzformer"),
+            **{f"/models/{name}": path for name, path in readable.items()},
+        },
+        environment={name.removeprefix("ENV "): value for name, value in image.items() if name.startswith("ENV ")},
+        user=image["USER"],
+        folder=image["WORKDIR"],
+    )
+
+
+def try_demo(sandbox: Sandbox, image: Mapping[str, str]) -> None:
+    """Check that what is installed fits together, and run the demo.
+
+    Raises:
+        subprocess.CalledProcessError: either failed, and has said why.
+    """
+    for command in (["python", "-m", "pip", "check"], ["boltzformer", "demo", "--fast", "--output", "/workspace/demo"]):
+        _say(" ".join(command))
+        subprocess.run(_as_its_user(sandbox, image, command), check=True)
+
+
 def try_server(sandbox: Sandbox, image: Mapping[str, str], model: Path) -> None:
     """Run the image's command and its health check.
 
     Raises:
         subprocess.CalledProcessError: the server did not start, is not healthy, or did not end.
     """
-    volumes = json.loads(image["VOLUME"])
     health = json.loads(image["HEALTHCHECK"].partition("CMD ")[2])
     server = [*json.loads(image["ENTRYPOINT"]), *json.loads(image["CMD"])]
-    environment = {name.removeprefix("ENV "): value for name, value in image.items() if name.startswith("ENV ")}
-    line = sandbox.command(
-        ["/base/bin/python", "-c", _PROBE, json.dumps(server), json.dumps(health), "300"],
-        writable=volumes,
-        readable={"/opt/boltzformer": sandbox.folder("/opt/boltzformer"), "/models/model": model},
-        environment=environment,
-        user=image["USER"],
-        folder=image["WORKDIR"],
-    )
+    probe = ["/base/bin/python", "-c", _PROBE, json.dumps(server), json.dumps(health), "300"]
+    line = _as_its_user(sandbox, image, probe, model=model)
     _say(" ".join(server))
     subprocess.run(line, check=True)
 
@@ -232,6 +251,7 @@ def main() -> int:
     parser.add_argument("--scans", type=Path, help="folder of scans, copied")
     parser.add_argument("--torch", choices=("cpu", "cuda"), default="cuda", help="as the Dockerfile's argument TORCH")
     parser.add_argument("--wheels", type=Path, help="made by an earlier call")
+    parser.add_argument("--demo", action="store_true", help="run the demo first")
     arguments = parser.parse_args()
     if shutil.which("bwrap") is None:
         parser.exit(2, "error: bubblewrap is not installed (Debian: bubblewrap)\n")
@@ -241,6 +261,8 @@ def main() -> int:
     sandbox = Sandbox(arguments.work.resolve())
     try:
         image = build(sandbox, arguments.torch, arguments.wheels)
+        if arguments.demo:
+            try_demo(sandbox, image)
         if arguments.scans:
             shutil.copytree(arguments.scans, sandbox.folder("/data"), dirs_exist_ok=True)
         try_server(sandbox, image, arguments.model)
