@@ -149,12 +149,13 @@ def test_every_command_of_the_readme_names_what_is_there(alone: Path) -> None:
 
 
 def test_channels_say_what_a_text_prompted_network_gives(alone: Path) -> None:
-    """``pred`` is checked by MONAI against the network; MONAI Label reads the first output, the label map."""
+    """MONAI checks the shape of ``pred`` against the network; MONAI Label takes labels and result from it, by name."""
     verify_net_in_out(net_id="network_def", meta_file="configs/metadata.json", config_file="configs/inference.json")
     outputs = json.loads(Path("configs/metadata.json").read_text(encoding="utf-8"))["network_data_format"]["outputs"]
-    assert list(outputs) == ["segmentation", "pred"]
-    assert len(outputs["pred"]["channel_def"]) == outputs["pred"]["num_channels"] == 1
-    assert outputs["segmentation"]["channel_def"]["0"] == "background"
+    assert list(outputs) == ["pred"]
+    assert outputs["pred"]["num_channels"] == 1
+    assert outputs["pred"]["channel_def"]["0"] == "background"
+    assert outputs["pred"]["channel_def"]["1"] == "first prompt"
 
 
 @pytest.fixture(scope="module")
