@@ -88,6 +88,7 @@ def test_a_visit(browser: Any, address: str, studies: Path, tmp_path: Path) -> N
         seen.page.get_by_role("button", name="Look closer here").click()
         seen.wait_status(r"looked at closer")
         assert "decoded again" in seen.page.inner_text("#caveats")
+        seen.segment("left kidney")  # of whole slices again: elsewhere, a closer look may find something else
         seen.page.locator("#findings tbody tr").first.click()
         seen.page.get_by_role("button", name="Keep only the lesion here").click()
         seen.wait_status(r"found in")
