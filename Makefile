@@ -20,7 +20,7 @@ TOOLS := .venv-release
 SBOM ?= dist/sbom.cdx.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo page test test-slow lint format clean lock tools sbom licences release-check
+.PHONY: help install demo page docs notebooks test test-slow lint format clean lock tools sbom licences release-check
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,12 @@ demo: $(STAMP) ## phantoms, slices, training, evaluation and a segmented volume,
 
 page: ## fetch the viewer of the label server's page (needs npm)
 	$(PYTHON) viewer/vendor.py
+
+docs: $(STAMP) ## build the documentation as a site, in site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP) ## run the notebooks of examples/notebooks and store their output
+	$(BIN)/python docs/tools/notebooks.py
 
 test: $(STAMP) ## run the tests but those marked slow, in JOBS processes (2)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
@@ -65,7 +71,7 @@ release-check: $(TOOLS)/.installed ## build and check everything that a release 
 	packaging/release-check $(BIN)/python $(TOOLS)/bin $(TAG)
 
 clean: ## remove environments, caches and build products; runs/, demo data and checkpoints stay
-	rm -rf $(VENV) .venv-second $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-second $(TOOLS) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 # Made once, and again when pyproject.toml changes. An environment left without pip by an interruption is made anew.

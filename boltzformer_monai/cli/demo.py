@@ -21,12 +21,16 @@ def add_parser(commands: Any) -> None:
         help="train and evaluate on synthetic scans, with a report",
         description="Make synthetic CT scans, train the tiny preset on them with the bundle, evaluate and report.",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the results (runs/demo)"
+    )
     parser.add_argument(
         "--fast", action="store_true", help="few small scans and 2 epochs: every step in minutes, with poor masks"
     )
     parser.add_argument("--epochs", type=whole_number(1), help="default: the preset's, or 2 with --fast")
-    parser.add_argument("--seed", type=whole_number(0, LARGEST_SEED), default=0)
+    parser.add_argument(
+        "--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help="of phantoms, split and training (0)"
+    )
     add_bundle_root(parser)
     parser.set_defaults(run=run)
 

@@ -125,7 +125,7 @@ def add_parser(commands: Any) -> None:
         metavar="GB",
         help="memory limit for reading one scan (half of the machine's, shared by all processes)",
     )
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the network's arithmetic (auto)")
     add_plugin(parser)
     parser.set_defaults(run=run)
 

@@ -26,20 +26,29 @@ class TrainingSettings:
     """Training settings of a preset; the defaults are the paper's."""
 
     preset: str
+    """Its name."""
     image_size: int
+    """H = W of the network, in pixels, a multiple of 32."""
     mask_size: int
     """Edge of the masks in the loss; in the paper the network's mask size (half the image)."""
     epochs: int = 40
+    """At most."""
     patience: int = 5
     """Validations without a better key metric before training stops early (not given in the paper)."""
     val_interval: int = 1
+    """Epochs between validations; the last epoch is always validated."""
     batch_size: int = 12
+    """Images of a step, per process."""
     prompts_per_image: int = 1
+    """Prompts for each image of a step."""
     negatives: float | None = 0.0
     """Share of prompts for absent targets; ``None`` samples present and absent targets alike."""
     target_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Target → how often it is drawn relative to the others, which have 1."""
     learning_rate: float = 2e-5
+    """Of AdamW, at its highest."""
     weight_decay: float = 1e-2
+    """Of AdamW."""
     decay_norms: bool = True
     """Apply weight decay to one-dimensional parameters too."""
     backbone_lr_factor: float = 1.0
@@ -49,6 +58,7 @@ class TrainingSettings:
     freeze: list[str] = dataclasses.field(default_factory=list)
     """Parts that are not trained: initial weights stay as they are."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate."""
     warm_up: float = 0.0
     """Share of warm-up steps, for the cosine schedule."""
     clip: float = 0.0
@@ -56,7 +66,9 @@ class TrainingSettings:
     ema: float = 0.0
     """Decay of a moving average of the weights, which is what is validated and saved; 0 = off."""
     balance: float = 0.0
+    """Balanced BCE: the largest weight of an object's pixels; 0 = off."""
     empty_weight: float = 1.0
+    """Weight in the masks' loss of prompts whose target is absent."""
     presence_weight: float = 0.5
     """Weight of the presence head's loss; ``NetworkConfig.presence`` adds the head."""
     layer_supervision: float = 0.0
@@ -64,10 +76,13 @@ class TrainingSettings:
     layer_supervision_stride: int = 1
     """Each side of these masks, a quarter of the image's, is divided by it: less memory for large images."""
     augmentation: Literal["paper", "light", "strong", "none"] = "paper"
+    """Of training slices; ``"paper"`` is that of appendix A.5."""
     precision: Precision = "auto"
+    """``"auto"``: bfloat16 where the hardware is faster with it."""
     cache: bool = False
     """Keep the decoded slices in memory."""
     workers: int = 4
+    """Loader processes."""
 
     def __post_init__(self) -> None:
         """Raises :class:`~boltzformer_monai.errors.ConfigError` for wrong types, and numbers out of range."""

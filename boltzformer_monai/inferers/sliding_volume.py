@@ -153,7 +153,7 @@ class SlidingVolumeInferer(Inferer):
         """Label map ``(I, J, K)``: value i for the i-th prompt (from 1), 0 for none; the most probable wins.
 
         Raises:
-            As :meth:`segment`.
+            CheckpointError: as :meth:`segment`.
         """
         with self.segment(volume, network) as result:
             labels = result.label_map()

@@ -28,12 +28,15 @@ class NetworkConfig:
     image_size: int
     """H = W the network is trained and run at, a multiple of 32."""
     in_channels: int = 3
+    """Of the image."""
     neighbours: int = 0
     """Slices on each side as extra channels (2.5-D); ``in_channels`` is then ``2 * neighbours + 1``."""
     neighbour_mm: float = 0.0
     """Millimetres from channel to channel; 0 = adjacent slices, however far apart they are."""
     mean: tuple[float, ...] = _IMAGENET_MEAN
+    """Of each channel, for values from 0 to 1; stored with the weights."""
     std: tuple[float, ...] = _IMAGENET_STD
+    """Of each channel."""
     neck_channels: int | None = None
     """Channels of SAM 2's neck; ``None`` = no neck."""
     normalise_features: bool = False
@@ -41,16 +44,27 @@ class NetworkConfig:
     pretrained: bool = False
     """Load timm's pre-trained backbone weights when the network is built."""
     dim: int = 512
+    """d: channels of features, queries and text."""
     heads: int = 8
+    """Attention heads."""
     hidden: int = 2048
+    """Channels inside the feed-forward blocks."""
     queries: int = 10
+    """m: queries per prompt."""
     layers: int = 9
+    """Of the decoder."""
     pixel_layers: int = 6
+    """Transformer layers of the pixel decoder."""
     norm: Norm = "group"
+    """Of the pixel decoder."""
     pre_norm: bool = False
+    """Norm before, not after, in the transformer layers of the pixel decoder."""
     text_width: int = 512
+    """Channels of the text encoder."""
     text_layers: int = 12
+    """Of the text encoder."""
     text_heads: int = 8
+    """Of the text encoder."""
     text_norm_eps: float = 1e-12
     """Of its LayerNorms: UniCL's; CLIP has 1e-5."""
     text_activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
@@ -66,16 +80,23 @@ class NetworkConfig:
     policy_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The policy's own arguments; those of ``"boltzmann"`` and ``"threshold"`` have settings here, too."""
     base_temperature: float = 1.0
+    """τ0: layer ℓ samples at τ0/(1+ℓ)."""
     sample_ratio: float = 0.1
+    """Draws per level, as a share of its patches."""
     exact: bool = False
     """Exact multinomial draws instead of the Bernoulli form."""
     per_head: bool = False
     """One attention set per head (published code) instead of one per query (paper)."""
     threshold: float = 0.5
+    """Of the policy ``"threshold"``: probability from which a patch is attended to."""
     text_prior: bool = True
+    """Condition the queries on the prompt before the first layer (Table 7)."""
     pigma_channels: int = 10
+    """Channels between the two convolutions of the aggregation."""
     pigma_correction: bool = True
+    """Pixel-grounded correction of the aggregated mask (Table 8)."""
     mask_bias: float | None = None
+    """First value of a learned number that is added to all mask logits; ``None`` = none."""
     level_logits: LevelLogits = "bilinear"
     """How the sampling takes mask logits to the grid of a level; ``"max"`` keeps objects smaller than a patch."""
     presence: bool = False
