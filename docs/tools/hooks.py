@@ -26,6 +26,7 @@ _LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*?\bsrc=["'](?:https?:)?//[^"']*"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload))[^>]*?\bhref=["'](?:https?:)?//[^"']*"""
 )
+_CELL = re.compile(r"<td\b.*?</td>", re.DOTALL)
 _HREF = re.compile(r"""<a\b[^>]*?\bhref=["'](https?://[^"'#]+)""")
 
 
@@ -71,6 +72,11 @@ def on_page_markdown(markdown: str, page: Page, **settings: Any) -> str:
 
     parts = _FENCE.split(markdown)
     return "".join(part if part.startswith("```") else _LINK.sub(outside, part) for part in parts)
+
+
+def on_page_content(html: str, **settings: Any) -> str:
+    """A bar of code in a table's cell is escaped in Markdown; GitHub takes the backslash away, mkdocs does not."""
+    return _CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
