@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -24,6 +23,7 @@ LEAST_ZOOM = 2.0
 """How much larger than in the whole slice the region is shown, where that has its full resolution already."""
 DEPTH_MM = 20.0
 """Slices up to so far from the point belong to the region."""
+_FARTHEST_MM = 1e5  # no scan is so large
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def checked_point(point: Any) -> tuple[float, float, float]:
     """
     values = tuple(point) if isinstance(point, Sequence) and not isinstance(point, str) else ()
     numbers = all(isinstance(each, Real) and not isinstance(each, bool) for each in values)
-    if len(values) != 3 or not numbers or not all(math.isfinite(each) for each in values):
+    if len(values) != 3 or not numbers or not all(abs(each) <= _FARTHEST_MM for each in values):
         msg = f"a point is three numbers, millimetres towards Right, Anterior and Superior, got {ascii(point)[:60]}"
         raise ConfigError(msg)
     return float(values[0]), float(values[1]), float(values[2])

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import tempfile
 import uuid
 import zipfile
@@ -197,7 +198,12 @@ def test_whatever_call_fails_nothing_is_half_done(client: Any, store: FolderData
             assert seen_of(store) == life.known, where
             if life.random.random() < 0.1:
                 assert seen_by(client) == life.known, where
-            assert list((tmp_path / "temporary").iterdir()) == [], where
+            left = list((tmp_path / "temporary").iterdir())
+            if failed in ("unlink", "rmdir"):  # the copy of an upload may be what could not be removed
+                for folder in left:
+                    shutil.rmtree(folder)
+            else:
+                assert left == [], where
             if life.random.random() < 0.1:
                 assert seen_in(studies) == life.known, where
     assert seen_in(studies) == life.known

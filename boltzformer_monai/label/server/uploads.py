@@ -117,7 +117,8 @@ def upload_suffix(upload: UploadFile | None, *, limit: int) -> str:
 def saved(upload: UploadFile) -> Iterator[Path]:
     """A temporary copy of a checked and renamed upload, for the readers."""
     name = str(upload.filename)
-    with tempfile.TemporaryDirectory() as folder:  # Windows lets nobody open a NamedTemporaryFile again
+    # Windows lets nobody open a NamedTemporaryFile again; what cannot be removed changes nothing that was done.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, f"upload{name[name.index('.') :]}")
         upload.file.seek(0)
         with path.open("wb") as copy:

@@ -66,7 +66,8 @@ def sent(tmp_path: Path, params: dict[str, Any]) -> Any:
 
     app: Any = SimpleNamespace(datastore=lambda: store, _infers={MODEL: task}, _uploaded=lambda image: None)
     BoltzFormerApp.infer(app, {"image": "1.2.3.4.1", "save_label": True, "label_tag": "final"})
-    (seg,) = store.sent
+    seg, report = store.sent
+    assert (seg.Modality, report.Modality) == ("SEG", "SR")
     return seg
 
 
