@@ -181,6 +181,8 @@ def check_output(arguments: argparse.Namespace, settings: RunSettings) -> None:
         problem = f"an .npz does not say where the patient's left is, so its masks can be written as {ENDING} alone"
     elif ending == ".dcm" and "rtstruct" in output.name.lower():
         problem = "the ending .dcm is of a DICOM SEG; the name of an RTSTRUCT ends in .rtstruct.dcm"
+    elif ending == ".dcm" and output.name.lower().endswith(".sr.dcm"):
+        problem = "the ending .dcm is of a DICOM SEG; a structured report is written by --report"
     elif ending is None and arguments.image.is_dir() and _inside(output, arguments.image):
         problem = "it lies in the folder of the scans; choose another place"
     if problem:

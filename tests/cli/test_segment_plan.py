@@ -65,6 +65,7 @@ def mistakes(tmp_path: Path, at: dict[str, Path]) -> dict[str, list[str]]:
         "is no DICOM series, which RTSTRUCT must": ["segment", one, *common, rtstruct],
         "(0008,0016) is private": ["segment", odd, *common, rtstruct],
         "ends in .rtstruct.dcm": ["segment", odd, *common, str(tmp_path / "my_rtstruct.dcm")],
+        "is written by --report": ["segment", odd, *common, str(tmp_path / "lesions.sr.dcm")],
         "holds no DICOM series, which RTSTRUCT": [
             "segment",
             many,

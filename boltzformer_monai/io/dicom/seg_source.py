@@ -38,6 +38,7 @@ _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?")
 _IN_META = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
 _MADE_UP = ("StudyInstanceUID", "SeriesInstanceUID")
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+_INSTEAD = "write masks as NIfTI (.nii.gz), a report as .html"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def seg_source(scan: Path | Sequence[Path], series: str | None) -> SegSource:
     order = [index if header.frame is None else header.frame for index, header in enumerate(slices)]
     paths = list(dict.fromkeys(header.path for header in slices))
     if first.frame is not None and (len(paths) > 1 or len(slices) != first.frames):
-        msg = f"{paths[0].parent}: no DICOM object can refer to frames of several files; write NIfTI (.nii.gz) instead"
+        msg = f"{paths[0].parent}: no DICOM object can refer to frames of several files; {_INSTEAD}"
         raise VolumeError(msg, reason="unsupported format")
     stated = []
     for path in paths:
@@ -259,7 +260,7 @@ def _named(keyword: str) -> str:
 
 
 def _refused(place: Path, keyword: str, why: str) -> VolumeError:
-    msg = f"{place}: {_named(keyword)} {why}, so no DICOM object can refer to the scan; write NIfTI (.nii.gz) instead"
+    msg = f"{place}: {_named(keyword)} {why}, so no DICOM object can refer to the scan; {_INSTEAD}"
     return VolumeError(msg, reason="header")
 
 
