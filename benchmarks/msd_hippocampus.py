@@ -98,7 +98,7 @@ VARIANTS: dict[str, Variant] = {
     "planes_neighbours_2_ema": Variant(ALL, CONTEXT_2, EMA),
     "planes_neighbours_2_ema_batch": Variant(ALL, CONTEXT_2, EMA, BATCH_DICE),
     "planes_neighbours_2_ema_batch_strong": Variant(
-        ALL, CONTEXT_2, EMA | {"augmentation": "strong"}, BATCH_DICE, steps=9400, tta=1
+        ALL, CONTEXT_2, EMA | {"augmentation": "strong"}, BATCH_DICE, steps=9400
     ),
     "planes_neighbours_2_ema_long": Variant(ALL, CONTEXT_2, EMA, steps=10000),
 }
