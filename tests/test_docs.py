@@ -96,6 +96,12 @@ def test_the_numbers_in_benchmarks_are_those_of_the_records() -> None:
     for record, names in {
         "demo": ("mean_dice", "dice liver lesion", "dice lung nodule"),
         "msd_hippocampus": ("mean_dice_3d", "dice_3d anterior hippocampus", "dice_3d posterior hippocampus"),
+        "msd_hippocampus_best": (
+            "mean_dice_3d",
+            "coronal: mean_dice_3d",
+            "dice_3d anterior hippocampus",
+            "dice_3d posterior hippocampus",
+        ),
     }.items():
         content = json.loads((ROOT / "benchmarks" / "results" / f"{record}.json").read_text(encoding="utf-8"))
         values = {row["name"]: row["value"] for row in content["results"]}
@@ -109,6 +115,17 @@ def test_the_numbers_in_benchmarks_are_those_of_the_records() -> None:
         for name in ("stock", "own"):
             assert f"{values[f'second_prompt_faster_{name}']:.1f} times" in line, (record, name)
         assert f"({values['time_first_stock']:.1f} s → {values['time_second_stock']:.1f} s)" in line, record
+
+
+def test_the_planes_of_the_hippocampus_are_those_of_the_record() -> None:
+    page = (ROOT / "docs" / "explanation" / "evidence.md").read_text(encoding="utf-8")
+    content = json.loads((ROOT / "benchmarks" / "results" / "msd_hippocampus_best.json").read_text(encoding="utf-8"))
+    values = {row["name"]: row["value"] for row in content["results"]}
+    planes = {f"{plane} slices": f"{plane}: " for plane in ("axial", "sagittal", "coronal")}
+    for name, prefix in {**planes, "all three, averaged": ""}.items():
+        mean, low, high = (f"{values[f'{prefix}volumes dice {each}']:.3f}" for each in ("mean", "low", "high"))
+        joined = f"{values[f'{prefix}label map joined mean']:.3f}"
+        assert f"| {name} | {mean} ({low}–{high}) | {joined} |" in page
 
 
 def test_the_figures_of_exports_are_those_of_their_record() -> None:
