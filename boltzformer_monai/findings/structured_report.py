@@ -401,7 +401,9 @@ def _document(
     )
     observer = sr.ObserverContext(_concept("121007", "Device", "DCM"), device)
     procedure = _PROCEDURES.get(str(first.Modality), _IMAGING)
-    report = sr.MeasurementReport(sr.ObservationContext(observer), _concept(*procedure), imaging_measurements=[])
+    # highdicom wants a group; the real ones take its place in the finished document, which copies its content deeply.
+    place = sr.MeasurementsAndQualitativeEvaluations(sr.TrackingIdentifier(generate_uid(), "place"))
+    report = sr.MeasurementReport(sr.ObservationContext(observer), _concept(*procedure), [place])
     dataset = sr.Comprehensive3DSR(
         evidence=[*source.images, *([] if seg is None else [seg])],
         content=report,
@@ -417,10 +419,10 @@ def _document(
         is_complete=True,
     )
     dataset.SpecificCharacterSet = "ISO_IR 192"  # prompts come in any script, whatever the scan's texts are written in
-    # All belongs to what was asked for, whether or not a measurement refers to it.
-    dataset.CurrentRequestedProcedureEvidenceSequence = dataset.PertinentOtherEvidenceSequence
-    del dataset.PertinentOtherEvidenceSequence
-    # Added to the finished document, which copies its content deeply.
+    # All is of the study and belongs to what was asked for; an older highdicom puts what nothing refers to elsewhere.
+    if "PertinentOtherEvidenceSequence" in dataset:
+        dataset.CurrentRequestedProcedureEvidenceSequence = dataset.PertinentOtherEvidenceSequence
+        del dataset.PertinentOtherEvidenceSequence
     measured = dataset.ContentSequence[-1]
     if groups:
         measured.ContentSequence = sr.ContentSequence(groups)
