@@ -28,7 +28,9 @@ def web_application(studies: str) -> tuple[Any, Any]:
 
     server: Any = SimpleNamespace(studies=studies, datastore=lambda: server.store, on_save_label=lambda *_: None)
     service: Any = SimpleNamespace(
-        settings=SimpleNamespace(upload_mb=1), volume=lambda path: read_volume(path, tilt="keep")
+        settings=SimpleNamespace(upload_mb=1),
+        volume=lambda path: read_volume(path, tilt="keep"),
+        note=lambda path: None,  # there is no audit log
     )
     settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES = "", studies
     stock.apps[studies] = server
