@@ -14,9 +14,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +23,9 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.findings.lesions import Lesion, acquisition_axis, tracking_uid
-from boltzformer_monai.io.dicom.files import broken_dicom, damage_as_volume_error, one_line
+from boltzformer_monai.io.dicom.files import damage_as_volume_error, one_line
 from boltzformer_monai.io.dicom.open import read_dicom
-from boltzformer_monai.io.dicom.seg_source import SegSource, seg_source
+from boltzformer_monai.io.dicom.seg_source import SegSource, making, seg_source
 from boltzformer_monai.io.dicom.seg_writer import SIDES, TISSUE, SegmentCode
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
@@ -71,7 +69,7 @@ def check_can_be_report(scan: Path | Sequence[Path], *, series: str | None = Non
         VolumeError: it is no DICOM series, or one that no DICOM object can refer to.
     """
     source = seg_source(scan, series)
-    with _invalid_as_volume_error(source.grid.source):
+    with making("DICOM SR", source.grid.source, instead=".html"):
         _document(source, [], [], _Maker("BoltzFormer", "0", "")).save_as(io.BytesIO())
 
 
@@ -113,7 +111,7 @@ def write_structured_report(
     counts = [_count(*pair) for pair in zip(targets, listed, strict=True)]
     texts = [("Finding", text) for text in counts] + [("Comment", text) for text in remarks]
     try:
-        with _invalid_as_volume_error(target):
+        with making("DICOM SR", target, instead=".html"):
             groups = [group for each in listed for group in _groups(each, references, maker)]
             dataset = _document(source, groups, texts, maker, references.seg)
             with atomic_path(target) as temporary:
@@ -130,20 +128,6 @@ class _Maker:
     algorithm: str
     version: str
     model: str
-
-
-@contextmanager
-def _invalid_as_volume_error(place: object) -> Iterator[None]:
-    """Turn what highdicom or pydicom raise against an object into one line; errors of the disk pass."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote the patient's name where it is written oddly
-            yield
-    except broken_dicom() as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        msg = f"{place}: no DICOM SR can be made of this series ({one_line(error)}); write the report as .html"
-        raise VolumeError(msg, reason="unsupported format") from error
 
 
 def _segment_header(seg: Path) -> Dataset:

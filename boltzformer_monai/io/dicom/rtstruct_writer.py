@@ -10,9 +10,7 @@ from __future__ import annotations
 import datetime
 import io
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +19,11 @@ import numpy as np
 
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.dicom.contours import fill_contours
-from boltzformer_monai.io.dicom.files import broken_dicom, one_line
+from boltzformer_monai.io.dicom.files import one_line
 from boltzformer_monai.io.dicom.open import read_dicom
 from boltzformer_monai.io.dicom.outlines import outlines
 from boltzformer_monai.io.dicom.rtstruct import parse_rois
-from boltzformer_monai.io.dicom.seg_source import IDENTITY, SegSource, seg_source
+from boltzformer_monai.io.dicom.seg_source import IDENTITY, SegSource, making, seg_source
 from boltzformer_monai.io.dicom.seg_writer import ANATOMY, SIDES, TISSUE, SegmentCode
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.volume import Volume
@@ -82,7 +80,7 @@ def check_can_be_rtstruct(scan: Path | Sequence[Path], *, series: str | None = N
     source = seg_source(scan, series)
     pixel = {0: outlines(np.ones((1, 1), dtype=bool))}
     regions = [_Region(name, TISSUE, pixel, {}) for name in names or ("any",)]
-    with _invalid_as_volume_error(source.grid.source):
+    with making("RTSTRUCT", source.grid.source, instead=".nii.gz"):
         _structure_set(source, regions, _Maker("BoltzFormer", "0"), {}, {}).save_as(
             io.BytesIO(), write_like_original=False
         )
@@ -138,30 +136,16 @@ def write_rtstruct(
         raise VolumeError(msg, reason="labels")
     maker = _Maker(algorithm, version, model, description, made)
     try:
-        with _invalid_as_volume_error(target):
+        with making("RTSTRUCT", target, instead=".nii.gz"):
             dataset = _structure_set(source, regions, maker, remarks or {}, colours or {})
         with atomic_path(target) as temporary:
-            with _invalid_as_volume_error(target):
+            with making("RTSTRUCT", target, instead=".nii.gz"):
                 dataset.save_as(temporary, write_like_original=False)
             _check(temporary, target, source.grid, regions)
     except OSError as error:
         msg = f"{target}: cannot be written ({one_line(error)}); does its folder exist and have room?"
         raise VolumeError(msg, reason="write") from error
     return len(regions)
-
-
-@contextmanager
-def _invalid_as_volume_error(place: object) -> Iterator[None]:
-    """Turn what pydicom raises against an object into one line; errors of the disk pass."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote the patient's name where it is written oddly
-            yield
-    except broken_dicom() as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        msg = f"{place}: no RTSTRUCT can be made of this series ({one_line(error)}); write .nii.gz instead"
-        raise VolumeError(msg, reason="unsupported format") from error
 
 
 def _region(name: str, code: SegmentCode | None, mask: np.ndarray, grid: Volume, source: Volume) -> _Region:

@@ -12,7 +12,9 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom.files import SliceHeader, broken_dicom, damage_as_volume_error
+from boltzformer_monai.io.dicom.files import SliceHeader, broken_dicom, damage_as_volume_error, one_line
 from boltzformer_monai.io.dicom.frames import stated_numbers
 from boltzformer_monai.io.dicom.grid import ordered
 from boltzformer_monai.io.dicom.open import read_dicom
@@ -39,6 +41,29 @@ _IN_META = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaSt
 _MADE_UP = ("StudyInstanceUID", "SeriesInstanceUID")
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _INSTEAD = "write masks as NIfTI (.nii.gz), a report as .html"
+
+
+@contextmanager
+def making(kind: str, place: object, *, instead: str) -> Iterator[None]:
+    """Turn what highdicom or pydicom raise against an object into one line; errors of the disk pass.
+
+    Args:
+        kind: of the object, e.g. ``"DICOM SEG"``.
+        place: the scan or file that the line names.
+        instead: the ending of what can be written.
+
+    Raises:
+        VolumeError: the series has something that the object cannot have.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote the patient's name where it is written oddly
+            yield
+    except broken_dicom() as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        msg = f"{place}: no {kind} can be made of this series ({one_line(error)}); write {instead} instead"
+        raise VolumeError(msg, reason="unsupported format") from error
 
 
 @dataclass(frozen=True)

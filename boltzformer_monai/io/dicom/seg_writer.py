@@ -10,9 +10,7 @@ import copy
 import io
 import os
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +18,9 @@ from typing import IO, Any
 import numpy as np
 
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.io.dicom.files import broken_dicom, one_line
+from boltzformer_monai.io.dicom.files import one_line
 from boltzformer_monai.io.dicom.seg_reader import read_dicom_seg
-from boltzformer_monai.io.dicom.seg_source import SegSource, seg_source
+from boltzformer_monai.io.dicom.seg_source import SegSource, making, seg_source
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.volume import Volume
 from boltzformer_monai.storage import atomic_path
@@ -76,7 +74,7 @@ def check_can_be_seg(scan: Path | Sequence[Path], *, series: str | None = None, 
     named = [(name, TISSUE) for name in names or ("any",)]
     stack = np.zeros((len(named), len(source.order), 1, 1), np.uint8)
     stack[:, 0] = 1
-    with _invalid_as_volume_error(source.grid.source):
+    with making("DICOM SEG", source.grid.source, instead=".nii.gz"):
         dataset = _segmentation(
             replace(source, images=small), stack, named, "BoltzFormer", "0", "", "any", "AUTOMATIC", {}
         )
@@ -134,10 +132,10 @@ def write_dicom_seg(
         stack = np.memmap(file, np.uint8, "r", shape=(len(named), depth, rows, columns))
         settings = (algorithm, version, model, description, made, remarks or {})
         try:
-            with _invalid_as_volume_error(target):
+            with making("DICOM SEG", target, instead=".nii.gz"):
                 dataset = _segmentation(found, stack, named, *settings)
             with atomic_path(target) as temporary:
-                with _invalid_as_volume_error(target):
+                with making("DICOM SEG", target, instead=".nii.gz"):
                     dataset.save_as(temporary)
                 _check(temporary, target, source, stack, order)
         except OSError as error:
@@ -169,20 +167,6 @@ def _store(
         named.append((name, code or TISSUE))
     file.flush()
     return named
-
-
-@contextmanager
-def _invalid_as_volume_error(place: object) -> Iterator[None]:
-    """Turn what highdicom or pydicom raise against an object into one line; errors of the disk pass."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote the patient's name where it is written oddly
-            yield
-    except broken_dicom() as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        msg = f"{place}: no DICOM SEG can be made of this series ({one_line(error)}); write .nii.gz instead"
-        raise VolumeError(msg, reason="unsupported format") from error
 
 
 def _segmentation(
