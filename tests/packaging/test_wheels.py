@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.needs import need_program
-from tests.packaging.tools import ROOT, load_script
+from tests.packaging.tools import ROOT, load_script, need_sandbox
 
 wheels = load_script("wheels")
 docker = load_script("try_container")
@@ -45,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _install(folder: Path, work: Path) -> subprocess.CompletedProcess[str]:
     """Run the Dockerfile's step in bubblewrap, as packaging/try_container.py does."""
-    need_program("bwrap", "bubblewrap")
+    need_sandbox()
     (step,) = (step for step in docker.read_dockerfile() if "--no-index" in step.value)
     sandbox = docker.Sandbox(work)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(sandbox.folder("/base"))], check=True)
@@ -84,7 +83,7 @@ def test_a_wheel_that_was_changed_is_not_installed(folder: Path, tmp_path: Path)
 
 
 def test_the_sandbox_has_no_network_no_rights_and_nothing_to_write(tmp_path: Path) -> None:
-    need_program("bwrap", "bubblewrap")
+    need_sandbox()
     sandbox = docker.Sandbox(tmp_path)
     code = (
         "import os, socket, sys\n"

@@ -10,7 +10,9 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from tests.needs import missing
+import pytest
+
+from tests.needs import missing, need_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +72,15 @@ def check_licences(*files: Path) -> subprocess.CompletedProcess[str]:
     """`make licences` of these files."""
     command = [str(release_tool("python")), str(ROOT / "packaging" / "licences.py"), *map(str, files)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def need_sandbox() -> None:
+    """Bubblewrap, on a kernel that lets it make namespaces; in many containers none does."""
+    bubblewrap = need_program("bwrap", "bubblewrap")
+    line = [bubblewrap, "--unshare-all", "--ro-bind", "/", "/", "true"]
+    tried = subprocess.run(line, capture_output=True, text=True, check=False, timeout=30)
+    if tried.returncode:
+        pytest.skip(f"no sandbox can be made here: {tried.stderr.strip()}")
 
 
 THIS_ENVIRONMENT = sys.executable
