@@ -141,6 +141,13 @@ def test_the_figures_of_exports_are_those_of_their_record() -> None:
             "logits differ by, of their spread": f"{of['logits']:.0e}",
             "presence differs by": f"{of['presence']:.0e}" if "presence" in of else "no presence head",
         }
+        parts = {"image encoder": "image_encoder", "text encoder": "text_encoder", "decoder, 1 prompt": "decoder_1",
+                 "decoder, 5 prompts": "decoder_5"}  # fmt: skip
+        for name, part in parts.items():
+            times = (1000 * of[f"seconds_{part}_{where}"] for where in ("onnx", "torch"))
+            cells[f"{name}, ms: onnxruntime, PyTorch"] = ", ".join(
+                f"{each:.{'0f' if each > 99 else '3g'}}" for each in times
+            )
         for name, cell in cells.items():
             rows.setdefault(name, []).append(cell)
     page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
