@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from boltzformer_monai.label.label_info import as_label_info
 from boltzformer_monai.label.learning.scoring import MostUncertain, UncertaintyScoring
 from boltzformer_monai.label.learning.train_task import BoltzFormerTrainTask
 from boltzformer_monai.label.learning.workers import in_background
+from boltzformer_monai.label.request_record import RequestRecord, current_request, recording, recording_job
 from boltzformer_monai.label.safe_ids import image_path
-from boltzformer_monai.label.server.audit import audit_log
+from boltzformer_monai.label.server.audit import audit_log, audited_step
 from boltzformer_monai.label.server.connections import Connections, limit_connections
 from boltzformer_monai.label.server.drain import Drain, drain_on_sigterm
 from boltzformer_monai.label.server.sessions import ScanSessions
@@ -103,22 +105,25 @@ class BoltzFormerApp(MONAILabelApp):
         return {MODEL: BoltzFormerInferTask(self.service)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        return {MODEL: BoltzFormerTrainTask(self.service)}
+        return {MODEL: BoltzFormerTrainTask(self.service, self._audited)}
 
     def init_strategies(self) -> dict[str, Strategy]:
         return {"uncertainty": MostUncertain(self.service), "random": Random(), "first": First()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        return {"uncertainty": UncertaintyScoring(self.service)}
+        return {"uncertainty": UncertaintyScoring(self.service, self._audited)}
 
     def init_batch_infer(self) -> Callable[..., Any]:
         """MONAI Label's task, but a scan that cannot be used does not stop the others."""
         task = BatchInferTask()
 
         def run(request: dict[str, Any], datastore: Datastore, infer: Callable[..., Any]) -> dict[str, Any]:
+            job = current_request() or RequestRecord()  # MONAI Label's task may use threads
+
             def infer_or_log(each: dict[str, Any], store: Datastore) -> dict[str, Any]:
                 try:
-                    return dict(infer(each, store))
+                    with recording(job), self._audited("batch"):
+                        return dict(infer(each, store))
                 except BoltzFormerError as error:
                     _log.warning("%s: not segmented: %s", each.get("image"), error)
                     return {"error": error.reason}
@@ -157,16 +162,16 @@ class BoltzFormerApp(MONAILabelApp):
         return {"label": label_id, "tag": tag, "file": file, "params": params}
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        with in_background(not self._server_mode):
-            return dict(super().train(request))
+        with in_background(not self._server_mode), recording_job(request) as own:
+            return dict(super().train(own))
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        with in_background(not self._server_mode), ignore_disconnect():
-            return dict(super().scoring(request, datastore))
+        with in_background(not self._server_mode), ignore_disconnect(), recording_job(request) as own:
+            return dict(super().scoring(own, datastore))
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        with in_background(not self._server_mode), ignore_disconnect():
-            return dict(super().batch_infer(request, datastore))
+        with in_background(not self._server_mode), ignore_disconnect(), recording_job(request) as own:
+            return dict(super().batch_infer(own, datastore))
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """Next image; DICOMweb series that turn out to be no scans (localizers) are skipped."""
@@ -193,6 +198,9 @@ class BoltzFormerApp(MONAILabelApp):
             if not limit_connections(limits):
                 _log.warning("the web server is not uvicorn: connection timeouts and its end are left to it")
             drain_on_sigterm(drain)
+
+    def _audited(self, job: str) -> AbstractContextManager[None]:
+        return audited_step(self.audit, job)
 
     def _uploaded(self, image: str) -> Path | None:
         """The file of an upload or a session, which MONAI Label passes as an absolute path."""

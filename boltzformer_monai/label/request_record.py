@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -11,6 +11,8 @@ from typing import Any
 
 from boltzformer_monai.errors import StorageError
 
+JOB = "_job"
+"""Key in the parameters of a job (training, scoring, batch) for the request that started it."""
 _TAGS = ("final", "original")
 _CURRENT: ContextVar[RequestRecord | None] = ContextVar("request_record", default=None)
 
@@ -39,19 +41,24 @@ def current_request() -> RequestRecord | None:
 
 
 @contextmanager
-def changing(what: str, *, tag: str = "", sha256: str = "") -> Iterator[None]:
+def changing(what: str, *, tag: str = "", sha256: str = "", scans: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Note that the block changes something.
 
     Args:
         what: ``"label saved"``, ``"image removed"``, …
         tag: of the label; one of a user's own is noted as ``other``, since it may hold a name.
         sha256: of the file.
+        scans: hashes of the scans that it was made of.
+
+    Yields:
+        the note, for what is known only in the block.
     """
-    change = {"what": what, **({"tag": tag if tag in _TAGS else "other"} if tag else {})}
+    change: dict[str, Any] = {"what": what, **({"tag": tag if tag in _TAGS else "other"} if tag else {})}
     change |= {"sha256": sha256} if sha256 else {}
+    change |= {"scans": list(scans)} if scans else {}
     record = current_request() or RequestRecord()
     try:
-        yield
+        yield change
     except StorageError:  # perhaps of a change already made
         record.stored.append({**change, "certain": False})
         raise
@@ -66,3 +73,20 @@ def recording(record: RequestRecord) -> Iterator[RequestRecord]:
         yield record
     finally:
         _CURRENT.reset(token)
+
+
+def started_by() -> dict[str, Any]:
+    """The request under way, as a job's parameters name it; empty outside of requests."""
+    record = current_request()
+    return {} if record is None else {JOB: {"request": record.id, "user": record.user}}
+
+
+@contextmanager
+def recording_job(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Work for the request that started a job; yields the job's own parameters."""
+    starter = request.get(JOB)
+    record = current_request() or RequestRecord()
+    if starter is not None:
+        record = RequestRecord(starter["request"], starter["user"])
+    with recording(record):
+        yield {key: value for key, value in request.items() if key != JOB}

@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout  # the built-in one from Python 3.11 on
 from dataclasses import dataclass, replace
@@ -264,8 +264,16 @@ class SegmentService:
         if request is not None:
             record.prompts = request.prompts
         if image is not None:
-            with contextlib.suppress(OSError):  # whoever reads the scan reports it
-                record.scan = self._hashes.of(image)
+            record.scan = next(iter(self.hashes([image])), None)
+
+    def hashes(self, images: Iterable[Path]) -> list[str]:
+        """Hashes of scans for the audit log, empty where none is kept of the request under way."""
+        found: list[str] = []
+        if (record := current_request()) is not None and record.audited:
+            for image in images:
+                with contextlib.suppress(OSError):  # whoever reads the scan reports it
+                    found.append(self._hashes.of(image))
+        return found
 
     def volume(self, image: Path) -> Volume:
         """Read a scan, or take it from memory; does not wait for a segmentation.

@@ -233,7 +233,8 @@ class DicomWebDatastore(Datastore):
             try:
                 report = seg.with_name("label.sr.dcm")
                 write_label_as_sr(labels, names, image, report, scan=scan, seg=seg, caveats=caveats)
-                self.archive.store(report)
+                with changing("report of lesions saved", sha256=file_sha256(report)):
+                    self.archive.store(report)
             except BoltzFormerError as error:  # the label itself is safe
                 _log.warning("%s: no DICOM SR of its lesions was stored: %s", info["SeriesInstanceUID"], error)
 

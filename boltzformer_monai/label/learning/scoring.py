@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,15 @@ class UncertaintyScoring(ScoringMethod):
     """Scores every scan without a final label, once for each checkpoint and set of prompts.
 
     The scores are stored in the workspace, not in the datastore: scoring runs in another process than the server.
+
+    Args:
+        audited: around every scan, with the name of the job.
     """
 
-    def __init__(self, service: SegmentService) -> None:
+    def __init__(self, service: SegmentService, audited: Callable[[str], AbstractContextManager[None]]) -> None:
         super().__init__("Mean entropy of the model's repeated samplings of a scan")
         self.service = service
+        self.audited = audited
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, float]:
         """Score images without a current score; returns all scores by image.
@@ -60,7 +65,7 @@ class UncertaintyScoring(ScoringMethod):
                 if scores.get(image_id, {}).get("of") == made_of:
                     found[image_id] = scores[image_id]["score"]
                     continue
-                with self.service.segmented(path, params) as segmented:
+                with self.audited("scoring"), self.service.segmented(path, params) as segmented:
                     score = found[image_id] = uncertainty_score(segmented)
             except StorageError:
                 raise

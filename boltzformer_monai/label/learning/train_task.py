@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -15,9 +16,10 @@ from boltzformer_monai.engines.key_metric import find_key_metric
 from boltzformer_monai.errors import DatasetError
 from boltzformer_monai.label.learning.corrected_labels import corrected_labels, write_slices
 from boltzformer_monai.label.learning.fine_tune import fine_tune
+from boltzformer_monai.label.request_record import changing
 from boltzformer_monai.label.service import SegmentService
 from boltzformer_monai.precision import device_by_name
-from boltzformer_monai.storage import writing
+from boltzformer_monai.storage import file_sha256, writing
 
 _log = logging.getLogger(__name__)
 
@@ -25,13 +27,17 @@ _log = logging.getLogger(__name__)
 class BoltzFormerTrainTask(TrainTask):
     """Fine-tuning on the corrected labels; MONAI Label runs it in a process of its own.
 
+    Args:
+        audited: around a training, with the name of the job.
+
     Raises:
         ConfigError: the key metric of the settings is unknown.
     """
 
-    def __init__(self, service: SegmentService) -> None:
+    def __init__(self, service: SegmentService, audited: Callable[[str], AbstractContextManager[None]]) -> None:
         super().__init__("Learns from the final labels; the names of their segments become prompts")
         self.service = service
+        self.audited = audited
         find_key_metric(service.settings.key_metric)
 
     def config(self) -> dict[str, Any]:
@@ -61,7 +67,7 @@ class BoltzFormerTrainTask(TrainTask):
                 "(one that a killed server left behind ends by itself, or with its process)"
             )
             raise DatasetError(msg) from None
-        with held, writing(settings.workspace, much_else=True):
+        with held, self.audited("train"), writing(settings.workspace, much_else=True):
             return self._train(request, datastore)
 
     def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -83,18 +89,20 @@ class BoltzFormerTrainTask(TrainTask):
         names = list(dict.fromkeys(name for each in used for _, name in sorted(each.names.items())))
         # What cannot be used counts as learned too: trying it again would fail again.
         learned = {"names": names, "labels": sorted(each.digest for each in labels)}
-        best = fine_tune(
-            checkpoint=settings.current_checkpoint,
-            dataset=dataset,
-            folder=settings.workspace / "training",
-            output=settings.trained_checkpoint,
-            device=device_by_name(settings.device),
-            precision=settings.precision,
-            epochs=int(request.get("epochs") or settings.epochs),
-            learning_rate=float(request.get("learning_rate") or settings.learning_rate),
-            learned=learned,
-            key_metric=settings.key_metric,
-        )
+        with changing("model trained", scans=self.service.hashes([each.image for each in used])) as change:
+            best = fine_tune(
+                checkpoint=settings.current_checkpoint,
+                dataset=dataset,
+                folder=settings.workspace / "training",
+                output=settings.trained_checkpoint,
+                device=device_by_name(settings.device),
+                precision=settings.precision,
+                epochs=int(request.get("epochs") or settings.epochs),
+                learning_rate=float(request.get("learning_rate") or settings.learning_rate),
+                learned=learned,
+                key_metric=settings.key_metric,
+            )
+            change["sha256"] = file_sha256(settings.trained_checkpoint)
         _log.info("learned %s from %d labels", ", ".join(names), len(used))
         seconds = round(time.monotonic() - started, 1)
         key = settings.key_metric.removeprefix("val_")

@@ -1,5 +1,8 @@
 """The audit log: one JSON line for every request for data, with who, when and what, and nothing about a patient.
 
+Jobs (training, scoring, batches) go on in a process of their own when their request has been answered: each of their
+steps has a line, too.
+
 A scan is known by the hash of its file. Ids, paths and names of files are left out, since they often hold a name.
 """
 
@@ -15,7 +18,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +27,7 @@ from filelock import FileLock
 from starlette.responses import JSONResponse
 
 from boltzformer_monai.errors import StorageError, why
-from boltzformer_monai.label.request_record import RequestRecord, current_request
+from boltzformer_monai.label.request_record import RequestRecord, current_request, recording
 from boltzformer_monai.label.server.json_logs import utc
 from boltzformer_monai.label.server.request_log import route_of
 from boltzformer_monai.label.server_settings import ServerSettings
@@ -166,7 +169,7 @@ class Audit:
             written = True
             if room is not None:
                 room.close()
-            entry = _entry(scope, record, status, time.monotonic() - started)
+            entry = _entry(record, status, started, scope)
             try:
                 await asyncio.to_thread(self.log.write, entry)
             except StorageError as error:
@@ -208,16 +211,48 @@ class Audit:
         return _NO_DATA.fullmatch(path.removeprefix(self.prefix)) is not None
 
 
-def _entry(scope: Any, record: RequestRecord, status: int | None, seconds: float) -> dict[str, Any]:
+@contextlib.contextmanager
+def audited_step(log: AuditLog | None, job: str) -> Iterator[None]:
+    """A step of a job: a line once it has ended, with the id and user of the request that started the job.
+
+    Args:
+        log: None: there is no audit log.
+        job: ``"train"``, ``"scoring"`` or ``"batch"``.
+
+    Raises:
+        StorageError: the log is required, and has no room, so that nothing was done; or does not take the line.
+    """
+    if log is None:
+        yield
+        return
+    starter = current_request() or RequestRecord()
+    record = RequestRecord(starter.id, starter.user, audited=True)
+    started, status = time.monotonic(), "failed"
+    with log.hold_room() if log.required else contextlib.nullcontext() as room, recording(record):
+        try:
+            yield
+            status = "done"
+        finally:
+            if room is not None:
+                room.close()
+            try:
+                log.write({**_entry(record, status, started), "method": "job", "route": job})
+            except StorageError as error:
+                _log.error("a step of a job is missing in the audit log: %s", error)
+                if log.required:
+                    raise
+
+
+def _entry(record: RequestRecord, status: int | str | None, started: float, scope: Any = None) -> dict[str, Any]:
+    request = {} if scope is None else {"method": scope["method"][:16], "route": route_of(scope)}
     return {
         "time": utc(time.time()),
         "request": record.id,
         "user": record.user,
-        "client": (scope.get("client") or (None,))[0],
-        "method": scope["method"][:16],
-        "route": route_of(scope),
+        "client": None if scope is None else (scope.get("client") or (None,))[0],
+        **request,
         "status": status,
-        "seconds": round(seconds, 3),
+        "seconds": round(time.monotonic() - started, 3),
         "scan": record.scan,
         "model": record.model,
         "prompts": list(record.prompts),

@@ -39,7 +39,7 @@ from monailabel.endpoints import (
 from monailabel.interfaces.utils.app import app_instance
 from starlette.exceptions import HTTPException
 
-from boltzformer_monai.label.request_record import changing
+from boltzformer_monai.label.request_record import changing, started_by
 from boltzformer_monai.label.safe_ids import parse_json
 from boltzformer_monai.label.server.dicomweb_proxy import forward
 from boltzformer_monai.label.server.error_responses import ErrorResponses
@@ -139,6 +139,11 @@ def _infer(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
         return _stock(endpoint, {**arguments, "file": None, "image": str(path)})
 
 
+def _job(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
+    """Tell a job who started it: its steps have lines in the audit log."""
+    return _stock(endpoint, {**arguments, "params": {**(arguments["params"] or {}), **started_by()}})
+
+
 def _add_image(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
     info = parse_json(arguments["params"], "params")
     if user := arguments["user"].username:
@@ -162,6 +167,11 @@ def _create_session(_: _Endpoint, arguments: dict[str, Any]) -> dict[str, Any]:
     with changing("session added"):
         name, session = sessions.add_files(arguments["files"], arguments["expiry"])
     return {"session_id": name, "session_info": session.to_json()}
+
+
+def _remove_session(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
+    with changing("session removed"):
+        return _stock(endpoint, arguments)
 
 
 def _download_dataset(endpoint: _Endpoint, arguments: dict[str, Any]) -> Response:
@@ -194,11 +204,11 @@ class _Route(NamedTuple):
 _ROUTES: dict[str, _Route] = {
     "api_run_inference": _Route(Checks.infer, "segment", _infer),
     "api_sample": _Route(Checks.strategy, "scans"),
-    "api_run_method": _Route(Checks.scoring),
-    "api_run_model": _Route(Checks.train),
-    "batch_infer.api_run": _Route(Checks.batch),
-    "train.api_run": _Route(Checks.train),
-    "scoring.api_run": _Route(Checks.scoring),
+    "api_run_method": _Route(Checks.scoring, call=_job),
+    "api_run_model": _Route(Checks.train, call=_job),
+    "batch_infer.api_run": _Route(Checks.batch, call=_job),
+    "train.api_run": _Route(Checks.train, call=_job),
+    "scoring.api_run": _Route(Checks.scoring, call=_job),
     "api_add_image": _Route(Checks.new_image, "uploads", _add_image),
     "api_remove_image": _Route(Checks.image_by_id),
     "api_check_image": _Route(Checks.image),
@@ -214,7 +224,7 @@ _ROUTES: dict[str, _Route] = {
     "api_update_label_info": _Route(Checks.label),
     "api_download_dataset": _Route(Checks.archive, "scans", _download_dataset),
     "api_get_session": _Route(Checks.session),
-    "api_remove_session": _Route(Checks.session),
+    "api_remove_session": _Route(Checks.session, call=_remove_session),
     "api_create_session": _Route(Checks.new_session, "uploads", _create_session),
     "api_download_model": _Route(Checks.model_name),
     "api_model_info": _Route(Checks.model_name),

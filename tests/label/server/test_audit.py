@@ -24,6 +24,7 @@ need_module("monailabel")
 from boltzformer_monai.errors import StorageError  # noqa: E402
 from boltzformer_monai.io.formats import write_image_file  # noqa: E402
 from boltzformer_monai.label.datastore.folder import FolderDatastore  # noqa: E402
+from boltzformer_monai.label.request_record import JOB  # noqa: E402
 from boltzformer_monai.label.server.audit import Audit, AuditLog  # noqa: E402
 from tests.label.faults import failing_disk  # noqa: E402
 
@@ -109,6 +110,91 @@ def test_a_request_is_told_without_names(client: Any, named: Path, log: AuditLog
     assert removed["stored"] == [{"what": "label removed", "tag": "other"}]
     assert written[-1]["stored"] == [{"what": "image removed"}]
     assert saved["client"] == "testclient"
+
+
+def test_steps_of_a_job_have_lines_of_their_own(client: Any, named: Path, log: AuditLog, tmp_path: Path) -> None:
+    wanted = {"prompts": ["liver"], "label_tag": "original"}
+    own = str(uuid.uuid4())
+    reply = client.post(
+        "/batch/infer/boltzformer?run_sync=true", headers={"X-Request-ID": own}, json={**wanted, "user": NAME}
+    )
+    assert reply.status_code == 200, reply.text
+    app = client.app.state.boltzformer
+    job = {JOB: {"request": "a1", "user": "ward-3"}}  # as in a process of its own
+    app.scoring({"method": "uncertainty", "prompts": "liver", "uncertainty": 2, **job})
+    app.batch_infer({"model": "boltzformer", "multi_gpu": False, "images": [NAME, f"no {NAME}"], **wanted, **job})
+    model, scan = client.get("/version").json()["model"], hashlib.sha256(named.read_bytes()).hexdigest()
+    written = lines(tmp_path / "audit")
+    assert NAME.lower() not in json.dumps(written).lower()
+    saved, request, scored, failed, again = sorted(written, key=lambda line: (line["request"] != own, line["time"]))
+    assert [line["route"] for line in (saved, scored, failed, again)] == ["batch", "scoring", "batch", "batch"]
+    assert {line["method"] for line in (saved, scored, failed, again)} == {"job"}
+    assert [line["status"] for line in (saved, request, scored)] == ["done", 200, "done"]
+    assert sorted([failed["status"], again["status"]]) == ["done", "failed"]
+    assert saved["request"] == request["request"] == own
+    assert request["stored"] == []
+    assert {(line["request"], line["user"]) for line in (scored, failed, again)} == {("a1", "ward-3")}
+    for line in (saved, scored):
+        assert (line["scan"], line["model"], line["prompts"]) == (scan, model, ["liver"])
+    assert [(change["what"], change["tag"]) for change in saved["stored"]] == [("label saved", "original")]
+    assert sum(len(line["stored"]) for line in (failed, again)) == 1
+
+
+def test_a_training_is_told_with_its_scans_and_its_model(
+    client: Any, named: Path, log: AuditLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = tmp_path / "label.nii.gz"
+    write_image_file(np.ones((6, 5, 4), np.uint8), np.eye(4), label)
+    app = client.app.state.boltzformer
+    app.datastore().save_label(NAME, str(label), "final", {"label_info": [{"name": NAME, "idx": 1}]})
+    model = app.settings.trained_checkpoint
+
+    def trained(*, output: Path, **_: object) -> float:
+        output.parent.mkdir(exist_ok=True)
+        output.write_bytes(b"weights")
+        return 0.5
+
+    monkeypatch.setattr("boltzformer_monai.label.learning.train_task.fine_tune", trained)
+    try:
+        assert app.train({"model": "boltzformer", JOB: {"request": "a1", "user": "ward-3"}})["trained"]
+    finally:
+        model.unlink(missing_ok=True)
+    (line,) = lines(tmp_path / "audit")
+    assert (line["request"], line["user"], line["route"], line["status"]) == ("a1", "ward-3", "train", "done")
+    scan, weights = hashlib.sha256(named.read_bytes()).hexdigest(), hashlib.sha256(b"weights").hexdigest()
+    assert line["stored"] == [{"what": "model trained", "scans": [scan], "sha256": weights}]
+
+
+def test_a_job_is_told_who_started_it(client: Any, log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "monailabel.utils.async_tasks.task.run_background_task", lambda request, method: started.append(request) or {}
+    )
+    app = client.app.state.boltzformer
+    monkeypatch.setattr(app.datastore(), "get_labeled_images", lambda *_: ["scan_0"])
+    routes = ("batch/infer/boltzformer", "train/boltzformer", "train/", "scoring/uncertainty", "scoring/")
+    replies = [client.post(f"/{route}", json={}) for route in routes]
+    assert [reply.status_code for reply in replies] == [200] * 5
+    ids = [reply.headers["x-request-id"] for reply in replies]
+    assert [request[JOB] for request in started] == [{"request": each, "user": None} for each in ids]
+    assert client.post("/train/boltzformer", json={JOB: {"request": "1", "user": "x"}}).status_code == 400
+
+
+def test_without_room_a_job_does_nothing(
+    client: Any, named: Path, log: AuditLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    app = client.app.state.boltzformer
+    wanted = {"model": "boltzformer", "multi_gpu": False, "images": [NAME], "prompts": ["liver"]}
+    with monkeypatch.context() as patch:
+        patch.setattr("boltzformer_monai.label.server.audit.tempfile.TemporaryFile", full)
+        assert app.batch_infer(wanted) == {NAME: {"error": "write"}}
+        with pytest.raises(StorageError, match="cannot be written"):
+            app.train({"model": "boltzformer"})
+    assert app.datastore().get_labels_by_image_id(NAME) == {}
+    assert lines(tmp_path / "audit") == []
 
 
 def test_a_scan_is_known_by_its_file(client: Any, named: Path, log: AuditLog, tmp_path: Path) -> None:
