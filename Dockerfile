@@ -3,7 +3,7 @@
 #
 #   docker build --tag boltzformer .                                  PyTorch with CUDA; the driver is the machine's
 #   docker build --tag boltzformer:cpu --build-arg TORCH=cpu .        PyTorch without CUDA
-#   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --publish 127.0.0.1:8000:8000 \
+#   docker run --stop-timeout 120 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --publish 127.0.0.1:8000:8000 \
 #       --volume SCANS:/data --volume WORKSPACE:/workspace --volume MODEL:/models/model:ro boltzformer
 #
 # Weights are mounted, none are in the image. packaging/try_container.py carries out these steps without an engine.

@@ -55,6 +55,8 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o022:
+            _log.warning("%s can be written by others, who so make keys for themselves; chmod go-w", path)
         self._stamp, self._keys = self._read()
 
     def owner(self, key: str) -> ApiKey | None:
@@ -120,7 +122,7 @@ def add_key(path: Path, name: str, role: str) -> str:
     check_role(role)
     try:
         taken = {each.name for each in read_keys(path)} if path.exists() else set()
-        before = read_text(path) if taken else ""
+        before = read_text(path) if path.exists() else ""
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({why(error)}); give another --file") from error
     if name in taken:
@@ -130,6 +132,7 @@ def add_key(path: Path, name: str, role: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             start = before if not before or before.endswith("\n") else f"{before}\n"
+            temporary.touch(mode=0o600)  # it names people
             temporary.write_text(f"{start}{name} {role} {hash_of(key)}\n", encoding="utf-8")
             if path.exists():  # the server must still be able to read it
                 shutil.copymode(path, temporary)

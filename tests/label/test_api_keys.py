@@ -19,6 +19,7 @@ def test_a_key_is_printed_once_and_kept_as_its_hash(tmp_path: Path, capsys: pyte
     assert main(["key", "ward-3", "--file", str(file)]) == 0
     key = capsys.readouterr().out.strip()
     assert file.read_text() == f"ward-3 annotator {hash_of(key)}\n"
+    assert file.stat().st_mode & 0o777 == 0o600
     found = KeyFile(file).owner(key)
     assert found is not None
     assert (found.name, found.roles) == ("ward-3", ("user", "annotator"))
@@ -31,13 +32,23 @@ def test_a_file_holds_several_and_keeps_comments_and_mode(tmp_path: Path) -> Non
     file.write_text("# of the ward\n")
     first = add_key(file, "one", "user")
     file.chmod(0o640)
-    file.write_text("# of the ward\n" + file.read_text().rstrip("\n"))
+    file.write_text(file.read_text().rstrip("\n"))
     second = add_key(file, "two", "admin")
-    assert file.read_text().startswith("# of the ward\n")
+    assert file.read_text().startswith("# of the ward\none user ")
     assert file.stat().st_mode & 0o777 == 0o640
     keys = KeyFile(file)
     owners = [keys.owner(each) for each in (first, second)]
     assert [each and (each.name, each.roles) for each in owners] == [("one", ("user",)), ("two", ROLES)]
+
+
+def test_a_file_that_others_can_write_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys.txt"
+    add_key(file, "one", "user")
+    KeyFile(file)
+    assert caplog.text == ""
+    file.chmod(0o664)
+    KeyFile(file)
+    assert "can be written by others" in caplog.text
 
 
 def test_a_removed_key_opens_nothing_any_more(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -182,6 +183,16 @@ def test_background_work_steps_back_and_fails_in_one_line(
     assert caplog.records[-1].getMessage() == "error: nothing at all"
     with pytest.raises(ZeroDivisionError), in_background(True):
         _ = 1 / 0
+
+    def forbidden(_: int) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "nice", forbidden)
+    done = False
+    with in_background(True):
+        done = True
+    assert done
+    assert "has the priority of requests" in caplog.records[-1].getMessage()
 
 
 def test_names_with_control_characters_are_refused_and_old_ones_are_read_without(client: Any, tmp_path: Path) -> None:

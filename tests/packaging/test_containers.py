@@ -167,6 +167,11 @@ def test_the_service_starts_the_server() -> None:
     assert f"ReadWritePaths={options.studies}" in _unit()[1]
 
 
+def test_the_service_lets_background_work_step_back() -> None:
+    filters = re.findall(r"^SystemCallFilter=(.*)$", _unit()[1], re.MULTILINE)
+    assert filters.index("setpriority") > filters.index("~@privileged @resources")
+
+
 def test_systemd_finds_the_service_hardened(tmp_path: Path) -> None:
     analyze = need_program("systemd-analyze", "systemd")
     command = [analyze, "security", "--offline=true", "--threshold=15", "--no-pager", str(_unit()[0])]

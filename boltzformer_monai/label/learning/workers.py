@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from monailabel.utils.async_tasks import utils
 
-from boltzformer_monai.errors import user_error
+from boltzformer_monai.errors import user_error, why
 from boltzformer_monai.storage import disk_refusal
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,10 @@ def in_background(background: bool) -> Iterator[None]:
         yield
         return
     if hasattr(os, "nice"):
-        os.nice(_NICENESS)
+        try:
+            os.nice(_NICENESS)
+        except OSError as error:  # forbidden by a sandbox
+            _log.warning("background work has the priority of requests: %s", why(error))
     try:
         yield
     except Exception as error:
