@@ -13,6 +13,9 @@ from boltzformer_monai.cli import build_parser
 from boltzformer_monai.errors import ConfigError
 from tests.docs.pages import DOCS, ROOT, blocks, commands, pages, words
 
+_FILE = re.compile(
+    r"(?<![\w/.])((?:boltzformer_monai|tests|benchmarks|packaging|studies|examples|preprocessing|docs/tools|viewer)/[\w./*-]*\w)"
+)
 _PLACEHOLDER = re.compile(r"…|\$\{?\w+[^ ]*|^[A-Z]$")
 
 
@@ -53,6 +56,16 @@ def test_python_imports_what_exists(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("boltzformer_monai"):
                 module = importlib.import_module(node.module or "")
                 assert [each.name for each in node.names if not hasattr(module, each.name)] == [], node.module
+
+
+def test_files_of_the_repository_that_pages_name_are_there() -> None:
+    named = {
+        (page.name, found)
+        for page in [*pages(), ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
+        for found in _FILE.findall(page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 60
+    assert [pair for pair in sorted(named) if not list(ROOT.glob(pair[1]))] == []
 
 
 def test_no_page_is_left_out_of_the_site() -> None:
