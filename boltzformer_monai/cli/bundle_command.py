@@ -95,7 +95,12 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def run_bundle(
-    name: str, options: argparse.Namespace, settings: Mapping[str, Any], *, tracking: str | None = None
+    name: str,
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    *,
+    tracking: str | None = None,
+    processes: int = 1,
 ) -> None:
     """Check input and output, then run a configuration of the bundle.
 
@@ -104,15 +109,21 @@ def run_bundle(
         options: of :func:`add_options`.
         settings: configuration keys from the command's own options; None keeps the default.
         tracking: ``"mlflow"``, or a file of MONAI's tracking settings.
+        processes: of a training.
 
     Raises:
         BoltzFormerError: a setting is unknown or out of range, data are missing, or the output cannot be written.
     """
     overrides = bundle_overrides(options, settings)
-    from boltzformer_monai.engines.bundle import run_workflow
-
     root = bundle_root(options.bundle_root)
-    run_workflow(name, overrides, root=root, overlays=options.config, tracking=tracking)
+    if processes > 1:
+        from boltzformer_monai.cli.train_processes import train_in_processes
+
+        train_in_processes(processes, overrides, root=root, overlays=options.config, tracking=tracking)
+    else:
+        from boltzformer_monai.engines.bundle import run_workflow
+
+        run_workflow(name, overrides, root=root, overlays=options.config, tracking=tracking)
 
 
 def bundle_overrides(options: argparse.Namespace, settings: Mapping[str, Any]) -> dict[str, Any]:

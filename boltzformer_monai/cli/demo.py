@@ -10,6 +10,7 @@ from typing import Any
 from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.cli.bundle_command import add_bundle_root, require_training_packages
 from boltzformer_monai.cli.command_line import whole_number
+from boltzformer_monai.cli.train import add_processes
 from boltzformer_monai.limits import LARGEST_SEED
 from boltzformer_monai.storage import require_writable
 
@@ -31,6 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help="of phantoms, split and training (0)"
     )
+    add_processes(parser, "2 without a GPU where there are two processors, 1 with --fast")
     add_bundle_root(parser)
     parser.set_defaults(run=run)
 
@@ -43,7 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     from boltzformer_monai.cli.demo_run import run_demo
 
     result = run_demo(
-        arguments.output, bundle_root=root, epochs=arguments.epochs, seed=arguments.seed, fast=arguments.fast
+        arguments.output,
+        bundle_root=root,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        fast=arguments.fast,
+        processes=arguments.processes,
     )
     for name, path in result.files.items():
         sys.stdout.write(f"{name:<14}{path}\n")

@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from boltzformer_monai.cli.train_processes import train_in_processes
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_mask, read_png
 from boltzformer_monai.demo.demo import DemoVolume, ensure_demo_dataset, read_demo_volumes
 from boltzformer_monai.engines.bundle import run_workflow
+from boltzformer_monai.engines.settings import training_settings
+from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.evaluation.figures import OverlayPanel, overlay_grid, sampled_patches
 from boltzformer_monai.evaluation.mask_pair import dice
 from boltzformer_monai.evaluation.report import write_report
@@ -24,12 +27,16 @@ from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.inferers.slice_prediction import predict_slice
 from boltzformer_monai.io.label_map import reorient_label
 from boltzformer_monai.io.read import read_label_map, read_volume
+from boltzformer_monai.parallel import processor_count
 
 _log = logging.getLogger(__name__)
 
 # 5 + 3 scans for training, 1 + 1 for validation, 1 + 1 held out.
 _FAST_SCANS: Mapping[str, Any] = {"abdomen": 7, "chest": 5, "size": (96, 96, 12)}
 _FAST_EPOCHS = 2
+
+
+_PRESET = "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,15 @@ class DemoResult:
     mean_dice: float
 
 
-def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int, fast: bool = False) -> DemoResult:
+def run_demo(
+    output: Path,
+    *,
+    bundle_root: Path,
+    epochs: int | None,
+    seed: int,
+    fast: bool = False,
+    processes: int | None = None,
+) -> DemoResult:
     """Phantoms → slices → bundle training → evaluation → ``segment`` on a held-out DICOM phantom → report.
 
     Args:
@@ -49,16 +64,28 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int, 
         epochs: of training; by default the preset's, or 2 with ``fast``.
         seed: of phantoms, split and training.
         fast: a tenth of the phantoms, with an eighth of the voxels.
+        processes: that train together, and divide the preset's batch; by default two, where there are two processors
+            and no GPU, and one with ``fast``.
+
+    Raises:
+        ConfigError: so many processes cannot share a batch.
     """
     started = time.monotonic()
+    processes = processes or _processes(fast)
+    shared = _shared_batch(processes)
     output.mkdir(parents=True, exist_ok=True)
     _log.info("making synthetic scans and slicing them")
     slices = ensure_demo_dataset(output / "data", seed=seed, **(_FAST_SCANS if fast else {}))
     epochs = _FAST_EPOCHS if fast and epochs is None else epochs
     sliced = time.monotonic()
     common = {"dataset_dir": str(slices)}
-    training = {**common, "output_dir": str(output), "seed": seed, "preset": "tiny"}
-    run_workflow("train", training if epochs is None else {**training, "epochs": epochs}, root=bundle_root)
+    training = {**common, "output_dir": str(output), "seed": seed, "preset": _PRESET}
+    if epochs is not None:
+        training["epochs"] = epochs
+    if processes == 1:
+        run_workflow("train", training, root=bundle_root)
+    else:
+        train_in_processes(processes, {**training, **shared}, root=bundle_root)
     trained = time.monotonic()
     evaluation = {"checkpoint": str(output / "model.pt"), "output_dir": str(output), "split": "test"}
     run_workflow("evaluate", {**common, **evaluation}, root=bundle_root)
@@ -75,6 +102,18 @@ def run_demo(output: Path, *, bundle_root: Path, epochs: int | None, seed: int, 
     names = {"report": "report.html", "examples": "examples.png", "metrics": "metrics.json", "checkpoint": "model.pt"}
     files = {**{key: output / name for key, name in names.items()}, "segmentation": output / "segmentation.nii.gz"}
     return DemoResult(files, float(metrics["slices"]["overall"]["dice"]["mean"]))
+
+
+def _processes(fast: bool) -> int:
+    return 1 if fast or torch.cuda.is_available() else min(2, processor_count())
+
+
+def _shared_batch(processes: int) -> dict[str, int]:
+    """Settings with which processes share a batch of the preset, so that their number changes no step."""
+    batch = training_settings(_PRESET, "cpu").batch_size
+    if batch % processes:
+        raise ConfigError(f"--processes {processes}: the demo's batch of {batch} cannot be shared equally; take 2")
+    return {"batch_size": batch // processes, "global_batch": batch}
 
 
 def _segment_dicom(segmenter: VolumeSegmenter, volumes: Sequence[DemoVolume], output: Path) -> dict[str, Any]:

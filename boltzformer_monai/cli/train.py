@@ -20,6 +20,7 @@ The same training as `python -m monai.bundle run training`; docs/how-to/training
 """
 
 AUTO = "auto"
+_MOST_PROCESSES = 256
 
 
 def add_parser(commands: Any) -> None:
@@ -35,9 +36,20 @@ def add_parser(commands: Any) -> None:
     )
     add("--resume", metavar="auto|PATH", help="go on where --output stopped, or from a state (default: begin)")
     add("--fold", type=whole_number(0, MOST_FOLDS - 1), metavar="K", help="the fold that validates, from 0 to N-1")
+    add_processes(parser, "1")
     add("--tracking", metavar="mlflow|FILE", help="track in MLflow too, by default in --output, or as FILE says")
     add_options(parser)
     parser.set_defaults(run=run)
+
+
+def add_processes(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--processes``; ``default`` is only described."""
+    parser.add_argument(
+        "--processes",
+        type=whole_number(1, _MOST_PROCESSES),
+        metavar="N",
+        help=f"train in N processes of this machine, each with its own GPU or share of the processors ({default})",
+    )
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     check_folds(options.folds, options.fold)
     resume = options.resume if options.resume in (None, AUTO) else str(Path(options.resume).absolute())
     own = {"folds": options.folds, "fold": options.fold, "resume": resume}
-    run_bundle("train", options, {**training_keys(options), **own}, tracking=options.tracking)
+    settings = {**training_keys(options), **own}
+    run_bundle("train", options, settings, tracking=options.tracking, processes=options.processes or 1)
     sys.stdout.write(f"{options.output / 'model.pt'}\n")
     return 0
