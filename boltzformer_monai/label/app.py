@@ -33,7 +33,7 @@ from boltzformer_monai.label.label_info import as_label_info
 from boltzformer_monai.label.learning.scoring import MostUncertain, UncertaintyScoring
 from boltzformer_monai.label.learning.train_task import BoltzFormerTrainTask
 from boltzformer_monai.label.learning.workers import in_background
-from boltzformer_monai.label.request_record import RequestRecord, current_request, recording, recording_job
+from boltzformer_monai.label.request_record import RequestRecord, current_request, recording, recording_job, started_by
 from boltzformer_monai.label.safe_ids import image_path
 from boltzformer_monai.label.server.audit import audit_log, audited_step
 from boltzformer_monai.label.server.connections import Connections, limit_connections
@@ -168,6 +168,19 @@ class BoltzFormerApp(MONAILabelApp):
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         with in_background(not self._server_mode), ignore_disconnect(), recording_job(request) as own:
             return dict(super().scoring(own, datastore))
+
+    def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
+        """Score in a process of its own; after a training in the training's.
+
+        MONAI Label would send the server a request then, which may want a key.
+        """
+        if self._server_mode:
+            return super().async_scoring(method, {**(params or {}), **started_by()})
+        try:
+            return {each: self.scoring({"method": each}) for each in ([method] if method else self._scoring_methods)}
+        except BoltzFormerError as error:  # the training has ended well
+            _log.error("not scored: %s", error)
+            return {}
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         with in_background(not self._server_mode), ignore_disconnect(), recording_job(request) as own:

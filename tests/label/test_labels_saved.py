@@ -195,6 +195,27 @@ def test_background_work_steps_back_and_fails_in_one_line(
     assert "has the priority of requests" in caplog.records[-1].getMessage()
 
 
+def test_scores_after_a_training_need_no_request_to_the_server(
+    client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = client.app.state.boltzformer
+    scored: list[dict[str, Any]] = []
+
+    def score(request: dict[str, Any]) -> dict[str, Any]:
+        scored.append(request)
+        if len(scored) > 1:
+            raise DatasetError("no scan")
+        return {}
+
+    monkeypatch.setattr(app, "_server_mode", False)
+    monkeypatch.setattr(app, "scoring", score)
+    monkeypatch.setattr("monailabel.interfaces.app.requests.post", None)
+    app.async_scoring(None)
+    assert scored == [{"method": "uncertainty"}]
+    app.async_scoring(None)
+    assert "not scored: no scan" in caplog.text
+
+
 def test_names_with_control_characters_are_refused_and_old_ones_are_read_without(client: Any, tmp_path: Path) -> None:
     write_image_file(np.ones(SHAPE, np.uint8), AFFINE, tmp_path / "label.nii.gz")
     with (tmp_path / "label.nii.gz").open("rb") as file:

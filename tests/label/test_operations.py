@@ -74,6 +74,7 @@ def hospital(checkpoint: Path, tmp_path: Path, audit: Path) -> Iterator[_Hospita
     nibabel.save(image, studies / f"{NAME}.nii.gz")
     file = tmp_path / "keys.txt"
     keys = {"ward": add_key(file, "ward", "annotator"), "research": add_key(file, "research", "user")}
+    keys["it"] = add_key(file, "it", "admin")
     conf = {"checkpoint": checkpoint, "modality": "CT", "audit": "required", "audit_folder": audit, "drain_s": "120"}
     options = ["--keys", str(file), "--log-format", "json"]
     with running(studies, tmp_path, conf, serve=True, options=options, ready="/ready") as server:
@@ -165,6 +166,23 @@ def _client_signs_in(hospital: _Hospital) -> None:
     client.update_auth(client.auth_token("ward", hospital.keys["ward"]))
     assert client.auth_valid_token()
     assert client.info()["models"]
+
+
+def test_what_a_batch_does_later_is_told_with_who_started_it(hospital: _Hospital) -> None:
+    with hospital.client("it") as admin:
+        started = admin.post("/batch/infer/boltzformer", json={"prompts": ["liver"], "label_tag": "original"})
+        assert started.status_code == 200, started.text
+        end = time.monotonic() + _PATIENCE_S
+        while admin.get("/batch/infer").json()["status"] in ("SUBMITTED", "RUNNING") and time.monotonic() < end:
+            time.sleep(0.2)
+        assert admin.get("/batch/infer").json()["status"] == "DONE"
+    (line,) = (each for each in hospital.lines() if each["method"] == "job")
+    (asked,) = (each for each in hospital.lines() if each["route"].startswith("/batch/") and each["method"] == "POST")
+    assert (line["request"], line["user"], line["status"]) == (asked["request"], "it", "done")
+    assert [each["what"] for each in line["stored"]] == ["label saved"]
+    assert line["prompts"] == ["liver"]
+    assert all(line[each] for each in ("scan", "model"))
+    assert "mustermann" not in (hospital.audit / "audit.jsonl").read_text().lower()
 
 
 def test_a_full_audit_disk_refuses_everything_but_health(hospital: _Hospital) -> None:
