@@ -1,11 +1,11 @@
 """Train the demo's data and see where the sampling looks: Dice, focus by layer and the Dice with another slice's V.
 
-    python benchmarks/focus.py --data runs/demo/data/slices --output runs/focus --arm paper --arm both --epochs 3
+    python benchmarks/focus.py --data runs/demo/data/slices --output runs/focus --seed 0 --seed 1 --json FILE
     python benchmarks/focus.py --data … --output … --arm both --network base_temperature=2 --json FILE
 
 One training and evaluation (`boltzformer train`, `evaluate --focus` on the split `test`) per arm and seed; one that is
 done is read again. With the demo's 2,160 training slices 3 epochs of batches of 8 are 810 steps, the preset's 6 are
-1,620.
+1,620. Where there are several arms and seeds, the differences of Dice to the first arm are tested by seed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from boltzformer_monai.engines.bundle import run_workflow  # noqa: E402
 from boltzformer_monai.evaluation.focus import focus_table, verdict  # noqa: E402
 from boltzformer_monai.evaluation.tables import markdown  # noqa: E402
 from boltzformer_monai.storage import write_json  # noqa: E402
+from boltzformer_monai.studies.statistics import paired_difference  # noqa: E402
 
-_LAYERS = {"layer_supervision": 0.5}
-_AT_LEAST_ONE = {"policy_settings": {"at_least_one": True}}
+_BILINEAR, _MAX = {"level_logits": "bilinear"}, {"level_logits": "max"}
+_NONE, _LAYERS = {"layer_supervision": 0.0}, {"layer_supervision": 0.5, "layer_supervision_stride": 1}
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "paper": ({}, {}),
-    "layers": ({}, _LAYERS),
-    "max": ({"level_logits": "max"}, {}),
-    "both": ({"level_logits": "max"}, _LAYERS),
-    "both_one": ({"level_logits": "max", **_AT_LEAST_ONE}, _LAYERS),
+    "paper": (_BILINEAR, _NONE),
+    "layers": (_BILINEAR, _LAYERS),
+    "max": (_MAX, _NONE),
+    "both": (_MAX, _LAYERS),
+    "both_stride_2": (_MAX, {**_LAYERS, "layer_supervision_stride": 2}),
+    "both_one": ({**_MAX, "policy_settings": {"at_least_one": True}}, _LAYERS),
 }
-"""Name → network and training settings that differ from the preset's."""
+"""Name → network and training settings; those of the preset may be any of them."""
 TARGETS = ("liver", "left kidney", "liver lesion", "lung nodule")
 
 
@@ -106,11 +108,35 @@ def rows_of(name: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def differences(found: Mapping[str, Mapping[int, Mapping[str, Any]]], arm: str, against: str) -> list[dict[str, Any]]:
+    """The record's rows of the differences of Dice between two arms, seed by seed."""
+    rows = []
+    for part in (*TARGETS, "below 1 %", "all"):
+        pairs = [tuple(dice_of(found[each][seed], part) for each in (arm, against)) for seed in found[arm]]
+        paired = paired_difference([one - other for one, other in pairs if one is not None and other is not None])
+        name = f"{arm} − {against}: {part}, Dice"
+        rows += [
+            result(f"{name}, {value}", getattr(paired, value), unit)
+            for value, unit in {"mean": "Dice", "low": "Dice", "high": "Dice", "p": "", "n": "seeds"}.items()
+            if getattr(paired, value) is not None
+        ]
+    return rows
+
+
+def dice_of(metrics: Mapping[str, Any], part: str) -> float | None:
+    """Mean Dice of a target, of small objects, or over the targets (``"all"``)."""
+    if part == "all":
+        return metrics["slices"]["overall"]["dice"]["mean"]  # type: ignore[no-any-return]
+    focus = metrics["focus"]
+    entry = focus["small"] if part == "below 1 %" else focus["by_target"].get(part)
+    return None if entry is None else entry["dice"]["mean"]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="slice dataset, e.g. of make demo")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--arm", action="append", choices=ARMS, help="repeat for several (paper and both)")
+    parser.add_argument("--arm", action="append", choices=ARMS, help="repeat for several (paper and both_stride_2)")
     parser.add_argument("--seed", type=int, action="append", help="repeat for several (0)")
     parser.add_argument("--epochs", type=int, metavar="N", help="of the training (the preset's)")
     parser.add_argument("--image-size", type=int, default=192, metavar="PIXELS")
@@ -124,11 +150,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     rows = []
-    for arm in arguments.arm or ["paper", "both"]:
-        for seed in arguments.seed or [0]:
+    arms = arguments.arm or ["paper", "both_stride_2"]
+    found: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
+    for seed in arguments.seed or [0]:
+        for arm in arms:
             focus = (metrics := run(arm, seed, arguments))["focus"]
             print(f"\n{arm}, seed {seed}: {verdict(focus)}\n{markdown(*focus_table(focus))}")
             rows += rows_of(f"{arm} {seed}", metrics)
+            found[arm][seed] = metrics
+    for arm in arms[1:]:
+        rows += differences(found, arm, arms[0])
     report(rows, arguments.json)
     return 0
 

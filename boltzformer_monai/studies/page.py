@@ -12,7 +12,7 @@ from boltzformer_monai.evaluation.html import write_html
 from boltzformer_monai.studies.paper import paper_tables
 from boltzformer_monai.studies.scores import SMALL, STRATA
 
-__all__ = ["verdict", "write_page"]
+__all__ = ["comparison_table", "headline_tables", "verdict", "write_page"]
 
 _SIGNIFICANT = 0.05
 _NONE = "–"
@@ -37,8 +37,8 @@ def write_page(
         chosen: how the figures' images were chosen.
     """
     study, experiments = results["study"], results["experiments"]
-    title = {name: arm["title"] or name for name, arm in study["arms"].items()}
-    rows = [(name, row) for name, entry in experiments.items() for row in entry["comparisons"]]
+    title = _titles(results)
+    headings, comparisons = comparison_table(results)
     first, sentences = verdict(results)
     return write_html(
         path,
@@ -51,12 +51,17 @@ def write_page(
         runs=_runs(results),
         failures=[f"{each['run']}: {each['reason']}" for entry in experiments.values() for each in entry["failed"]],
         gate=f"{100 * GATE:g}",
-        headline=[_headline_table(entry, title) for entry in experiments.values()],
-        comparison_headings=["comparison", "objects", "difference", "95 % by seed", "(by patient)", "p (Holm)", "seeds",
-                             "targets in images", "could show", "attention"],
-        comparisons=[_comparison(results, name, row, title) for name, row in rows],
+        headline=headline_tables(results),
+        comparison_headings=headings,
+        comparisons=comparisons,
         by_data_headings=["comparison", "data", "objects", "difference", "95 % by seed", "seeds", "attention"],
-        by_data=[line for name, row in rows if len(row["data"]) > 1 for line in _by_data(results, name, row, title)],
+        by_data=[
+            line
+            for name, entry in experiments.items()
+            for row in entry["comparisons"]
+            if len(row["data"]) > 1
+            for line in _by_data(results, name, row, title)
+        ],
         experiments=[_experiment(entry, title) for entry in experiments.values()],
         papers=_paper_tables(results, title),
         figures=list(figures),
@@ -75,7 +80,7 @@ def verdict(results: Mapping[str, Any]) -> tuple[str, list[str]]:
     Returns:
         The first line of the page, and a sentence for every comparison.
     """
-    title = {name: arm["title"] or name for name, arm in results["study"]["arms"].items()}
+    title = _titles(results)
     states: dict[str, int] = {}
     sentences = []
     for name, entry in results["experiments"].items():
@@ -101,6 +106,30 @@ def verdict(results: Mapping[str, Any]) -> tuple[str, list[str]]:
             line = f"the paper's order does not show: of {total} comparisons {counted}."
     line = start + (line if start else line[0].upper() + line[1:])
     return line, sentences
+
+
+def headline_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of every experiment with runs ``caption``, ``headings`` and ``rows``: Dice of small objects, arms × data sets."""
+    title = _titles(results)
+    begun = (entry for entry in results["experiments"].values() if any(each["arms"] for each in entry["data"].values()))
+    return [_headline_table(entry, title) for entry in begun]
+
+
+def comparison_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
+    """Headings and rows of all paired differences, of all objects and of small ones."""
+    headings = ["comparison", "objects", "difference", "95 % by seed", "(by patient)", "p (Holm)", "seeds",
+                "targets in images", "could show", "attention"]  # fmt: skip
+    title = _titles(results)
+    rows = [
+        _comparison(results, name, row, title)
+        for name, entry in results["experiments"].items()
+        for row in entry["comparisons"]
+    ]
+    return headings, rows
+
+
+def _titles(results: Mapping[str, Any]) -> dict[str, str]:
+    return {name: arm["title"] or name for name, arm in results["study"]["arms"].items()}
 
 
 def _headline(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,25 @@ def test_an_arm_is_trained_evaluated_and_read_again(
     assert len(CALLS) == 2  # it was done
     assert focus.main([*arguments, "--training", "layer_supervision=1.0"]) == 0
     assert len(CALLS) == 4
+
+
+def test_arms_are_compared_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(focus, "run_workflow", workflow)
+    dice = {("paper", 0): 0.5, ("paper", 1): 0.6, ("both", 0): 0.7, ("both", 1): 0.7}
+
+    def run(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+        found = original(arm, seed, arguments)
+        found["focus"]["by_target"]["liver lesion"]["dice"]["mean"] = dice[arm, seed]
+        return found
+
+    original = focus.run
+    monkeypatch.setattr(focus, "run", run)
+    record = tmp_path / "record.json"
+    arguments = ["--data", str(tmp_path), "--output", str(tmp_path / "runs"), "--json", str(record)]
+    assert focus.main([*arguments, "--arm", "paper", "--arm", "both", "--seed", "0", "--seed", "1"]) == 0
+    rows = {row["name"]: row["value"] for row in json.loads(record.read_text(encoding="utf-8"))["results"]}
+    name = "both − paper: liver lesion, Dice"
+    assert rows[f"{name}, mean"] == pytest.approx(0.15)
+    assert rows[f"{name}, n"] == 2
+    assert rows[f"{name}, low"] < 0 < rows[f"{name}, high"]
+    assert rows["both − paper: all, Dice, mean"] == 0
