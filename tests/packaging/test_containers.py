@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from boltzformer_monai.cli import build_parser
+from boltzformer_monai.cli.command_line import USER_ERROR
 from tests.needs import need_program
 from tests.packaging.tools import ROOT, load_script, release_tool
 
@@ -163,6 +164,7 @@ def test_the_service_starts_the_server() -> None:
     options: Any = build_parser().parse_args(words)
     assert program == "/opt/boltzformer/bin/boltzformer"
     assert options.host == "127.0.0.1"
+    assert f"\nRestartPreventExitStatus={USER_ERROR}\n" in _unit()[1]
     assert f"StateDirectory={options.workspace.name}" in _unit()[1]
     assert f"ReadWritePaths={options.studies}" in _unit()[1]
 
