@@ -90,6 +90,19 @@ def test_every_route_wants_its_role(server: httpx.Client, realm: Realm, method: 
     assert allowed.status_code < 500
 
 
+def test_who_may_only_read_stores_nothing_by_routes_of_readers(server: httpx.Client, realm: Realm) -> None:
+    reader, annotator = (_bearer(realm.token(*roles)) for roles in (("user",), ("user", "annotator")))
+    for prefix in ("", "stow/", "qido/", "wado/"):
+        path = f"/proxy/dicom/{prefix}studies"
+        assert server.get(path, headers=reader).status_code == 404  # the studies are a folder
+        assert server.post(path, headers=reader).status_code == 403
+        assert server.post(path, headers=annotator).status_code == 404
+    params = {"params": json.dumps({"prompts": "liver", "save_label": True, "label_tag": "final"})}
+    path = "/infer/boltzformer?image=none&output=json"
+    assert server.post(path, data=params, headers=reader).status_code == 403
+    assert server.post(path, data=params, headers=annotator).status_code == 404
+
+
 def test_no_route_is_forgotten(server: httpx.Client, realm: Realm) -> None:
     """Everything that the server says it offers wants a token, but for the sign-in itself and health checks."""
     paths = server.get("/openapi.json").json()["paths"]

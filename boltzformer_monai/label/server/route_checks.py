@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
 
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydantic import Field
@@ -31,6 +32,7 @@ from boltzformer_monai.label.safe_ids import (
     label_path,
     parse_json,
 )
+from boltzformer_monai.label.server.sign_in import check_role
 from boltzformer_monai.label.server.uploads import check_new_id, saved, upload_suffix
 from boltzformer_monai.label.service import SegmentService
 from boltzformer_monai.label.validation import validated
@@ -116,6 +118,8 @@ class Checks:
             arguments["params"] = json.dumps(params)
         self.service.note(request=parse_request(params, default_prompts=self.service.default_prompts()))
         self._label_tag(params)
+        if params.get("save_label"):
+            check_role(arguments["user"], settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
         if arguments.get("session_id"):
             self.session(arguments)
             if self.app.sessions() is None or self.app.sessions().get_session(arguments["session_id"]) is None:
@@ -251,6 +255,8 @@ class Checks:
         raise HTTPException(404, "this server has no model for whole-slide images")
 
     def proxy(self, arguments: dict[str, Any]) -> None:
+        if arguments["request"].method == "POST":  # it stores, by whatever prefix
+            check_role(arguments["user"], settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
         path = str(arguments.get("path", ""))
         while path != unquote(path):  # the DICOMweb server decodes it again
             path = unquote(path)

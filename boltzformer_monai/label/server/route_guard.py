@@ -187,7 +187,7 @@ def _download_image(endpoint: _Endpoint, arguments: dict[str, Any]) -> FileRespo
 
 def _forward(service: str, _: _Endpoint, arguments: dict[str, Any]) -> Response:
     request, path, body = (arguments[name] for name in ("request", "path", "body"))
-    stores = request.method == "POST" and service in ("stow", "")
+    stores = request.method == "POST"  # by whatever prefix
     with changing("sent to the DICOMweb server") if stores else contextlib.nullcontext():
         return forward(request, service, path, body)
 

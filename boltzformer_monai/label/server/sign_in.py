@@ -81,6 +81,16 @@ def require_role(role: str) -> Any:
     return Depends(auth.RBAC(role))
 
 
+def check_role(user: auth.User, role: str) -> None:
+    """Refuse what needs a role that the route itself does not ask for.
+
+    Raises:
+        HTTPException: 403, there is sign-in and the user lacks the role.
+    """
+    if settings.MONAI_LABEL_AUTH_ENABLE and role not in user.roles:
+        raise HTTPException(403, f'Role "{role}" is required to perform this action')
+
+
 def current_user(token: Annotated[str, Depends(auth.oauth2_scheme)]) -> auth.User:
     """The owner of a valid token of the realm.
 
