@@ -30,7 +30,7 @@ from boltzformer_monai.data.prompts import (
     vocabulary_names,
 )
 from boltzformer_monai.data.size_limits import SizeLimit, find_size_limit
-from boltzformer_monai.data.understanding import PromptRules
+from boltzformer_monai.data.understanding import PromptRules, has_no_side
 from boltzformer_monai.errors import PromptError
 from boltzformer_monai.modality import SPOKEN_MODALITY, parse_modality
 
@@ -211,6 +211,8 @@ class PromptReader:
     def _named(self, text: str) -> tuple[str | None, str, str]:
         """(target or None, site, prompt without fillers)."""
         core, site = tidy(text), ""
+        if has_no_side(text) and text not in self.names:
+            return None, "", text
         if (target := self._of.get(normalise_target(text))) is not None:
             return target, "", text
         for core, site, frames in _peeled(text):
@@ -285,7 +287,7 @@ class PromptReader:
 
 def named_target(text: str) -> str | None:
     """Canonical name of the vocabulary's target in a prompt of its name and fillers, else None."""
-    for core, _, _ in _peeled(text):
+    for core, _, _ in [] if has_no_side(text) else _peeled(text):
         for form in _forms(core):
             known = find_target(form)
             if known is not None:

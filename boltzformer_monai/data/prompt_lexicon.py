@@ -66,11 +66,13 @@ class Lexicon:
     def __init__(self, names: Sequence[Name]) -> None:
         self.names = tuple(dict.fromkeys(names))
         self.bags: dict[frozenset[str], list[Name]] = {}
+        self.languages: dict[tuple[str, frozenset[str]], set[str]] = {}
         self.forms: dict[str, set[str]] = {}
         self._joined: dict[str, tuple[str, ...]] = {}
         inflected: dict[str, set[str]] = {}
         inflected_as: set[tuple[str, str]] = set()
         for name in self.names:
+            self.languages.setdefault((name.target, frozenset(name.words)), set()).add(name.language)
             if name.language == "any":
                 self.bags.setdefault(frozenset(name.words), []).append(name)
                 continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rapidfuzz import fuzz
@@ -40,7 +40,7 @@ from boltzformer_monai.data.prompt_words import (
 from boltzformer_monai.data.prompts import SIDES, find_target, site_adjective
 from boltzformer_monai.errors import PromptError
 
-__all__ = ["MIN_SCORE", "Meaning", "PromptRules"]
+__all__ = ["MIN_SCORE", "Meaning", "PromptRules", "has_no_side"]
 
 MIN_SCORE = 0.75
 """Share of a name's letters that must be right."""
@@ -111,7 +111,7 @@ class PromptRules:
             (outer, _), (inner, _) = self.understand(twice[1]), self.understand(twice[2])
             if outer is not None and inner is not None and outer.target == inner.target:
                 return outer, ()
-        if len(text.split()) > _MOST_WORDS or _NO_SIDE.match(text):
+        if len(text.split()) > _MOST_WORDS or has_no_side(text):
             return None, ()
         tokens = self._tokens(text)
         if not tokens or len(tokens) > _MOST_WORDS or any(each.is_a("refused") and not each.words for each in tokens):
@@ -220,7 +220,9 @@ class PromptRules:
         tokens = [*_resolved(tokens)]
         content = [index for index, token in enumerate(tokens) if token.words]
         optional = [
-            index for index in content if tokens[index].is_a("site", "modality", "scan", "of", "and", "or", "side")
+            index
+            for index in content
+            if tokens[index].is_a("site", "modality", "scan", "of", "and", "or", "side", "all")
         ]
         optional += [index for index, token in enumerate(tokens) if token.is_a("and", "or") and not token.words]
         needed = [index for index in content if index not in optional]
@@ -239,6 +241,8 @@ class PromptRules:
             wrong = sum(count for _, count in choice)
             for name in self._lexicon.bags.get(frozenset(word for word, _ in choice), ()):
                 if frame.languages and name.language != "any" and not _same_language(tokens, name, frame):
+                    continue
+                if not _sides_fit(of_all, self._lexicon.languages[name.target, frozenset(name.words)]):
                     continue
                 yield _Reading(name, frame, tuple(tokens), of_all, wrong, tuple(word for word, _ in choice))
 
@@ -333,9 +337,9 @@ def _frame(rest: Sequence[_Token]) -> _Frame | None:
     for index, token in enumerate(rest):
         if token.text in ("+", "&", "/") or token.is_a("and"):
             around = rest[max(index - 1, 0) : index + 2]
-            if not (len(around) == 3 and around[0].is_a("side") and around[2].is_a("side")) or token.text == "/":
+            if not (len(around) == 3 and around[0].is_a("side") and around[2].is_a("side")):
                 return None
-            joined = True
+            joined = joined or token.text != "/"  # "left/right" may mean either
         elif token.is_a("side"):
             sides.append((index, next(each.meaning for each in token.roles if each.role == "side")))
             if token.text not in side_words():
@@ -375,6 +379,8 @@ _ARTICLES = frozenset({
     "the", "a", "an", "der", "die", "das", "den", "dem", "ein", "eine", "einen", "einem", "einer", "le", "la", "les",
     "un", "une", "el", "los", "las", "unos", "unas", "l",
 })  # fmt: skip
+_LETTERS = ("d", "g", "i")
+_OF_A_SIDE = frozenset({"hand", "sided", "seitig"})
 
 
 def _is_beside(tokens: Sequence[_Token], name: Sequence[_Token]) -> bool:
@@ -386,7 +392,7 @@ def _is_beside(tokens: Sequence[_Token], name: Sequence[_Token]) -> bool:
             continue
         between = list(itertools.takewhile(lambda each: each.is_a("of") and not each.words, tokens[index + 1 :]))
         after = tokens[index + 1 + len(between) :]
-        if after and after[0] in name and any(each.text not in _ARTICLES for each in between):
+        if after and after[0] in name and any(each.text not in _ARTICLES | _OF_A_SIDE for each in between):
             return True
     return False
 
@@ -396,11 +402,17 @@ def _same_language(tokens: Sequence[_Token], name: Name, frame: _Frame) -> bool:
     return name.language in frame.languages or not any(word in false_friends() for word in name.words)
 
 
+def _sides_fit(tokens: Sequence[_Token], languages: Collection[str]) -> bool:
+    """Whether short sides that have other meanings are of a language of the name: "rein G", but no "kidney G"."""
+    short = [token for token in tokens if token.text in ("re", *_LETTERS) and token.is_a("side")]
+    return "any" in languages or all(any(role.language in languages for role in token.roles) for token in short)
+
+
 def _resolved(tokens: Sequence[_Token]) -> Iterator[_Token]:
     """Settle words that are a side's abbreviation and something else by their neighbours."""
     for index, token in enumerate(tokens):
         if not token.is_a("side") or len(token.roles) < 2 or len(token.text) > 3:
-            if token.text in ("d", "g", "i") and token.is_a("side"):
+            if token.text in _LETTERS and token.is_a("side"):
                 token = _short_side(tokens, index)
             yield token
             continue
@@ -410,7 +422,7 @@ def _resolved(tokens: Sequence[_Token]) -> Iterator[_Token]:
 def _short_side(tokens: Sequence[_Token], index: int) -> _Token:
     """ "der", "i", "d" and "g" are sides only behind a name of French or Spanish."""
     token = tokens[index]
-    if token.text not in ("der", "d", "g", "i"):
+    if token.text not in ("der", *_LETTERS):
         return token
     last = index + 1 == len(tokens) or tokens[index + 1].is_a("of", "modality") and not tokens[index + 1].words
     behind = index > 0 and bool(tokens[index - 1].words)
@@ -422,14 +434,32 @@ def _short_side(tokens: Sequence[_Token], index: int) -> _Token:
 _ELISION = re.compile(r"\b(?:qu|[ldsnjmct])'(?=\w)")
 _CONTRACTION = re.compile(r"(?<=\w)'(?:s|d|ll|ve|re|m)\b")
 _HUMPS = re.compile(r"(?<=[a-zà-ÿ]{3})(?=[A-Z][a-zà-ÿ]{2}|[LR]\b)")
-_NO_SIDE = re.compile(r"(?i)^\W*(?:re\s*:|all\s*right\s*[,;.!]|right\s*[,!.]\s*(?:show|find|segment|where|please|now))")
-"""Words for a side that are none: "Re: kidney", "all right, show the kidney"."""
+_NO_SIDE = re.compile(r"""(?ix)
+    ^\W*(?:
+        re\s*: | re\s+(?:the|my|your)\b
+        | all\s*right\s*[,;.!] | right\s*[,!.]\s*(?:show|find|segment|where|please|now|the\b)
+        | right\s+(?:where|now|here|there|away)\b
+        | (?:is|are)\b.*\b(?:right|left)\W*$ | (?:the\s+)?only\b.*\bleft\W*$
+    )
+    | ,\s*right\s*\?\W*$
+""")  # fmt: skip
+"""Words for a side that are none: "Re: kidney", "all right, show the kidney", "is this the kidney, right?"."""
+
+
+def has_no_side(text: str) -> bool:
+    """Whether a word in a text looks like a side and is probably none."""
+    return _NO_SIDE.search(text) is not None
+
+
+_PLURAL = re.compile(r"(?i)(?<=\w)\((?:s|e?n|es|e)\)")
+_DOTTED = re.compile(r"\b(?:[^\W\d_]\.)+[^\W\d_]\b\.?")
 _ORDINAL = re.compile(r"\b(\d{1,2})(?:\.(?=\s*[^\W\d])|(?:st|nd|rd|th|te|ten|ter|er|ere|re|eme|ieme|e|a|o|ª|º)\b)")
 _LEVEL = re.compile(r"\b([clts]|th|bwk|lwk|hwk|d)[\s.-]+(?=\d{1,2}\b)")
 
 
 def _spaced(text: str) -> str:
-    """The text with spaces where words end: "LeftKidney", "l'aorte", "3. Rippe"."""
+    """The text with spaces where words end: "LeftKidney", "l'aorte", "3. Rippe"; and none within "I.V.C."."""
+    text = _DOTTED.sub(lambda match: match[0].replace(".", ""), _PLURAL.sub("", text))
     text = _HUMPS.sub(" ", re.sub(r"['’‘`´]", "'", text))
     text = re.sub(r"(?i)n°\s*", "", text)
     for pattern in (_ELISION, _CONTRACTION):

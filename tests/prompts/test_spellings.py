@@ -195,7 +195,8 @@ def test_a_typing_error_in_a_name_never_makes_another_target(reader: PromptReade
 
 @pytest.mark.parametrize(
     "prompt",
-    ["left kidney on the right", "left right kidney", "linke Niere rechts", "rein gauche droit", "right kidney (left)",
+    ["left kidney on the right", "left right kidney", "re./li. Niere", "L/R kidney",
+     "linke Niere rechts", "rein gauche droit", "right kidney (left)",
      "riñón izquierdo derecho"],
 )  # fmt: skip
 def test_both_sides_at_once_are_refused(reader: PromptReader, prompt: str) -> None:
@@ -209,7 +210,9 @@ def test_both_sides_at_once_are_refused(reader: PromptReader, prompt: str) -> No
     ["left of the kidney", "right side of the kidney", "links von der Niere", "à gauche du rein",
      "a la derecha del riñón", "all right, show the kidney", "Re: kidney", "right, show the kidney", "kidneyl",
      "left over kidney", "I left the kidney", "left or right kidney", "contralateral kidney", "kidney 1",
-     "lift kidney", "light kidney", "rift kidney", "kidney s"],
+     "lift kidney", "light kidney", "rift kidney", "kidney s", "the kidney, right?", "is this kidney right",
+     "right, the kidney", "right where is the kidney", "re the kidney", "re kidney", "the only kidney left",
+     "kidney g", "kidney d", "Niere i", "left/right kidney"],
 )  # fmt: skip
 def test_what_is_no_side_is_not_taken_for_one_and_not_left_out(reader: PromptReader, prompt: str) -> None:
     reading = _read(reader, prompt)
