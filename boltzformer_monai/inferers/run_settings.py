@@ -98,6 +98,8 @@ class RunSettings:
         point: a place in the patient, millimetres in RAS+, that the request is about; ``None``: the whole scan.
         keep_lesions: which components of a mask are kept: ``"all"``, or the one ``"at_point"``.
         look_closer: decode the region around the point again, at full resolution.
+        closer_point: the place whose region is decoded again, like ``point``, where the lesion at another place of it
+            is meant; ``None``: ``point``.
         label_values: of the prompts in the label map, from 1 to 65535; ``None``: 1, 2, …
         batch_size: slices (or tiles) per pass on a GPU; halved, with a warning, where its memory is too small. No part
             of the record of a result.
@@ -129,6 +131,7 @@ class RunSettings:
     point: Sequence[float] | None = None
     keep_lesions: str = "all"
     look_closer: bool = False
+    closer_point: Sequence[float] | None = None
     label_values: Sequence[int] | None = None
     batch_size: int = 4
 
@@ -166,6 +169,10 @@ class RunSettings:
         elif self.look_closer or self.keep_lesions == "at_point":
             what = "look_closer" if self.look_closer else "keep_lesions at_point"
             raise ConfigError(f"{what} needs a point; give one in millimetres, towards Right, Anterior and Superior")
+        if self.closer_point is not None:
+            if not self.look_closer:
+                raise ConfigError("closer_point says where to look closer; give it with look_closer alone")
+            self._set("closer_point", checked_point(self.closer_point))
         if self.label_values is not None:
             self._set("label_values", _label_values(self.label_values, len(self.prompts)))
         if self.planes is not None:

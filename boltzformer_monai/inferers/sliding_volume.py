@@ -176,8 +176,9 @@ class SlidingVolumeInferer(Inferer):
         if not self.trained:
             raise CheckpointError(UNTRAINED)
         settings = self.settings
-        if settings.point is not None:
-            voxel_at(volume, settings.point)
+        for point in (settings.point, settings.closer_point):
+            if point is not None:
+                voxel_at(volume, point)
         stated = settings.modality if volume.modality == "unknown" and settings.modality else volume.modality
         modality = self.windows.modality(stated)
         slicings = self.protocol.slicings(volume)

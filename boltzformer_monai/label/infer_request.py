@@ -41,6 +41,9 @@ def _split_point(point: Any) -> Any:
     return point.replace(",", " ").split() if isinstance(point, str) else point
 
 
+_Point = Annotated[tuple[Number, Number, Number] | None, BeforeValidator(_split_point)]
+
+
 def _check_window(window: Any) -> Any:
     if not isinstance(window, str | list | tuple | None):
         raise ValueError("should be a name, or [level, width] in HU")
@@ -70,9 +73,10 @@ class SegmentRequest(BaseModel):
     literal: Truth = False
     lesion_min_ml: Number = 0.0
     lesion_min_mm: Number = 0.0
-    point: Annotated[tuple[Number, Number, Number] | None, BeforeValidator(_split_point)] = None
+    point: _Point = None
     keep_lesions: str = "all"
     look_closer: Truth = False
+    closer_point: _Point = None
     protocol: Annotated[str, Field(max_length=60)] | None = None
     protocol_settings: Annotated[dict[str, bool | int | float | str], Field(max_length=20)] = {}
     result_extension: Literal[".nii.gz", ".nii", ".nrrd"] = ".nii.gz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from boltzformer_monai.data.planes import radiological
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers import RunSettings, VolumeSegmenter
-from boltzformer_monai.inferers.point import DEPTH_MM, REACH_MM, lesion_at, region_at, voxel_at
+from boltzformer_monai.inferers.point import DEPTH_MM, REACH_MM, LesionAtPoint, lesion_at, region_at, voxel_at
 from boltzformer_monai.io.volume import Volume
 
 OBLIQUE = np.array([[-1.8, 0.3, 0.2, 20.0], [0.4, 1.9, -0.1, -30.0], [0.1, 0.2, 4.0, 5.0], [0, 0, 0, 1]])
@@ -123,6 +124,25 @@ def test_looking_closer_changes_the_region_alone(checkpoint: Path, scan: Volume)
     assert ((kept_labels == 1) <= (kept[0] >= 128)).all()
     assert (kept_labels == 1).any()
     assert (kept_labels > 0).sum() < (labels > 0).sum()
+
+
+def test_keeping_a_lesion_of_a_closer_look_changes_nothing_but_drops_the_others(checkpoint: Path, scan: Volume) -> None:
+    segmenter = VolumeSegmenter.from_checkpoint(checkpoint, precision="fp32")
+    first = _world(scan, (20, 25, 4))
+
+    def closer(**settings: Any) -> tuple[np.ndarray, LesionAtPoint | None]:
+        run = RunSettings(prompts=["left kidney"], presence=False, look_closer=True, **settings)
+        with segmenter.inferer(run, slices_together=4).segment(scan, segmenter.network) as result:
+            return result.probability(0), result.at_point(0)
+
+    shown, _ = closer(point=first)
+    voxels = np.argwhere(shown >= 128)
+    second = _world(scan, voxels[np.abs(voxels - (20, 25, 4)).sum(axis=1).argmax()])
+    kept, lesion = closer(point=second, keep_lesions="at_point", closer_point=first)
+    assert lesion is not None
+    np.testing.assert_array_equal(kept, lesion.only(np.where(shown >= 128, shown, 0)))
+    around_the_second, _ = closer(point=second)
+    assert (around_the_second != shown).any()
 
 
 def test_a_point_outside_is_refused_before_the_work(checkpoint: Path, scan: Volume) -> None:

@@ -60,6 +60,7 @@ _WRONG_PARAMS: dict[str, Sequence[object]] = {
     "point": (1, True, [1, 2], [1, 2, 3, 4], ["a", 1, 2], {"x": 1}, "here", [1e999, 0, 0], [1e300, 0, 0], [[1, 2, 3]]),
     "keep_lesions": ("some", 1, ["all"], "at_point"),
     "look_closer": (1, "perhaps", [True], True),
+    "closer_point": (1, [1, 2], ["a", 1, 2], {"x": 1}, "here", [1e999, 0, 0], [0, 0, 0]),
     "result_extension": (".exe", "/../../x.nii.gz", 1, ".nii.gz\0"),
     "result_dtype": ("float64", "object", 8),
     "label_tag": ("../x", "/etc", "a b", [1], "..", "x" * 100),

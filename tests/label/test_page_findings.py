@@ -136,6 +136,8 @@ def test_a_click_chooses_a_lesion_and_looks_closer(browser: Any, stub: tuple[str
         seen.wait_status(r"1 of 1 found")
         assert phantoms.orders[-1]["keep_lesions"] == "at_point"
         assert phantoms.orders[-1]["look_closer"] is True
+        assert phantoms.orders[-1]["closer_point"] == request["point"], "the region that is shown"
+        assert phantoms.orders[-1]["point"] != request["point"]
         assert seen.page.locator("#findings tbody tr").count() == 1
         assert "at the point: lesion 1; 2 others dropped" in seen.page.locator("#findings li").inner_text()
         assert seen.page.locator("#findings tr[aria-current]").count() == 1

@@ -43,7 +43,7 @@ class BoltzFormerProtocol:
     needs_orientation = True
 
     def __init__(self, settings: RunSettings, data: Mapping[str, Any], *, least_zoom: float | None = None) -> None:
-        self.point = settings.point if settings.look_closer else None
+        self.point = (settings.closer_point or settings.point) if settings.look_closer else None
         if least_zoom is not None and (self.point is None or not _is_zoom(least_zoom)):
             msg = f"least_zoom is a number from 1 to 16, used with look_closer alone, got {ascii(least_zoom)[:40]}"
             raise ConfigError(msg)

@@ -116,7 +116,7 @@ async function run(atPoint) {
   await show(reply, { labels, uncertainty }, request, signal);
 }
 
-async function show(reply, { labels, uncertainty }, { image, point, look_closer: closer }, signal) {
+async function show(reply, { labels, uncertainty }, { image, point, look_closer: closer, closer_point: region }, signal) {
   const names = new Map(reply.findings.filter(({ found }) => found).map(({ label, prompt }) => [label, prompt]));
   if (signal.aborted) return;
   offerStop(false); // the previous result is removed from here on
@@ -124,7 +124,7 @@ async function show(reply, { labels, uncertainty }, { image, point, look_closer:
   const places = await viewer.showLabels(labels, names, share("opacity"), signal);
   if (uncertainty) await viewer.showUncertainty(uncertainty, share("uncertainty-opacity"), signal);
   if (signal.aborted) return;
-  looked = closer ? point : null;
+  looked = closer ? (region ?? point) : null;
   $("uncertainty-opacity").disabled = !uncertainty;
   showCaveats($("caveats"), reply.caveats);
   showFindings($("findings"), reply.findings, places, {
@@ -139,7 +139,8 @@ async function show(reply, { labels, uncertainty }, { image, point, look_closer:
   viewer.markLesions(numbered.flatMap(({ label, lesions }) => (lesions ?? []).map((each) => ({ ...each, value: label }))));
   if (!point && numbered.length) viewer.goTo(places.get(numbered[0].label));
   const how = `${reply.seconds.toFixed(1)} s${reply.cached ? ", with image features kept from before" : ""}`;
-  const where = point ? `; at ${inWords(point)} mm${closer ? ", looked at closer" : ""}` : "";
+  const at = point ? `; at ${inWords(point)} mm` : "";
+  const where = `${at}${region ? `, looked at closer at ${inWords(region)} mm` : closer ? ", looked at closer" : ""}`;
   const missing = reply.findings.filter(({ found }) => !found).map(({ prompt }) => prompt);
   const rest =
     (missing.length ? ` Not found: ${missing.join(", ")}.` : "") +
@@ -205,7 +206,11 @@ $("form").addEventListener("submit", (event) => {
 });
 $("stop").addEventListener("click", stop);
 $("look-closer").addEventListener("click", () => submit({ point: here, look_closer: true }));
-$("keep-one").addEventListener("click", () => submit({ point: here, keep_lesions: "at_point", look_closer: looked !== null }));
+$("keep-one").addEventListener("click", () => {
+  // The region that is shown, not one around the lesion: the result would be another.
+  const again = looked ? { look_closer: true, closer_point: looked } : {};
+  submit({ point: here, keep_lesions: "at_point", ...again });
+});
 $("prompts").addEventListener("keydown", (event) => {
   if (!startsRun(event)) return;
   event.preventDefault();
