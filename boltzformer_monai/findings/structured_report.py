@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "ReportedTarget", "check_can_be_report", "write_structured_report"]
 
+_log = logging.getLogger(__name__)
 MOST = 1000
 """Measurement groups in a report."""
 _LO = 64  # characters of a short text in DICOM
@@ -109,6 +111,8 @@ def write_structured_report(
     maker = _Maker(algorithm, version, model)
     listed = [replace(each, lesions=lesions) for each, lesions in zip(targets, _largest(targets), strict=True)]
     counts = [_count(*pair) for pair in zip(targets, listed, strict=True)]
+    if (total := sum(len(each.lesions) for each in targets)) > MOST:
+        _log.warning("%s: of %d lesions the %d largest are listed, as the report itself says", target.name, total, MOST)
     texts = [("Finding", text) for text in counts] + [("Comment", text) for text in remarks]
     try:
         with making("DICOM SR", target, instead=".html"):

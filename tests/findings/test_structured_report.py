@@ -212,7 +212,7 @@ def test_no_more_of_the_patient_than_an_archive_needs(tmp_path: Path, place: Pla
 
 
 def test_of_very_many_lesions_the_largest_are_listed(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(structured_report, "MOST", 20)
     targets = _targets(place, segments=False)
@@ -225,6 +225,8 @@ def test_of_very_many_lesions_the_largest_are_listed(
     texts = [item.TextValue for item in pydicom.dcmread(path).ContentSequence[-1].ContentSequence]
     assert texts[0] == "left kidney: 10000 lesions, of which the 17 largest are listed here"
     assert texts[1] == "liver lesion: 2 lesions"
+    count = 10_000 + sum(len(each.lesions) for each in targets[1:])
+    assert f"a.sr.dcm: of {count} lesions the 20 largest are listed" in caplog.text
 
 
 def test_what_cannot_be_referred_to_is_refused(place: Place, tmp_path: Path, write_bad: Callable[[Path], Path]) -> None:
