@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,43 @@ from boltzformer_monai.evaluation.tables import markdown  # noqa: E402
 from boltzformer_monai.storage import write_json  # noqa: E402
 from boltzformer_monai.studies.statistics import paired_difference  # noqa: E402
 
+
+@dataclass(frozen=True)
+class Arm:
+    """How an arm trains and is evaluated.
+
+    Attributes:
+        network: settings that replace the preset's.
+        training: as well.
+        keys: of the training's configuration.
+        evaluation: keys of the evaluation's configuration.
+        trained: another arm, whose training this one evaluates.
+    """
+
+    network: Mapping[str, Any]
+    training: Mapping[str, Any]
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    trained: str | None = None
+
+
 _BILINEAR, _MAX = {"level_logits": "bilinear"}, {"level_logits": "max"}
 _NONE, _LAYERS = {"layer_supervision": 0.0}, {"layer_supervision": 0.5, "layer_supervision_stride": 1}
-ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "paper": (_BILINEAR, _NONE),
-    "layers": (_BILINEAR, _LAYERS),
-    "max": (_MAX, _NONE),
-    "both": (_MAX, _LAYERS),
-    "both_stride_2": (_MAX, {**_LAYERS, "layer_supervision_stride": 2}),
-    "both_one": ({**_MAX, "policy_settings": {"at_least_one": True}}, _LAYERS),
+_COARSE = {**_LAYERS, "layer_supervision_stride": 2}
+ARMS = {
+    "paper": Arm(_BILINEAR, _NONE),
+    "layers": Arm(_BILINEAR, _LAYERS),
+    "max": Arm(_MAX, _NONE),
+    "both": Arm(_MAX, _LAYERS),
+    "both_stride_2": Arm(_MAX, _COARSE),
+    # One more change each:
+    "mask_bias_0": Arm({**_MAX, "mask_bias": 0.0}, _COARSE),
+    "at_least_one": Arm({**_MAX, "policy_settings": {"at_least_one": True}}, _COARSE),
+    "tau_2": Arm({**_MAX, "base_temperature": 2.0}, _COARSE),
+    "fresh_draws": Arm(_MAX, _COARSE, evaluation={"fresh_draws": True}, trained="both_stride_2"),
+    "longer": Arm(_MAX, _COARSE, {"epochs": 12}),
+    "384_pixels": Arm(_MAX, _COARSE, {"image_size": 384}),
 }
-"""Name → network and training settings; those of the preset may be any of them."""
 TARGETS = ("liver", "left kidney", "liver lesion", "lung nodule")
 
 
@@ -59,15 +86,16 @@ def setting(text: str) -> tuple[str, Any]:
 
 def run(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Metrics of an arm with one seed."""
-    network, training = ARMS[arm]
+    how = ARMS[arm]
     settings = {
         "dataset_dir": str(arguments.data.absolute()),
         "seed": seed,
         "preset": "tiny",
         "image_size": arguments.image_size,
-        "network_overrides": {**network, **dict(arguments.network)},
-        "settings_overrides": {**training, **dict(arguments.training)},
+        "network_overrides": {**how.network, **dict(arguments.network)},
+        "settings_overrides": {**how.training, **dict(arguments.training)},
         **({} if arguments.epochs is None else {"epochs": arguments.epochs}),
+        **how.keys,
     }
     folder = arguments.output.absolute() / f"{arm}_{seed}"
     done = folder / "done.json"
@@ -75,11 +103,15 @@ def run(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         known = json.loads(done.read_text(encoding="utf-8"))
         if known["settings"] == settings:
             return dict(known["metrics"])
-    wall, processor = time.monotonic(), time.process_time()
-    run_workflow("train", {**settings, "output_dir": str(folder), "overlays": 0}, root=bundle_root())
-    minutes = {"wall": (time.monotonic() - wall) / 60, "processor": (time.process_time() - processor) / 60}
+    model = arguments.output.absolute() / f"{how.trained}_{seed}" / "model.pt" if how.trained else folder / "model.pt"
+    minutes = {"wall": 0.0, "processor": 0.0}
+    if how.trained is None:
+        wall, processor = time.monotonic(), time.process_time()
+        run_workflow("train", {**settings, "output_dir": str(folder), "overlays": 0}, root=bundle_root())
+        minutes = {"wall": (time.monotonic() - wall) / 60, "processor": (time.process_time() - processor) / 60}
     evaluation = {"dataset_dir": settings["dataset_dir"], "output_dir": str(folder), "split": arguments.split}
-    run_workflow("evaluate", {**evaluation, "checkpoint": str(folder / "model.pt"), "focus": True}, root=bundle_root())
+    evaluation |= {"checkpoint": str(model), "focus": True, **how.evaluation}
+    run_workflow("evaluate", evaluation, root=bundle_root())
     metrics = {**json.loads((folder / "metrics.json").read_text(encoding="utf-8")), "minutes": minutes}
     write_json(done, {"settings": settings, "metrics": metrics})
     return metrics

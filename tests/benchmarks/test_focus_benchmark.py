@@ -80,3 +80,15 @@ def test_arms_are_compared_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows[f"{name}, n"] == 2
     assert rows[f"{name}, low"] < 0 < rows[f"{name}, high"]
     assert rows["both − paper: all, Dice, mean"] == 0
+
+
+def test_an_arm_may_evaluate_the_training_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(focus, "run_workflow", workflow)
+    CALLS.clear()
+    arguments = ["--data", str(tmp_path), "--output", str(tmp_path / "runs"), "--arm", "longer", "--arm", "fresh_draws"]
+    assert focus.main(arguments) == 0
+    assert [name for name, _ in CALLS] == ["train", "evaluate", "evaluate"]
+    assert CALLS[0][1]["epochs"] == 12
+    assert CALLS[2][1]["checkpoint"] == str(tmp_path / "runs" / "both_stride_2_0" / "model.pt")
+    assert CALLS[2][1]["fresh_draws"] is True
+    assert {arm.trained for arm in focus.ARMS.values()} <= {None, *focus.ARMS}
