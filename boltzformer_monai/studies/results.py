@@ -96,7 +96,7 @@ def collect(study: Study, folder: Path, planned: Mapping[str, Sequence[Run]]) ->
     _correct(experiments)
     keys = {run.key: run_folder(folder, run) for runs in planned.values() for run in runs}
     return {
-        "study": study.model_dump(),
+        "study": _described_study(study),
         "made": provenance(),
         "runs": {
             "done": sum((place / "result.json").is_file() for place in keys.values()),
@@ -105,6 +105,15 @@ def collect(study: Study, folder: Path, planned: Mapping[str, Sequence[Run]]) ->
         },
         "experiments": experiments,
     }, list(everything.values())
+
+
+def _described_study(study: Study) -> dict[str, Any]:
+    """The study's file, with the names of data folders alone: results are published, and paths name a machine."""
+    content = study.model_dump()
+    for source in content["data"].values():
+        if source["folder"] is not None:
+            source["folder"] = Path(source["folder"]).name
+    return content
 
 
 def _renamed(row: ScoreRow, run: Run) -> ScoreRow:

@@ -105,6 +105,7 @@ def test_a_study_that_is_stopped_and_killed_ends_as_one_that_is_not(
     assert {row["patient"] != "" for row in rows} == {True}
     assert {row["target"] for row in rows} == {"liver", "spleen", "viscera", "stomach"}
     results, other = (json.loads((tmp_path / each / "results.json").read_text()) for each in ("whole", "pieces"))
+    assert results["study"]["data"]["slices"]["folder"] == "slices"  # paths name a machine
     assert results["verdict"] == other["verdict"]
     _check_results(results)
     _check_page((tmp_path / "whole" / "study.html").read_text(), results)
