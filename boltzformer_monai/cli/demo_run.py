@@ -34,8 +34,6 @@ _log = logging.getLogger(__name__)
 # 5 + 3 scans for training, 1 + 1 for validation, 1 + 1 held out.
 _FAST_SCANS: Mapping[str, Any] = {"abdomen": 7, "chest": 5, "size": (96, 96, 12)}
 _FAST_EPOCHS = 2
-
-
 _PRESET = "tiny"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from boltzformer_monai.data.prompt_words import fold, phrases
+from boltzformer_monai.data.prompt_words import fold, has_no_side, phrases
 from boltzformer_monai.data.prompts import (
     SIDES,
     find_target,
@@ -30,7 +30,7 @@ from boltzformer_monai.data.prompts import (
     vocabulary_names,
 )
 from boltzformer_monai.data.size_limits import SizeLimit, find_size_limit
-from boltzformer_monai.data.understanding import PromptRules, has_no_side
+from boltzformer_monai.data.understanding import PromptRules
 from boltzformer_monai.errors import PromptError
 from boltzformer_monai.modality import SPOKEN_MODALITY, parse_modality
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-__all__ = ["LANGUAGES", "Phrase", "digraphs", "fold", "inflections", "language", "phrases", "words_of"]
+__all__ = ["LANGUAGES", "Phrase", "digraphs", "fold", "has_no_side", "inflections", "language", "phrases", "words_of"]
 
 LANGUAGES: Mapping[str, str] = {"en": "English", "de": "German", "fr": "French", "es": "Spanish"}
 
@@ -164,3 +164,20 @@ def _spanish(word: str) -> set[str]:
 
 
 _INFLECTIONS = {"en": _english, "de": _german, "fr": _french, "es": _spanish}
+
+
+_NO_SIDE = re.compile(r"""(?ix)
+    ^\W*(?:
+        re\s*: | re\s+(?:the|my|your)\b
+        | all\s*right\s*[,;.!] | right\s*[,!.]\s*(?:show|find|segment|where|please|now|the\b)
+        | right\s+(?:where|now|here|there|away)\b
+        | (?:is|are)\b.*\b(?:right|left)\W*$ | (?:the\s+)?only\b.*\bleft\W*$
+    )
+    | ,\s*right\s*\?\W*$
+""")  # fmt: skip
+"""Words for a side that are none: "Re: kidney", "all right, show the kidney", "is this the kidney, right?"."""
+
+
+def has_no_side(text: str) -> bool:
+    """Whether a word in a text looks like a side and is probably none."""
+    return _NO_SIDE.search(text) is not None

@@ -34,13 +34,14 @@ from boltzformer_monai.data.prompt_words import (
     Phrase,
     digraphs,
     fold,
+    has_no_side,
     language,
     words_of,
 )
 from boltzformer_monai.data.prompts import SIDES, find_target, site_adjective
 from boltzformer_monai.errors import PromptError
 
-__all__ = ["MIN_SCORE", "Meaning", "PromptRules", "has_no_side"]
+__all__ = ["MIN_SCORE", "Meaning", "PromptRules"]
 
 MIN_SCORE = 0.75
 """Share of a name's letters that must be right."""
@@ -434,23 +435,6 @@ def _short_side(tokens: Sequence[_Token], index: int) -> _Token:
 _ELISION = re.compile(r"\b(?:qu|[ldsnjmct])'(?=\w)")
 _CONTRACTION = re.compile(r"(?<=\w)'(?:s|d|ll|ve|re|m)\b")
 _HUMPS = re.compile(r"(?<=[a-zà-ÿ]{3})(?=[A-Z][a-zà-ÿ]{2}|[LR]\b)")
-_NO_SIDE = re.compile(r"""(?ix)
-    ^\W*(?:
-        re\s*: | re\s+(?:the|my|your)\b
-        | all\s*right\s*[,;.!] | right\s*[,!.]\s*(?:show|find|segment|where|please|now|the\b)
-        | right\s+(?:where|now|here|there|away)\b
-        | (?:is|are)\b.*\b(?:right|left)\W*$ | (?:the\s+)?only\b.*\bleft\W*$
-    )
-    | ,\s*right\s*\?\W*$
-""")  # fmt: skip
-"""Words for a side that are none: "Re: kidney", "all right, show the kidney", "is this the kidney, right?"."""
-
-
-def has_no_side(text: str) -> bool:
-    """Whether a word in a text looks like a side and is probably none."""
-    return _NO_SIDE.search(text) is not None
-
-
 _PLURAL = re.compile(r"(?i)(?<=\w)\((?:s|e?n|es|e)\)")
 _DOTTED = re.compile(r"\b(?:[^\W\d_]\.)+[^\W\d_]\b\.?")
 _ORDINAL = re.compile(r"\b(\d{1,2})(?:\.(?=\s*[^\W\d])|(?:st|nd|rd|th|te|ten|ter|er|ere|re|eme|ieme|e|a|o|ª|º)\b)")
