@@ -6,11 +6,13 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boltzformer_monai.cli.command_line import IN_DOUBT, real_number
-from boltzformer_monai.cli.measure import add_limits, check_outputs, label_names
+from boltzformer_monai.cli.measure import LARGEST_LIMIT, add_limits, check_outputs, label_names
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import set_memory_gb
 
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         for path, image in zip((arguments.earlier, arguments.later), images, strict=True)
     ]
     result, caveats = compare_time_points(
-        *points, days=arguments.days, change=arguments.change, same_patient=arguments.same_patient
+        *_of_one_size(points), days=arguments.days, change=arguments.change, same_patient=arguments.same_patient
     )
     in_doubt = any(caveat.doubtful for caveat in caveats)
     content: dict[str, Any] = {
@@ -121,12 +123,12 @@ def _time_point(path: Path, image: Path | None, arguments: argparse.Namespace) -
                 series = record["series"]
                 modality = modality or (record["modality"] if record["modality"] in ("CT", "MR") else None)
                 names = {
-                    str(each["value"]): each["name"]
+                    str(each["value"]): str(each["name"])
                     for each in record["targets"]
                     if each["name"] and each["name"] != str(each["value"])
                 }
                 limits = {
-                    name: limits[name] or float(record[f"lesion_min_{name.removeprefix('minimum_')}"])
+                    name: limits[name] or _limit(record[f"lesion_min_{name.removeprefix('minimum_')}"])
                     for name in limits
                 }
             except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -136,6 +138,22 @@ def _time_point(path: Path, image: Path | None, arguments: argparse.Namespace) -
     if names is None or arguments.names:
         names = label_names(labels, arguments.names)
     return TimePoint(labels, image, names, modality, series, **limits)
+
+
+def _limit(stated: Any) -> float:
+    limit = float(stated)
+    if not 0 <= limit <= LARGEST_LIMIT:
+        raise ValueError(f"a size of {limit:g} from which lesions are listed")
+    return limit
+
+
+def _of_one_size(points: Sequence[TimePoint]) -> list[TimePoint]:
+    """The same with the larger one of different limits: else what one list left out is new or gone in the other."""
+    limits = {name: max(getattr(each, name) for each in points) for name in ("minimum_ml", "minimum_mm")}
+    if any(getattr(each, name) != limit for each in points for name, limit in limits.items()):
+        text = " and ".join(f"{limit:g} {name.removeprefix('minimum_')}" for name, limit in limits.items() if limit)
+        _log.warning("the two lists leave out lesions of different sizes; both are compared from %s on", text)
+    return [replace(each, **limits) for each in points]
 
 
 def _labels_of_result(path: Path) -> Path | None:

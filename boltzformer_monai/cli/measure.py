@@ -19,12 +19,14 @@ from boltzformer_monai.cli.report import HELP, SR, check_report
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.limits import set_memory_gb
 
-__all__ = ["add_limits", "add_parser", "check_outputs", "label_names", "run"]
+__all__ = ["LARGEST_LIMIT", "add_limits", "add_parser", "check_outputs", "label_names", "run"]
 
 if TYPE_CHECKING:
     from boltzformer_monai.findings.measure import MeasuredTarget
     from boltzformer_monai.io.volume import Volume
 
+LARGEST_LIMIT = 1e6
+"""Of the volume in ml and the diameter in mm from which a component is a lesion."""
 _NONE = np.zeros((0, 0, 0), np.int32)
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     """Add the sizes from which a component is a lesion."""
     for unit, metavar, what in (("ml", "ML", "volume"), ("mm", "MM", "largest diameter")):
         parser.add_argument(
-            f"--lesion-min-{unit}", type=real_number(0, 1e6), default=0.0, metavar=metavar,
+            f"--lesion-min-{unit}", type=real_number(0, LARGEST_LIMIT), default=0.0, metavar=metavar,
             help=f"{what} from which a component counts (all)",
         )  # fmt: skip
 
@@ -73,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_report(arguments.report, arguments.image, series=arguments.series, inputs=inputs)
     from boltzformer_monai.findings.measure import measure_targets
     from boltzformer_monai.findings.record import lesions_record, read_drawn
+    from boltzformer_monai.findings.structured_report import shortened
     from boltzformer_monai.findings.tables import write_lesions_csv
     from boltzformer_monai.storage import write_json
 
@@ -107,8 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
         _write_report(arguments, scan, measured)
     if arguments.json is not None:
         write_json(arguments.json, record)
-        counts = {target["name"]: len(target["lesions"]) for target in targets}
-        line = {"output": str(arguments.json), "lesions": counts, "in_doubt": record["in_doubt"]}
+        counts: dict[str, int] = {}  # several segments may have one name
+        for target in targets:
+            counts[target["name"]] = counts.get(target["name"], 0) + len(target["lesions"])
+        line: dict[str, Any] = {"output": str(arguments.json), "lesions": counts, "in_doubt": record["in_doubt"]}
+        if arguments.report is not None and arguments.report.name.lower().endswith(SR):
+            note = shortened(sum(counts.values()))
+            line |= {} if note is None else {"report_note": note}
         sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
     else:
         sys.stdout.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -169,7 +177,12 @@ def label_names(labels: Path, pairs: Sequence[str]) -> dict[str, str]:
         value, equals, name = pair.partition("=")
         if not (value.strip() and equals and name.strip()):
             raise ConfigError(f'--names takes VALUE=NAME, e.g. 1="liver lesion", not {pair[:60]!r}')
-        names[value.strip()] = name.strip()
+        number = value.strip()
+        if number.strip("0") == "":
+            raise ConfigError(f"--names: the value 0 is the background of a label map, not {name.strip()[:60]!r}")
+        if number in names:
+            raise ConfigError(f"--names gives the value {number} two names; leave one out")
+        names[number] = name.strip()
     return names or _names_beside(labels)
 
 
@@ -187,7 +200,10 @@ def _names_beside(labels: Path) -> dict[str, str]:
         return {}
     if not any(file["name"] == ending and _is_size(labels, file["bytes"]) for file in manifest.get("files", [])):
         return {}
-    return {str(each["label"]): str(each["prompt"]) for each in manifest["prompts"]}
+    try:
+        return {str(int(each["label"])): str(each["prompt"]) for each in manifest["prompts"]}
+    except (KeyError, TypeError, ValueError):
+        return {}  # damaged: the label map is still what it is
 
 
 def _is_size(path: Path, size: int) -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from boltzformer_monai import __version__
 from boltzformer_monai.cli.command_line import IN_DOUBT
+from boltzformer_monai.cli.report import SR
 from boltzformer_monai.cli.segment_jobs import (
     Outcome,
     Work,
@@ -32,6 +33,7 @@ from boltzformer_monai.cli.segment_jobs import (
 from boltzformer_monai.cli.segment_plan import Plan
 from boltzformer_monai.cli.segment_targets import Job
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.findings.structured_report import shortened
 from boltzformer_monai.findings.tables import write_lesions_csv
 from boltzformer_monai.inferers.result_manifest import read_manifest
 from boltzformer_monai.inferers.run_settings import RunSettings, beside, result_path
@@ -185,6 +187,9 @@ def _crashed(job: Job) -> Outcome:
 def _report_one(manifest: Mapping[str, Any], job: Job, settings: RunSettings) -> int:
     voxels = {each["prompt"]: each.get("label_voxels", each["voxels"]) for each in manifest["prompts"]}
     outcome = {"output": str(result_path(job.stem, settings)), "voxels": voxels, "found": _found(manifest)}
+    if job.report is not None and job.report.name.lower().endswith(SR):
+        lesions = sum(len(each["lesions"]) for each in manifest["prompts"])
+        outcome |= {} if (note := shortened(lesions)) is None else {"report_note": note}
     sys.stdout.write(json.dumps(outcome | {"in_doubt": manifest["in_doubt"]}, ensure_ascii=False) + "\n")
     return IN_DOUBT if manifest["in_doubt"] else 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,11 +79,16 @@ class Comparison:
     gone: list[tuple[str, Lesion]] = field(default_factory=list)
     not_compared: list[tuple[str, Lesion, str, str]] = field(default_factory=list)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many lesions are new, gone, grown, shrunk, stable, and not compared."""
+        found = {name: sum(pair.status == name for pair in self.pairs) for name in ("grown", "shrunk", "stable")}
+        return {"new": len(self.new), "gone": len(self.gone), **found, "not_compared": len(self.not_compared)}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        counts = {name: sum(pair.status == name for pair in self.pairs) for name in ("grown", "shrunk", "stable")}
         return {
-            "counts": {"new": len(self.new), "gone": len(self.gone), **counts},
+            "counts": self.counts,
             "pairs": [pair.as_dict() for pair in self.pairs],
             "new": [{"target": target, **lesion.as_dict()} for target, lesion in self.new],
             "gone": [{"target": target, **lesion.as_dict()} for target, lesion in self.gone],
@@ -107,6 +112,10 @@ def compare_targets(
 ) -> Comparison:
     """Match the lesions of targets that have the same name.
 
+    Several targets of one name on a scan (segments that are one lesion each) are one, their lesions numbered anew. An
+    annotation without any target is an empty label map: it says that nothing is there. In another one, a target that
+    is missing may not have been looked for.
+
     Args:
         earlier: targets of the earlier scan.
         later: targets of the later scan.
@@ -123,9 +132,12 @@ def compare_targets(
     if days is not None and not days > 0:
         raise ConfigError(f"the later scan must be some days after the earlier one, got {days:g}; swap the two")
     result = Comparison(registration, days)
-    sides = [{_key(target): target for target in side} for side in (earlier, later)]
+    sides = [_by_name(side) for side in (earlier, later)]
     for key in dict.fromkeys([*sides[0], *sides[1]]):
-        one, other = (side.get(key) for side in sides)
+        one, other = (
+            side.get(key) if side else MeasuredTarget("", "", 0, 0.0, [], np.zeros(scan.shape, np.int32))
+            for side, scan in zip(sides, scans, strict=True)
+        )
         if one is not None and other is not None:
             _match(one, other, scans, result, change)
         elif one is not None:
@@ -135,6 +147,30 @@ def compare_targets(
             why = "the target is not in the earlier annotation"
             result.not_compared.extend((other.name, lesion, "later", why) for lesion in other.lesions)
     return result
+
+
+def _by_name(targets: Iterable[MeasuredTarget]) -> dict[str, MeasuredTarget]:
+    found: dict[str, MeasuredTarget] = {}
+    for target in targets:
+        key = _key(target)
+        found[key] = _together(found[key], target) if key in found else target
+    return found
+
+
+def _together(one: MeasuredTarget, other: MeasuredTarget) -> MeasuredTarget:
+    """Two targets as one, whose lesions are numbered anew, the largest first."""
+    every = [(side, lesion) for side, target in enumerate((one, other)) for lesion in target.lesions]
+    every.sort(key=lambda pair: -pair[1].voxels)
+    renumbered = [np.zeros(len(target.lesions) + 1, np.int32) for target in (one, other)]
+    for number, (side, lesion) in enumerate(every, 1):
+        renumbered[side][lesion.number] = number
+    return replace(
+        one,
+        voxels=one.voxels + other.voxels,
+        volume_ml=one.volume_ml + other.volume_ml,
+        lesions=[replace(lesion, number=number) for number, (_, lesion) in enumerate(every, 1)],
+        numbers=np.where(other.numbers > 0, renumbered[1][other.numbers], renumbered[0][one.numbers]),
+    )
 
 
 def _key(target: MeasuredTarget) -> str:

@@ -107,6 +107,9 @@ def read_record(path: Path) -> dict[str, Any]:
         record = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({why(error)}); give a JSON file of boltzformer measure") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+    if isinstance(record, dict) and record.get("format") == FORMAT and record.get("version") != VERSION:
+        stated = ascii(record.get("version"))[:20]
+        raise ConfigError(f"{path}: is a list of lesions of version {stated}, not {VERSION}; measure again")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ConfigError(f"{path}: is no list of lesions; give a JSON file of boltzformer measure, or a label map")
     return record

@@ -15,6 +15,7 @@ import functools
 import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from boltzformer_monai.storage import atomic_path
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["MOST", "ReportedTarget", "check_can_be_report", "write_structured_report"]
+__all__ = ["MOST", "ReportedTarget", "check_can_be_report", "shortened", "write_structured_report"]
 
 _log = logging.getLogger(__name__)
 MOST = 1000
@@ -75,6 +76,11 @@ def check_can_be_report(scan: Path | Sequence[Path], *, series: str | None = Non
         _document(source, [], [], _Maker("BoltzFormer", "0", "")).save_as(io.BytesIO())
 
 
+def shortened(lesions: int) -> str | None:
+    """What to say of a report of so many lesions that it does not list all of them; ``None`` where it does."""
+    return f"the DICOM SR lists the {MOST} largest of {lesions} lesions" if lesions > MOST else None
+
+
 def write_structured_report(
     path: str | os.PathLike[str],
     *,
@@ -111,12 +117,17 @@ def write_structured_report(
     maker = _Maker(algorithm, version, model)
     listed = [replace(each, lesions=lesions) for each, lesions in zip(targets, _largest(targets), strict=True)]
     counts = [_count(*pair) for pair in zip(targets, listed, strict=True)]
-    if (total := sum(len(each.lesions) for each in targets)) > MOST:
-        _log.warning("%s: of %d lesions the %d largest are listed, as the report itself says", target.name, total, MOST)
+    if (text := shortened(sum(len(each.lesions) for each in targets))) is not None:
+        _log.warning("%s: %s, as the report itself says", target.name, text)
     texts = [("Finding", text) for text in counts] + [("Comment", text) for text in remarks]
     try:
         with making("DICOM SR", target, instead=".html"):
-            groups = [group for each in listed for group in _groups(each, references, maker)]
+            titles = _titles(targets)
+            groups = [
+                group
+                for each, title in zip(listed, titles, strict=True)
+                for group in _groups(each, title, references, maker)
+            ]
             dataset = _document(source, groups, texts, maker, references.seg)
             with atomic_path(target) as temporary:
                 dataset.save_as(temporary)
@@ -201,8 +212,17 @@ def _count(target: ReportedTarget, listed: ReportedTarget) -> str:
     return text if shown == number else f"{text}, of which the {shown} largest are listed here"
 
 
-def _groups(target: ReportedTarget, references: _References, maker: _Maker) -> Iterator[Any]:
-    """The measurement groups of a target."""
+def _titles(targets: Sequence[ReportedTarget]) -> list[str]:
+    """The targets' names; of several with one name (segments that are one lesion each) with what tells them apart."""
+    names = Counter(each.name for each in targets)
+    return [
+        each.name if names[each.name] == 1 else f"{each.name} (segment {each.segment or number})"
+        for number, each in enumerate(targets, 1)
+    ]
+
+
+def _groups(target: ReportedTarget, title: str, references: _References, maker: _Maker) -> Iterator[Any]:
+    """The measurement groups of a target, tracked by its title."""
     from highdicom import sr
 
     segment = None if references.seg is None or target.segment is None else references.segment(target.segment)
@@ -224,8 +244,8 @@ def _groups(target: ReportedTarget, references: _References, maker: _Maker) -> I
     for lesion in target.lesions:
         own: dict[str, Any] = {
             "tracking_identifier": sr.TrackingIdentifier(
-                tracking_uid(str(references.source.images[0].SeriesInstanceUID), target.name, lesion.number),
-                f"{target.name} {lesion.number}",
+                tracking_uid(str(references.source.images[0].SeriesInstanceUID), title, lesion.number),
+                f"{title} {lesion.number}",
             ),
             "measurements": list(_measurements(lesion, references)),
         }

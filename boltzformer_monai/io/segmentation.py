@@ -57,7 +57,7 @@ class Segmentation:
             DatasetError: a number is none, or two names mean the same voxels.
         """
         if self.segments is None:
-            return Segmentation(self.volume, labels)
+            return Segmentation(self.volume, {"+".join(_numbers(text)): name for text, name in labels.items()})
         used = {int(value) for text in self.segments.values() for value in text.split("+")}
         unused = (value for value in count(max(used, default=0) + 1))
         names: dict[str, str] = {}

@@ -101,6 +101,59 @@ def test_another_patient_is_refused(visits: dict[str, Path], tmp_path: Path, cap
     assert [each["kind"] for each in json.loads(capsys.readouterr().out)["caveats"]] == ["unstated patient"]
 
 
+def test_lists_with_different_limits_are_compared_from_the_larger_one_on(
+    visits: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
+    """Else a small lesion that was there all the time, but not listed, is a new one."""
+    files = []
+    for name, limit in (("early", 50), ("late", 0)):
+        files.append(tmp_path / f"{name}.json")
+        labels = visits["late.nii.gz"]
+        call = ["measure", labels, "--image", visits[name], "--names", "1=cyst", "--json", files[-1]]
+        assert _run(*call, "--lesion-min-ml", limit) == 0
+    capsys.readouterr()
+    assert _run("compare", *files) == 0
+    captured = capsys.readouterr()
+    counts = json.loads(captured.out)["counts"]
+    assert counts == {"new": 0, "gone": 0, "grown": 0, "shrunk": 0, "stable": 1, "not_compared": 0}
+    assert "compared from 50 ml on" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"lesion_min_mm": float("nan")}, "damaged"),
+        ({"lesion_min_mm": float("inf")}, "damaged"),
+        ({"lesion_min_ml": -1}, "damaged"),
+        ({"targets": [{"value": "abc", "name": "cyst"}]}, "no segment number"),
+        ({"targets": [{"value": None, "name": "cyst"}]}, "no segment number"),
+        ({"targets": [{"value": 1}]}, "damaged"),
+    ],
+)
+def test_lists_that_were_changed_by_hand_are_refused_in_one_line(
+    visits: dict[str, Path], tmp_path: Path, capsys: Any, changes: dict[str, Any], part: str
+) -> None:
+    early, late = _measured(visits, tmp_path)
+    capsys.readouterr()
+    early.write_text(json.dumps(json.loads(early.read_text()) | changes))
+    assert _run("compare", early, late) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_names_that_are_numbers_are_names(visits: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    both = _measured(visits, tmp_path)
+    capsys.readouterr()
+    for file in both:
+        record = json.loads(file.read_text())
+        record["targets"][0]["name"] = 7
+        file.write_text(json.dumps(record))
+    assert _run("compare", *both) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"][0]["target"] == "7"
+
+
 def test_files_that_are_no_lists_are_refused(visits: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     early, late = _measured(visits, tmp_path)
     (tmp_path / "bad.json").write_text('{"format": "boltzformer-lesions", "version": 1, "files": 3}')

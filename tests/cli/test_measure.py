@@ -179,6 +179,64 @@ def test_what_cannot_be_measured_is_refused_in_one_line(files: tuple[Path, Path]
     assert "not on the grid" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["abc=liver"], "no segment number"),
+        (["1.0=liver"], "no segment number"),
+        (["²=liver"], "no segment number"),
+        (["1+=liver"], "no segment number"),
+        (["0=air"], "background"),
+        (["1=liver", "1=spleen"], "two names"),
+    ],
+)
+def test_names_of_what_is_no_label_value_are_refused(
+    files: tuple[Path, Path], capsys: Any, names: list[str], part: str
+) -> None:
+    labels, image = files
+    assert _run("measure", labels, "--image", image, "--names", *names) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_targets_of_one_name_are_all_counted_and_a_shortened_report_is_told(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from boltzformer_monai.findings import structured_report
+
+    image, _ = make_phantom("abdomen", seed=1, size=(36, 32, 5))
+    folder = write_phantom_dicom(image, tmp_path / "scan", seed=1)
+    scan = read_volume(folder)
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[2:4, 2:4, 2], labels[10:12, 10:12, 2], labels[20, 20, 2] = 1, 2, 2
+    nib.save(nib.Nifti1Image(labels, scan.affine), tmp_path / "labels.nii.gz")
+    call = ["measure", tmp_path / "labels.nii.gz", "--image", folder, "--names", "1=lesion", "2=lesion"]
+    call += ["--json", tmp_path / "a.json", "--report", tmp_path / "a.sr.dcm"]
+    assert _run(*call) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "output": str(tmp_path / "a.json"), "lesions": {"lesion": 3}, "in_doubt": False,
+    }  # fmt: skip
+    monkeypatch.setattr(structured_report, "MOST", 2)
+    assert _run(*call) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["report_note"] == "the DICOM SR lists the 2 largest of 3 lesions"
+
+
+@pytest.mark.parametrize("prompts", [None, "abc", [{"prompt": "a"}], [{"prompt": "a", "label": "b"}]])
+def test_a_damaged_result_beside_a_label_map_names_nothing(
+    files: tuple[Path, Path], capsys: Any, prompts: object
+) -> None:
+    labels, image = files
+    manifest = {
+        "format": "boltzformer-segmentation", "version": 1,
+        "files": [{"name": ".nii.gz", "bytes": labels.stat().st_size}], "prompts": prompts,
+    }  # fmt: skip
+    (labels.parent / "labels.json").write_text(json.dumps(manifest))
+    assert _run("measure", labels, "--image", image, "--modality", "CT") == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)["targets"]] == ["1", "3"]
+
+
 def test_names_beside_are_taken_from_an_unchanged_result_only(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text('{"other": 1}')
     assert label_names(tmp_path / "out.nii.gz", []) == {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.ndimage import label
 
 from boltzformer_monai.errors import ConfigError, VolumeError
 from boltzformer_monai.findings.compare import compare_targets
@@ -55,7 +56,7 @@ def test_lesions_of_a_moved_body_are_matched_and_judged(move: np.ndarray) -> Non
     assert gone.centre_mm == pytest.approx(EARLIER[2][0], abs=2)
     ((_, new),) = result.new
     assert new.centre_mm == pytest.approx(where[:, 4], abs=2)
-    assert result.as_dict()["counts"] == {"new": 1, "gone": 1, "grown": 1, "shrunk": 1, "stable": 2}
+    assert result.as_dict()["counts"] == {"new": 1, "gone": 1, "grown": 1, "shrunk": 1, "stable": 2, "not_compared": 0}
 
 
 @pytest.mark.slow
@@ -143,6 +144,36 @@ def test_targets_are_matched_by_name_and_a_missing_one_is_not_judged() -> None:
         "the target is not in the later annotation",
         "the target is not in the earlier annotation",
     ]
+
+
+def test_segments_of_one_name_are_one_target_and_none_of_their_lesions_is_lost() -> None:
+    """A DICOM SEG may have a segment for every lesion, all of them called "Lesion"."""
+    one, other = _grid([(5, 5, 5, 3), (40, 40, 40, 4)]), _grid([(5, 5, 5, 3), (40, 40, 40, 6), (20, 20, 20, 2)])
+    same = Registration(np.eye(4), "same frame of reference")
+    sides = []
+    for volume, mask in (one, other):
+        labels, _ = label(mask)
+        segments = {str(value): str(value) for value in np.unique(labels[labels > 0]).tolist()}
+        drawn = Segmentation(
+            Volume(labels.astype(np.uint8), volume.affine), {}, segments, dict.fromkeys(segments, "Lesion")
+        )
+        sides.append(list(measure_targets(drawn, volume)))
+    result = compare_targets(*sides, (one[0], other[0]), same)
+    assert {(pair.earlier.voxels, pair.later.voxels, pair.status) for pair in result.pairs} == {
+        (27, 27, "stable"),
+        (64, 216, "grown"),
+    }
+    assert [pair.earlier.number for pair in result.pairs] == [1, 2]
+    assert [(lesion.voxels, lesion.number) for _, lesion in result.new] == [(8, 3)]
+
+
+def test_an_empty_label_map_says_that_all_lesions_are_gone() -> None:
+    one, empty = _grid([(5, 5, 5, 3), (30, 30, 30, 3)]), _grid([])
+    same = Registration(np.eye(4), "same frame of reference")
+    result = compare_targets(targets(*one), [], (one[0], empty[0]), same)
+    assert result.counts == {"new": 0, "gone": 2, "grown": 0, "shrunk": 0, "stable": 0, "not_compared": 0}
+    result = compare_targets([], targets(*one), (empty[0], one[0]), same)
+    assert (result.counts["new"], result.counts["gone"]) == (2, 0)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -138,6 +138,18 @@ def test_findings_sites_and_references_as_the_seg_has_them(place: Place, tmp_pat
         assert segment.referenced_segment_numbers == [number]
 
 
+def test_lesions_of_segments_with_one_name_are_tracked_apart(place: Place, tmp_path: Path) -> None:
+    folder, grid, masks = place
+    named = [("Lesion", CODES["liver lesion"], mask) for mask in masks.values()]
+    write_dicom_seg(tmp_path / "seg.dcm", scan=folder, masks=named, grid=grid, algorithm="a", version="0")
+    targets = [dataclasses.replace(each, name="Lesion") for each in _targets(place, segments=True)]
+    groups = _groups(_write(tmp_path / "a.sr.dcm", place, targets, seg=tmp_path / "seg.dcm"))
+    assert len({group.tracking_uid for group in groups}) == len(groups) == 4
+    assert [group.tracking_identifier for group in groups] == [
+        "Lesion (segment 1) 1", "Lesion (segment 2) 1", "Lesion (segment 2) 2", "Lesion (segment 3) 1",
+    ]  # fmt: skip
+
+
 def test_without_a_seg_a_lesion_refers_to_its_images_and_lies_where_it_is(place: Place, tmp_path: Path) -> None:
     folder, grid, masks = place
     targets = _targets(place, segments=False)
@@ -226,7 +238,7 @@ def test_of_very_many_lesions_the_largest_are_listed(
     assert texts[0] == "left kidney: 10000 lesions, of which the 17 largest are listed here"
     assert texts[1] == "liver lesion: 2 lesions"
     count = 10_000 + sum(len(each.lesions) for each in targets[1:])
-    assert f"a.sr.dcm: of {count} lesions the 20 largest are listed" in caplog.text
+    assert f"a.sr.dcm: the DICOM SR lists the 20 largest of {count} lesions" in caplog.text
 
 
 def test_what_cannot_be_referred_to_is_refused(place: Place, tmp_path: Path, write_bad: Callable[[Path], Path]) -> None:

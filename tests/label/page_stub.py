@@ -60,6 +60,7 @@ class Phantoms:
         self.orders: list[dict[str, Any]] = []
         self.token = ""
         self.dicom_seg = True
+        self.dicom_sr_note: str | None = None
 
     def config(self) -> dict[str, Any]:
         images = [{"id": name, "modality": content[3]} for name, content in self.images.items()]
@@ -143,6 +144,7 @@ class Phantoms:
             "uncertainty": bool(order["uncertainty"]),
             "dicom_seg": self.dicom_seg,
             "dicom_sr": self.dicom_seg,
+            "dicom_sr_note": self.dicom_sr_note,
             "seconds": 0.25,
             "cached": len(self.orders) > 1,
         }

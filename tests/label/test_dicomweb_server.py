@@ -110,7 +110,7 @@ def test_segmentation_as_dicom_seg(server: Server) -> None:
     np.testing.assert_array_equal(masks["left kidney"], labels == 1)
     summary = server.get(f"{results}/summary.json").json()
     assert summary["ending"] == ".nii.gz"
-    assert reply["dicom_sr"] is True
+    assert (reply["dicom_sr"], reply["dicom_sr_note"]) == (True, None)
     sr = pydicom.dcmread(io.BytesIO(server.get(f"{results}/report.sr.dcm").content))
     groups = sr.ContentSequence[-2].ContentSequence
     volumes = [item.MeasuredValueSequence[0].NumericValue for group in groups for item in group.ContentSequence

@@ -89,12 +89,14 @@ def test_right_is_right(browser: Any, stub: tuple[str, Phantoms]) -> None:
 def test_downloads_lie_on_the_grid_of_the_scan(browser: Any, stub: tuple[str, Phantoms], tmp_path: Path) -> None:
     url, phantoms = stub
     scan, truth, _, _ = phantoms.images["abdomen one"]
+    phantoms.dicom_sr_note = "the DICOM SR lists the 1000 largest of 1234 lesions"
     with visit(browser, url) as seen:
         seen.open()
         seen.page.check("#uncertain")
         seen.page.fill("#repeats", "4")
         seen.segment("spleen")
         assert phantoms.orders[-1]["uncertainty"] == 4
+        assert seen.page.inner_text("#downloads .note") == phantoms.dicom_sr_note
         files = {}
         for text in seen.page.locator("#downloads button").all_inner_texts():
             with seen.page.expect_download() as waited:

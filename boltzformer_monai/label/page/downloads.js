@@ -1,6 +1,7 @@
 // Buttons that save the files of a result.
 
 import { file } from "./api.js";
+import { element } from "./elements.js";
 
 /** Saves a Blob under a name. */
 function save(blob, name) {
@@ -32,5 +33,6 @@ export function showDownloads(group, reply, image, guard) {
     button.addEventListener("click", () => guard(async () => save(await file(reply.result, name), `${stem}-${name}`)));
     return button;
   });
-  group.replaceChildren(...buttons);
+  const note = reply.dicom_sr_note;
+  group.replaceChildren(...buttons, ...(note ? [element("span", { className: "note", textContent: note })] : []));
 }

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 import boltzformer_monai
 from boltzformer_monai import __version__
 from boltzformer_monai.errors import VolumeError
+from boltzformer_monai.findings.structured_report import shortened
 from boltzformer_monai.findings.tables import write_lesions_csv
 from boltzformer_monai.inferers.result_manifest import read_manifest
 from boltzformer_monai.inferers.result_report import write_result_page, write_result_sr
@@ -248,14 +249,17 @@ class _Routes:
                     for lesion in each["lesions"]
                 ),
             )
-            has_seg = self._dicom_seg(image, segmented, folder / "result.dcm")
+            seg = self._dicom_seg(image, segmented, folder / "result.dcm")
+        series = _is_series(path)
+        reported = sum(len(each["lesions"]) for each in (seg or summary)["prompts"])
         return {
             "result": rid,
             **segmented.described(summary["prompts"]),
             "label_names": {each["prompt"]: each["label"] for each in summary["prompts"]},
             "uncertainty": request.repeats > 1,
-            "dicom_seg": has_seg,
-            "dicom_sr": _is_series(path),
+            "dicom_seg": seg is not None,
+            "dicom_sr": series,
+            "dicom_sr_note": shortened(reported) if series else None,
         }
 
     async def result(self, rid: str, name: str) -> FileResponse:
@@ -305,23 +309,23 @@ class _Routes:
         """The page and its assets."""
         return page_file(path, known=if_none_match)
 
-    def _dicom_seg(self, image_id: str, segmented: Segmented, path: Path) -> bool:
-        """Write a DICOM SEG if the scan is DICOM and something was found; returns whether there is one."""
+    def _dicom_seg(self, image_id: str, segmented: Segmented, path: Path) -> dict[str, Any] | None:
+        """Write a DICOM SEG if the scan is DICOM and something was found; returns its manifest."""
         if not _is_series(segmented.scan.place):
-            return False
+            return None
         settings = dataclasses.replace(segmented.settings, ending=".dcm", repeats=1)  # without the uncertainty map
         stem = path.with_name("seg")
         try:
-            write_results(segmented.result, stem, settings, model=segmented.model, scan=segmented.scan)
+            manifest = write_results(segmented.result, stem, settings, model=segmented.model, scan=segmented.scan)
         except VolumeError as error:
             if error.reason == "write":
                 raise
             _log.warning("%s: no DICOM SEG: %s", image_id, error)  # the label map is fine
-            return False
+            return None
         seg = stem.with_name("seg.dcm")
         if seg.is_file():
             seg.replace(path)
-        return path.is_file()
+        return manifest if path.is_file() else None
 
 
 def _is_series(path: Path) -> bool:
