@@ -105,25 +105,31 @@ class Bootstrap:
         return Estimate(mean, low, high, len(observations), len(patients), float(weights.sum()))
 
     def interval(
-        self, statistic: Callable[[np.ndarray], np.ndarray], patients: int, *, width: int = 1
+        self, statistic: Callable[[np.ndarray], np.ndarray], patients: int | Sequence[int], *, width: int = 1
     ) -> list[tuple[float | None, float | None]]:
         """Intervals of any statistics of the patients.
 
         Args:
             statistic: how often each patient was drawn ``(R, patients)`` → ``(R, statistics)``; NaN where a resample
                 has no value, which is left out.
-            patients: how many there are.
+            patients: how many there are; several numbers: of data sets one after the other, each of which is resampled
+                by itself and keeps its size.
             width: numbers that it holds at once for each resample, if more than the patients.
 
         Returns:
-            Low and high end of each statistic; None for fewer than two patients.
+            Low and high end of each statistic; None where no data set has two patients.
         """
-        if patients < 2:
-            return [(None, None)] * statistic(np.ones((1, patients))).shape[1]
+        parts = [patients] if isinstance(patients, int) else [*patients]
+        count = sum(parts)
+        if max(parts, default=0) < 2:
+            return [(None, None)] * statistic(np.ones((1, count))).shape[1]
         generator = np.random.default_rng(self.seed)
-        step = max(1, _CHUNK // max(patients, width))
+        step = max(1, _CHUNK // max(count, width))
         sizes = [min(step, self.resamples - start) for start in range(0, self.resamples, step)]
-        resamples = (generator.multinomial(patients, np.full(patients, 1 / patients), size=size) for size in sizes)
+        resamples = (
+            np.concatenate([generator.multinomial(n, np.full(n, 1 / n), size=size) for n in parts], axis=1)
+            for size in sizes
+        )
         values = np.concatenate([statistic(counts) for counts in resamples])
         tails = [50 * (1 - self.level), 50 * (1 + self.level)]
         ends: list[tuple[float | None, float | None]] = []

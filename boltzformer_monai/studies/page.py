@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def write_page(
         failures=[f"{each['run']}: {each['reason']}" for entry in experiments.values() for each in entry["failed"]],
         gate=f"{100 * GATE:g}",
         headline=headline_tables(results),
+        tests=next((row["family"] for entry in experiments.values() for row in entry["comparisons"]), 0),
         comparison_headings=headings,
         comparisons=comparisons,
         by_data_headings=["comparison", "data", "objects", "difference", "95 % by seed", "seeds", "attention"],
@@ -117,7 +119,7 @@ def headline_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def comparison_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     """Headings and rows of all paired differences, of all objects and of small ones."""
-    headings = ["comparison", "objects", "difference", "95 % by seed", "(by patient)", "p (Holm)", "seeds",
+    headings = ["comparison", "objects", "difference", "95 % by seed", "(by patient or image)", "p (Holm)", "seeds",
                 "targets in images", "could show", "attention"]  # fmt: skip
     title = _titles(results)
     rows = [
@@ -143,7 +145,7 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _state(row: Mapping[str, Any]) -> str:
-    if row["void"] == "void":
+    if row["void"] == "void" and row["gated"]:
         return "void"
     if row["adjusted"] is None or row["adjusted"] >= _SIGNIFICANT:
         return "not resolved"
@@ -159,20 +161,27 @@ def _sentence(
     inside = [_interval(row["low"], row["high"], "95 % {}")] if row["low"] is not None else []
     inside += [f"p {_p(row['adjusted'])}"] if row["adjusted"] is not None else []
     inside += [_count(row["n"], "seed"), _count(row["instances"], "target in images", "targets in images")]
+    if (planned := len(results["experiments"][experiment]["data"])) > 1:
+        inside.append(f"mean of {len(row['data'])} of {planned} data sets")
+    if row["left_out"]:
+        inside.append(f"without {row['left_out']} scores of what one arm alone has scored")
     meaning = {
         "void": "void: attention unused",
         "as claimed": row["claim"] or "as claimed",
         "reversed": "the reverse of what was expected",
         "not resolved": _not_resolved(row),
     }[state]
-    partly = "; attention is unused on some of its data sets" if row["void"] == "partly void" else ""
-    unmeasured = "; whether attention is used was not measured" if row["void"] == "not measured" else ""
-    return f"{said} ({', '.join(inside)}): {meaning}{partly}{unmeasured}."
+    attention = {
+        "void": "" if state == "void" else "; the better arm does not use attention",
+        "partly void": "; on some of its data sets the better arm does not use attention",
+        "not measured": "; whether attention is used was not measured",
+    }.get(row["void"], "")
+    return f"{said} ({', '.join(inside)}): {meaning}{attention}."
 
 
 def _not_resolved(row: Mapping[str, Any]) -> str:
     if row["detectable"] is None:
-        return "not resolved; one seed says nothing of others"
+        return f"not resolved; {'one seed says' if row['n'] == 1 else 'seeds without a spread say'} nothing of others"
     return f"not resolved; {_count(row['n'], 'seed')} could show {100 * row['detectable']:.1f} points"
 
 
@@ -209,12 +218,12 @@ def _comparison(
         row["group"],
         _signed(row["mean"]),
         _interval(row["low"], row["high"]),
-        _interval(patient["low"], patient["high"], "({})") + f"\n{_count(patient['patients'], 'patient')}",
+        _interval(patient["low"], patient["high"], "({})") + f"\nof {patient['patients']}",
         _p(row["adjusted"]),
         str(row["n"]),
         str(row["instances"]),
         _NONE if row["detectable"] is None else f"{100 * row['detectable']:.1f}",
-        _attention(row["void"]),
+        _attention(row["void"], gated=row["gated"]),
     ]
 
 
@@ -231,11 +240,13 @@ def _by_data(
             _signed(found["mean"]),
             _interval(found["low"], found["high"]),
             str(found["n"]),
-            _attention(void),
+            _attention(void, gated=row["gated"]),
         ]
 
 
-def _attention(void: str) -> Cell:
+def _attention(void: str, *, gated: bool) -> Cell:
+    if not gated:
+        return {"void": "unused", "partly void": "partly unused", "open": "used"}.get(void, void)
     said = {"void": "void: attention unused", "partly void": "partly void", "open": "used"}.get(void, void)
     return (said, _RED) if "void" in void else said
 
@@ -264,9 +275,12 @@ def _block(block: Mapping[str, Any], title: Mapping[str, str]) -> dict[str, Any]
     differing = "; ".join(f"{title[arm]}: {', '.join(parts)}" for arm, parts in pairing["differing"].items())
     paired = ""
     if pairing["compared"]:
-        same = "All arms of a seed began with the same weights and saw the same examples in the same order"
+        but = ", ".join(title[arm] for arm in pairing["unknown"])
+        who = f"All arms of a seed but {but}, of which no hash is known," if but else "All arms of a seed"
+        same = f"{who} began with the same weights and saw the same examples in the same order"
         paired = f"{same} (by hash)." if not differing else f"{same}, by hash, but for: {differing}."
-    held_out = f"{_count(len(block['held_out']), 'patient')} held out." if block["held_out"] else ""
+    held_out = _count(len(block["held_out"]), "patient")
+    held_out = f"{held_out} held out (images, where there are no patients)." if block["held_out"] else ""
     licence = f"Licence of the data: {block['licence']}." if block["licence"] else ""
     return {"title": block["title"], "note": f"{split_note} {held_out} {paired} {licence}".strip(), "tables": tables}
 
@@ -306,7 +320,7 @@ def _gate(arms: Mapping[str, Any], title: Mapping[str, str]) -> dict[str, Any]:
         if gate is None:
             rows.append([title[name], _NONE, _NONE, _NONE, _NONE, "not measured"])
             continue
-        state: Cell = "used" if gate["open"] else ("void: attention unused", _RED)
+        state: Cell = "used" if gate["open"] else ("unused" if gate["learned"] else "too little learned", _RED)
         values = (f"{100 * gate[part]:.1f}" for part in ("dice", "swapped", "cost"))
         rows.append([title[name], *values, str(gate["instances"]), state])
     of = next(arm["gate"]["of"] for arm in arms.values() if arm["gate"])
@@ -439,6 +453,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "Command": made["command"],
         "Commit": made["commit"] or "not a checkout",
+        "Commits of the runs": _commits(results["experiments"]),
         "Date (UTC)": made["date"],
         "Version": made["version"],
         "Libraries": ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version),
@@ -446,6 +461,13 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         f"{study['threads']} thread(s) a run",
     }
     return facts | {f"Held out of {name}": ", ".join(patients) for name, patients in held_out.items()}
+
+
+def _commits(experiments: Mapping[str, Any]) -> str:
+    """Runs of one version go on from one another, whatever the commits between."""
+    arms = (arm for entry in experiments.values() for block in entry["data"].values() for arm in block["arms"].values())
+    commits = {run["key"]: (run["commit"] or _NONE)[:10] for arm in arms for run in arm["runs"]}
+    return ", ".join(f"{commit} ({_count(count, 'run')})" for commit, count in Counter(commits.values()).most_common())
 
 
 def _run_rows(experiments: Mapping[str, Any], title: Mapping[str, str]) -> list[list[Cell]]:

@@ -17,6 +17,7 @@ from boltzformer_monai.studies.scores import (
     GROUPS,
     SMALL,
     ScoreRow,
+    common_rows,
     in_group,
     mean_dice,
     missed_share,
@@ -91,7 +92,7 @@ def collect(study: Study, folder: Path, planned: Mapping[str, Sequence[Run]]) ->
             "runs": {"done": done, "planned": len(runs)},
             "failed": failed,
             "data": {data: _data(study, data, plan.arms, each) for data, each in found.items()},
-            "comparisons": _comparisons(study, plan.arms, found),
+            "comparisons": _comparisons(study, name, found),
         }
     _correct(experiments)
     keys = {run.key: run_folder(folder, run) for runs in planned.values() for run in runs}
@@ -219,15 +220,18 @@ def _rate(entries: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
 
 
 def _gate(entries: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Dice of the small objects with their own V and with another image's, and whether the difference is enough."""
+    """Dice of the small objects with their own V and with another image's, and whether the difference is enough.
+
+    Objects with a Dice below that difference cannot lose so much: too little is learned to tell.
+    """
     known = [each for each in entries if each and each.get("dice") is not None and each.get("swapped") is not None]
     if not known:
         return None
     own, swapped = (fmean(each[name] for each in known) for name in ("dice", "swapped"))
     instances = max(int(each.get("instances", 0)) for each in known)
     return {
-        "dice": own, "swapped": swapped, "cost": own - swapped, "open": own - swapped >= GATE, "instances": instances,
-        "of": known[0].get("of", SMALL), "n_runs": len(known),
+        "dice": own, "swapped": swapped, "cost": own - swapped, "open": own - swapped >= GATE, "learned": own >= GATE,
+        "instances": instances, "of": known[0].get("of", SMALL), "n_runs": len(known),
     }  # fmt: skip
 
 
@@ -269,29 +273,51 @@ def _pairing(arms: Sequence[str], done: _Done) -> dict[str, Any]:
                 if parts:
                     differing[arm] = sorted({*differing.get(arm, ()), *parts})
     unpaired = [arm for arm, parts in differing.items() if {*parts} & {*_SHARED, "order of the data"}]
-    return {"compared": compared, "differing": differing, "unpaired": unpaired}
+    unknown = [
+        arm
+        for arm in arms
+        if any("initial" not in facts for of_seed in done.facts.get(arm, {}).values() for facts in of_seed)
+    ]
+    return {"compared": compared, "differing": differing, "unpaired": unpaired, "unknown": unknown}
 
 
-def _comparisons(study: Study, arms: Sequence[str], found: Mapping[str, _Done]) -> list[dict[str, Any]]:
-    """Paired differences by seed: of every data set, and of their mean, which is what is tested."""
-    pairs = [pair for pair in study.comparisons if {pair.arm, pair.against} <= {*arms}]
-    rows = (_comparison(pair, group, found) for pair in pairs for group in COMPARED)
-    return [row for row in rows if row is not None]
+def _comparisons(study: Study, experiment: str, found: Mapping[str, _Done]) -> list[dict[str, Any]]:
+    """Paired differences by seed: of every data set, and of their mean, which is what is tested.
+
+    Where all objects are small there is one test, not two of the same.
+    """
+    arms = study.experiments[experiment].arms
+    rows: list[dict[str, Any]] = []
+    for pair in (each for each in study.comparisons if {each.arm, each.against} <= {*arms}):
+        gated = _is_of_attention(study, experiment, pair)
+        made = [row for group in COMPARED if (row := _comparison(pair, group, found, gated=gated)) is not None]
+        small = {row["instances"] for row in made if row["group"] == SMALL}
+        rows += [row for row in made if row["group"] == SMALL or row["instances"] not in small]
+    return rows
 
 
-def _comparison(pair: Comparison, group: str, found: Mapping[str, _Done]) -> dict[str, Any] | None:
+def _is_of_attention(study: Study, experiment: str, pair: Comparison) -> bool:
+    """Whether two arms differ by settings of one decoder alone, so that only attention can make a difference."""
+    kind, base = study.experiments[experiment].kind, study.experiments[experiment].network
+    one, other = study.arms[pair.arm], study.arms[pair.against]
+    decoders = ({**study.network, **base, **each.network}.get("decoder") for each in (one, other))
+    return (one.kind or kind) == (other.kind or kind) and len({*decoders}) == 1 and one.training == other.training
+
+
+def _comparison(pair: Comparison, group: str, found: Mapping[str, _Done], *, gated: bool) -> dict[str, Any] | None:
     by_data = {data: _differences(done, pair.arm, pair.against, group) for data, done in found.items()}
     used = {data: each for data, each in by_data.items() if each}
     seeds = sorted(set.intersection(*(set(each) for each in used.values()))) if used else []
     if not seeds:
         return None
     differences = {seed: fmean(each[seed] for each in used.values()) for seed in seeds}
-    ours, theirs = (
+    each_s = [
         [row for data in used for seed in seeds for row in found[data].rows[arm][seed]]
         for arm in (pair.arm, pair.against)
-    )
+    ]
+    ours, theirs = common_rows(*each_s)
     interval = patient_interval(ours, theirs, group)
-    void = {data: _is_void(found[data], pair.arm, pair.against) for data in used}
+    void = {data: _is_void(found[data], pair, fmean(each.values())) for data, each in used.items()}
     return {
         "arm": pair.arm,
         "against": pair.against,
@@ -301,8 +327,10 @@ def _comparison(pair: Comparison, group: str, found: Mapping[str, _Done]) -> dic
         **asdict(paired_difference(list(differences.values()))),
         "differences": {str(seed): value for seed, value in differences.items()},
         "instances": len(in_group(ours, group)) // len(seeds),
+        "left_out": sum(len(in_group(rows, group)) for rows in each_s) - 2 * len(in_group(ours, group)),
         "by_patient": {"low": interval.low, "high": interval.high, "patients": interval.patients},
         "void": _all_or_some(list(void.values())),
+        "gated": gated,
         "data": {data: {**_described(list(each.values())), "void": void[data]} for data, each in used.items()},
     }
 
@@ -314,33 +342,39 @@ def _described(differences: Sequence[float]) -> dict[str, Any]:
 
 
 def _differences(done: _Done, arm: str, against: str, group: str) -> dict[int, float]:
-    """Seed → mean Dice of an arm less that of another."""
+    """Seed → mean Dice of an arm less that of another, over what both have scored."""
     values = {}
     for seed in sorted(set(done.rows.get(arm, {})) & set(done.rows.get(against, {}))):
-        one, other = (mean_dice(done.rows[each][seed], group).value for each in (arm, against))
+        both = common_rows(done.rows[arm][seed], done.rows[against][seed])
+        one, other = (mean_dice(rows, group).value for rows in both)
         if one is not None and other is not None:
             values[seed] = one - other
     return values
 
 
-def _is_void(done: _Done, *arms: str) -> bool | None:
-    """Whether an arm's masks do not need attention; None where nobody measured it."""
-    gates = [_gate([each.get("gate") for of_seed in done.facts[arm].values() for each in of_seed]) for arm in arms]
-    known = [gate for gate in gates if gate is not None]
-    return None if not known else any(not gate["open"] for gate in known)
+def _is_void(done: _Done, pair: Comparison, difference: float) -> bool | None:
+    """Whether the better arm's masks do not need attention, so that its lead is not due to what it attends to.
+
+    The worse one's need not: an arm that has not learned to use attention where the other has is worse by that.
+    None where it was not measured.
+    """
+    better = pair.arm if difference >= 0 else pair.against
+    gate = _gate([each.get("gate") for of_seed in done.facts[better].values() for each in of_seed])
+    return None if gate is None else not gate["open"]
 
 
 def _all_or_some(void: Sequence[bool | None]) -> str:
-    """``"void"``, ``"partly void"``, ``"open"`` or ``"not measured"``."""
-    if all(each is None for each in void):
+    """``"void"``, ``"partly void"``, ``"open"`` or ``"not measured"``, of those where it was measured."""
+    known = [each for each in void if each is not None]
+    if not known:
         return "not measured"
-    return "void" if all(each for each in void) else "partly void" if any(void) else "open"
+    return "void" if all(known) else "partly void" if any(known) else "open"
 
 
 def _correct(experiments: Mapping[str, Any]) -> None:
-    """Holm's correction over all comparisons of the study."""
+    """Holm's correction over all comparisons of the study so far."""
     every = [row for entry in experiments.values() for row in entry["comparisons"]]
     family = [Paired(**{field.name: row[field.name] for field in fields(Paired)}) for row in every]
     for row, corrected in zip(every, correct_family(family), strict=True):
-        row["adjusted"] = corrected.adjusted
+        row["adjusted"], row["detectable"] = corrected.adjusted, corrected.detectable
         row["family"] = sum(each.p is not None for each in family)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.studies import kinds, runner
 from boltzformer_monai.studies.plan import read_study, runs_of
 from boltzformer_monai.studies.scores import ScoreRow
+from boltzformer_monai.studies.statistics import smallest_difference
 from tests.engines.cases import write_dataset
 from tests.studies.cases import write
 
@@ -158,7 +160,7 @@ class _deadline_passed:  # noqa: N801
 def _check_results(results: dict[str, Any]) -> None:
     experiment = results["experiments"]["main"]
     block = experiment["data"]["slices"]
-    assert block["pairing"] == {"compared": 2, "differing": {}, "unpaired": []}
+    assert block["pairing"] == {"compared": 2, "differing": {}, "unpaired": [], "unknown": []}
     assert block["split"] == "val"
     assert len(block["held_out"]) == 1
     (every,) = experiment["comparisons"]  # no target is below 0.1 %
@@ -300,7 +302,8 @@ def test_the_numbers_of_made_up_scores(place: Path, tmp_path: Path, monkeypatch:
         assert row["mean"] == pytest.approx(0.092)
         assert row["p"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
         assert row["adjusted"] == pytest.approx(2 * row["p"])  # of two tests
-        assert (row["n"], row["void"]) == (5, "void")
+        assert (row["n"], row["void"], row["gated"], row["left_out"]) == (5, "void", True, 0)
+        assert row["detectable"] == pytest.approx(smallest_difference(row["sd"], 5, tests=2))
     assert (every["group"], every["instances"], every["by_patient"]["patients"]) == ("all", 4, 3)
     assert (small["group"], small["instances"]) == ("below 0.1 %", 2)
     block = experiment["data"]["slices"]
@@ -308,7 +311,9 @@ def test_the_numbers_of_made_up_scores(place: Path, tmp_path: Path, monkeypatch:
     assert block["arms"]["boltzmann"]["missed"]["below 0.1 %"]["mean"] == 0.5
     assert block["arms"]["boltzmann"]["gate"]["open"] is False
     assert block["arms"]["full"]["gate"]["cost"] == pytest.approx(0.3)
-    assert block["pairing"] == {"compared": 5, "differing": {"full": ["order of the data"]}, "unpaired": ["full"]}
+    assert block["pairing"] == {
+        "compared": 5, "differing": {"full": ["order of the data"]}, "unpaired": ["full"], "unknown": [],
+    }  # fmt: skip
     assert block["sizes"]["lesion"]["median"] == pytest.approx(100 * (5e-4 + 5e-3) / 2)
 
     page = (tmp_path / "study" / "study.html").read_text()
@@ -328,6 +333,49 @@ def test_the_numbers_of_made_up_scores(place: Path, tmp_path: Path, monkeypatch:
     assert results["verdict"][0].startswith("Preliminary, 9 of 10 runs: ")
 
 
+def test_comparisons_are_of_what_both_arms_scored_and_void_by_the_better_arm(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored(run: Any, where: Any) -> kinds.Outcome:
+        """Full attention is better by what it attends to; Boltzmann has not learned that; all objects are small."""
+        rows, facts = _made_up(run, where)
+        worse = 0.3 * (run.arm != "full")
+        rows = [replace(row, dice=0.9 - worse - 0.01 * run.seed, area_share=5e-4) for row in rows]
+        gate = {**facts["gate"], "dice": 0.9 - worse, "swapped": 0.55}
+        if run.arm == "full":
+            rows = [*rows, replace(rows[0], image="i9", dice=0.0)]  # scored by this one alone
+            facts.pop("initial")
+        return kinds.Outcome(rows, {**facts, "gate": gate})
+
+    def fast(run: Any, where: Any) -> kinds.Outcome:
+        rows, facts = scored(run, where)
+        return kinds.Outcome([replace(row, dice=(row.dice or 0) + 1e-3 * run.seed) for row in rows], facts)
+
+    for kind in ("boltzformer", "expert"):
+        found = scored if kind == "boltzformer" else fast
+        monkeypatch.setitem(kinds.KINDS, kind, kinds.Kind(check=lambda *_: None, run=found))
+    assert _study(place, tmp_path / "policies", experiments__main__seeds=3) == 0
+    results = json.loads((tmp_path / "policies" / "results.json").read_text())
+    (row,) = results["experiments"]["main"]["comparisons"]  # one test: "all" would be the same
+    assert (row["group"], row["instances"], row["left_out"], row["gated"]) == ("below 0.1 %", 4, 3, True)
+    assert row["mean"] == pytest.approx(-0.3)
+    assert row["void"] == "open"  # the worse one's gate is not
+    block = results["experiments"]["main"]["data"]["slices"]
+    assert [arm["gate"]["open"] for arm in block["arms"].values()] == [False, True]
+    assert block["pairing"]["unknown"] == ["full"]
+    page = (tmp_path / "policies" / "study.html").read_text()
+    assert "mean of 1 of" not in page
+    assert "seeds without a spread say nothing of others" in page
+
+    other = {
+        "arms__full": {"title": "U-Net", "kind": "expert"},
+        "comparisons": [{"arm": "full", "against": "boltzmann"}],
+    }
+    assert _study(place, tmp_path / "systems", experiments__main__seeds=3, **other) == 0
+    (row,) = json.loads((tmp_path / "systems" / "results.json").read_text())["experiments"]["main"]["comparisons"]
+    assert row["gated"] is False
+
+
 NEEDLE = {
     "data": {"small": {"maker": "needle", "settings": {"image_size": 64, "objects": 2, "test_images": 4, "steps": 2}}},
     "experiments": {
@@ -343,7 +391,7 @@ def test_a_needle_study(place: Path, tmp_path: Path) -> None:
     assert _study(place, tmp_path / "study", **copy.deepcopy(NEEDLE)) == 0
     results = json.loads((tmp_path / "study" / "results.json").read_text())
     block = results["experiments"]["needle"]["data"]["small"]
-    assert block["pairing"] == {"compared": 2, "differing": {}, "unpaired": []}
+    assert block["pairing"] == {"compared": 2, "differing": {}, "unpaired": [], "unknown": []}
     for arm in block["arms"].values():
         assert arm["gate"]["instances"] == 8
         assert len(arm["focus"]["the needle"]) == 9

@@ -14,13 +14,17 @@ def _row(mean: float, p: float | None, *, void: str = "open", group: str = SMALL
     return {
         "arm": "b", "against": "f", "claim": "sampling helps", "of_paper": True, "group": group, "mean": mean,
         "sd": 0.01, "n": n, "low": mean - 0.01, "high": mean + 0.01, "p": p, "adjusted": p,
-        "detectable": 0.02 if n > 1 else None, "instances": 30, "void": void,
+        "detectable": 0.02 if n > 1 else None, "instances": 30, "left_out": 0, "void": void, "gated": True,
+        "data": {"d": {}},
     }  # fmt: skip
 
 
 def _verdict(*rows: dict[str, Any], done: int = 10) -> tuple[str, list[str]]:
     arms = {"b": {"title": "Boltzmann"}, "f": {"title": "full"}}
-    experiments = {f"e{number}": {"title": f"E{number}", "comparisons": [row]} for number, row in enumerate(rows)}
+    experiments = {
+        f"e{number}": {"title": f"E{number}", "data": {"d": {}}, "comparisons": [row]}
+        for number, row in enumerate(rows)
+    }
     return verdict({"study": {"arms": arms}, "runs": {"done": done, "planned": 10}, "experiments": experiments})
 
 
@@ -60,7 +64,7 @@ def test_sentences_have_numbers_with_their_n() -> None:
     assert "one seed says nothing of others" in _verdict(_row(0.01, None, n=1))[1][0]
     assert "void: attention unused." in _verdict(_row(0.01, 0.001, void="void"))[1][0]
     partly = _verdict(_row(0.05, 0.001, void="partly void"))[1][0]
-    assert partly.endswith("sampling helps; attention is unused on some of its data sets.")
+    assert partly.endswith("sampling helps; on some of its data sets the better arm does not use attention.")
     assert _verdict(_row(0.05, 0.001, void="not measured"))[1][0].endswith("was not measured.")
 
 
@@ -70,13 +74,31 @@ def test_what_the_paper_does_not_claim_is_said_but_not_counted() -> None:
     assert len(sentences) == 2
 
 
+def test_arms_that_differ_by_more_than_attention_are_not_voided() -> None:
+    """Whether attention is used is no condition for one decoder to be better than another."""
+    line, (sentence,) = _verdict({**_row(-0.4, 0.001, void="void"), "gated": False})
+    assert line == "The paper's order does not show: of 1 comparisons 1 reversed."
+    assert sentence.endswith("the reverse of what was expected; the better arm does not use attention.")
+
+
+def test_a_sentence_says_what_is_left_out() -> None:
+    row = _row(0.05, 0.001)
+    experiment = {"title": "E", "data": {"d": {}, "e": {}}, "comparisons": [{**row, "left_out": 3}]}
+    results = {"study": {"arms": {"b": {"title": "B"}, "f": {"title": "F"}}}, "runs": {"done": 1, "planned": 1},
+               "experiments": {"e": experiment}}  # fmt: skip
+    (sentence,) = verdict(results)[1]
+    assert "mean of 1 of 2 data sets, without 3 scores of what one arm alone has scored" in sentence
+    same = _row(0.0, None)
+    assert "seeds without a spread say nothing of others" in _verdict({**same, "detectable": None})[1][0]
+
+
 def test_small_objects_go_before_all() -> None:
     small, every = _row(0.05, 0.5), _row(0.05, 0.001, group="all")
     arms = {"b": {"title": "Boltzmann"}, "f": {"title": "full"}}
     results = {
         "study": {"arms": arms},
         "runs": {"done": 1, "planned": 1},
-        "experiments": {"e": {"title": "E", "comparisons": [every, small]}},
+        "experiments": {"e": {"title": "E", "data": {"d": {}}, "comparisons": [every, small]}},
     }
     line, sentences = verdict(results)
     assert "1 not resolved" in line

@@ -108,3 +108,20 @@ def test_the_interval_by_patient_takes_the_same_patients_for_all_seeds() -> None
     assert found.mean == pytest.approx(0.125)
     assert found.low == 0.0
     assert patient_interval([row(0.5)], [row(0.5, image="b")]).mean is None  # nothing in common
+
+
+def test_the_interval_by_patient_is_that_of_the_tested_difference() -> None:
+    """The mean over data sets, however many instances each has; each is resampled by itself."""
+
+    def arm(first: float, second: list[float]) -> list[ScoreRow]:
+        many = [row(first, share=5e-4, image=f"i{number}", patient="") for number in range(20)]
+        few = [row(dice, share=5e-4, data="e", image=f"i{n}", patient=f"p{n}") for n, dice in enumerate(second)]
+        return many + few
+
+    found = patient_interval(arm(0.5, [0.5, 0.9]), arm(0.4, [0.6, 0.6]), SMALL)
+    assert found.mean == pytest.approx((0.1 + 0.1) / 2)  # −0.1 and 0.3 in the second
+    assert (found.low, found.high) == (pytest.approx((0.1 - 0.1) / 2), pytest.approx((0.1 + 0.3) / 2))
+    assert found.patients == 22
+    # One patient of a data set has no others to be replaced by, and the data set is in every resample.
+    found = patient_interval(arm(0.5, [0.9]), arm(0.4, [0.6]), SMALL)
+    assert (found.mean, found.low, found.high) == (pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.2))

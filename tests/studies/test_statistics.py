@@ -30,9 +30,10 @@ def test_a_paired_difference_is_scipy_s() -> None:
 def test_too_few_or_equal_differences_have_no_p() -> None:
     assert paired_difference([]) == Paired(None, None, 0)
     assert paired_difference([0.1]) == Paired(0.1, None, 1)
-    same = paired_difference([0.1, 0.1, 0.1])
-    assert (same.p, same.detectable) == (None, 0.0)
-    assert (same.low, same.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    for same in ([0.1, 0.1, 0.1], [0.3 - 0.2, 0.1, 0.4 - 0.3]):  # equal, and equal but for rounding
+        found = paired_difference(same)
+        assert found.mean == pytest.approx(0.1)
+        assert (found.p, found.low, found.high, found.detectable) == (None, None, None, None)
     assert mean_sd([]) == (None, None)
     assert mean_sd([2.0]) == (2.0, None)
 
@@ -44,15 +45,17 @@ def test_holm_s_correction_is_the_hand_computed_one() -> None:
     assert holm([]) == []
     family = correct_family([Paired(0.1, 0.1, 3, p=0.02), Paired(0.1, None, 1), Paired(0.1, 0.1, 3, p=0.5)])
     assert [each.adjusted for each in family] == [0.04, None, 0.5]
+    of_two = smallest_difference(0.1, 3, tests=2)
+    assert [each.detectable for each in family] == [of_two, None, of_two]
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_the_smallest_difference_is_found_with_its_power(n: int) -> None:
-    shift = smallest_difference(1.0, n)
+@pytest.mark.parametrize(("n", "tests"), [(3, 1), (5, 1), (10, 1), (3, 25), (10, 25)])
+def test_the_smallest_difference_is_found_with_its_power(n: int, tests: int) -> None:
+    shift = smallest_difference(1.0, n, tests=tests)
     assert shift is not None
     draws = np.random.default_rng(n).normal(shift, 1.0, (20_000, n))
     p = stats.ttest_1samp(draws, 0, axis=1).pvalue
-    assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert (p < 0.05 / tests).mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_more_seeds_show_less_and_one_shows_nothing() -> None:
