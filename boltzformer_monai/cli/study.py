@@ -71,7 +71,14 @@ def run(options: argparse.Namespace) -> int:
     if not options.list:
         require_writable(options.output, make=False)
     from boltzformer_monai.engines.stop import STOPPED
-    from boltzformer_monai.studies.runner import check_study, do_runs, missing_data, planned_runs, prepare_data
+    from boltzformer_monai.studies.runner import (
+        check_data,
+        check_study,
+        do_runs,
+        missing_data,
+        planned_runs,
+        prepare_data,
+    )
 
     reject_unknown(options.only, study.experiments, what="experiment (--only)")
     use_plugins(options.plugins)
@@ -84,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
             sys.stdout.write(f"data.{name} is missing: {reason}\n")
         return 0
     places = prepare_data(study, options.output.absolute(), options.only or study.experiments)
+    if not options.page:
+        check_data(study, places, options.only or study.experiments)
     planned = planned_runs(study, places)
     failed: list[str] = []
     if not options.page:

@@ -182,7 +182,12 @@ def _sentence(
 def _not_resolved(row: Mapping[str, Any]) -> str:
     if row["detectable"] is None:
         return f"not resolved; {'one seed says' if row['n'] == 1 else 'seeds without a spread say'} nothing of others"
-    return f"not resolved; {_count(row['n'], 'seed')} could show {100 * row['detectable']:.1f} points"
+    return f"not resolved; {_count(row['n'], 'seed')} could show {_could_show(row['detectable'])} points"
+
+
+def _could_show(detectable: float | None) -> str:
+    """No two arms differ by more than 100 points."""
+    return _NONE if detectable is None else f"{100 * detectable:.1f}" if detectable <= 1 else "> 100"
 
 
 def _headline_table(entry: Mapping[str, Any], title: Mapping[str, str]) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def _comparison(
         _p(row["adjusted"]),
         str(row["n"]),
         str(row["instances"]),
-        _NONE if row["detectable"] is None else f"{100 * row['detectable']:.1f}",
+        _could_show(row["detectable"]),
         _attention(row["void"], gated=row["gated"]),
     ]
 

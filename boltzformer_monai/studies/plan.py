@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -60,7 +60,7 @@ class DataSet(_Part):
     maker: str | None = None
     settings: Settings = {}
     training: Settings = {}
-    split: str | None = None
+    split: Literal["train", "val", "test"] | None = None
     figures: bool = True
     licence: str = ""
 
@@ -68,6 +68,8 @@ class DataSet(_Part):
     def _one_source(self) -> DataSet:
         if (self.folder is None) == (self.maker is None):
             raise ValueError("give either a folder or a maker")
+        if self.settings and self.maker is None:
+            raise ValueError("settings are a maker's, and a folder has none; leave them out")
         return self
 
 
@@ -179,10 +181,22 @@ class Study(_Part):
                     raise ValueError(f"experiments.{name} names one {what} twice")
             if len(set(experiment.seeds)) < len(experiment.seeds):
                 raise ValueError(f"experiments.{name} names one seed twice")
+            for data in experiment.data if experiment.folds else ():
+                if self.data[data].split:
+                    raise ValueError(
+                        f"experiments.{name}: folds are evaluated each on its own; data.{data} names a split"
+                    )
+        compared: set[frozenset[str]] = set()
         for comparison in self.comparisons:
             _known([comparison.arm, comparison.against], self.arms, "arm", "comparisons")
             if comparison.arm == comparison.against:
                 raise ValueError(f"the arm {comparison.arm!r} is compared with itself")
+            pair = frozenset((comparison.arm, comparison.against))
+            if not any(pair <= {*experiment.arms} for experiment in self.experiments.values()):
+                raise ValueError(f"comparisons: no experiment has both {comparison.arm!r} and {comparison.against!r}")
+            if pair in compared:
+                raise ValueError(f"comparisons: {comparison.arm!r} and {comparison.against!r} are compared twice")
+            compared.add(pair)
         for arm_name, arm in self.arms.items():
             for table, row in arm.paper.items():
                 _known([row], paper_rows(table), f"row of Table {table}", f"arms.{arm_name}.paper")

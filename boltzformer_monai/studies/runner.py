@@ -24,6 +24,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from filelock import FileLock, Timeout
 
+from boltzformer_monai.data.slices.folds import choose_fold
+from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.engines.stop import TrainingStopped
 from boltzformer_monai.errors import (
@@ -46,8 +48,8 @@ from boltzformer_monai.studies.provenance import provenance
 from boltzformer_monai.studies.scores import write_rows
 
 __all__ = [
-    "Ended", "check_study", "do_runs", "missing_data", "planned_runs", "prepare_data", "read_failure", "read_result",
-    "run_folder",
+    "Ended", "check_data", "check_study", "do_runs", "missing_data", "planned_runs", "prepare_data", "read_failure",
+    "read_result", "run_folder",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -80,8 +82,14 @@ def check_study(study: Study, *, root: Path) -> None:
     for name, source in study.data.items():
         if source.maker is not None:
             _reject(f"data.{name}", source.maker, [*MAKERS, *OWN_DATA], "maker")
+        if source.maker in OWN_DATA and source.training:
+            msg = "training has no part in data that its kind of run makes; give it to the experiment"
+            raise ConfigError(f"data.{name}: {msg}")
     checked: set[str] = set()
     for name, experiment in study.experiments.items():
+        kinds = {study.arms[arm].kind or experiment.kind for arm in experiment.arms}
+        if experiment.folds and (own_data := kinds & {*OWN_DATA}):
+            raise ConfigError(f"experiments.{name}: a run of the kind {min(own_data)!r} has no patients for folds")
         for arm in experiment.arms:
             own = study.arms[arm]
             kind, where = own.kind or experiment.kind, f"arms.{arm}, experiments.{name}"
@@ -105,6 +113,8 @@ def check_study(study: Study, *, root: Path) -> None:
                     if known is None:
                         raise
                     raise type(known)(f"{where}, data.{data}: {known}") from error
+        if experiment.settings and kinds == {BOLTZFORMER}:
+            raise ConfigError(f"experiments.{name}: settings has no part in a run of the kind {BOLTZFORMER!r}")
 
 
 def _reject(where: str, name: str, known: Iterable[str], what: str) -> None:
@@ -156,6 +166,40 @@ def prepare_data(study: Study, folder: Path, experiments: Collection[str]) -> di
         else:
             places[name] = make_data(source.maker, folder / "data" / name, source.settings)
     return places
+
+
+def check_data(study: Study, places: Mapping[str, Path | None], experiments: Collection[str]) -> None:
+    """Check that data have the slices to train on and to evaluate, and patients for the folds.
+
+    Args:
+        study: the study.
+        places: of :func:`prepare_data`.
+        experiments: that shall be run.
+
+    Raises:
+        BoltzFormerError: they do not; the message names data and experiment.
+    """
+    readers: dict[str, SliceReader] = {}
+    for name in experiments:
+        experiment = study.experiments[name]
+        for data in experiment.data:
+            if (place := places[data]) is None:
+                continue
+            reader = readers.setdefault(data, SliceReader(place))
+            where = f"experiments.{name}, data.{data}"
+            if experiment.folds:
+                try:
+                    choose_fold(reader, folds=experiment.folds, fold=0)
+                except BoltzFormerError as error:
+                    raise type(error)(f"{where}: {error}") from None
+                continue
+            labelled = {row.split for row in reader.rows if row.label is not None}
+            for split in ("train", "val", study.data[data].split):
+                if split is not None and split not in labelled:
+                    there = ", ".join(sorted(labelled)) or "none"
+                    raise DatasetError(
+                        f"{where}: {place} has no labelled slices in the split {split!r}; there: {there}"
+                    )
 
 
 def planned_runs(study: Study, places: Mapping[str, Path | None]) -> dict[str, list[Run]]:

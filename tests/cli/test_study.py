@@ -237,6 +237,9 @@ def test_arms_share_the_first_weights_that_they_have_in_common(
         ({"arms__full": {"kind": "expert", "settings": {"stps": 3}}}, "arms.full, experiments.main, data.slices: "),
         ({"data__slices": {"maker": "dem"}}, "data.slices: unknown maker 'dem'; did you mean 'demo'?"),
         ({"data__slices__folder": "nowhere"}, "nowhere"),
+        ({"experiments__main__settings": {"steps": 3}}, "experiments.main: settings has no part in a run of the kind"),
+        ({"data__slices__split": "test"}, "experiments.main, data.slices: "),
+        ({"experiments__main__folds": 50}, "experiments.main, data.slices: "),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_trained(
@@ -362,6 +365,7 @@ def test_comparisons_are_of_what_both_arms_scored_and_void_by_the_better_arm(
     assert row["void"] == "open"  # the worse one's gate is not
     block = results["experiments"]["main"]["data"]["slices"]
     assert [arm["gate"]["open"] for arm in block["arms"].values()] == [False, True]
+    assert [arm["gate"]["learned"] for arm in block["arms"].values()] == [True, True]
     assert block["pairing"]["unknown"] == ["full"]
     page = (tmp_path / "policies" / "study.html").read_text()
     assert "mean of 1 of" not in page
@@ -410,6 +414,11 @@ def test_a_needle_study(place: Path, tmp_path: Path) -> None:
         (
             {"data__small__settings__step": 3},
             "arms.boltzmann, experiments.needle, data.small: unknown setting of a nee",
+        ),
+        ({"experiments__needle__folds": 3}, "experiments.needle: a run of the kind 'needle' has no patients for folds"),
+        (
+            {"data__small__training": {"clip": 1.0}},
+            "data.small: training has no part in data that its kind of run makes",
         ),
         ({"data__small__settings__objects": 9}, "arms.boltzmann, experiments.needle, data.small: 9 objects need"),
         ({"arms__full__training": {"epochs": 3}}, "unknown training setting of a needle test 'epochs'"),

@@ -61,6 +61,7 @@ def test_sentences_have_numbers_with_their_n() -> None:
         "5 seeds, 30 targets in images): the reverse of what was expected."
     )
     assert "not resolved; 5 seeds could show 2.0 points." in _verdict(_row(0.01, 0.5))[1][0]
+    assert "5 seeds could show > 100 points." in _verdict({**_row(0.01, 0.5), "detectable": 4.9})[1][0]
     assert "one seed says nothing of others" in _verdict(_row(0.01, None, n=1))[1][0]
     assert "void: attention unused." in _verdict(_row(0.01, 0.001, void="void"))[1][0]
     partly = _verdict(_row(0.05, 0.001, void="partly void"))[1][0]

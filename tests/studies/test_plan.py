@@ -30,6 +30,20 @@ from tests.studies.cases import content, write
         ({"comparisons": [{"arm": "full", "against": "full"}]}, "the arm 'full' is compared with itself"),
         ({"comparisons": [{"arm": "ful", "against": "full"}]}, "comparisons: unknown arm 'ful'; did you mean 'full'?"),
         ({"data__slices": {}}, "data.slices: give either a folder or a maker"),
+        ({"data__slices__settings": {"size": 3}}, "data.slices: settings are a maker's, and a folder has none"),
+        ({"data__slices__split": "tset"}, "data.slices.split: Input should be 'train', 'val' or 'test'"),
+        (
+            {"data__slices__split": "test", "experiments__main__folds": 3},
+            "experiments.main: folds are evaluated each on its own; data.slices names a split",
+        ),
+        (
+            {"comparisons": [{"arm": "full", "against": "no prior"}]},
+            "comparisons: no experiment has both 'full' and 'no prior'",
+        ),
+        (
+            {"comparisons": [{"arm": "full", "against": "boltzmann"}, {"arm": "boltzmann", "against": "full"}]},
+            "comparisons: 'boltzmann' and 'full' are compared twice",
+        ),
         (
             {"arms__full__paper": {"3": "full"}},
             "arms.full.paper: unknown row of Table 3 'full'; known: full attention, 0.5",
