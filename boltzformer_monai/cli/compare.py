@@ -51,7 +51,11 @@ def add_parser(commands: Any) -> None:
         "--change", type=real_number(1e-3, 100), default=0.25, metavar="SHARE",
         help="of the earlier volume, from which a lesion is grown (0.25); shrunk is the reverse",
     )  # fmt: skip
-    add("--same-patient", action="store_true", help="both scans are of one patient although their headers differ")
+    add(
+        "--same-patient",
+        action="store_true",
+        help="both scans are of one patient although their headers differ, or state nothing and the scans differ",
+    )
     add("--names", nargs="+", default=[], metavar="VALUE=NAME", help="names of label values, for label maps")
     add_limits(parser)
     add("--modality", metavar="CT|MR", help="of scans that do not state it")
@@ -180,6 +184,8 @@ def _write_page(path: Path, result: Comparison, caveats: tuple[Caveat, ...], cha
     facts = {"registration": registration.method}
     if registration.similarity is not None and registration.overlap is not None:
         facts["agreement after registration"] = f"{registration.similarity:.2f}, overlap {registration.overlap:.2f}"
+        if registration.detail is not None:
+            facts["agreement in detail"] = f"{registration.detail:.2f}"
         facts["moved by"] = f"{registration.shift_mm:.1f} mm, turned by {registration.rotation_degrees:.1f}°"
     facts["days between the scans"] = "not known" if result.days is None else f"{result.days:g}"
     facts["grown, shrunk"] = f"volume changed by {100 * change:g} % or more"

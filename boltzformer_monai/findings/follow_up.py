@@ -80,7 +80,8 @@ def compare_time_points(
         later: the one after.
         days: between them; default: by the dates in DICOM headers.
         change: share of the volume from which a lesion is grown.
-        same_patient: the user vouches for it: pseudonyms of one patient may differ.
+        same_patient: the user vouches for it: pseudonyms of one patient may differ. Where neither the user nor the
+            files state it, the scans must agree in detail; see :func:`.registration.register`.
 
     Returns:
         The comparison, and what must be known of it.
@@ -94,7 +95,7 @@ def compare_time_points(
     days = _days(headers, later.image) if days is None else days
     scan, targets = earlier.read()
     later_scan, later_targets = later.read()
-    registration = register(scan, later_scan)
+    registration = register(scan, later_scan, same_patient=not caveats)
     result = compare_targets(targets, later_targets, (scan, later_scan), registration, days=days, change=change)
     return result, tuple(dict.fromkeys([*caveats, *scan.caveats, *later_scan.caveats]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +11,22 @@ import numpy as np
 from boltzformer_monai.errors import VolumeError
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["LEAST_OVERLAP", "LEAST_SIMILARITY", "Registration", "register"]
+__all__ = ["LEAST_DETAIL", "LEAST_OVERLAP", "LEAST_SIMILARITY", "Registration", "register"]
 
 LEAST_SIMILARITY = {True: 0.6, False: 0.06}
 """For scans of one modality: correlation of their intensities; else the shared part of their information, both 0–1.
 Below it a registration is refused."""
 LEAST_OVERLAP = 0.1
 """Share of the smaller scan's box that both scans must show."""
+LEAST_DETAIL = 0.87
+"""Correlation of the intensities within neighbourhoods of a few voxels, where nothing says that two scans of one
+modality are of one patient: bodies are alike as a whole, and differ in detail."""
 _GRID = 72  # voxels along the longest side of what is registered
 _FINEST_MM = 1.5
 _BINS = 32
+_NEARBY = 7  # voxels along each axis
+_TISSUE = 0.25  # of the range of intensities, above air
+_WINDOW = {True: 0.2, False: 0.5}  # least width in CT and elsewhere: in a narrower one noise is detail
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +39,8 @@ class Registration:
         similarity: correlation of the intensities of both scans, or for two modalities the share of their information
             that they have in common; ``None`` where nothing was registered.
         overlap: share of the smaller scan's box that both show; ``None`` likewise.
+        detail: for two scans of one modality, the correlation of their intensities within neighbourhoods of a few
+            voxels; ``None`` likewise.
         rotation_degrees: of the matrix.
         shift_mm: of the middle of the later scan.
     """
@@ -40,6 +49,7 @@ class Registration:
     method: str
     similarity: float | None = None
     overlap: float | None = None
+    detail: float | None = None
     rotation_degrees: float = 0.0
     shift_mm: float = 0.0
 
@@ -50,13 +60,19 @@ class Registration:
             "method": self.method,
             "similarity": None if self.similarity is None else round(self.similarity, 4),
             "overlap": None if self.overlap is None else round(self.overlap, 4),
+            "detail": None if self.detail is None else round(self.detail, 4),
             **{name: round(value, 3) for name, value in numbers.items()},
             "matrix": [[float(f"{value:.9g}") for value in row] for row in self.matrix],
         }
 
 
-def register(earlier: Volume, later: Volume) -> Registration:
+def register(earlier: Volume, later: Volume, *, same_patient: bool = False) -> Registration:
     """Register two scans rigidly; nothing is done where both state the same frame of reference.
+
+    Args:
+        earlier: the one that is moved.
+        later: the one that stays.
+        same_patient: their headers or the user say that they are of one patient; else they must agree in detail, too.
 
     Raises:
         VolumeError: the scans do not agree after registration: they show other parts of the body, or other patients.
@@ -78,6 +94,14 @@ def register(earlier: Volume, later: Volume) -> Registration:
             f"{LEAST_OVERLAP:g}): other parts of the body or other patients? nothing can be matched"
         )
         raise VolumeError(msg, reason="grid")
+    detail = _detail(fixed, moving, to_earlier) if same else None
+    if detail is not None and detail < LEAST_DETAIL and not same_patient:
+        msg = (
+            "the scans look like two patients: after registration they agree as a whole (correlation "
+            f"{similarity:.2f}) but not in detail ({detail:.2f}, at least {LEAST_DETAIL:g} is needed), and nothing in "
+            "the files states that they are of one; if they are, say --same-patient"
+        )
+        raise VolumeError(msg, reason="grid")
     matrix = np.linalg.inv(to_earlier)
     middle = np.append(fixed.affine[:3, :3] @ (np.array(fixed.shape) - 1) / 2 + fixed.affine[:3, 3], 1)
     angle = np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))
@@ -86,6 +110,7 @@ def register(earlier: Volume, later: Volume) -> Registration:
         "rigid, mutual information",
         similarity=similarity,
         overlap=overlap,
+        detail=detail,
         rotation_degrees=float(np.degrees(angle)),
         shift_mm=float(np.linalg.norm((to_earlier @ middle - middle)[:3])),
     )
@@ -184,3 +209,44 @@ def _agreement(fixed: Volume, moving: Volume, matrix: np.ndarray, *, correlated:
     entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (joint, joint.sum(axis=0), joint.sum(axis=1))]
     shared = entropies[1] + entropies[2] - entropies[0]
     return 2 * shared / max(entropies[1] + entropies[2], 1e-9), overlap
+
+
+def _detail(fixed: Volume, moving: Volume, matrix: np.ndarray) -> float:
+    """Covariance of the intensities of both scans in the neighbourhood of each voxel, by their variances there."""
+    from scipy import ndimage
+
+    to_voxel = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
+    moved, shown = (
+        ndimage.affine_transform(
+            array, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=fixed.shape, order=1, mode="constant", cval=0.0
+        )
+        for array in (_tissue(moving), np.ones(moving.shape, np.float32))
+    )
+    both = ndimage.binary_erosion(shown > 0.99)
+
+    def nearby(values: np.ndarray) -> np.ndarray:
+        total = ndimage.uniform_filter(np.where(both, values, 0), _NEARBY, output=np.float64, mode="constant")
+        return np.asarray(total)[both]
+
+    one, other = _tissue(fixed).astype(np.float64), moved.astype(np.float64)
+    share = nearby(np.ones(fixed.shape))
+    means = nearby(one) / share, nearby(other) / share
+    common, own, others = (
+        float((nearby(product) / share - mean).sum())
+        for product, mean in (
+            (one * other, means[0] * means[1]),
+            (one * one, means[0] ** 2),
+            (other * other, means[1] ** 2),
+        )
+    )
+    return common / math.sqrt(own * others) if own > 0 and others > 0 else 0.0
+
+
+def _tissue(volume: Volume) -> np.ndarray:
+    """Intensities of a scan of :func:`_even` in a window of what is no air, 0 to 1, without the finest noise."""
+    from scipy import ndimage
+
+    tissue = volume.array[volume.array > _TISSUE]
+    low, high = np.percentile(tissue, (2, 98)) if tissue.size else (0.0, 1.0)
+    width = max(high - low, _WINDOW[volume.modality == "CT"])
+    return ndimage.gaussian_filter(np.clip((volume.array - (low + high) / 2) / width + 0.5, 0, 1), 1.0)

@@ -101,6 +101,26 @@ def test_another_patient_is_refused(visits: dict[str, Path], tmp_path: Path, cap
     assert [each["kind"] for each in json.loads(capsys.readouterr().out)["caveats"]] == ["unstated patient"]
 
 
+@pytest.mark.slow
+def test_two_patients_are_refused_even_if_no_header_names_them(tmp_path: Path, capsys: Any) -> None:
+    """They agree as a whole: a body in air."""
+    for seed in (1, 3):
+        image, labels = make_phantom("abdomen", seed=seed, size=(64, 64, 16))
+        for name, array in (("scan", image.array), ("labels", labels.array)):
+            nib.save(nib.Nifti1Image(array, image.affine), tmp_path / f"{name}{seed}.nii.gz")
+    both = [tmp_path / f"labels{seed}.nii.gz" for seed in (1, 3)]
+    images = ["--images", *(tmp_path / f"scan{seed}.nii.gz" for seed in (1, 3)), "--modality", "CT"]
+    assert _run("compare", *both, *images) == 2
+    error = capsys.readouterr().err
+    assert "look like two patients" in error
+    assert "--same-patient" in error
+    assert error.count("\n") == 1
+    assert _run("compare", *both, *images, "--same-patient") == 0
+    registration = json.loads(capsys.readouterr().out)["registration"]
+    assert registration["similarity"] > 0.9
+    assert registration["detail"] < 0.87
+
+
 def test_lists_with_different_limits_are_compared_from_the_larger_one_on(
     visits: dict[str, Path], tmp_path: Path, capsys: Any
 ) -> None:

@@ -37,6 +37,7 @@ def test_lesions_of_a_moved_body_are_matched_and_judged(move: np.ndarray) -> Non
     points = np.array([[*centre, 1.0] for centre, _ in EARLIER])
     errors = np.linalg.norm((points @ (registration.matrix - move).T)[:, :3], axis=1)
     assert errors.max() < 3
+    assert (registration.detail or 0) > 0.95
     result = compare_targets(targets(before, old), targets(after, young), (before, after), registration, days=100)
     where = move[:3, :3] @ np.array([centre for centre, _ in LATER]).T + move[:3, 3:]
     status = {}
