@@ -188,7 +188,7 @@ def _write_page(path: Path, result: Comparison, caveats: tuple[Caveat, ...], cha
             facts["agreement in detail"] = f"{registration.detail:.2f}"
         facts["moved by"] = f"{registration.shift_mm:.1f} mm, turned by {registration.rotation_degrees:.1f}°"
     facts["days between the scans"] = "not known" if result.days is None else f"{result.days:g}"
-    facts["grown, shrunk"] = f"volume changed by {100 * change:g} % or more"
+    facts["grown, shrunk"] = f"from +{100 * change:.3g} % and −{100 * change / (1 + change):.3g} % of the volume on"
     write_html(
         path,
         "comparison.html",

@@ -72,6 +72,9 @@ def test_two_lists_of_one_patient(visits: dict[str, Path], tmp_path: Path, capsy
     text = page.read_text(encoding="utf-8")
     assert "cyst" in text
     assert "+50 %" in text
+    assert "from +25 % and −20 % of the volume on" in text
+    assert "</strong> not compared" in text
+    assert text.count('<td data-name="status">') == 2
     assert "PHANTOM" not in text + (tmp_path / "c.json").read_text()
 
 
