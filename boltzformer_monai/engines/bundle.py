@@ -21,17 +21,20 @@ from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, DEFAULT_MLFLOW_SETTINGS
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
+from boltzformer_monai.data.planes import checked_planes
 from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.data.split import MOST_FOLDS, check_folds
 from boltzformer_monai.engines.key_metric import find_key_metric
 from boltzformer_monai.engines.resume import AUTO
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, did_you_mean, user_error, user_line, why
+from boltzformer_monai.evaluation.mask_pair import check_tolerance
+from boltzformer_monai.field_types import check_value
 from boltzformer_monai.limits import LARGEST_SEED, gigabytes, machine_memory
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.mask_decoder import BOLTZMANN
 from boltzformer_monai.networks.presets import network_config
-from boltzformer_monai.precision import device_by_name, distributed_device
+from boltzformer_monai.precision import Precision, device_by_name, distributed_device
 from boltzformer_monai.registry import use_plugins
 from boltzformer_monai.storage import require_writable
 
@@ -262,13 +265,15 @@ def check_training(
     try:
         settings, _, key_metric = map(parser.get_parsed_content, ("settings", "network_config", "key_metric"))
     except RuntimeError as error:  # MONAI wraps exceptions of expressions
-        raise user_error(error) or error from error
+        if (known := user_error(error)) is None:
+            raise
+        raise known from None  # from what holds it, it would be its own cause
     find_key_metric(key_metric)
     return settings, str(key_metric)
 
 
 def check_evaluation(overrides: Mapping[str, Any], *, root: Path) -> None:
-    """Check keys and values of an evaluation as its start does; nothing is loaded.
+    """Check keys and values of an evaluation as its start and its parts do; nothing is loaded.
 
     Args:
         overrides: key → value.
@@ -280,6 +285,15 @@ def check_evaluation(overrides: Mapping[str, Any], *, root: Path) -> None:
     parser = _workflow("evaluate", overrides, root, ()).parser
     _check_keys(parser, root / "configs", "evaluate")
     _check_values(parser, _shipped(root / "configs", "evaluate"))
+    plain = {key: value for key, value in parser.get().items() if not is_expression(value)}
+    for key in ("focus", "fresh_draws"):
+        check_value(f"--{key}", plain.get(key, False), bool)
+    check_value("--precision", plain.get("precision", "auto"), Precision)
+    check_tolerance(plain.get("tolerance_mm", 1.0))
+    if not 0 < (threshold := plain.get("threshold", 0.5)) < 1:
+        raise ConfigError(f"--threshold must be above 0 and below 1, got {threshold}")
+    if plain.get("planes") is not None:
+        checked_planes(plain["planes"])
 
 
 def _workflow(name: str, overrides: Mapping[str, Any], root: Path, overlays: Sequence[str | Path]) -> ConfigWorkflow:
@@ -323,7 +337,9 @@ def make_training(
     try:
         return tuple(map(parser.get_parsed_content, ("train#trainer", "validate#evaluator", "scheduler")))  # type: ignore[return-value]
     except RuntimeError as error:  # MONAI wraps exceptions of expressions
-        raise user_error(error) or error from error
+        if (known := user_error(error)) is None:
+            raise
+        raise known from None  # from what holds it, it would be its own cause
 
 
 def _literal(parser: ConfigParser, key: str) -> str:

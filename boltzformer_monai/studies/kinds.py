@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from monai.bundle import ConfigParser
@@ -34,6 +34,7 @@ from boltzformer_monai.errors import ConfigError, DatasetError, reject_unknown, 
 from boltzformer_monai.experts.evaluate import evaluate_expert
 from boltzformer_monai.experts.settings import expert_settings
 from boltzformer_monai.experts.train import train_expert
+from boltzformer_monai.field_types import check_value
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.networks.boltzformer import BoltzFormer
@@ -95,10 +96,12 @@ class Kind:
     Attributes:
         check: settings of a run and the bundle's root; raises a ``BoltzFormerError`` for what cannot be used.
         run: does it.
+        check_data: settings of a run and its data; the same for what these have not.
     """
 
     check: Callable[[Mapping[str, Any], Path], None]
     run: Callable[[Run, Place], Outcome]
+    check_data: Callable[[Mapping[str, Any], SliceReader], None] = lambda *_: None
 
 
 def _check_boltzformer(settings: Mapping[str, Any], root: Path) -> None:
@@ -299,6 +302,10 @@ def _check_expert(settings: Mapping[str, Any], root: Path) -> None:
     expert_settings("cpu", settings["settings"])
 
 
+def _check_expert_data(settings: Mapping[str, Any], reader: SliceReader) -> None:
+    reject_unknown(expert_settings("cpu", settings["settings"]).targets, reader.targets, what="target")
+
+
 def _run_expert(run: Run, place: Place) -> Outcome:
     """Train an expert on the dataset's slices and score it as BoltzFormer is."""
     if place.data is None:
@@ -350,7 +357,7 @@ def _run_needle(run: Run, place: Place) -> Outcome:
 
 KINDS: dict[str, Kind] = {
     BOLTZFORMER: Kind(check=_check_boltzformer, run=_run_boltzformer),
-    "expert": Kind(check=_check_expert, run=_run_expert),
+    "expert": Kind(check=_check_expert, run=_run_expert, check_data=_check_expert_data),
     "needle": Kind(check=_check_needle, run=_run_needle),
 }
 """Name → what runs it."""
@@ -365,12 +372,15 @@ def make_data(name: str, folder: Path, settings: Mapping[str, Any]) -> Path:
     """Make a data set by the name of its maker, or find it complete.
 
     Raises:
-        ConfigError: the maker does not take a setting.
+        ConfigError: the maker does not take a setting, or its value.
     """
     maker = MAKERS[name]
     takes = [each for each in inspect.signature(maker).parameters if each != "root"]
     reject_unknown(settings, takes, what=f"setting of the maker {name!r}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    hints = get_type_hints(maker)
+    for key, value in given.items():
+        check_value(key, value, hints.get(key, Any))
     try:
         return maker(folder, **given)
     except TypeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -458,7 +458,8 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "Command": made["command"],
         "Commit": made["commit"] or "not a checkout",
-        "Commits of the runs": _commits(results["experiments"]),
+        "Commits of the runs": _of_runs(results["experiments"], lambda run: (run["commit"] or _NONE)[:10]),
+        "Devices of the runs": _of_runs(results["experiments"], lambda run: str(run["device"])),
         "Date (UTC)": made["date"],
         "Version": made["version"],
         "Libraries": ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version),
@@ -468,11 +469,11 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
     return facts | {f"Held out of {name}": ", ".join(patients) for name, patients in held_out.items()}
 
 
-def _commits(experiments: Mapping[str, Any]) -> str:
-    """Runs of one version go on from one another, whatever the commits between."""
+def _of_runs(experiments: Mapping[str, Any], name: Callable[[Mapping[str, Any]], str]) -> str:
+    """What made how many runs: those of one version are mixed, whatever commits and devices."""
     arms = (arm for entry in experiments.values() for block in entry["data"].values() for arm in block["arms"].values())
-    commits = {run["key"]: (run["commit"] or _NONE)[:10] for arm in arms for run in arm["runs"]}
-    return ", ".join(f"{commit} ({_count(count, 'run')})" for commit, count in Counter(commits.values()).most_common())
+    names = {run["key"]: name(run) for arm in arms for run in arm["runs"]}
+    return ", ".join(f"{each} ({_count(count, 'run')})" for each, count in Counter(names.values()).most_common())
 
 
 def _run_rows(experiments: Mapping[str, Any], title: Mapping[str, str]) -> list[list[Cell]]:

@@ -109,12 +109,19 @@ def check_study(study: Study, *, root: Path) -> None:
                 try:
                     KINDS[kind].check(settings, root)
                 except (BoltzFormerError, RuntimeError) as error:
-                    known = user_error(error)
-                    if known is None:
-                        raise
+                    if (known := user_error(error)) is None:
+                        raise ConfigError(f"{where}, data.{data}: {_unusable(error)}") from error
                     raise type(known)(f"{where}, data.{data}: {known}") from error
         if experiment.settings and kinds == {BOLTZFORMER}:
             raise ConfigError(f"experiments.{name}: settings has no part in a run of the kind {BOLTZFORMER!r}")
+
+
+def _unusable(error: BaseException) -> str:
+    """What is wrong with settings, such as an expression (``$…``), in a line; MONAI wraps what that raises."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return f"its settings cannot be used ({reason_of(root)})"
 
 
 def _reject(where: str, name: str, known: Iterable[str], what: str) -> None:
@@ -164,7 +171,10 @@ def prepare_data(study: Study, folder: Path, experiments: Collection[str]) -> di
         elif source.maker is None:
             places[name] = Path(str(source.folder))
         else:
-            places[name] = make_data(source.maker, folder / "data" / name, source.settings)
+            try:
+                places[name] = make_data(source.maker, folder / "data" / name, source.settings)
+            except (ConfigError, DatasetError) as error:
+                raise type(error)(f"data.{name}: {error}") from None
     return places
 
 
@@ -187,6 +197,12 @@ def check_data(study: Study, places: Mapping[str, Path | None], experiments: Col
                 continue
             reader = readers.setdefault(data, SliceReader(place))
             where = f"experiments.{name}, data.{data}"
+            for arm in experiment.arms:
+                kind = KINDS[study.arms[arm].kind or experiment.kind]
+                try:
+                    kind.check_data(settings_of(study, name, data, arm), reader)
+                except BoltzFormerError as error:
+                    raise type(error)(f"arms.{arm}, {where}: {error}") from None
             if experiment.folds:
                 try:
                     choose_fold(reader, folds=experiment.folds, fold=0)
