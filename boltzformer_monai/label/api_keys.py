@@ -17,6 +17,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from boltzformer_monai.errors import ConfigError, StorageError, did_you_mean, why
 from boltzformer_monai.limits import read_text
 from boltzformer_monai.storage import atomic_path, writing
@@ -120,6 +122,13 @@ def add_key(path: Path, name: str, role: str) -> str:
     """
     check_name(name)
     check_role(role)
+    with writing(path, "give another --file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):  # two keys made at once must both be there
+            return _add(path, name, role)
+
+
+def _add(path: Path, name: str, role: str) -> str:
     try:
         taken = {each.name for each in read_keys(path)} if path.exists() else set()
         before = read_text(path) if path.exists() else ""
@@ -128,17 +137,15 @@ def add_key(path: Path, name: str, role: str) -> str:
     if name in taken:
         raise ConfigError(f"{path} has a key named {name!r} already; give another name, or remove its line first")
     key = PREFIX + secrets.token_urlsafe(32)
-    with writing(path, "give another --file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            start = before if not before or before.endswith("\n") else f"{before}\n"
-            temporary.touch(mode=0o600)  # it names people
-            temporary.write_text(f"{start}{name} {role} {hash_of(key)}\n", encoding="utf-8")
-            if path.exists():  # the server must still be able to read it
-                shutil.copymode(path, temporary)
-                if hasattr(os, "chown"):
-                    with contextlib.suppress(OSError):
-                        os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
+    with atomic_path(path) as temporary:
+        start = before if not before or before.endswith("\n") else f"{before}\n"
+        temporary.touch(mode=0o600)  # it names people
+        temporary.write_text(f"{start}{name} {role} {hash_of(key)}\n", encoding="utf-8")
+        if path.exists():  # the server must still be able to read it
+            shutil.copymode(path, temporary)
+            if hasattr(os, "chown"):
+                with contextlib.suppress(OSError):
+                    os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
     return key
 
 

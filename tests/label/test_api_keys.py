@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,27 @@ def test_a_file_holds_several_and_keeps_comments_and_mode(tmp_path: Path) -> Non
     keys = KeyFile(file)
     owners = [keys.owner(each) for each in (first, second)]
     assert [each and (each.name, each.roles) for each in owners] == [("one", ("user",)), ("two", ROLES)]
+
+
+def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    names = [f"ward-{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as threads:  # a lock of the file holds between threads as between processes
+        made = list(threads.map(lambda name: add_key(file, name, "user"), names))
+    keys = KeyFile(file)
+    owners = [keys.owner(key) for key in made]
+    assert [each and each.name for each in owners] == names
+    with ThreadPoolExecutor(8) as threads:
+        taken = list(threads.map(lambda _: _refused(file, "same"), range(8)))
+    assert sorted(taken) == [False] + 7 * [True]
+
+
+def _refused(file: Path, name: str) -> bool:
+    try:
+        add_key(file, name, "user")
+    except ConfigError:
+        return True
+    return False
 
 
 def test_a_file_that_others_can_write_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +122,7 @@ def test_mistakes_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.Cap
         assert error.count("\n") == 1, error
     with pytest.raises(ConfigError, match="cannot be read"):
         KeyFile(tmp_path / "none")
-    assert os.listdir(tmp_path) == ["keys.txt"]
+    assert sorted(set(os.listdir(tmp_path)) - {".keys.txt.lock"}) == ["keys.txt"]
 
 
 def test_a_full_disk_keeps_the_keys_of_before(tmp_path: Path) -> None:
