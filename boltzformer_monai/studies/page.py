@@ -13,7 +13,7 @@ from boltzformer_monai.evaluation.html import write_html
 from boltzformer_monai.studies.paper import paper_tables
 from boltzformer_monai.studies.scores import SMALL, STRATA
 
-__all__ = ["comparison_table", "headline_tables", "verdict", "write_page"]
+__all__ = ["comparison_table", "focus_tables", "headline_tables", "verdict", "write_page"]
 
 _SIGNIFICANT = 0.05
 _NONE = "–"
@@ -115,6 +115,13 @@ def headline_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     title = _titles(results)
     begun = (entry for entry in results["experiments"].values() if any(each["arms"] for each in entry["data"].values()))
     return [_headline_table(entry, title) for entry in begun]
+
+
+def focus_tables(results: Mapping[str, Any], experiment: str) -> list[dict[str, Any]]:
+    """The enrichment by layer of an experiment's arms, a table for every target of its data sets."""
+    title = _titles(results)
+    blocks = results["experiments"][experiment]["data"].values()
+    return [{**table, "data": block["title"]} for block in blocks for table in _focus(block["arms"], title)]
 
 
 def comparison_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:

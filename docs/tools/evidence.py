@@ -18,21 +18,35 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.evaluation.tables import markdown
-from boltzformer_monai.studies.page import comparison_table, headline_tables, verdict
+from boltzformer_monai.studies.page import comparison_table, focus_tables, headline_tables, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "evidence.md"
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"(<!-- (study_\w+): written by docs/tools/evidence\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+_POLICIES = ("needle", "needle at 384", "real")
+_ENRICHMENT = (
+    "By layer, the share of attended patches that lie on the target over the share that chance would give (1.0); in "
+    "brackets the size of the set in % of all patches and how many sets are empty, in %. In place of an empty set a "
+    "layer attends to all patches."
+)
 
 
 def block(results: Mapping[str, Any]) -> str:
-    """The verdict in words, and the tables of differences and of small objects."""
+    """The verdict in words, the tables of differences and of small objects, and where arms of one target look."""
     first, sentences = verdict(results)
     headings, rows = comparison_table(results)
     parts = [f"**{first}**", "\n".join(f"- {each}" for each in sentences), markdown(headings, map(_plain, rows))]
     for table in headline_tables(results):
         parts += [f"{table['caption']}:", markdown(table["headings"], map(_plain, table["rows"]))]
+    parts += ["### Where attention looks", _ENRICHMENT]
+    for experiment in results["experiments"]:
+        tables = focus_tables(results, experiment)
+        for data in dict.fromkeys(table["data"] for table in tables):
+            of_data = [table for table in tables if table["data"] == data]
+            if len(of_data) == 1 and experiment in _POLICIES:  # many targets, other systems: in the study's page
+                table = of_data[0]
+                parts += [f"{data[:1].upper()}{data[1:]}:", markdown(table["headings"], map(_plain, table["rows"]))]
     return "\n\n".join(parts)
 
 
