@@ -23,6 +23,7 @@ BOLTZFORMER = "boltzformer"
 """The kind of run that trains by the bundle."""
 _MAPPINGS = ("network_overrides", "settings_overrides", "init_from")
 """Settings that are mappings themselves: an arm adds to those of its base."""
+_MOST_SEEDS = 1000
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9 _.+-]*$"
 
 Settings = dict[str, Any]
@@ -31,7 +32,11 @@ Name = Annotated[str, Field(pattern=_NAME, max_length=60)]
 
 def _seeds(value: object) -> object:
     """A number of seeds counts them from 0."""
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1000 else value
+    if isinstance(value, bool) or not isinstance(value, int | list):
+        raise ValueError(f"give a list, or how many there are, got {value!r}")
+    if isinstance(value, int) and not 0 < value <= _MOST_SEEDS:
+        raise ValueError(f"give a list, or how many there are, from 1 to {_MOST_SEEDS}, got {value}")
+    return list(range(value)) if isinstance(value, int) else value
 
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]], BeforeValidator(_seeds), Field(min_length=1)]

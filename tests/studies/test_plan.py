@@ -24,7 +24,11 @@ from tests.studies.cases import content, write
         ({"experiments__main__data": ["slice"]}, "experiments.main: unknown data set 'slice'; did you mean 'slices'?"),
         ({"experiments__main__arms": ["full", "full"]}, "experiments.main names one arm twice"),
         ({"experiments__main__seeds": [1, 1]}, "experiments.main names one seed twice"),
-        ({"experiments__main__seeds": 0}, "experiments.main.seeds: Input should be a valid list"),
+        (
+            {"experiments__main__seeds": 0},
+            "experiments.main.seeds: give a list, or how many there are, from 1 to 1000, got 0",
+        ),
+        ({"experiments__main__seeds": "5"}, "experiments.main.seeds: give a list, or how many there are, got '5'"),
         ({"experiments__main__seeds": [-1]}, "experiments.main.seeds.0: Input should be greater than or equal to 0"),
         ({"experiments__main__folds": 1}, "experiments.main.folds: Input should be greater than or equal to 2"),
         ({"comparisons": [{"arm": "full", "against": "full"}]}, "the arm 'full' is compared with itself"),
