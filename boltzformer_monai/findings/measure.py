@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from boltzformer_monai.findings.lesions import Lesion, label_lesions
+from boltzformer_monai.findings.lesions import Lesion, acquisition_axis, label_lesions
 from boltzformer_monai.io.segmentation import Segmentation
 from boltzformer_monai.io.volume import Volume
 
 __all__ = ["MeasuredTarget", "measure_targets"]
+
+_MOST_BOXES = 65535  # the largest label value whose box is noted: the list is as long
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +64,59 @@ def measure_targets(
     """
     labels = drawn.volume.array
     voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+    boxes = _Boxes(labels)
+    across = acquisition_axis(scan)
     for value, name, values in _targets(drawn):
-        mask = labels == values[0] if len(values) == 1 else np.isin(labels, values)
+        # Only where the target is: a label map may have a hundred organs, or a value for every lesion.
+        box = boxes.around(values)
+        part = labels[box]
+        mask = part == values[0] if len(values) == 1 else np.isin(part, values)
         voxels = int(np.count_nonzero(mask))
-        lesions, numbers = label_lesions(mask, scan, minimum_ml=minimum_ml, minimum_mm=minimum_mm)
+        found, inside = label_lesions(mask, _cropped(scan, box), minimum_ml=minimum_ml, minimum_mm=minimum_mm)
+        first = box[across].start
+        lesions = [
+            replace(each, axial_slice=each.axial_slice + first, slices=(each.slices[0] + first, each.slices[1] + first))
+            for each in found
+        ]
+        numbers = np.zeros(labels.shape, np.int32)
+        numbers[box] = inside
         yield MeasuredTarget(value, name, voxels, float(f"{voxels * voxel_ml:.6g}"), lesions, numbers)
+
+
+class _Boxes:
+    """Where the values of a label map lie.
+
+    Args:
+        labels: (I, J, K), unsigned.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        from scipy import ndimage
+
+        self.shape = labels.shape
+        self.known: Sequence[tuple[slice, ...] | None] | None = None
+        if labels.max() <= _MOST_BOXES:
+            turned = labels.flags.f_contiguous and not labels.flags.c_contiguous  # several times as quick
+            found = ndimage.find_objects(labels.T if turned else labels)
+            self.known = [None if box is None else box[::-1] for box in found] if turned else found
+
+    def around(self, values: Sequence[int]) -> tuple[slice, ...]:
+        """The box of some values and a voxel around it, so that only what lies at the scan's edge lies at its own."""
+        if self.known is None:
+            return tuple(slice(0, length) for length in self.shape)
+        boxes = [box for value in values if 0 < value <= len(self.known) and (box := self.known[value - 1]) is not None]
+        if not boxes:
+            return (slice(0, 1),) * 3
+        return tuple(
+            slice(max(0, min(each.start for each in along) - 1), min(length, max(each.stop for each in along) + 1))
+            for along, length in zip(zip(*boxes, strict=True), self.shape, strict=True)
+        )
+
+
+def _cropped(scan: Volume, box: tuple[slice, ...]) -> Volume:
+    affine = scan.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in box]
+    return replace(scan, array=scan.array[box], affine=affine)
 
 
 def _targets(drawn: Segmentation) -> list[tuple[int | str, str, list[int]]]:
