@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from monai.bundle import ConfigParser
+from torch import nn
 
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.demo.demo import ensure_demo_dataset
@@ -28,8 +29,10 @@ from boltzformer_monai.engines.bundle import (
 )
 from boltzformer_monai.engines.data import open_dataset
 from boltzformer_monai.engines.evaluator import evaluation_items, evaluation_transform
+from boltzformer_monai.engines.layer_supervision import supervise_layers
 from boltzformer_monai.engines.resume import AUTO, STATES, weights_digest
 from boltzformer_monai.engines.sampler import EpochSampler
+from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, DatasetError, reject_unknown, why
 from boltzformer_monai.experts.evaluate import evaluate_expert
 from boltzformer_monai.experts.settings import expert_settings
@@ -38,6 +41,7 @@ from boltzformer_monai.field_types import check_value
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
 from boltzformer_monai.limits import read_json
 from boltzformer_monai.networks.boltzformer import BoltzFormer
+from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.presets import create_boltzformer
 from boltzformer_monai.networks.registries import DECODERS
 from boltzformer_monai.storage import file_sha256, write_json
@@ -115,8 +119,14 @@ def _check_boltzformer(settings: Mapping[str, Any], root: Path) -> None:
     if any(map(is_expression, (overrides, settings["training"].get("image_size")))):
         return
     config = training_network_config(training.preset, image_size=training.image_size, overrides=overrides)
+    _check_decoder(config, training)
+
+
+def _check_decoder(config: NetworkConfig, training: TrainingSettings) -> None:
+    """Names and settings of its parts, and whether its layers can be supervised where they shall be."""
     with torch.random.fork_rng(devices=[]):
-        DECODERS.make(config.decoder, config, settings=config.decoder_settings)  # names and settings of its parts
+        decoder = DECODERS.make(config.decoder, config, settings=config.decoder_settings)
+    supervise_layers(nn.ModuleDict({"decoder": decoder}), training)
 
 
 def _run_boltzformer(run: Run, place: Place) -> Outcome:
@@ -330,9 +340,8 @@ def _needle(settings: Mapping[str, Any]) -> NeedleSettings:
 
 
 def _check_needle(settings: Mapping[str, Any], root: Path) -> None:
-    config = _needle(settings).config
-    with torch.random.fork_rng(devices=[]):
-        DECODERS.make(config.decoder, config, settings=config.decoder_settings)
+    needle = _needle(settings)
+    _check_decoder(needle.config, needle.trained)
 
 
 def _run_needle(run: Run, place: Place) -> Outcome:

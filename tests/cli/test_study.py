@@ -229,6 +229,15 @@ def test_arms_share_the_first_weights_that_they_have_in_common(
             {"arms__full__network": {"policy": "ful"}},
             "arms.full, experiments.main, data.slices: unknown attention policy",
         ),
+        (
+            {
+                "arms__full": {
+                    "network": {"decoder": "sam"},
+                    "training": {"settings_overrides": {"layer_supervision": 0.5}},
+                }
+            },
+            "so its layers cannot be supervised",
+        ),
         ({"arms__full__network": {"querys": 1}}, "unknown network setting 'querys'; did you mean 'queries'?"),
         ({"arms__full__training": {"settings_overrides": {"clop": 1}}}, "did you mean 'clip'?"),
         ({"arms__full__kind": "boltzforme"}, "arms.full, experiments.main: unknown kind of run 'boltzforme'; did you"),
