@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     limits = {"minimum_ml": arguments.lesion_min_ml, "minimum_mm": arguments.lesion_min_mm}
     # Without the numbers of their voxels, of which one target's are in memory at a time
-    measured = [replace(each, numbers=_NONE) for each in measure_targets(drawn, scan, **limits)]
+    measured = [replace(each, box=(slice(0, 0),) * 3, inside=_NONE) for each in measure_targets(drawn, scan, **limits)]
     targets = [target.as_dict() for target in measured]
     folder = Path.cwd() if arguments.json is None else arguments.json.absolute().parent
     files = {"labels": arguments.labels, "image": arguments.image}

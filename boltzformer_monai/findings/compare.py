@@ -28,6 +28,9 @@ REACH_MM = 10.0
 CHANGE = 0.25
 """Share of the earlier volume from which a change counts; less is within what measuring twice differs by."""
 
+_NOWHERE = (slice(0, 0),) * 3
+_NOTHING = np.zeros((0, 0, 0), np.int32)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -135,7 +138,7 @@ def compare_targets(
     sides = [_by_name(side) for side in (earlier, later)]
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         one, other = (
-            side.get(key) if side else MeasuredTarget("", "", 0, 0.0, [], np.zeros(scan.shape, np.int32))
+            side.get(key) if side else MeasuredTarget("", "", 0, 0.0, [], scan.shape, _NOWHERE, _NOTHING)
             for side, scan in zip(sides, scans, strict=True)
         )
         if one is not None and other is not None:
@@ -169,7 +172,8 @@ def _together(one: MeasuredTarget, other: MeasuredTarget) -> MeasuredTarget:
         voxels=one.voxels + other.voxels,
         volume_ml=one.volume_ml + other.volume_ml,
         lesions=[replace(lesion, number=number) for number, (_, lesion) in enumerate(every, 1)],
-        numbers=np.where(other.numbers > 0, renumbered[1][other.numbers], renumbered[0][one.numbers]),
+        box=(slice(None),) * 3,
+        inside=np.where(other.numbers > 0, renumbered[1][other.numbers], renumbered[0][one.numbers]),
     )
 
 

@@ -27,7 +27,9 @@ class MeasuredTarget:
         voxels: of the target, all components.
         volume_ml: of the target.
         lesions: its components, the largest first.
-        numbers: (I, J, K) int32, the number of each voxel's lesion, 0 elsewhere.
+        shape: of the scan, (I, J, K).
+        box: of the scan that holds the lesions.
+        inside: int32, of the box's shape: the number of each voxel's lesion, 0 elsewhere.
     """
 
     value: int | str
@@ -35,7 +37,16 @@ class MeasuredTarget:
     voxels: int
     volume_ml: float
     lesions: list[Lesion]
-    numbers: np.ndarray
+    shape: tuple[int, ...]
+    box: tuple[slice, ...]
+    inside: np.ndarray
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(I, J, K) int32, the number of each voxel's lesion, 0 elsewhere; made anew."""
+        numbers = np.zeros(self.shape, np.int32)
+        numbers[self.box] = self.inside
+        return numbers
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -78,9 +89,8 @@ def measure_targets(
             replace(each, axial_slice=each.axial_slice + first, slices=(each.slices[0] + first, each.slices[1] + first))
             for each in found
         ]
-        numbers = np.zeros(labels.shape, np.int32)
-        numbers[box] = inside
-        yield MeasuredTarget(value, name, voxels, float(f"{voxels * voxel_ml:.6g}"), lesions, numbers)
+        volume_ml = float(f"{voxels * voxel_ml:.6g}")
+        yield MeasuredTarget(value, name, voxels, volume_ml, lesions, labels.shape, box, inside)
 
 
 class _Boxes:
