@@ -116,32 +116,35 @@ def _time_point(path: Path, image: Path | None, arguments: argparse.Namespace) -
     limits = {"minimum_ml": arguments.lesion_min_ml, "minimum_mm": arguments.lesion_min_mm}
     labels, series, modality = path, None, arguments.modality
     names = None
+    looked_for: list[str] = []
     if path.suffix.lower() == ".json":
-        if (labels_of_result := _labels_of_result(path)) is not None:
-            labels = labels_of_result
-        else:
-            record = read_record(path)
-            try:
+        result = _labels_of_result(path)
+        record = read_record(path) if result is None else result[1]
+        try:
+            if result is not None:
+                labels = result[0]
+                looked_for = [str(each["prompt"]) for each in record["prompts"]]
+            else:
                 labels = path.parent / record["files"]["labels"]
                 image = image or path.parent / record["files"]["image"]
                 series = record["series"]
-                modality = modality or (record["modality"] if record["modality"] in ("CT", "MR") else None)
                 names = {
                     str(each["value"]): str(each["name"])
                     for each in record["targets"]
                     if each["name"] and each["name"] != str(each["value"])
                 }
-                limits = {
-                    name: limits[name] or _limit(record[f"lesion_min_{name.removeprefix('minimum_')}"])
-                    for name in limits
-                }
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ConfigError(f"{path}: is damaged ({error}); measure again") from None
+            modality = modality or (record["modality"] if record["modality"] in ("CT", "MR") else None)
+            limits = {
+                name: limits[name] or _limit(record[f"lesion_min_{name.removeprefix('minimum_')}"]) for name in limits
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            again = "measure" if result is None else "segment"
+            raise ConfigError(f"{path}: is damaged ({error}); {again} again") from None
     if image is None:
         raise ConfigError(f"{path}: does not say on which scan it was made; give both scans with --images")
     if names is None or arguments.names:
         names = label_names(labels, arguments.names)
-    return TimePoint(labels, image, names, modality, series, **limits)
+    return TimePoint(labels, image, names, modality, series, **limits, looked_for=looked_for)
 
 
 def _limit(stated: Any) -> float:
@@ -160,8 +163,8 @@ def _of_one_size(points: Sequence[TimePoint]) -> list[TimePoint]:
     return [replace(each, **limits) for each in points]
 
 
-def _labels_of_result(path: Path) -> Path | None:
-    """The label map or SEG of a manifest of ``segment``; ``None`` where the JSON is something else."""
+def _labels_of_result(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The label map or SEG of a manifest of ``segment``, and the manifest; ``None`` for another JSON."""
     from boltzformer_monai.inferers.result_manifest import read_manifest
     from boltzformer_monai.inferers.run_settings import ENDINGS, beside
 
@@ -174,7 +177,7 @@ def _labels_of_result(path: Path) -> Path | None:
     files = [str(each["name"]) for each in manifest["files"] if str(each["name"]) in ENDINGS]
     if not files:
         raise ConfigError(f"{path}: its result is no single label map or DICOM SEG; give the mask to compare")
-    return beside(path.with_suffix(""), files[0])
+    return beside(path.with_suffix(""), files[0]), manifest
 
 
 def _write_page(path: Path, result: Comparison, caveats: tuple[Caveat, ...], change: float) -> None:

@@ -21,15 +21,12 @@ from boltzformer_monai.findings.measure import MeasuredTarget
 from boltzformer_monai.findings.registration import Registration
 from boltzformer_monai.io.volume import Volume
 
-__all__ = ["CHANGE", "REACH_MM", "Comparison", "Pair", "compare_targets"]
+__all__ = ["CHANGE", "REACH_MM", "Comparison", "Pair", "compare_targets", "target_key"]
 
 REACH_MM = 10.0
 """Lesions that do not overlap may be partners up to this distance: registration and breathing move small ones."""
 CHANGE = 0.25
 """Share of the earlier volume from which a change counts; less is within what measuring twice differs by."""
-
-_NOWHERE = (slice(0, 0),) * 3
-_NOTHING = np.zeros((0, 0, 0), np.int32)
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,7 @@ def compare_targets(
     sides = [_by_name(side) for side in (earlier, later)]
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         one, other = (
-            side.get(key) if side else MeasuredTarget("", "", 0, 0.0, [], scan.shape, _NOWHERE, _NOTHING)
-            for side, scan in zip(sides, scans, strict=True)
+            side.get(key) if side else MeasuredTarget.absent("", scan) for side, scan in zip(sides, scans, strict=True)
         )
         if one is not None and other is not None:
             _match(one, other, scans, result, change)
@@ -155,7 +151,7 @@ def compare_targets(
 def _by_name(targets: Iterable[MeasuredTarget]) -> dict[str, MeasuredTarget]:
     found: dict[str, MeasuredTarget] = {}
     for target in targets:
-        key = _key(target)
+        key = target_key(target.name)
         found[key] = _together(found[key], target) if key in found else target
     return found
 
@@ -177,8 +173,9 @@ def _together(one: MeasuredTarget, other: MeasuredTarget) -> MeasuredTarget:
     )
 
 
-def _key(target: MeasuredTarget) -> str:
-    return " ".join(target.name.casefold().replace("_", " ").split())
+def target_key(name: str) -> str:
+    """What is the same in two spellings of a target's name: case, spaces and underscores do not matter."""
+    return " ".join(name.casefold().replace("_", " ").split())
 
 
 def _match(

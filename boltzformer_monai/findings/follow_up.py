@@ -9,7 +9,7 @@ from pathlib import Path
 
 from boltzformer_monai.caveats import Caveat
 from boltzformer_monai.errors import VolumeError
-from boltzformer_monai.findings.compare import CHANGE, Comparison, compare_targets
+from boltzformer_monai.findings.compare import CHANGE, Comparison, compare_targets, target_key
 from boltzformer_monai.findings.measure import MeasuredTarget, measure_targets
 from boltzformer_monai.findings.record import read_drawn
 from boltzformer_monai.findings.registration import register
@@ -36,6 +36,7 @@ class TimePoint:
         series: of a folder with several.
         minimum_ml: of a lesion.
         minimum_mm: of a lesion.
+        looked_for: names of targets that the annotation would hold if they had been found.
     """
 
     labels: Path
@@ -45,6 +46,7 @@ class TimePoint:
     series: str | None = None
     minimum_ml: float = 0.0
     minimum_mm: float = 0.0
+    looked_for: Sequence[str] = ()
 
     def read(self) -> tuple[Volume, list[MeasuredTarget]]:
         """The scan and the measured targets.
@@ -53,7 +55,10 @@ class TimePoint:
             BoltzFormerError: one cannot be read, or they do not belong together.
         """
         scan, drawn = read_drawn(self.labels, self.image, names=self.names, modality=self.modality, series=self.series)
-        return scan, list(measure_targets(drawn, scan, minimum_ml=self.minimum_ml, minimum_mm=self.minimum_mm))
+        targets = list(measure_targets(drawn, scan, minimum_ml=self.minimum_ml, minimum_mm=self.minimum_mm))
+        found = {target_key(target.name) for target in targets}
+        absent = [MeasuredTarget.absent(name, scan) for name in self.looked_for if target_key(name) not in found]
+        return scan, targets + absent
 
     def header(self) -> dict[str, str]:
         """What the scan states of its patient and date; all are "" for a scan that is no DICOM."""

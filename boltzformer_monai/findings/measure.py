@@ -41,6 +41,11 @@ class MeasuredTarget:
     box: tuple[slice, ...]
     inside: np.ndarray
 
+    @classmethod
+    def absent(cls, name: str, scan: Volume) -> MeasuredTarget:
+        """A target that was looked for and not found."""
+        return cls("", name, 0, 0.0, [], scan.shape, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int32))
+
     @property
     def numbers(self) -> np.ndarray:
         """(I, J, K) int32, the number of each voxel's lesion, 0 elsewhere; made anew."""

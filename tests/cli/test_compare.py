@@ -12,7 +12,11 @@ import pytest
 from boltzformer_monai.cli import main
 from boltzformer_monai.demo.phantom import make_phantom
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom
+from boltzformer_monai.inferers.results import write_results
+from boltzformer_monai.inferers.run_settings import ModelRecord, RunSettings
 from boltzformer_monai.io.read import read_volume
+from boltzformer_monai.io.scan_list import Scan
+from tests.inferers.volume_stub import StubResult
 
 
 @pytest.fixture
@@ -140,6 +144,27 @@ def test_lists_with_different_limits_are_compared_from_the_larger_one_on(
     counts = json.loads(captured.out)["counts"]
     assert counts == {"new": 0, "gone": 0, "grown": 0, "shrunk": 0, "stable": 1, "not_compared": 0}
     assert "compared from 50 ml on" in captured.err
+
+
+def test_results_of_segment_with_what_they_looked_for_and_their_limits(
+    visits: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
+    """A DICOM SEG has no segment of what was not found; a lesion of it is gone all the same."""
+    results = []
+    for name, cyst in (("early", True), ("late", False)):
+        scan = Scan(name, visits[name])
+        grid = read_volume(scan.place)
+        masks = {prompt: np.zeros(grid.shape, bool) for prompt in ("cyst", "spleen")}
+        masks["cyst"][5:9, 5:9, 1:3] = cyst
+        masks["spleen"][15:20, 5:12, 2:5] = masks["spleen"][30, 30, 0] = True
+        settings = RunSettings(prompts=tuple(masks), ending=".dcm", lesion_min_ml=10)
+        stub: Any = StubResult(grid, masks)
+        write_results(stub, tmp_path / f"{name}-out", settings, model=ModelRecord(sha256="ab" * 32), scan=scan)
+        results.append(tmp_path / f"{name}-out.json")
+    assert _run("compare", *results, "--images", visits["early"], visits["late"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"new": 0, "gone": 1, "grown": 0, "shrunk": 0, "stable": 1, "not_compared": 0}
+    assert (found["gone"][0]["target"], found["pairs"][0]["target"]) == ("cyst", "spleen")
 
 
 @pytest.mark.parametrize(
