@@ -18,7 +18,7 @@ LEAST_SIMILARITY = {True: 0.6, False: 0.06}
 Below it a registration is refused."""
 LEAST_OVERLAP = 0.1
 """Share of the smaller scan's box that both scans must show."""
-LEAST_DETAIL = 0.87
+LEAST_DETAIL = 0.9
 """Correlation of the intensities within neighbourhoods of a few voxels, where nothing says that two scans of one
 modality are of one patient: bodies are alike as a whole, and differ in detail."""
 _GRID = 72  # voxels along the longest side of what is registered
@@ -80,13 +80,20 @@ def register(earlier: Volume, later: Volume, *, same_patient: bool = False) -> R
     if earlier.frame_of_reference and earlier.frame_of_reference == later.frame_of_reference:
         return Registration(np.eye(4), "same frame of reference")
     fixed, moving = _even(later), _even(earlier)
-    found = max((_rigid(fixed, moving, centred) for centred in (True, False)), key=lambda each: each[1])
     same = earlier.modality == later.modality
-    # The optimizer may leave the best place, so the scans where they are compete with what it found.
-    (similarity, overlap), to_earlier = max(
-        ((_agreement(fixed, moving, matrix, correlated=same), matrix) for matrix in (found[0], np.eye(4))),
-        key=lambda each: (each[0][1] >= LEAST_OVERLAP, each[0][0]),
+    found, _ = max(
+        (_rigid(fixed, moving, start) for start in (_centred(fixed, moving), np.eye(4))), key=lambda each: each[1]
     )
+    # Body and air decide that; organs differ by less than one bin of all intensities.
+    tissue = [Volume(_tissue(each), each.affine) for each in (fixed, moving)]
+    finer, _ = _rigid(tissue[0], tissue[1], found)
+    # The optimizer may leave the best place, so the scans where they are compete with what it found.
+    candidates = []
+    for matrix in (finer, found, np.eye(4)):
+        similarity, overlap = _agreement(fixed, moving, matrix, correlated=same)
+        detail = _detail(fixed, moving, matrix) if same else None
+        candidates.append((overlap >= LEAST_OVERLAP, similarity + (detail or 0.0), similarity, overlap, detail, matrix))
+    _, _, similarity, overlap, detail, to_earlier = max(candidates, key=lambda each: each[:2])
     if overlap < LEAST_OVERLAP or similarity < LEAST_SIMILARITY[same]:
         msg = (
             f"the scans do not agree after registration ({'correlation' if same else 'shared information'} "
@@ -94,7 +101,6 @@ def register(earlier: Volume, later: Volume, *, same_patient: bool = False) -> R
             f"{LEAST_OVERLAP:g}): other parts of the body or other patients? nothing can be matched"
         )
         raise VolumeError(msg, reason="grid")
-    detail = _detail(fixed, moving, to_earlier) if same else None
     if detail is not None and detail < LEAST_DETAIL and not same_patient:
         msg = (
             "the scans look like two patients: after registration they agree as a whole (correlation "
@@ -149,24 +155,37 @@ def _itk(volume: Volume) -> Any:
     return image
 
 
-def _rigid(fixed: Volume, moving: Volume, centred: bool) -> tuple[np.ndarray, float]:
+def _centred(fixed: Volume, moving: Volume) -> np.ndarray:
+    """The shift that brings the centres of mass on each other."""
+    from scipy import ndimage
+
+    matrix = np.eye(4)
+    centres = [
+        each.affine[:3, :3] @ np.array(ndimage.center_of_mass(each.array)) + each.affine[:3, 3]
+        for each in (fixed, moving)
+        if each.array.any()
+    ]
+    if len(centres) == 2:
+        matrix[:3, 3] = centres[1] - centres[0]
+    return matrix
+
+
+def _rigid(fixed: Volume, moving: Volume, start: np.ndarray) -> tuple[np.ndarray, float]:
     """The matrix from points of ``fixed`` to points of ``moving``, and their mutual information.
 
     Args:
         fixed: of :func:`_even`.
         moving: of :func:`_even`.
-        centred: begin with the centres of mass on each other, else with the scans where they are.
+        start: the matrix to begin with.
     """
     import SimpleITK as sitk
 
     images = _itk(fixed), _itk(moving)
-    start = sitk.Euler3DTransform()
-    if centred:
-        start = sitk.Euler3DTransform(
-            sitk.CenteredTransformInitializer(*images, start, sitk.CenteredTransformInitializerFilter.MOMENTS)
-        )
-    else:
-        start.SetCenter((fixed.affine[:3, :3] @ (np.array(fixed.shape) - 1) / 2 + fixed.affine[:3, 3]).tolist())
+    centre = fixed.affine[:3, :3] @ (np.array(fixed.shape) - 1) / 2 + fixed.affine[:3, 3]
+    transform = sitk.Euler3DTransform()
+    transform.SetCenter(centre.tolist())
+    transform.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
+    transform.SetTranslation((start[:3, :3] @ centre + start[:3, 3] - centre).tolist())
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
@@ -177,16 +196,15 @@ def _rigid(fixed: Volume, moving: Volume, centred: bool) -> tuple[np.ndarray, fl
     method.SetShrinkFactorsPerLevel([3, 2, 1])
     method.SetSmoothingSigmasPerLevel([2, 1, 0])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(False)
-    method.SetInitialTransform(start, inPlace=True)
+    method.SetInitialTransform(transform, inPlace=True)
     method.SetNumberOfThreads(1)  # several add up in any order, and the same scans must give the same result
     try:
         method.Execute(*images)
     except RuntimeError:  # ITK: no sample of one lies in the other
         return np.eye(4), -np.inf
     matrix = np.eye(4)
-    matrix[:3, :3] = np.array(start.GetMatrix()).reshape(3, 3)
-    centre = np.array(start.GetCenter())
-    matrix[:3, 3] = centre + np.array(start.GetTranslation()) - matrix[:3, :3] @ centre
+    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = centre + np.array(transform.GetTranslation()) - matrix[:3, :3] @ centre
     return matrix, -float(method.GetMetricValue())
 
 

@@ -28,8 +28,10 @@ def body(
     spacing: Sequence[float] = (3.0, 3.0, 4.0),
     patient: int = 0,
     size_mm: Sequence[float] = (260, 220, 200),
+    noise: float = 8,
+    modality: str = "CT",
 ) -> tuple[Volume, np.ndarray]:
-    """A CT of a patient, and its lesions' mask (I, J, K) bool."""
+    """A scan of a patient in HU, and its lesions' mask (I, J, K) bool."""
     random = np.random.default_rng(patient)
     shape = [round(length / mm) for length, mm in zip(size_mm, spacing, strict=True)]
     affine = np.diag([*spacing, 1.0])
@@ -49,8 +51,8 @@ def body(
     for centre, radius in lesions:
         mask |= _inside(points, centre, (radius,) * 3)
     array[mask] = 70
-    array += np.random.default_rng(len(lesions)).normal(0, 8, shape)
-    return Volume(array.astype(np.float32), affine, "CT"), mask
+    array += np.random.default_rng(len(lesions)).normal(0, noise, shape)
+    return Volume(array.astype(np.float32), affine, modality), mask
 
 
 def _inside(points: np.ndarray, centre: Sequence[float] | np.ndarray, half: Sequence[float] | np.ndarray) -> np.ndarray:

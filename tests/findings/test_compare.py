@@ -29,6 +29,18 @@ def targets(volume: Volume, mask: np.ndarray, name: str = "lesion") -> list[Meas
 
 
 @pytest.mark.slow
+def test_organs_count_where_noise_body_and_air_do_not_tell_the_place() -> None:
+    """A thin piece of a long body, its modality unknown: along it only organs tell where it is."""
+    place = rigid((0.15, -0.1, 0.2), (20, -10, 7))
+    of_scan: dict[str, Any] = {"noise": 40.0, "modality": "unknown", "patient": 1, "size_mm": (260, 220, 100)}
+    before, _ = body(EARLIER, place=np.eye(4), **of_scan)
+    after, _ = body(LATER, place=place, **of_scan)
+    points = np.array([[*centre, 1.0] for centre, _ in EARLIER if abs(centre[2]) < 50])
+    errors = np.linalg.norm((points @ (register(before, after).matrix - place).T)[:, :3], axis=1)
+    assert errors.max() < 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("move", MOVES)
 def test_lesions_of_a_moved_body_are_matched_and_judged(move: np.ndarray) -> None:
     before, old = body(EARLIER, place=np.eye(4))
