@@ -15,7 +15,6 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.transforms import Compose
 from torch import Tensor
-from torch.nn import functional as F
 
 from boltzformer_monai.data.slices.reader import SliceReader, SliceRow, read_png
 from boltzformer_monai.engines.data import AllPromptsd, Item, group_by_slice, prompt_length
@@ -39,6 +38,7 @@ from boltzformer_monai.storage import writing
 from boltzformer_monai.transforms import LoadSliced, PromptTokenizer
 from boltzformer_monai.transforms.load import slice_fit
 from boltzformer_monai.transforms.poses import first_poses, mean_logits
+from boltzformer_monai.transforms.square import resized_logits
 
 _log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def _seeds_of(images: Tensor) -> Tensor:
 
 
 def _enlarged(logits: Tensor, inputs: Tensor) -> Tensor:
-    return F.interpolate(logits.float(), size=inputs.shape[-2:], mode="bilinear", align_corners=False)
+    return resized_logits(logits.float(), (inputs.shape[-2], inputs.shape[-1]))
 
 
 def evaluation_items(reader: SliceReader, *, split: str) -> list[Item]:

@@ -14,7 +14,6 @@ from ignite.metrics import Metric
 from monai.engines import Evaluator
 from monai.handlers import MeanDice
 from torch import Tensor
-from torch.nn import functional as F
 
 from boltzformer_monai.data.slices.reader import SliceReader
 from boltzformer_monai.engines.evaluator import ScoreSlices
@@ -25,6 +24,7 @@ from boltzformer_monai.evaluation import metrics as table
 from boltzformer_monai.evaluation.bootstrap import Bootstrap
 from boltzformer_monai.evaluation.summary import SliceScore, summarise_slices
 from boltzformer_monai.networks.interfaces import Decoded
+from boltzformer_monai.transforms.square import resized_logits
 
 VAL_LOSS = "val_loss"
 VAL_DICE = "val_dice"
@@ -165,6 +165,5 @@ def _masks_and_labels(output: Mapping[str, Tensor | Decoded]) -> tuple[Tensor, T
 
 def _binarised(output: Mapping[str, Tensor | Decoded]) -> tuple[Tensor, Tensor]:
     pred, label = _masks_and_labels(output)
-    if pred.shape[-2:] != label.shape[-2:]:
-        pred = F.interpolate(pred, size=label.shape[-2:], mode="bilinear", align_corners=False)
+    pred = resized_logits(pred, (label.shape[-2], label.shape[-1]))
     return (pred > 0).float(), (label >= 0.5).float()

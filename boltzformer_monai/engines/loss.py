@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from boltzformer_monai.engines.layer_loss import layer_losses
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks.interfaces import Decoded
+from boltzformer_monai.transforms.square import resized_logits
 
 __all__ = ["BoltzFormerLoss", "ReplacedLoss", "StepLoss", "training_loss"]
 
@@ -225,7 +226,4 @@ def _present(target: Tensor) -> Tensor:
 
 
 def _resized(logits: Tensor, target: Tensor) -> Tensor:
-    logits = logits.float()
-    if logits.shape[-2:] == target.shape[-2:]:
-        return logits
-    return F.interpolate(logits, size=target.shape[-2:], mode="bicubic", align_corners=False, antialias=True)
+    return resized_logits(logits.float(), (target.shape[-2], target.shape[-1]))

@@ -15,6 +15,7 @@ from boltzformer_monai.inferers.point import Region
 from boltzformer_monai.networks import Decoded, ImageFeatures
 from boltzformer_monai.transforms import SquareFit
 from boltzformer_monai.transforms.poses import POSES, Pose
+from boltzformer_monai.transforms.square import resized_logits
 
 OVERLAP = 0.25
 Decode = Callable[[ImageFeatures], Decoded]
@@ -156,7 +157,7 @@ class TiledSlices:
                 decoded = decode(features)
                 if decoded.presence is not None:
                     presence.append(decoded.presence)
-                return F.interpolate(decoded.logits, size=tile, mode="bilinear", align_corners=False)
+                return resized_logits(decoded.logits.float(), tile).contiguous()  # MONAI weights it in place
 
             blended = sliding_window_inference(images, tile, batch, tile_logits, overlap=OVERLAP, mode="gaussian")
             logits = torch.as_tensor(blended)

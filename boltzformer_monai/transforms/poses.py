@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.transforms.square import resized_logits
 
 __all__ = ["POSES", "Pose", "first_poses", "mean_logits"]
 
@@ -51,7 +52,8 @@ class Pose:
         matrix = self._matrix()
         inverse = np.linalg.inv(matrix[:, :2])
         # At the border: beyond what was seen its nearest pixels count, not a logit of 0, which means one half.
-        return _resample(logits.float(), np.column_stack([inverse, -inverse @ matrix[:, 2]]), size, "border")
+        logits = resized_logits(logits.float(), (size, size))
+        return _resample(logits, np.column_stack([inverse, -inverse @ matrix[:, 2]]), size, "border")
 
     def _matrix(self) -> np.ndarray:
         """(2, 3): coordinates from −1 to 1, column first, in the pose → in the slice."""

@@ -56,20 +56,33 @@ class SquareFit:
         return self._pad(x)
 
     def restore(self, x: Tensor) -> Tensor:
-        """Logits or probabilities ``(B, P, s, s)`` of any square size → ``(B, P, H, W)`` on the slice, bilinear.
+        """Mask logits ``(B, P, s, s)`` of any square size → ``(B, P, H, W)`` on the slice.
 
-        Without antialiasing, so that one-pixel objects of enlarged slices survive.
+        Enlarged by :func:`resized_logits`; reduced bilinearly without antialiasing, so that one-pixel objects of
+        enlarged slices survive.
         """
         height, width = self.content
         top, left = self.offset
-        if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        return _resize(x[..., top : top + height, left : left + width], self.shape, antialias=False)
+        x = resized_logits(x, (self.size, self.size))
+        x = x[..., top : top + height, left : left + width]
+        larger = max(height, self.shape[0]), max(width, self.shape[1])
+        return _resize(resized_logits(x, larger), self.shape, antialias=False)
 
     def _pad(self, x: Tensor) -> Tensor:
         height, width = self.content
         top, left = self.offset
         return F.pad(x, (left, self.size - width - left, top, self.size - height - top))
+
+
+def resized_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mask logits ``(B, P, h, w)`` → ``(B, P, *size)``: bicubic with antialiasing, as in the published code.
+
+    The loss and all that shows masks use this one: a mask of a few pixels that was trained with one interpolation is
+    smaller with a smoother one, as logits beside it are far below zero, or gone.
+    """
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def _resize(x: Tensor, size: tuple[int, int], *, antialias: bool = True) -> Tensor:

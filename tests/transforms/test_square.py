@@ -8,6 +8,7 @@ from torch import Tensor
 
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.transforms import SquareFit
+from boltzformer_monai.transforms.square import resized_logits
 
 
 def blobs(shape: tuple[int, int]) -> Tensor:
@@ -106,3 +107,15 @@ def test_shrinking_an_image_averages():
 def test_impossible_slices(shape: tuple[int, int], spacing: tuple[float, float], size: int):
     with pytest.raises(ConfigError, match="cannot fit a slice of shape"):
         SquareFit(shape, spacing, size)
+
+
+def test_a_mask_of_one_cell_keeps_its_size_when_it_is_enlarged() -> None:
+    """Beside a small object a trained network's logits are far below zero, which a linear interpolation spreads."""
+    logits = torch.full((1, 1, 12, 12), -10.0)
+    logits[0, 0, 5, 6] = 5
+    for size in (48, 96):
+        shown = SquareFit((size, size), (1.0, 1.0), 48).restore(logits) > 0
+        trained = resized_logits(logits, (24, 24)) > 0  # as the loss sees it
+        assert trained.sum() == 4
+        assert 0.5 <= shown.sum() / (size / 24) ** 2 / trained.sum() <= 1
+        assert shown[0, 0, size * 5 // 12 : size // 2, size // 2 : size * 7 // 12].sum() == shown.sum()
