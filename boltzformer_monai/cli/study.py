@@ -124,9 +124,10 @@ def _devices(name: str | None) -> Sequence[str]:
 def _write(options: argparse.Namespace, study: Any, planned: Any, places: Any) -> tuple[int, int]:
     """Write what the runs so far say; figures only once all are done. Returns how many are, and of how many."""
     from boltzformer_monai.studies.figures import CHOSEN, study_figures
-    from boltzformer_monai.studies.page import verdict, write_page
+    from boltzformer_monai.studies.page import write_page
     from boltzformer_monai.studies.results import collect
     from boltzformer_monai.studies.scores import write_rows
+    from boltzformer_monai.studies.verdict import verdict
 
     folder: Path = options.output.absolute()
     results, rows = collect(study, folder, planned)

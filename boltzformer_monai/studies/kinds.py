@@ -35,7 +35,7 @@ from boltzformer_monai.engines.sampler import EpochSampler
 from boltzformer_monai.engines.settings import TrainingSettings
 from boltzformer_monai.errors import ConfigError, DatasetError, reject_unknown, why
 from boltzformer_monai.experts.evaluate import evaluate_expert
-from boltzformer_monai.experts.settings import expert_settings
+from boltzformer_monai.experts.settings import ExpertSettings, expert_settings
 from boltzformer_monai.experts.train import train_expert
 from boltzformer_monai.field_types import check_value
 from boltzformer_monai.inferers.segmenter import VolumeSegmenter
@@ -309,11 +309,16 @@ def _inference_seconds(model: Path, reader: SliceReader, device: str, *, split: 
 
 
 def _check_expert(settings: Mapping[str, Any], root: Path) -> None:
-    expert_settings("cpu", settings["settings"])
+    _expert_settings(settings)
 
 
 def _check_expert_data(settings: Mapping[str, Any], reader: SliceReader) -> None:
-    reject_unknown(expert_settings("cpu", settings["settings"]).targets, reader.targets, what="target")
+    reject_unknown(_expert_settings(settings).targets, reader.targets, what="target")
+
+
+def _expert_settings(settings: Mapping[str, Any]) -> ExpertSettings:
+    """With a CPU's defaults on every device: a run's key does not name the device, so it must not decide."""
+    return expert_settings("cpu", settings["settings"])
 
 
 def _run_expert(run: Run, place: Place) -> Outcome:
@@ -324,7 +329,7 @@ def _run_expert(run: Run, place: Place) -> Outcome:
     reader = open_dataset(place.data, demo_dir="", folds=run.settings["folds"], fold=run.fold)
     model, trained = folder / "model.pt", place.folder / "trained.json"
     if not trained.is_file():
-        settings, costs = expert_settings(device, run.settings["settings"]), place.folder / "pieces.json"
+        settings, costs = _expert_settings(run.settings), place.folder / "pieces.json"
         with _added_to(costs, place.device):
             train_expert(reader, settings, output_dir=folder, device=device, seed=run.seed, resume=AUTO)
         write_json(trained, {"steps": settings.steps, "training": read_json(costs)})

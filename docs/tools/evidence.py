@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer_monai.evaluation.tables import markdown
-from boltzformer_monai.studies.page import comparison_table, focus_tables, headline_tables, verdict
+from boltzformer_monai.studies.tables import focus_tables, headline_tables
+from boltzformer_monai.studies.verdict import comparison_table, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "evidence.md"

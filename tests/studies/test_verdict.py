@@ -1,4 +1,4 @@
-"""The verdict of a page says what its numbers say, and the page shows them."""
+"""The verdict of a study says what its numbers say."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from boltzformer_monai.studies.page import verdict
 from boltzformer_monai.studies.scores import SMALL
+from boltzformer_monai.studies.verdict import verdict
 
 
 def _row(mean: float, p: float | None, *, void: str = "open", group: str = SMALL, n: int = 5) -> dict[str, Any]:
