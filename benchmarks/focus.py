@@ -4,8 +4,9 @@
     python benchmarks/focus.py --data … --output … --arm both --network base_temperature=2 --json FILE
 
 One training and evaluation (`boltzformer train`, `evaluate --focus` on the split `test`) per arm and seed; one that is
-done is read again. With the demo's 2,160 training slices 3 epochs of batches of 8 are 810 steps, the preset's 6 are
-1,620. Where there are several arms and seeds, the differences of Dice to the first arm are tested by seed.
+done is read again. An arm that evaluates another's training, or goes on from it, needs that one first. With the demo's
+2,160 training slices 3 epochs of batches of 8 are 810 steps, the preset's 6 are 1,620. Where there are several arms and
+seeds, the differences of Dice to the first arm are tested by seed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Arm:
         keys: of the training's configuration.
         evaluation: keys of the evaluation's configuration.
         trained: another arm, whose training this one evaluates.
+        start: another arm, with whose weights of the same seed this one's training starts.
     """
 
     network: Mapping[str, Any]
@@ -51,6 +53,7 @@ class Arm:
     keys: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     trained: str | None = None
+    start: str | None = None
 
 
 _BILINEAR, _MAX = {"level_logits": "bilinear"}, {"level_logits": "max"}
@@ -67,7 +70,9 @@ ARMS = {
     "at_least_one": Arm({**_MAX, "policy_settings": {"at_least_one": True}}, _COARSE),
     "tau_2": Arm({**_MAX, "base_temperature": 2.0}, _COARSE),
     "fresh_draws": Arm(_MAX, _COARSE, evaluation={"fresh_draws": True}, trained="both_stride_2"),
-    "longer": Arm(_MAX, _COARSE, {"epochs": 12}),
+    # As many epochs again, with the schedule from its start:
+    "paper_longer": Arm(_BILINEAR, _NONE, start="paper"),
+    "both_longer": Arm(_MAX, _COARSE, start="both_stride_2"),
     "384_pixels": Arm(_MAX, _COARSE, {"image_size": 384}),
 }
 TARGETS = ("liver", "left kidney", "liver lesion", "lung nodule")
@@ -97,13 +102,16 @@ def run(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         **({} if arguments.epochs is None else {"epochs": arguments.epochs}),
         **how.keys,
     }
-    folder = arguments.output.absolute() / f"{arm}_{seed}"
+    output = arguments.output.absolute()
+    if how.start is not None:
+        settings["init_from"] = {"model": str(output / f"{how.start}_{seed}" / "model.pt")}
+    folder = output / f"{arm}_{seed}"
     done = folder / "done.json"
     if done.is_file():
         known = json.loads(done.read_text(encoding="utf-8"))
         if known["settings"] == settings:
             return dict(known["metrics"])
-    model = arguments.output.absolute() / f"{how.trained}_{seed}" / "model.pt" if how.trained else folder / "model.pt"
+    model = (output / f"{how.trained}_{seed}" if how.trained else folder) / "model.pt"
     minutes = {"wall": 0.0, "processor": 0.0}
     if how.trained is None:
         wall, processor = time.monotonic(), time.process_time()

@@ -82,13 +82,25 @@ def test_arms_are_compared_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows["both − paper: all, Dice, mean"] == 0
 
 
-def test_an_arm_may_evaluate_the_training_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arm_may_evaluate_the_training_of_another_or_go_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(focus, "run_workflow", workflow)
     CALLS.clear()
-    arguments = ["--data", str(tmp_path), "--output", str(tmp_path / "runs"), "--arm", "longer", "--arm", "fresh_draws"]
-    assert focus.main(arguments) == 0
+    arguments = [
+        "--data",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "runs"),
+        "--arm",
+        "both_longer",
+        "--arm",
+        "fresh_draws",
+    ]
+    assert focus.main([*arguments, "--seed", "3"]) == 0
     assert [name for name, _ in CALLS] == ["train", "evaluate", "evaluate"]
-    assert CALLS[0][1]["epochs"] == 12
-    assert CALLS[2][1]["checkpoint"] == str(tmp_path / "runs" / "both_stride_2_0" / "model.pt")
+    model = str(tmp_path / "runs" / "both_stride_2_3" / "model.pt")
+    assert CALLS[0][1]["init_from"] == {"model": model}
+    assert CALLS[2][1]["checkpoint"] == model
     assert CALLS[2][1]["fresh_draws"] is True
-    assert {arm.trained for arm in focus.ARMS.values()} <= {None, *focus.ARMS}
+    assert {each for arm in focus.ARMS.values() for each in (arm.trained, arm.start)} <= {None, *focus.ARMS}
