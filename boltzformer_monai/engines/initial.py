@@ -106,7 +106,8 @@ def training_network(
             masks between its layers that could be supervised.
     """
     network = create_boltzformer(config)
-    supervise_layers(network, settings)
+    if not supervise_layers(network, settings) and settings.layer_supervision and is_main:
+        _log.info("the decoder %s gives no masks between its layers: layer_supervision is off", config.decoder)
     places = {} if initial is None else initial.places
     reports = [*_brought(network, config), *(init_from(network, places) if places else [])]
     found = {each.part for report in reports for each in report.parts}

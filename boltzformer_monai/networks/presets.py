@@ -64,6 +64,7 @@ PRESETS: dict[str, NetworkConfig] = {
         text_layers=2,
         text_heads=4,
         mask_bias=-3.0,
+        level_logits="max",  # bilinear loses objects of a few pixels
         presence=True,
     ),
 }
@@ -88,6 +89,8 @@ def _replaced(config: NetworkConfig, overrides: Mapping[str, Any]) -> NetworkCon
         for name in ("mean", "std"):
             values = getattr(config, name)
             given.setdefault(name, (sum(values) / len(values),) * given["in_channels"])
+    if given.get("decoder", config.decoder) != config.decoder:  # how the preset's own decoder samples
+        given.setdefault("level_logits", NetworkConfig.level_logits)
     tuples = {
         name: tuple(value) for name, value in given.items() if name in ("mean", "std") and isinstance(value, list)
     }

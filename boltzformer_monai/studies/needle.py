@@ -36,10 +36,17 @@ _DECODER = {
     "hidden": 64,
     "queries": 4,
     "mask_bias": -3.0,
+    "level_logits": "bilinear",
     "pigma_correction": False,  # it sees the image, which is empty here
     "presence": False,
 }
-_TRAINING = {"learning_rate": 2e-3, "weight_decay": 1e-2, "balance": 10.0}
+_TRAINING = {
+    "learning_rate": 2e-3,
+    "weight_decay": 1e-2,
+    "balance": 10.0,
+    "layer_supervision": 0.0,
+    "layer_supervision_stride": 1,
+}
 _TRAINABLE = ("learning_rate", "weight_decay", "decay_norms", "schedule", "warm_up", "clip", "balance",
               "layer_supervision", "layer_supervision_stride")  # fmt: skip
 _STRIDES = (32, 16, 8)  # of V, coarse to fine

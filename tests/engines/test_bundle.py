@@ -258,19 +258,30 @@ def test_every_layer_is_supervised_where_it_is_asked_for(tmp_path: Path, monkeyp
 def test_a_decoder_without_layers_is_not_supervised(tmp_path: Path):
     config = bundle.training_network_config("tiny", image_size=64, overrides={"dim": 16, "heads": 2, "hidden": 24})
     network = engines.training_network(config, SETTINGS["tiny"], device=torch.device("cpu"))
-    supervised = replace(SETTINGS["tiny"], layer_supervision=0.5)
-    supervise_layers(network, supervised)
+    plain = replace(SETTINGS["tiny"], layer_supervision=0.0)
+    supervised = replace(SETTINGS["tiny"], layer_supervision=0.3, layer_supervision_stride=1)
+    assert supervise_layers(network, supervised)
     assert network.decoder.layer_logits
-    supervise_layers(network, SETTINGS["tiny"])
+    assert not supervise_layers(network, plain)
     assert not network.decoder.layer_logits
+    assert supervise_layers(network, SETTINGS["tiny"])
+    assert (network.decoder.layer_logits, network.decoder.layer_stride) == (True, 2)
     network.decoder = torch.nn.Identity()
-    supervise_layers(network, SETTINGS["tiny"])
+    supervise_layers(network, plain)
+    assert not supervise_layers(network, SETTINGS["tiny"])  # the preset's own weight: nobody asked for it
     with pytest.raises(ConfigError, match="the decoder Identity has no layer_logits, so its layers cannot be"):
         supervise_layers(network, supervised)
     network.decoder.layer_logits = False
-    supervise_layers(network, supervised)
+    assert supervise_layers(network, supervised)
     with pytest.raises(ConfigError, match="has no layer_stride"):
         supervise_layers(network, replace(supervised, layer_supervision_stride=4))
+
+
+def test_a_preset_trains_decoders_without_layers_too(caplog: pytest.LogCaptureFixture):
+    config = bundle.training_network_config("tiny", image_size=64, overrides={"decoder": "sam"})
+    with caplog.at_level("INFO"):
+        engines.training_network(config, SETTINGS["tiny"], device=torch.device("cpu"))
+    assert "the decoder sam gives no masks between its layers: layer_supervision is off" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.networks import network_config
 from boltzformer_monai.networks.level_logits import largest, to_level
+from boltzformer_monai.networks.presets import PRESETS, create_boltzformer
 from tests.networks.cases import small_network
 
 
@@ -38,9 +39,11 @@ def test_an_object_of_one_pixel_reaches_every_level():
 
 
 def test_the_setting_reaches_the_decoder_and_is_checked():
+    assert create_boltzformer("tiny").decoder.query_decoder.level_logits == "max"
+    assert PRESETS["hiera_s"].level_logits == "bilinear"  # the paper
     for fast in (False, True):
-        assert small_network(fast=fast).decoder.query_decoder.level_logits == "bilinear"  # the paper
-        assert small_network(fast=fast, level_logits="max").decoder.query_decoder.level_logits == "max"
+        for name in ("bilinear", "max"):
+            assert small_network(fast=fast, level_logits=name).decoder.query_decoder.level_logits == name
     for decoder in ("biomedparse", "seem"):
         assert small_network(level_logits="max", decoder=decoder).decoder.query_decoder.level_logits == "max"
     with pytest.raises(ConfigError, match="level_logits must be one of bilinear, max, got 'mean'"):

@@ -164,7 +164,6 @@ def _train(
         schedule="constant",  # a few epochs from trained weights
         workers=0,
         val_interval=1,
-        layer_supervision=defaults.layer_supervision if hasattr(network.decoder, "layer_logits") else 0.0,
     )
     trainer, evaluator, scheduler = engines.make_training(
         {
