@@ -102,6 +102,8 @@ def best_pairs(pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     from scipy.optimize import linear_sum_assignment
 
+    if all(len(np.unique(partners)) == len(pairs) for partners in pairs.T):
+        return np.arange(len(pairs))  # no object has a choice
     chosen = [np.empty(0, int)]
     for group in _groups(pairs):
         if len(group) > 1:
@@ -121,8 +123,6 @@ def _groups(pairs: np.ndarray) -> list[np.ndarray]:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    if not len(pairs):
-        return []
     first = int(pairs[:, 0].max()) + 1
     nodes = first + int(pairs[:, 1].max()) + 1
     links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1] + first)), shape=(nodes, nodes))

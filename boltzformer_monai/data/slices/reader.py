@@ -123,6 +123,7 @@ class SliceReader:
         self.volumes: dict[str, dict[str, Any]] = description["volumes"]
         self.fold: dict[str, Any] | None = None
         self._folders: dict[str, frozenset[str]] = {}
+        self._files: dict[str, Path] = {}
         self.rows: list[SliceRow] = [
             self._row(fields, line) for line, fields in enumerate(read_manifest(self.root), start=2)
         ]
@@ -223,6 +224,12 @@ class SliceReader:
         return row
 
     def _file(self, name: str) -> Path:
+        """Where a stored file lies; every target of a slice has a row that names the same ones."""
+        if name not in self._files:
+            self._files[name] = self._checked(name)
+        return self._files[name]
+
+    def _checked(self, name: str) -> Path:
         folder, _, file = name.partition("/")
         if folder not in ("images", "labels") or not file or "/" in file or "\\" in file:
             raise ValueError(f"{name!r} does not lie in images/ or labels/")
