@@ -73,7 +73,7 @@ def run_demo(
     shared = _shared_batch(processes)
     output.mkdir(parents=True, exist_ok=True)
     _log.info("making synthetic scans and slicing them")
-    slices = ensure_demo_dataset(output / "data", seed=seed, **(_FAST_SCANS if fast else {}))
+    slices = ensure_demo_dataset(output / "data", seed=seed, workers=processes, **(_FAST_SCANS if fast else {}))
     epochs = _FAST_EPOCHS if fast and epochs is None else epochs
     sliced = time.monotonic()
     common = {"dataset_dir": str(slices)}

@@ -9,8 +9,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from boltzformer_monai.data.slices.writer import SliceWriter
 from boltzformer_monai.demo.made_folder import is_complete, read_marker, staged, write_marker
@@ -18,6 +19,7 @@ from boltzformer_monai.demo.phantom import ALL_PHANTOM_LABELS, PhantomKind, make
 from boltzformer_monai.demo.phantom_files import write_phantom_dicom, write_phantom_nifti
 from boltzformer_monai.errors import ConfigError, DatasetError, why
 from boltzformer_monai.io.read import read_label_map, read_volume, write_label_map
+from boltzformer_monai.parallel import run_jobs
 
 __all__ = ["DemoVolume", "ensure_demo_dataset", "make_demo_volumes", "read_demo_volumes"]
 
@@ -67,6 +69,7 @@ def make_demo_volumes(
     chest: int = DEFAULT_CHEST,
     seed: int = 0,
     size: tuple[int, int, int] = DEFAULT_SIZE,
+    workers: int = 1,
 ) -> list[DemoVolume]:
     """Write phantoms under `root`/volumes, every fourth as a DICOM series with a NIfTI label, the others as NIfTI.
 
@@ -81,6 +84,7 @@ def make_demo_volumes(
         chest: number of chest phantoms, validation and test included.
         seed: of the patients.
         size: voxels of each phantom along Left, Posterior, Superior.
+        workers: processes that make them.
 
     Returns:
         The volumes, abdomen first.
@@ -94,10 +98,10 @@ def make_demo_volumes(
     described = {"format": VOLUMES_FORMAT, "version": VERSION, "parameters": parameters}
     if not is_complete(folder, VOLUMES_FILE, described):
         with staged(folder, VOLUMES_FILE) as staging:
-            entries = [
-                _write_volume(staging, site, index, split, dicom, seed=seed * _SEEDS_PER_SET + index, size=size)
-                for site, index, split, dicom in _plan(abdomen, chest)
-            ]
+            write = partial(_write_volume, folder=staging, seed=seed * _SEEDS_PER_SET, size=size)
+            plan = list(_plan(abdomen, chest))
+            made = {entry["id"]: entry for entry in run_jobs(write, plan, workers=workers, crashed=_crashed)}
+            entries = [made[each.name] for each in plan]
             write_marker(staging / VOLUMES_FILE, {**described, "volumes": entries})
     return read_demo_volumes(root)
 
@@ -139,6 +143,7 @@ def ensure_demo_dataset(
     chest: int = DEFAULT_CHEST,
     seed: int = 0,
     size: tuple[int, int, int] = DEFAULT_SIZE,
+    workers: int = 1,
 ) -> Path:
     """Path of the slice data set `root`/slices of the demo phantoms; missing volumes and slices are created.
 
@@ -154,7 +159,7 @@ def ensure_demo_dataset(
     if is_complete(folder, MARKER_FILE, described):
         return folder
     _log.info("making the demo data set (synthetic CT phantoms) in %s", folder)
-    volumes = make_demo_volumes(root, abdomen=abdomen, chest=chest, seed=seed, size=size)
+    volumes = make_demo_volumes(root, abdomen=abdomen, chest=chest, seed=seed, size=size, workers=workers)
     with staged(folder, MARKER_FILE) as staging:
         _slice_volumes(volumes, staging, seed)
         write_marker(staging / MARKER_FILE, described)
@@ -175,8 +180,20 @@ def _slice_volumes(volumes: list[DemoVolume], folder: Path, seed: int) -> None:
             )
 
 
-def _plan(abdomen: int, chest: int) -> Iterator[tuple[PhantomKind, int, str, bool]]:
-    """(kind, index, split, whether DICOM) of every volume; the last ones of each kind are held out."""
+@dataclass(frozen=True)
+class _Planned:
+    kind: PhantomKind
+    index: int
+    split: str
+    dicom: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.index:03d}"
+
+
+def _plan(abdomen: int, chest: int) -> Iterator[_Planned]:
+    """Every volume; the last ones of each kind are held out."""
     kinds: tuple[tuple[PhantomKind, int], ...] = (("abdomen", abdomen), ("chest", chest))
     for kind, count in kinds:
         held_out = max(round(_HELD_OUT_FRACTION * count), 1)
@@ -185,15 +202,17 @@ def _plan(abdomen: int, chest: int) -> Iterator[tuple[PhantomKind, int, str, boo
         for index in range(count):
             left = count - index
             split = "test" if left <= test else "val" if left <= test + val else "train"
-            yield kind, index, split, left % _DICOM_EVERY == 1
+            yield _Planned(kind, index, split, left % _DICOM_EVERY == 1)
 
 
-def _write_volume(
-    folder: Path, site: PhantomKind, index: int, split: str, dicom: bool, *, seed: int, size: tuple[int, int, int]
-) -> dict[str, Any]:
-    name = f"{site}_{index:03d}"
-    image, label = make_phantom(site, seed=seed, size=size, lesion=index % _HEALTHY_EVERY != 2)
-    if dicom:
+def _crashed(planned: _Planned) -> NoReturn:
+    raise DatasetError(f"the process that made the phantom {planned.name} died (no memory left?)")
+
+
+def _write_volume(planned: _Planned, *, folder: Path, seed: int, size: tuple[int, int, int]) -> dict[str, Any]:
+    site, name, seed = planned.kind, planned.name, seed + planned.index
+    image, label = make_phantom(site, seed=seed, size=size, lesion=planned.index % _HEALTHY_EVERY != 2)
+    if planned.dicom:
         image_path, label_path = write_phantom_dicom(image, folder / name, seed=seed), folder / f"{name}_label.nii.gz"
         write_label_map(label.array, label, label_path)
     else:
@@ -206,7 +225,7 @@ def _write_volume(
         "modality": "CT",
         "site": site,
         "patient": f"PHANTOM-{site}-{seed}",
-        "split": split,
+        "split": planned.split,
     }
 
 

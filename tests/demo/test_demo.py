@@ -191,8 +191,18 @@ def test_bad_numbers_are_refused(tmp_path: Path, settings: dict) -> None:
 
 def test_default_numbers_give_2160_training_slices() -> None:
     plan = list(demo._plan(demo.DEFAULT_ABDOMEN, demo.DEFAULT_CHEST))
-    assert sum(split == "train" for _, _, split, _ in plan) * demo.DEFAULT_SIZE[2] == 2160
+    assert sum(each.split == "train" for each in plan) * demo.DEFAULT_SIZE[2] == 2160
     for split, counts in {"val": (14, 5), "test": (14, 5)}.items():
-        kinds = [kind for kind, _, each, _ in plan if each == split]
+        kinds = [each.kind for each in plan if each.split == split]
         assert (kinds.count("abdomen"), kinds.count("chest")) == counts
-    assert {kind for kind, _, split, dicom in plan if split == "test" and dicom} == {"abdomen", "chest"}
+    assert {each.kind for each in plan if each.split == "test" and each.dicom} == {"abdomen", "chest"}
+
+
+def test_several_processes_make_the_same_volumes(tmp_path: Path) -> None:
+    settings: dict = {"abdomen": 2, "chest": 1, "size": (48, 48, 6)}
+    for workers in (1, 2):
+        make_demo_volumes(tmp_path / str(workers), workers=workers, **settings)
+    one, two = (tmp_path / str(workers) / "volumes" for workers in (1, 2))
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(two)) for path in two.rglob("*") if path.is_file())
+    assert [name for name in names if (one / name).read_bytes() != (two / name).read_bytes()] == []
