@@ -19,7 +19,7 @@ __all__ = ["DEPTH_MM", "LEAST_ZOOM", "REACH_MM", "LesionAtPoint", "Region", "che
 
 REACH_MM = 5.0
 """A lesion whose nearest voxel is farther from the point is not the one that is meant."""
-LEAST_ZOOM = 2.0
+LEAST_ZOOM = 1.5
 """How much larger than in the whole slice the region is shown, where that has its full resolution already."""
 DEPTH_MM = 20.0
 """Slices up to so far from the point belong to the region."""

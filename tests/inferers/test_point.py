@@ -11,7 +11,15 @@ import pytest
 from boltzformer_monai.data.planes import radiological
 from boltzformer_monai.errors import ConfigError
 from boltzformer_monai.inferers import RunSettings, VolumeSegmenter
-from boltzformer_monai.inferers.point import DEPTH_MM, REACH_MM, LesionAtPoint, lesion_at, region_at, voxel_at
+from boltzformer_monai.inferers.point import (
+    DEPTH_MM,
+    LEAST_ZOOM,
+    REACH_MM,
+    LesionAtPoint,
+    lesion_at,
+    region_at,
+    voxel_at,
+)
 from boltzformer_monai.io.volume import Volume
 
 OBLIQUE = np.array([[-1.8, 0.3, 0.2, 20.0], [0.4, 1.9, -0.1, -30.0], [0.1, 0.2, 4.0, 5.0], [0, 0, 0, 1]])
@@ -93,7 +101,8 @@ def test_the_region_holds_the_point_at_full_resolution(plane: str) -> None:
     # A slice that the square shows larger than it is already is magnified all the same.
     region = region_at(volume, slicing, _world(volume, (200, 150, 30)), 1024)
     longest = max(height * row, width * column)
-    assert max(region.shape[0] * row, region.shape[1] * column) == pytest.approx(longest / 2, abs=max(row, column))
+    edge = max(region.shape[0] * row, region.shape[1] * column)
+    assert edge == pytest.approx(longest / LEAST_ZOOM, abs=max(row, column))
 
 
 def test_looking_closer_changes_the_region_alone(checkpoint: Path, scan: Volume) -> None:

@@ -63,7 +63,7 @@ def test_a_closer_look_says_so(client: Any) -> None:
     summary = client.get(f"/boltzformer/api/results/{closer['result']}/summary.json").json()
     assert summary["point"] == pytest.approx(_centre())
     assert summary["look_closer"] is True
-    assert summary["protocol_settings"] == {"least_zoom": 2.0}
+    assert summary["protocol_settings"] == {"least_zoom": 1.5}
 
 
 @pytest.mark.parametrize(
