@@ -132,7 +132,9 @@ def rows_of(name: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     groups = {target: focus["by_target"][target] for target in TARGETS if target in focus["by_target"]}
     found = [
         result(f"{name}: mean Dice", slices["overall"]["dice"]["mean"], "Dice"),
+        result(f"{name}: mean 3-D Dice", metrics["volumes"]["overall"]["dice"]["mean"], "Dice"),
         result(f"{name}: missed", slices["overall"]["missed"]["mean"], "share"),
+        result(f"{name}: absent, answered", slices["overall"]["false_positive_rate"]["mean"], "share"),
         result(f"{name}: training, processor", metrics["minutes"]["processor"], "min"),
     ]
     for target, entry in {**groups, "below 1 %": focus["small"]}.items():

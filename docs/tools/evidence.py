@@ -93,6 +93,13 @@ def focus_block(record: Mapping[str, Any]) -> str:
         for target in _LESIONS
         if seeds[arm]
     ]
+    whole = {"mean Dice": ("mean Dice", 3), "mean 3-D Dice": ("mean 3-D Dice", 3)}
+    whole |= {"targets missed": ("missed", 3), "absent targets answered": ("absent, answered", 3)}
+    means = [
+        [title, str(len(seeds[arm])), *(over_seeds(arm, what, decimals) for what, decimals in whole.values())]
+        for arm, title in _ARMS.items()
+        if seeds[arm]
+    ]
     compared = [
         [
             f"{_ARMS[arm]} − {_ARMS[against]}",
@@ -104,6 +111,8 @@ def focus_block(record: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             markdown(["target, training", "seeds", *columns], looks),
+            "Over all ten targets:",
+            markdown(["training", "seeds", *whole], means),
             "Differences of Dice in points, paired by seed, with their 95 % interval and p of a t-test:",
             markdown(["", *_LESIONS, "all ten targets"], compared),
         ]

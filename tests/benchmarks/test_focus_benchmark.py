@@ -21,8 +21,8 @@ def workflow(name: str, overrides: dict[str, Any], *, root: Path) -> None:
     if name == "evaluate":
         layers = (LayerFocus(0.5, 0.1, 0.2, 0.0), LayerFocus(0.9, 0.1, 0.2, 0.0))
         scores = [FocusScore("1", "v", "p", "liver lesion", 0.001, layers, 0.8, 0.6)]
-        means = {"dice": {"mean": 0.9}, "missed": {"mean": 0.0}}
-        metrics = {"slices": {"overall": means}, "focus": summarise_focus(scores)}
+        means = {"dice": {"mean": 0.9}, "missed": {"mean": 0.0}, "false_positive_rate": {"mean": 0.1}}
+        metrics = {"slices": {"overall": means}, "volumes": {"overall": means}, "focus": summarise_focus(scores)}
         folder = Path(overrides["output_dir"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
@@ -53,6 +53,7 @@ def test_an_arm_is_trained_evaluated_and_read_again(
     rows = {row["name"]: row["value"] for row in json.loads(record.read_text(encoding="utf-8"))["results"]}
     assert rows["both 0: liver lesion, focus 2"] == pytest.approx(9)
     assert rows["both 0: below 1 %, another V"] == 0.6
+    assert rows["both 0: absent, answered"] == 0.1
     assert "attention is used" in capsys.readouterr().out
     assert focus.main(arguments) == 0
     assert len(CALLS) == 2  # it was done

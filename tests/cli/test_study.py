@@ -233,7 +233,7 @@ def test_arms_share_the_first_weights_that_they_have_in_common(
             {
                 "arms__full": {
                     "network": {"decoder": "sam"},
-                    "training": {"settings_overrides": {"layer_supervision": 0.5}},
+                    "training": {"settings_overrides": {"layer_supervision": 0.3}},
                 }
             },
             "so its layers cannot be supervised",
