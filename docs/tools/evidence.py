@@ -3,7 +3,7 @@
 
 ::
 
-    python docs/tools/evidence.py           # after a study's results.json, or focus.json, was written anew
+    python docs/tools/evidence.py           # after one of the records was written anew
     python docs/tools/evidence.py --check   # whether the page is up to date; the tests do it
 """
 
@@ -73,7 +73,8 @@ def focus_block(record: Mapping[str, Any]) -> str:
     values = {row["name"]: row["value"] for row in record["results"]}
     seeds: dict[str, list[str]] = {arm: [] for arm in _ARMS}
     for name in values:
-        if found := re.fullmatch(r"(\w+) (\d+): mean Dice", name):
+        found = re.fullmatch(r"(\w+) (\d+): mean Dice", name)
+        if found and found[1] in seeds:
             seeds[found[1]].append(found[2])
 
     def over_seeds(arm: str, what: str, decimals: int) -> str:
