@@ -104,15 +104,19 @@ def run(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         **how.keys,
     }
     output = arguments.output.absolute()
-    if how.start is not None:
-        settings["init_from"] = {"model": str(output / f"{how.start}_{seed}" / "model.pt")}
     folder = output / f"{arm}_{seed}"
+    needed = how.start or how.trained
+    other = output / f"{needed}_{seed}" / "model.pt"
+    if needed is not None and not other.is_file():
+        raise SystemExit(f"{arm}, seed {seed}: there is no {other}; train it first, by --arm {needed} --seed {seed}")
+    if how.start is not None:
+        settings["init_from"] = {"model": str(other)}
     done = folder / "done.json"
     if done.is_file():
         known = json.loads(done.read_text(encoding="utf-8"))
         if known["settings"] == settings:
             return dict(known["metrics"])
-    model = (output / f"{how.trained}_{seed}" if how.trained else folder) / "model.pt"
+    model = other if how.trained else folder / "model.pt"
     minutes = {"processor": 0.0}  # trainings may run beside each other, and be paused
     if how.trained is None:
         processor = time.process_time()

@@ -98,9 +98,15 @@ def test_an_arm_may_evaluate_the_training_of_another_or_go_on_from_it(
         "--arm",
         "fresh_draws",
     ]
+    with pytest.raises(SystemExit, match=r"both_longer, seed 3: there is no .*train it first, by --arm both_stride_2"):
+        focus.main([*arguments, "--seed", "3"])
+    assert not CALLS
+    first = tmp_path / "runs" / "both_stride_2_3" / "model.pt"
+    first.parent.mkdir(parents=True)
+    first.touch()
     assert focus.main([*arguments, "--seed", "3"]) == 0
     assert [name for name, _ in CALLS] == ["train", "evaluate", "evaluate"]
-    model = str(tmp_path / "runs" / "both_stride_2_3" / "model.pt")
+    model = str(first)
     assert CALLS[0][1]["init_from"] == {"model": model}
     assert CALLS[2][1]["checkpoint"] == model
     assert CALLS[2][1]["fresh_draws"] is True
