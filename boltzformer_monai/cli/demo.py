@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--fast", action="store_true", help="few small scans and 2 epochs: every step in minutes, with poor masks"
     )
-    parser.add_argument("--epochs", type=whole_number(1), help="default: the preset's, or 2 with --fast")
+    parser.add_argument("--epochs", type=whole_number(1), help="5, or 2 with --fast")
     parser.add_argument(
         "--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help="of phantoms, split and training (0)"
     )

@@ -161,5 +161,5 @@ def test_mistakes_are_told_before_a_process_starts(
 
 def test_the_demo_shares_its_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--output", str(tmp_path / "demo"), "--processes", "3"]) == 2
-    assert "the demo's batch of 8 cannot be shared equally" in capsys.readouterr().err
+    assert "the demo's steps of 16 images cannot be shared equally" in capsys.readouterr().err
     assert not list((tmp_path / "demo").iterdir())
