@@ -26,13 +26,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "evidence.md"
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(
-    r"(<!-- (study_\w+|focus|look_closer): written by docs/tools/evidence\.py -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (study_\w+|focus\w*|look_closer): written by docs/tools/evidence\.py -->\n).*?(<!-- end -->)", re.DOTALL
 )
 _ARMS = {
     "paper": "as in the paper",
     "both_stride_2": "both changes",
     "paper_longer": "as in the paper, twice as long",
     "both_longer": "both changes, twice as long",
+    "mask_bias_0": "both, mask bias from 0",
+    "at_least_one": "both, at least one draw",
+    "tau_2": "both, τ0 = 2",
+    "fresh_draws": "both, evaluated with fresh draws",
+    "384_pixels": "both, 384 pixels",
 }
 _COMPARED = (
     ("both_stride_2", "paper"),
@@ -107,17 +112,19 @@ def focus_block(record: Mapping[str, Any]) -> str:
             *(_difference(values, f"{arm} − {against}: {part}, Dice") for part in (*_LESIONS, "all")),
         ]
         for arm, against in _COMPARED
-        if f"{arm} − {against}: all, Dice, mean" in values
+        if f"{arm} − {against}: all, Dice, low" in values  # none from one seed
     ]
-    return "\n\n".join(
-        [
-            markdown(["target, training", "seeds", *columns], looks),
-            "Over all ten targets:",
-            markdown(["training", "seeds", *whole], means),
+    parts = [
+        markdown(["target, training", "seeds", *columns], looks),
+        "Over all ten targets:",
+        markdown(["training", "seeds", *whole], means),
+    ]
+    if compared:
+        parts += [
             "Differences of Dice in points, paired by seed, with their 95 % interval and p of a t-test:",
             markdown(["", *_LESIONS, "all ten targets"], compared),
         ]
-    )
+    return "\n\n".join(parts)
 
 
 def _difference(values: Mapping[str, float], name: str) -> str:
@@ -156,7 +163,7 @@ def _plain(cells: Sequence[str | tuple[str, str]]) -> list[str]:
     return [cell if isinstance(cell, str) else cell[0] for cell in cells]
 
 
-_RECORDS = {"focus": focus_block, "look_closer": closer_block}
+_RECORDS = {"focus": focus_block, "focus_changes": focus_block, "look_closer": closer_block}
 
 
 def filled(page: str, folder: Path = RESULTS) -> str:
