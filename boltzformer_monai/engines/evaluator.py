@@ -195,7 +195,7 @@ class AveragingInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Decoded:
         """``(B, C, S, S)`` and tokens → mask and presence logits of the mean probabilities."""
         if self.fresh_draws:
-            kwargs["generator"] = CounterNoise(_seeds_of(inputs))
+            kwargs["generator"] = self.noise(inputs)
         found = [network(pose.image(inputs), *args, with_presence=True, **kwargs) for pose in self.poses]
         if len(found) == 1:
             return found[0]
@@ -205,6 +205,10 @@ class AveragingInferer(Inferer):
         ]
         presence = None if found[0].presence is None else mean_logits([each.presence for each in found])
         return Decoded(mean_logits(logits), presence)
+
+    def noise(self, inputs: Tensor) -> CounterNoise | None:
+        """What ``(B, C, S, S)`` slices are sampled with; None: the numbers that all share."""
+        return CounterNoise(_seeds_of(inputs)) if self.fresh_draws else None
 
 
 def _seeds_of(images: Tensor) -> Tensor:
@@ -266,8 +270,10 @@ def run_evaluation(
     detach(evaluator, trackers)
     with writing(Path(output_dir)):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-    measured = MeasureFocus(evaluator, root=scorer.root, size=scorer.size, logit=scorer.logit) if focus else None
-    if measured is not None:
+    measured = None
+    if focus:
+        noise = getattr(evaluator.inferer, "noise", None)
+        measured = MeasureFocus(evaluator, root=scorer.root, size=scorer.size, logit=scorer.logit, noise=noise)
         measured.attach(evaluator)
     evaluator.run()
     return write_evaluation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from boltzformer_monai.data.slices.reader import SliceRow, read_png
 from boltzformer_monai.evaluation.focus import FocusScore, layer_focus, partners
 from boltzformer_monai.evaluation.mask_pair import dice
 from boltzformer_monai.networks.interfaces import ImageFeatures, TextFeatures
+from boltzformer_monai.networks.sampling import Randomness
 from boltzformer_monai.transforms.load import slice_fit
 
 __all__ = ["MeasureFocus"]
@@ -33,13 +35,23 @@ class MeasureFocus:
         root: the dataset's folder; scores name images relative to it.
         size: edge of the network's input in pixels.
         logit: smallest logit of a mask's pixels.
+        noise: what images ``(B, C, S, S)`` are sampled with; by default the numbers that all share.
     """
 
-    def __init__(self, evaluator: SupervisedEvaluator, *, root: Path, size: int, logit: float = 0.0) -> None:
+    def __init__(
+        self,
+        evaluator: SupervisedEvaluator,
+        *,
+        root: Path,
+        size: int,
+        logit: float = 0.0,
+        noise: Callable[[Tensor], Randomness] | None = None,
+    ) -> None:
         self.evaluator = evaluator
         self.root = root
         self.size = size
         self.logit = logit
+        self.noise = noise
         self.scores: list[FocusScore] = []
         loader: Any = evaluator.data_loader
         self.dataset = loader.dataset
@@ -57,17 +69,21 @@ class MeasureFocus:
         network: Any = self.evaluator.network
         batch: Any = engine.state.batch
         device = self.evaluator.state.device
-        features = network.encode_image(batch["image"].to(device))
+        images = batch["image"].to(device)
+        features = network.encode_image(images)
         text = network.encode_text(batch["tokens"].to(device))
-        own = network.decode(features, text).logits
-        sets = network.attention_sets(features, text, drawn=True)
-        swapped = self._with_other_v(features, text, batch["rows"])
+        noise = None if self.noise is None else self.noise(images)
+        own = network.decode(features, text, generator=noise).logits
+        sets = network.attention_sets(features, text, generator=noise, drawn=True)
+        swapped = self._with_other_v(features, text, batch["rows"], noise)
         for index, rows in enumerate(batch["rows"]):
             of_slice = [each[index, : len(rows)].cpu().numpy() for each in sets]
             other = None if swapped is None else swapped[index, : len(rows)]
             self.scores.extend(self._score(rows, own[index, : len(rows)], other, of_slice))
 
-    def _with_other_v(self, features: ImageFeatures, text: TextFeatures, rows: list[list[SliceRow]]) -> Tensor | None:
+    def _with_other_v(
+        self, features: ImageFeatures, text: TextFeatures, rows: list[list[SliceRow]], noise: Randomness
+    ) -> Tensor | None:
         """Logits with other slices' V; None where there is only one slice."""
         others = [self.other[each[0].image] for each in rows]
         if any(other is None for other in others):
@@ -75,7 +91,8 @@ class MeasureFocus:
         network: Any = self.evaluator.network
         images = torch.stack([self.dataset[other]["image"] for other in others])
         levels = network.encode_image(images.to(features.image.device)).levels
-        return network.decode(dataclasses.replace(features, levels=levels), text).logits  # type: ignore[no-any-return]
+        swapped = dataclasses.replace(features, levels=levels)
+        return network.decode(swapped, text, generator=noise).logits  # type: ignore[no-any-return]
 
     def _score(
         self, rows: list[SliceRow], own: Tensor, swapped: Tensor | None, sets: list[np.ndarray]

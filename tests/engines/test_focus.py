@@ -26,7 +26,9 @@ from tests.engines.cases import write_dataset
 from tests.networks.cases import images, small_network
 
 
-def measured(network: BoltzFormer, root: Path, count: int, *, logit: float = 0.0) -> tuple[MeasureFocus, Any]:
+def measured(
+    network: BoltzFormer, root: Path, count: int, *, logit: float = 0.0, noise: Any = None
+) -> tuple[MeasureFocus, Any]:
     """Scores of the first slices of two patients in training, two slices each."""
     reader = SliceReader(root)
     transform = evaluation_transform(reader, tokenizer=PromptTokenizer(), size=64)
@@ -36,7 +38,7 @@ def measured(network: BoltzFormer, root: Path, count: int, *, logit: float = 0.0
         data_loader=SimpleNamespace(dataset=dataset),
         state=SimpleNamespace(device=torch.device("cpu")),
     )
-    measure = MeasureFocus(evaluator, root=root, size=64, logit=logit)
+    measure = MeasureFocus(evaluator, root=root, size=64, logit=logit, noise=noise)
     batch = collate_slices([dataset[index] for index in range(count)])
     measure.measure_batch(SimpleNamespace(state=SimpleNamespace(batch=batch)))  # type: ignore[arg-type]
     return measure, dataset
@@ -100,6 +102,17 @@ def test_a_decoder_without_sets_is_judged_by_its_gate_alone(root: Path):
     assert len(measure.scores) == 5
     assert all(score.layers == () and score.swapped_dice is not None for score in measure.scores)
     assert any(score.dice != score.swapped_dice for score in measure.scores)
+
+
+def test_fresh_draws_are_those_that_the_focus_is_measured_of(root: Path):
+    network = small_network(sample_ratio=0.3, mask_bias=0.0)
+    shared, _ = measured(network, root, 2)
+    default, _ = measured(network, root, 2, noise=AveragingInferer().noise)
+    fresh, _ = measured(network, root, 2, noise=AveragingInferer(fresh_draws=True).noise)
+    assert [score.layers for score in default.scores] == [score.layers for score in shared.scores]
+    assert [score.layers for score in fresh.scores] != [score.layers for score in shared.scores]
+    other, _ = measured(network, root, 1, noise=AveragingInferer(fresh_draws=True).noise)  # whatever the batch
+    assert other.scores[0].layers == fresh.scores[0].layers
 
 
 def test_fresh_draws_belong_to_the_slice_whatever_the_batch():
