@@ -107,8 +107,16 @@ def test_the_numbers_in_benchmarks_are_those_of_the_records() -> None:
             "volumes dice low",
             "volumes dice high",
             "volumes surface_dice mean",
+            "dice_3d anterior hippocampus",
+            "dice_3d posterior hippocampus",
         ),
-        "msd_hippocampus_expert_augmented": ("mean_dice_3d", "volumes dice low", "volumes dice high"),
+        "msd_hippocampus_expert_augmented": (
+            "mean_dice_3d",
+            "volumes dice low",
+            "volumes dice high",
+            "dice_3d anterior hippocampus",
+            "dice_3d posterior hippocampus",
+        ),
     }.items():
         content = json.loads((ROOT / "benchmarks" / "results" / f"{record}.json").read_text(encoding="utf-8"))
         values = {row["name"]: row["value"] for row in content["results"]}
