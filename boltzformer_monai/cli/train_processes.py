@@ -176,7 +176,8 @@ def _train(rank: int, training: _Training, said: multiprocessing.queues.SimpleQu
             if (line := user_line(error)) is None:
                 raise
             said.put((isinstance(user_error(error), RankLostError), line))
-            return USER_ERROR
+            sys.stderr.flush()
+            os._exit(USER_ERROR)  # in a process group still, whose threads can abort Python's own end
         return 0
 
     raise SystemExit(run_parsed(lambda: Namespace(run=run)))

@@ -5,7 +5,6 @@ from boltzformer_monai.engines.bundle import (
     make_training,
     mask_size_for,
     start,
-    start_distributed,
     training_network_config,
 )
 from boltzformer_monai.engines.calibrate_presence import calibrate_checkpoint, calibrate_presence
@@ -34,6 +33,7 @@ from boltzformer_monai.engines.loss import BoltzFormerLoss, StepLoss, training_l
 from boltzformer_monai.engines.optimizer import make_optimizer, make_scheduler
 from boltzformer_monai.engines.overlays import WatchedSlices
 from boltzformer_monai.engines.publish import publish_metrics, publish_model, require_card
+from boltzformer_monai.engines.ranks import leave_distributed, start_distributed
 from boltzformer_monai.engines.sampler import EpochSampler, SeededExamples
 from boltzformer_monai.engines.settings import SETTINGS, TrainingSettings, training_settings
 from boltzformer_monai.engines.step import StepLoader, training_step
@@ -68,6 +68,7 @@ __all__ = [
     "evaluation_transform",
     "find_bundle",
     "find_initial_weights",
+    "leave_distributed",
     "make_optimizer",
     "make_scheduler",
     "make_training",

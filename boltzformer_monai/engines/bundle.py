@@ -8,7 +8,6 @@ import inspect
 import json
 import logging
 import math
-import os
 import pydoc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from boltzformer_monai.limits import LARGEST_SEED, gigabytes, machine_memory
 from boltzformer_monai.networks.config import NetworkConfig
 from boltzformer_monai.networks.mask_decoder import BOLTZMANN
 from boltzformer_monai.networks.presets import network_config
-from boltzformer_monai.precision import Precision, device_by_name, distributed_device
+from boltzformer_monai.precision import Precision, device_by_name
 from boltzformer_monai.registry import use_plugins
 from boltzformer_monai.storage import require_writable
 
@@ -415,22 +414,6 @@ def one_line_errors() -> None:
 
     hook.prints_one_line = True  # type: ignore[attr-defined]
     sys.excepthook = hook
-
-
-def start_distributed() -> None:
-    """Join torchrun's process group: NCCL on GPUs, Gloo on CPUs.
-
-    Raises:
-        ConfigError: the process was not started by torchrun.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        msg = "multi_gpu_train.json is for torchrun: torchrun --nproc_per_node=2 -m monai.bundle run training …"
-        raise ConfigError(msg)
-    if not torch.distributed.is_initialized():
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.set_device(distributed_device())
-        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
 
 
 def mask_size_for(defaults: TrainingSettings, image_size: int) -> int:

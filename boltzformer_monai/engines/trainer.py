@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from boltzformer_monai.engines.average import average_weights
 from boltzformer_monai.engines.key_metric import VAL_DICE, VAL_LOSS, has_improved, key_value
 from boltzformer_monai.engines.layer_supervision import supervise_layers
-from boltzformer_monai.engines.ranks import together
+from boltzformer_monai.engines.ranks import leave_distributed, together
 from boltzformer_monai.engines.remaining import RemainingTime
 from boltzformer_monai.engines.resume import (
     AUTO,
@@ -346,9 +346,10 @@ def _report_stop(trainer: SupervisedTrainer, folder: Path, signals: StopSignals,
     if outputs is not None:
         place = folder / STATES
         _log.warning("stopped by %s after step %d; --resume auto goes on from %s", name, trainer.state.iteration, place)
-    if signals.received is signal.SIGINT:
-        if outputs is not None:
+        if signals.received is signal.SIGINT:
             outputs.checkpoints.save_last()
+    leave_distributed(trainer.network)  # all stop after the same step
+    if signals.received is signal.SIGINT:
         raise KeyboardInterrupt
     raise TrainingStopped
 

@@ -81,6 +81,7 @@ def train(dataset: Path, output: Path, **overrides: Any) -> None:
         patience=9,
         is_main=is_main,
     )
+    engines.leave_distributed(trainer.network)
 
 
 def processes(dataset: Path, output: Path, *, count: int = 2, **overrides: Any) -> list[subprocess.Popen[str]]:
