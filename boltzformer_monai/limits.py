@@ -14,6 +14,7 @@ import json
 import os
 import stat
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -135,6 +136,20 @@ def read_json(path: str | os.PathLike[str], *, encoding: str = "utf-8", **option
         ValueError: it is no JSON, or nested too deeply.
     """
     return parse_json(read_text(path, encoding=encoding, limit=memory_budget() // _JSON_GROWTH), **options)
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without duplicate keys, of which Python would silently keep the last value: ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a key occurs twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key "{twice}" occurs twice; keep one of them')
+    return content
 
 
 def read_json_description(path: str | os.PathLike[str], *, missing: str = "no such file", **options: Any) -> Any:

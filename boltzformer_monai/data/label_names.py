@@ -13,7 +13,7 @@ import numpy as np
 
 from boltzformer_monai.data.prompts import normalise_site, normalise_target
 from boltzformer_monai.errors import ConfigError, DatasetError, did_you_mean
-from boltzformer_monai.limits import read_json_description
+from boltzformer_monai.limits import read_json_description, unique_keys
 from boltzformer_monai.modality import parse_modality, settled_modality
 
 __all__ = ["LabelMap", "canonical_labels", "check_values", "parse_label_values", "read_label_names"]
@@ -171,13 +171,11 @@ def _some(items: Sequence[object], *, most: int = 20) -> str:
 
 
 def _unique(place: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without duplicate keys, of which Python would silently keep the last value."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise DatasetError(f'{place}: the key "{twice}" occurs twice; keep one of them')
-    return content
+    """A JSON object without duplicate keys."""
+    try:
+        return unique_keys(pairs)
+    except ValueError as error:
+        raise DatasetError(f"{place}: {error}") from None
 
 
 def _check_keys(place: Path, content: Mapping[str, Any]) -> None:

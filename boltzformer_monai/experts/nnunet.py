@@ -71,7 +71,7 @@ def export_nnunet(
     """
     reject_unknown(targets, reader.targets, what="target")
     scans = list_scans(choose_plane(reader, ""), originals)
-    names = list(targets) or sorted({name for scan in scans for name in scan.targets})
+    names = [*dict.fromkeys(targets)] or sorted({name for scan in scans for name in scan.targets})
     groups = [[name] for name in names] if per_target else [names]
     if not names:
         raise DatasetError(f"{reader.root} has no targets; there is nothing to export")

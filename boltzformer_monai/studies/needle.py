@@ -171,7 +171,11 @@ class LayerSets:
 
     @property
     def focus(self) -> float:
-        """Share of the attended patches that show the object, over the share expected by chance; 1 = chance."""
+        """Share of the attended patches that show the object, over the share expected by chance; 1 = chance.
+
+        Of all sets together: a large set counts for more than a small one, unlike in
+        :class:`~boltzformer_monai.evaluation.focus.LayerFocus`, which is the mean over sets.
+        """
         return self.coverage / self.set_size
 
 

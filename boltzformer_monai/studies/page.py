@@ -87,7 +87,7 @@ def _runs(results: Mapping[str, Any]) -> str:
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:
-    made, study = results["made"], results["study"]
+    made = results["made"]
     held_out = {
         block["title"]: block["held_out"]
         for entry in results["experiments"].values()
@@ -102,8 +102,8 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         "Date (UTC)": made["date"],
         "Version": made["version"],
         "Libraries": ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version),
-        "Machine": f"{made['machine']}, {made['cores']} cores, {made['gpu'] or 'no GPU'}; "
-        f"{study['threads']} thread(s) a run",
+        "Machine": f"{made['machine']}, {made['cores']} cores, {made['gpu'] or 'no GPU'}",
+        "Threads of the runs": _of_runs(results["experiments"], lambda run: count_of(run["threads"], "thread")),
     }
     return facts | {f"Held out of {name}": ", ".join(patients) for name, patients in held_out.items()}
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from boltzformer_monai import __version__
 from boltzformer_monai.data.split import MOST_FOLDS
 from boltzformer_monai.errors import ConfigError, did_you_mean, why
-from boltzformer_monai.limits import LARGEST_SEED, read_json
+from boltzformer_monai.limits import LARGEST_SEED, read_json, unique_keys
 from boltzformer_monai.studies.paper import paper_rows
 
 __all__ = ["BOLTZFORMER", "Arm", "Comparison", "DataSet", "Experiment", "Run", "Study", "merged", "read_study"]
@@ -191,6 +191,10 @@ class Study(_Part):
                     raise ValueError(
                         f"experiments.{name}: folds are evaluated each on its own; data.{data} names a split"
                     )
+        titled: dict[str, str] = {}
+        for name, arm in self.arms.items():
+            if (other := titled.setdefault(arm.title or name, name)) != name:
+                raise ValueError(f"arms.{other} and arms.{name} have the same title {arm.title or name!r}")
         compared: set[frozenset[str]] = set()
         for comparison in self.comparisons:
             _known([comparison.arm, comparison.against], self.arms, "arm", "comparisons")
@@ -255,14 +259,17 @@ def read_study(path: Path) -> Study:
         ConfigError: it cannot be read, a field is unknown or of another type, or a name is unknown.
     """
     try:
-        content = read_json(path)
+        content = read_json(path, object_pairs_hook=unique_keys)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is no study ({why(error)}); docs/how-to/studies.md has the form") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is no study (it must be a JSON object); docs/how-to/studies.md has the form")
-    for entry in content["data"].values() if isinstance(content.get("data"), dict) else ():
+    for name, entry in content["data"].items() if isinstance(content.get("data"), dict) else ():
         if isinstance(entry, dict) and isinstance(entry.get("folder"), str):
-            entry["folder"] = str((path.parent / Path(entry["folder"]).expanduser()).resolve())
+            try:
+                entry["folder"] = str((path.parent / Path(entry["folder"]).expanduser()).resolve())
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ConfigError(f"{path}: data.{name}.folder: is no path ({why(error)})") from None
     try:
         return Study.model_validate(content)
     except ValidationError as error:
@@ -322,9 +329,15 @@ def settings_of(study: Study, experiment: str, data: str, arm: str) -> dict[str,
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of which later ones replace earlier ones; mappings such as ``network_overrides`` are merged alike."""
+    """Settings of which later ones replace earlier ones; mappings such as ``network_overrides`` are merged alike.
+
+    What ``settings_overrides`` set replaces an earlier key of ``train.json`` with that name, which would win otherwise.
+    """
     found: dict[str, Any] = {}
     for part in parts:
+        overrides = part.get("settings_overrides")
+        for name in overrides if isinstance(overrides, Mapping) else ():
+            found.pop(name, None)
         for name, value in part.items():
             before = found.get(name)
             both = name in _MAPPINGS and isinstance(before, Mapping) and isinstance(value, Mapping)

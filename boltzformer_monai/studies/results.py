@@ -32,6 +32,12 @@ COMPARED = ("all", SMALL)
 """Groups of objects with a paired test."""
 _SHARED = ("backbone", "pixel_decoder", "text_encoder")
 _COSTS = ("wall_s", "processor_s", "peak_mib")
+_OF_DECODER = frozenset(
+    ("decoder_settings", "policy", "policy_settings", "base_temperature", "sample_ratio", "exact", "per_head",
+     "threshold", "text_prior", "pigma_channels", "pigma_correction", "mask_bias", "level_logits", "presence", "fast",
+     "queries", "layers")
+)  # fmt: skip
+"""Settings of the network that change nothing but its decoder."""
 
 
 class _Done:
@@ -300,8 +306,9 @@ def _is_of_attention(study: Study, experiment: str, pair: Comparison) -> bool:
     """Whether two arms differ by settings of one decoder alone, so that only attention can make a difference."""
     kind, base = study.experiments[experiment].kind, study.experiments[experiment].network
     one, other = study.arms[pair.arm], study.arms[pair.against]
-    decoders = ({**study.network, **base, **each.network}.get("decoder") for each in (one, other))
-    return (one.kind or kind) == (other.kind or kind) and len({*decoders}) == 1 and one.training == other.training
+    ours, theirs = ({**study.network, **base, **each.network} for each in (one, other))
+    differing = {name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)}
+    return (one.kind or kind) == (other.kind or kind) and differing <= _OF_DECODER and one.training == other.training
 
 
 def _comparison(pair: Comparison, group: str, found: Mapping[str, _Done], *, gated: bool) -> dict[str, Any] | None:

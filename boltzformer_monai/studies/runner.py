@@ -407,7 +407,10 @@ def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
     """
     path = run_folder(folder, run) / RESULT
     try:
-        return read_json(path)  # type: ignore[no-any-return]
+        content = read_json(path)
+        if not isinstance(content, dict) or not all(isinstance(content.get(part), dict) for part in ("facts", "made")):
+            raise ValueError("it is no result of a run")
+        return content
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

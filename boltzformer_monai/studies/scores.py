@@ -163,6 +163,9 @@ def read_rows(path: Path) -> list[ScoreRow]:
 
 
 def _row(fields: Mapping[str, str]) -> ScoreRow:
+    if None in fields.values():
+        raise ValueError("a row has too few fields; the file is cut off")
+
     def number(name: str) -> float | None:
         return float(fields[name]) if fields[name] else None
 

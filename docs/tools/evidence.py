@@ -51,7 +51,9 @@ _POLICIES = ("needle", "needle at 384", "real")
 _ENRICHMENT = (
     "By layer, the share of attended patches that lie on the target over the share that chance would give (1.0); in "
     "brackets the size of the set in % of all patches and how many sets are empty, in %. In place of an empty set a "
-    "layer attends to all patches."
+    "layer attends to all patches. Of needles it is the share in all sets together; elsewhere it is the mean of each "
+    "set's share, which a few small sets on the target raise more: masks at 0.5, whose sets are small or all patches, "
+    "cannot be compared between the two."
 )
 
 

@@ -93,9 +93,11 @@ def test_what_one_label_map_cannot_hold_is_refused(
     assert main([*command, "--target", "kidney"]) == 2
     assert "b does not annotate kidney, and nnU-Net would take it for absent" in capsys.readouterr().err
     assert not (tmp_path / "raw").exists()
-    assert main([*command, "--target", "left kidney", "--target", "right kidney"]) == 0
+    assert main([*command, *["--target", "left kidney"] * 2, "--target", "right kidney"]) == 0
     folder = tmp_path / "raw" / "Dataset001_Kidneys"
     assert [path.name for path in (folder / "imagesTs").iterdir()] == ["b_0000.nii.gz"]
+    labels = json.loads((folder / "dataset.json").read_text())["labels"]
+    assert labels == {"background": 0, "left kidney": 1, "right kidney": 2}
     assert json.loads((folder / "splits_final.json").read_text()) == [{"train": ["a"], "val": []}]
     (folder / "dataset.json").write_text("{}")
     assert main([*command, "--target", "left kidney", "--target", "right kidney"]) == 2

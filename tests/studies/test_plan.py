@@ -55,6 +55,9 @@ from tests.studies.cases import content, write
         ({"arms__full__paper": {"12": "full"}}, "the paper has no Table '12' of Dice"),
         ({"arms__full__network": 3}, "arms.full.network: Input should be a valid dictionary"),
         ({"title": None}, "title: Input should be a valid string"),
+        ({"data__slices__folder": "~nobody-has-this-name/x"}, "data.slices.folder: is no path ("),
+        ({"data__slices__folder": "a\0b"}, "data.slices.folder: is no path ("),
+        ({"arms__full__title": "Boltzmann"}, "arms.boltzmann and arms.full have the same title 'Boltzmann'"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -73,6 +76,13 @@ def test_a_file_that_is_no_study(tmp_path: Path, text: str) -> None:
         read_study(tmp_path / "study.json")
     with pytest.raises(ConfigError, match="is no study"):
         read_study(tmp_path / "other.json")
+
+
+def test_an_arm_that_stands_there_twice_is_not_lost(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace('"no prior"', '"full"'))
+    with pytest.raises(ConfigError, match='the key "full" occurs twice; keep one of them'):
+        read_study(path)
 
 
 def test_folders_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -107,6 +117,26 @@ def test_runs_come_seed_by_seed_and_their_keys_hold_all_that_decides_them() -> N
 def test_arms_of_the_same_settings_are_one_run() -> None:
     keys = _keys(arms__full__network={"policy": "boltzmann"}, arms__boltzmann__network={"policy": "boltzmann"})
     assert keys["boltzmann", 0, None] == keys["full", 0, None]
+
+
+@pytest.mark.parametrize(("kind", "maker"), [("boltzformer", "demo"), ("needle", "needle")])
+def test_an_arm_s_override_goes_before_an_earlier_key_of_that_name(kind: str, maker: str) -> None:
+    study = Study.model_validate(
+        content(
+            data={"d": {"maker": maker}},
+            experiments={
+                "e": {
+                    "kind": kind, "data": ["d"], "arms": ["boltzmann", "full"], "seeds": 1,
+                    "training": {"learning_rate": 1e-3, "weight_decay": 0.1},
+                }
+            },
+            arms__full__training={"settings_overrides": {"learning_rate": 1e-4}},
+        )
+    )  # fmt: skip
+    training = settings_of(study, "e", "d", "full")["training"]
+    assert {**training.pop("settings_overrides", {}), **training}["learning_rate"] == 1e-4
+    assert training["weight_decay"] == 0.1
+    assert settings_of(study, "e", "d", "boltzmann")["training"]["learning_rate"] == 1e-3
 
 
 def test_later_settings_go_before_earlier_ones() -> None:

@@ -43,9 +43,10 @@ def test_rows_come_back_from_their_table(tmp_path: Path) -> None:
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert lines[0] == "arm,seed,fold,data,patient,image,target,area_share,diameter_mm,dice,missed,confidence"
     assert lines[2] == "one,0,,d,p,a,lesion,0.0,,,,"
-    (tmp_path / "scores.csv").write_text("arm,seed\none,0\n")
-    with pytest.raises(DatasetError, match="scores.csv: cannot be read as scores of a study"):
-        read_rows(tmp_path / "scores.csv")
+    for text in ("arm,seed\none,0\n", "\n".join([*lines[:3], lines[3][: lines[3].index("0.05") + 4]])):
+        (tmp_path / "scores.csv").write_text(text)
+        with pytest.raises(DatasetError, match="scores.csv: cannot be read as scores of a study"):
+            read_rows(tmp_path / "scores.csv")
 
 
 def test_an_evaluation_s_table_becomes_rows(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class SamDecoder(nn.Module):
         prompt_tokens: int = 16,
     ) -> None:
         super().__init__()
-        ignored = (*SAMPLING, "threshold", "level_logits", "text_prior", "pigma_correction")
+        ignored = (*SAMPLING, "threshold", "level_logits", "text_prior", "pigma_channels", "pigma_correction")
         refuse_settings(config, ignored, decoder=self.name)
         sizes = {"width": width, "heads": heads, "layers": layers, "hidden": hidden, "prompt_tokens": prompt_tokens}
         check_least(sizes, decoder=self.name)

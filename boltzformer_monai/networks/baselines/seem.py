@@ -131,7 +131,7 @@ def seem_decoder(config: NetworkConfig, *, queries: int = 101) -> SeemDecoder:
     Raises:
         ConfigError: there are no queries, or the network has settings that this decoder would ignore.
     """
-    ignored = ("text_prior", "pigma_correction", *(name for name in SAMPLING if name != "policy"))
+    ignored = ("text_prior", "pigma_channels", "pigma_correction", *(name for name in SAMPLING if name != "policy"))
     refuse_settings(config, ignored, decoder=SEEM)
     if config.policy not in ("threshold", NetworkConfig.policy):
         msg = f"the decoder {SEEM!r} attends by threshold, got the policy {config.policy!r}; leave it out"

@@ -180,6 +180,7 @@ def test_it_is_shown_no_attention_sets(decoder: str) -> None:
         ({"level_logits": "max"}, "the decoder 'sam2' has no level_logits, got 'max'"),
         ({"policy_settings": {"exact": True}}, "the decoder 'sam2' has no policy_settings"),
         ({"pigma_correction": False}, "the decoder 'sam2' has no pigma_correction"),
+        ({"pigma_channels": 4}, "the decoder 'sam2' has no pigma_channels"),
     ],
 )
 def test_what_is_not_possible_is_refused(overrides: dict[str, Any], words: str) -> None:

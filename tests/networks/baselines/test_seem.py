@@ -186,6 +186,7 @@ def test_half_precision_and_no_presence() -> None:
         ({"policy": "full"}, "the decoder 'seem' attends by threshold, got the policy 'full'; leave it out"),
         ({"sample_ratio": 0.5}, "the decoder 'seem' has no sample_ratio, got 0.5; leave it out"),
         ({"text_prior": False}, "the decoder 'seem' has no text_prior"),
+        ({"pigma_channels": 4}, "the decoder 'seem' has no pigma_channels"),
         ({"threshold": 1.5}, "threshold must be in"),
     ],
 )
