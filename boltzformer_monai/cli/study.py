@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         missing_data,
         planned_runs,
         prepare_data,
+        require_same_data,
     )
 
     reject_unknown(options.only, study.experiments, what="experiment (--only)")
@@ -93,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
     places = prepare_data(study, options.output.absolute(), options.only or study.experiments)
     if not options.page:
         check_data(study, places, options.only or study.experiments)
+    require_same_data(study, places, options.output.absolute())
     planned = planned_runs(study, places)
     failed: list[str] = []
     if not options.page:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from boltzformer_monai.data.slices.folds import choose_fold
 from boltzformer_monai.data.slices.reader import SliceReader
-from boltzformer_monai.data.slices.tables import read_description
+from boltzformer_monai.data.slices.tables import read_description, read_manifest
 from boltzformer_monai.engines.stop import TrainingStopped
 from boltzformer_monai.errors import (
     BoltzFormerError,
@@ -49,7 +49,7 @@ from boltzformer_monai.studies.scores import write_rows
 
 __all__ = [
     "Ended", "check_data", "check_study", "do_runs", "missing_data", "planned_runs", "prepare_data", "read_failure",
-    "read_result", "run_folder",
+    "read_result", "require_same_data", "run_folder",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ _log = logging.getLogger(__name__)
 RESULT = "result.json"
 _STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has no SIGUSR1
 _FAILURE = "failed.json"
+_DATA = "data.json"
 
 
 class Ended(NamedTuple):
@@ -176,6 +177,46 @@ def prepare_data(study: Study, folder: Path, experiments: Collection[str]) -> di
             except (ConfigError, DatasetError) as error:
                 raise type(error)(f"data.{name}: {error}") from None
     return places
+
+
+def require_same_data(study: Study, places: Mapping[str, Path | None], folder: Path) -> None:
+    """Refuse data whose runs would be taken for those of others, as a run's key holds of its data the volumes alone.
+
+    What the folder's data were is kept in its ``data.json``.
+
+    Args:
+        study: the study.
+        places: of :func:`prepare_data`.
+        folder: of the study's results.
+
+    Raises:
+        ConfigError: two data sets have the same volumes, or one has other labels or another split than before.
+    """
+    path = folder / _DATA
+    try:
+        known = read_json(path)
+    except FileNotFoundError:
+        known = {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({why(error)}); choose another --output") from None
+    if not isinstance(known, dict):
+        raise ConfigError(f"{path}: is no description of a study's data; choose another --output")
+    origins: dict[str, tuple[str, Any]] = {}
+    for name, place in places.items():
+        if place is None:
+            continue
+        source, volumes = study.data[name], _fingerprint(place)
+        origin = place.resolve() if source.maker is None else (source.maker, source.settings)
+        first, same = origins.setdefault(volumes, (name, origin))
+        if same != origin:
+            msg = f"data.{name}: has the volumes of data.{first}, and runs are not told apart by labels or split"
+            raise ConfigError(f"{msg}; make it a study of its own, with another --output")
+        rows = sorted(json.dumps(row, sort_keys=True) for row in read_manifest(place))
+        digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        if known.setdefault(volumes, digest) != digest:
+            msg = f"data.{name}: {place} has other labels or another split than the runs in {folder} had"
+            raise ConfigError(f"{msg}; choose another --output")
+    write_json(path, known)
 
 
 def check_data(study: Study, places: Mapping[str, Path | None], experiments: Collection[str]) -> None:
