@@ -32,7 +32,8 @@ def verdict(results: Mapping[str, Any]) -> tuple[str, list[str]]:
             sentences.append(_sentence(results, name, row, title, state))
     runs = results["runs"]
     open_runs = runs["done"] < runs["planned"]
-    start = f"Preliminary, {runs['done']} of {runs['planned']} runs: " if open_runs else ""
+    failed = f", {runs['failed']} failed" if runs["failed"] else ""
+    start = f"Preliminary, {runs['done']} of {runs['planned']} runs{failed}: " if open_runs else ""
     counted = ", ".join(f"{count} {state}" for state, count in states.items())
     total = sum(states.values())
     if not total:
@@ -105,7 +106,10 @@ def _sentence(
     said = f"{title[row['arm']]} − {title[row['against']]}, {where}, {group}: {signed(row['mean'])} points of Dice"
     inside = [interval(row["low"], row["high"], "95 % {}")] if row["low"] is not None else []
     inside += [f"p {p_value(row['adjusted'])}"] if row["adjusted"] is not None else []
-    inside += [count_of(row["n"], "seed"), count_of(row["instances"], "target in images", "targets in images")]
+    inside += [
+        _seeds(row, results["experiments"][experiment]),
+        count_of(row["instances"], "target in images", "targets in images"),
+    ]
     if (planned := len(results["experiments"][experiment]["data"])) > 1:
         inside.append(f"mean of {len(row['data'])} of {planned} data sets")
     if row["left_out"]:
@@ -122,6 +126,12 @@ def _sentence(
         "not measured": "; whether attention is used was not measured",
     }.get(row["void"], "")
     return f"{said} ({', '.join(inside)}): {meaning}{attention}."
+
+
+def _seeds(row: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:
+    """How many; of how many where not all count: those that fail may be no accident."""
+    planned = len(experiment["seeds"])
+    return count_of(row["n"], "seed") if row["n"] == planned else f"{row['n']} of {count_of(planned, 'seed')}"
 
 
 def _not_resolved(row: Mapping[str, Any]) -> str:

@@ -19,13 +19,14 @@ def _row(mean: float, p: float | None, *, void: str = "open", group: str = SMALL
     }  # fmt: skip
 
 
-def _verdict(*rows: dict[str, Any], done: int = 10) -> tuple[str, list[str]]:
+def _verdict(*rows: dict[str, Any], done: int = 10, failed: int = 0, seeds: int = 5) -> tuple[str, list[str]]:
     arms = {"b": {"title": "Boltzmann"}, "f": {"title": "full"}}
     experiments = {
-        f"e{number}": {"title": f"E{number}", "data": {"d": {}}, "comparisons": [row]}
+        f"e{number}": {"title": f"E{number}", "seeds": [*range(seeds)], "data": {"d": {}}, "comparisons": [row]}
         for number, row in enumerate(rows)
     }
-    return verdict({"study": {"arms": arms}, "runs": {"done": done, "planned": 10}, "experiments": experiments})
+    runs = {"done": done, "planned": 10, "failed": failed}
+    return verdict({"study": {"arms": arms}, "runs": runs, "experiments": experiments})
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,12 @@ def test_the_first_line_is_what_the_tests_say(rows: list[dict[str, Any]], first:
     assert line.startswith(first)
     assert len(sentences) == len(rows)
     assert _verdict(*rows, done=3)[0].startswith("Preliminary, 3 of 10 runs: ")
+
+
+def test_what_failed_is_said() -> None:
+    line, (sentence,) = _verdict(_row(0.05, 0.001, n=3), done=8, failed=2)
+    assert line == "Preliminary, 8 of 10 runs, 2 failed: the paper's order shows in all 1 comparisons."
+    assert ", 3 of 5 seeds, " in sentence
 
 
 def test_sentences_have_numbers_with_their_n() -> None:
@@ -84,9 +91,14 @@ def test_arms_that_differ_by_more_than_attention_are_not_voided() -> None:
 
 def test_a_sentence_says_what_is_left_out() -> None:
     row = _row(0.05, 0.001)
-    experiment = {"title": "E", "data": {"d": {}, "e": {}}, "comparisons": [{**row, "left_out": 3}]}
-    results = {"study": {"arms": {"b": {"title": "B"}, "f": {"title": "F"}}}, "runs": {"done": 1, "planned": 1},
-               "experiments": {"e": experiment}}  # fmt: skip
+    experiment = {
+        "title": "E",
+        "seeds": [0, 1, 2, 3, 4],
+        "data": {"d": {}, "e": {}},
+        "comparisons": [{**row, "left_out": 3}],
+    }
+    arms, runs = {"b": {"title": "B"}, "f": {"title": "F"}}, {"done": 1, "planned": 1, "failed": 0}
+    results = {"study": {"arms": arms}, "runs": runs, "experiments": {"e": experiment}}
     (sentence,) = verdict(results)[1]
     assert "mean of 1 of 2 data sets, without 3 scores of what one arm alone has scored" in sentence
     same = _row(0.0, None)
@@ -98,8 +110,10 @@ def test_small_objects_go_before_all() -> None:
     arms = {"b": {"title": "Boltzmann"}, "f": {"title": "full"}}
     results = {
         "study": {"arms": arms},
-        "runs": {"done": 1, "planned": 1},
-        "experiments": {"e": {"title": "E", "data": {"d": {}}, "comparisons": [every, small]}},
+        "runs": {"done": 1, "planned": 1, "failed": 0},
+        "experiments": {
+            "e": {"title": "E", "seeds": [0, 1, 2, 3, 4], "data": {"d": {}}, "comparisons": [every, small]}
+        },
     }
     line, sentences = verdict(results)
     assert "1 not resolved" in line
