@@ -113,6 +113,9 @@ def _check_boltzformer(settings: Mapping[str, Any], root: Path) -> None:
         for key in settings[part]:
             if key.split("#")[0].split("::")[0] in _OF_THE_STUDY:
                 raise ConfigError(f"{key} is set by the study itself; take it out of {part}")
+    if settings["training"].get("preset", "auto") == "auto":
+        msg = "training must name a preset: auto is another network on a GPU, and a run's key does not name the device"
+        raise ConfigError(f'{msg}; give e.g. "preset": "tiny"')
     training, _ = check_training(settings["training"], root=root)
     check_evaluation(settings["evaluation"], root=root)
     overrides = settings["training"].get("network_overrides", {})

@@ -224,6 +224,8 @@ def test_arms_share_the_first_weights_that_they_have_in_common(
     [
         ({"training__epoch": 2}, "arms.boltzmann, experiments.main, data.slices: unknown override --epoch; did you"),
         ({"training__seed": 2}, "seed is set by the study itself; take it out of training"),
+        ({"training__preset": "auto"}, "data.slices: training must name a preset: auto is another network on a GPU"),
+        ({"training": {}}, "data.slices: training must name a preset: auto is another network on a GPU"),
         ({"evaluation__resample": 2}, "unknown override --resample; did you mean --resamples?"),
         (
             {"arms__full__network": {"policy": "ful"}},
