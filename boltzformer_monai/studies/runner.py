@@ -373,10 +373,10 @@ def _do(job: _Job) -> Ended:
                 return Ended(key, "stopped")
             finally:
                 torch.set_num_threads(before)
-    except StorageError:
-        raise  # it is no run's fault, and the next would fail alike
     except Exception as error:  # noqa: BLE001 - a bug in one run is reported with its traceback, the others go on
-        known = user_error(error)
+        known = user_error(error)  # MONAI wraps what is raised in a training
+        if isinstance(known, StorageError):
+            raise known from None  # it is no run's fault, and the next would fail alike
         line = str(known) if known is not None else memory_line(error) or f"{reason_of(error)} ({place_of(error)})"
         return _failed(job, line, traceback.format_exc())
     finally:

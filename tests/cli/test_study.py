@@ -20,7 +20,7 @@ from scipy import stats
 from boltzformer_monai.bundle_files import bundle_root
 from boltzformer_monai.cli import main
 from boltzformer_monai.engines.sampler import EpochSampler
-from boltzformer_monai.errors import ConfigError
+from boltzformer_monai.errors import ConfigError, StorageError
 from boltzformer_monai.studies import kinds, runner
 from boltzformer_monai.studies.plan import read_study, runs_of
 from boltzformer_monai.studies.scores import ScoreRow
@@ -318,6 +318,22 @@ def _made_up(run: Any, where: Any) -> kinds.Outcome:
         "held_out": ["p0", "p1", "p2"],
     }
     return kinds.Outcome(rows, facts)
+
+
+def test_a_full_disk_ends_the_study_and_is_no_run_s_fault(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = []
+
+    def run(run: Any, _: Any) -> Any:
+        begun.append(run)
+        raise RuntimeError("in a training") from StorageError("model.pt: cannot be written (No space left on device)")
+
+    monkeypatch.setitem(kinds.KINDS, "boltzformer", kinds.Kind(check=lambda *_: None, run=run))
+    assert _study(place, tmp_path / "study") == 2
+    assert "error: model.pt: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert len(begun) == 1
+    assert not [*tmp_path.glob("study/runs/*/failed.json")]
 
 
 def test_the_numbers_of_made_up_scores(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
