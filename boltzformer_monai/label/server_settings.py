@@ -19,6 +19,7 @@ from boltzformer_monai.modality import stated_modality
 from boltzformer_monai.models.place import hub_id, locate
 
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+_GUARDS = ("keys", "audit", "audit_folder")  # an empty variable in a script must not leave the server without them
 _ORIGIN = re.compile(rf"https?://{_NAME.pattern}(:\d+)?/?")
 
 
@@ -136,6 +137,8 @@ class ServerSettings(BaseModel):
         """
         values = {key: value for key, value in conf.items() if key != "server_mode"}  # MONAI Label's own
         reject_unknown(values, cls.model_fields, what="--conf")
+        if open_to_all := next((key for key in _GUARDS if values.get(key) == ""), None):
+            raise ConfigError(f"--conf {open_to_all}: the value is empty; give one, or leave the setting out")
         values = {key: value for key, value in values.items() if value not in ("", None)}
         if "checkpoint" not in values:
             msg = "no checkpoint given; add --conf checkpoint PATH (the model.pt of a training, or a model folder)"

@@ -140,6 +140,8 @@ class TestWithTheExtra:
             ("origins", "viewer", "https://"),
             ("hosts", "http://x", "must look like label.example.org"),
             ("prompts", "aorta; Aorta", "twice"),
+            ("keys", "", "--conf keys: the value is empty"),
+            ("audit", "", "--conf audit: the value is empty"),
         ],
     )
     def test_wrong_settings(

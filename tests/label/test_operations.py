@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -147,11 +148,24 @@ def test_only_keys_of_the_file_open_it_each_for_its_role(hospital: _Hospital) ->
         assert ward.put(f"/datastore/image/info?image={NAME}", data=info).status_code == 200
         assert ward.get("/logs/").status_code == 403
     _client_signs_in(hospital)
+    _a_stranger_s_upload_is_not_read(hospital)
+    signed_in, *_ = (each for each in hospital.lines() if each["route"] == "/auth/token" and each["status"] == 200)
+    assert signed_in["user"] == "ward"
     refused = [line for line in hospital.lines() if line["status"] == 401]
     assert refused
     assert {line["user"] for line in refused} == {None}
     text = server.log.read_text() + (hospital.audit / "audit.jsonl").read_text()
     assert not [key for key in hospital.keys.values() if key in text]
+
+
+def _a_stranger_s_upload_is_not_read(hospital: _Hospital) -> None:
+    """The server answers before the end of a form that is larger than 1 MiB."""
+    address = httpx.URL(hospital.server.url)
+    for length in ("Content-Length: 9000000", "Transfer-Encoding: chunked"):
+        with socket.create_connection((address.host, address.port), timeout=10) as connection:
+            head = f"PUT /datastore/image HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer bfk_x\r\n{length}\r\n"
+            connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 401 "), length
 
 
 def _client_signs_in(hospital: _Hospital) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shutil
@@ -75,6 +76,37 @@ def test_nothing_is_published_that_was_not_checked_and_attested() -> None:
     assert any("make release-check" in step.get("run", "") for step in jobs["build"]["steps"])
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {"install", "release-check"} <= set(targets)
+
+
+_STAND_IN = """#!/bin/bash
+# of every program that the check calls
+case "$(basename "$0") $*" in
+    *"uv build"*) mkdir -p dist && touch dist/x-1.tar.gz dist/x-1-py3-none-any.whl ;;
+    *"uv venv"*) info="${@: -1}/lib/python3.11/site-packages/boltzformer_monai-1.dist-info"
+                 mkdir -p "$info" && touch "$info/direct_url.json" ;;
+    cyclonedx*) [ "$2" = --gather-license-texts ] && echo >"dist/x-1.cdx.json" ;;
+esac
+[[ -z "$FAILS" || "$*" != *"$FAILS"* ]]
+"""
+
+
+@pytest.mark.parametrize(
+    "fails", ["", "uv lock", "uv venv", "uv export", "--require-hashes", "--no-deps", "licences.py"]
+)
+def test_a_release_is_refused_when_any_step_fails(tmp_path: Path, fails: str) -> None:
+    (tmp_path / "packaging").mkdir()
+    shutil.copy(ROOT / "packaging" / "release-check", tmp_path / "packaging")
+    shutil.copytree(ROOT / ".github", tmp_path / ".github")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("python", "check-jsonschema", "twine", "cyclonedx-py"):
+        (tools / name).write_text(_STAND_IN, encoding="utf-8")
+        (tools / name).chmod(0o755)
+    command = [str(tmp_path / "packaging" / "release-check"), str(tools / "python"), str(tools)]
+    environment = {**os.environ, "FAILS": fails}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert (done.returncode == 0) == (fails == ""), done.stdout + done.stderr
+    assert ("FAILED" in done.stderr) == (fails != "")
 
 
 @pytest.mark.parametrize(

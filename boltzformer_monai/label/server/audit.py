@@ -31,7 +31,7 @@ from boltzformer_monai.label.request_record import RequestRecord, current_reques
 from boltzformer_monai.label.server.json_logs import utc
 from boltzformer_monai.label.server.request_log import route_of
 from boltzformer_monai.label.server_settings import ServerSettings
-from boltzformer_monai.storage import FULL, disk_refusal, writing
+from boltzformer_monai.storage import FULL, confirm, disk_refusal, writing
 
 _log = logging.getLogger(__name__)
 
@@ -97,9 +97,11 @@ class AuditLog:
             with open(self.path, "ab", buffering=0) as file:
                 before = os.fstat(file.fileno()).st_size
                 try:
-                    _write_all(file, line)
+                    _write_all(file, line if _ends_line(self.path, before) else b"\n" + line)
                     if self.required:
                         os.fsync(file.fileno())
+                        if before == 0:
+                            confirm(self.path)  # its name, too
                 except BaseException:
                     file.truncate(before)
                     raise
@@ -116,6 +118,15 @@ class AuditLog:
         old = sorted(path for path in self.path.parent.iterdir() if _OLD.fullmatch(path.name))
         for path in old[: -self.keep] if self.keep else ():
             path.unlink(missing_ok=True)
+
+
+def _ends_line(path: Path, size: int) -> bool:
+    """False where the last line is one that a power failure cut, which must not take the next one with it."""
+    if size == 0:
+        return True
+    with open(path, "rb") as file:
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
 
 
 def _write_all(file: IO[bytes], content: bytes) -> None:

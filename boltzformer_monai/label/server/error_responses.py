@@ -49,7 +49,7 @@ _STATUS: tuple[tuple[type[BoltzFormerError], int], ...] = (
 _ROUTES = r"/boltzformer/api/|/datastore/\?|/train/(?:[\s,;.]|$)"
 _FOLDERS = re.compile(rf"(?<![\w./])(?!(?<=:)//)(?!{_ROUTES})/+(?:[^\s/:;,'\"()]+/+)+")
 _MAX_LENGTH = 400
-_INTERNAL_ERROR = "internal error; see the server's log"
+INTERNAL_ERROR = "internal error; see the server's log"
 
 
 class ErrorResponses:
@@ -111,7 +111,7 @@ class ErrorResponses:
         """Send every error of every route as ``{"detail": "one line"}``."""
 
         async def respond(request: Request, error: Exception) -> JSONResponse:
-            status, detail = self.describe(error) or (500, _INTERNAL_ERROR)
+            status, detail = self.describe(error) or (500, INTERNAL_ERROR)
             return JSONResponse({"detail": detail}, status, headers=getattr(error, "headers", None))
 
         async def respond_invalid(request: Request, error: Exception) -> JSONResponse:
@@ -120,7 +120,7 @@ class ErrorResponses:
             return JSONResponse({"detail": self.one_line("; ".join(parts))}, 422)
 
         async def respond_internal(request: Request, error: Exception) -> JSONResponse:
-            return JSONResponse({"detail": _INTERNAL_ERROR}, 500)
+            return JSONResponse({"detail": INTERNAL_ERROR}, 500)
 
         for kind in (BoltzFormerError, MONAILabelException, HTTPException, OSError):
             app.add_exception_handler(kind, respond)

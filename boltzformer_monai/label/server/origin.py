@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
+from boltzformer_monai.label.server.error_responses import INTERNAL_ERROR
+
 _log = logging.getLogger(__name__)
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]+)(:\d{1,5})?")
@@ -62,7 +64,13 @@ class OriginCheck:
         if refusal := self._refusal(Headers(scope=scope)):
             await JSONResponse({"detail": refusal}, HTTPStatus.FORBIDDEN)(scope, receive, send_complete)
             return
-        await self.app(scope, receive, send_complete)
+        try:
+            await self.app(scope, receive, send_complete)
+        except Exception:
+            # Starlette would answer outside of all middleware, and so without the headers and the id of the request.
+            if not send_complete.started:
+                await JSONResponse({"detail": INTERNAL_ERROR}, 500)(scope, receive, send_complete)
+            raise
 
     def _refusal(self, headers: Headers) -> str:
         host, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
@@ -93,9 +101,11 @@ class _CompleteResponse:
         self._error_status: int | None = None  # of an error in plain text
         self._headers = MutableHeaders()
         self._text = b""
+        self.started = False
 
     async def __call__(self, message: Any) -> None:
         if message["type"] == "http.response.start":
+            self.started = True
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             path, status = self.scope["path"], message["status"]
             extra = _OHIF_HEADERS if path.startswith(_OHIF_PATHS) else _NOT_CACHED

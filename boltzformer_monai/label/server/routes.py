@@ -51,7 +51,7 @@ from boltzformer_monai.label.server.page_files import page_file
 from boltzformer_monai.label.server.request_log import RequestLog
 from boltzformer_monai.label.server.route_checks import Checks
 from boltzformer_monai.label.server.route_guard import guard_stock_routes, put_in_front
-from boltzformer_monai.label.server.sign_in import require_role, use_sign_in
+from boltzformer_monai.label.server.sign_in import require_role, token_check, use_sign_in
 from boltzformer_monai.label.server.uploads import UploadLimit
 from boltzformer_monai.label.server.work_queues import WorkQueues
 from boltzformer_monai.label.service import Segmented, SegmentService
@@ -109,7 +109,7 @@ def add_routes(
     # Starlette built the middleware stack before the startup event; the next request builds it anew.
     app.middleware_stack = None
     app.add_middleware(CancelOnDisconnect)
-    app.add_middleware(UploadLimit, limit=settings.upload_mb * 2**20)
+    app.add_middleware(UploadLimit, limit=settings.upload_mb * 2**20, owner=token_check(app))
     if audit is not None:
         app.add_middleware(
             Audit, log=audit, failed=metrics.audit_failures.inc, prefix=stock.MONAI_LABEL_API_STR.rstrip("/")
@@ -269,6 +269,7 @@ class _Routes:
             raise HTTPException(404, "this result has expired; segment again")
         if name not in RESULTS:
             raise HTTPException(404, f"no such file; a result may have {', '.join(RESULTS)}")
+        await self.queues.fast.run(self.service.note, result.scan.place)
         file, kind = RESULTS[name]
         if name in REPORTS and not (result.folder / file).is_file():
             await self.queues.scans.run(self._report, result, file)

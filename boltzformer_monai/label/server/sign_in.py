@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jwt
@@ -45,8 +45,7 @@ def use_sign_in(app: FastAPI, keys: KeyFile | None) -> APIRouter:
             user = _owner_of_key(keys, token)
         else:
             user = current_user(token)
-        if (record := current_request()) is not None:
-            record.user = user.username
+        _note_user(user)
         return user
 
     settings.MONAI_LABEL_AUTH_ENABLE = True  # the checks of roles ask for it
@@ -56,11 +55,21 @@ def use_sign_in(app: FastAPI, keys: KeyFile | None) -> APIRouter:
         def token(form_data: Annotated[OAuth2PasswordRequestForm, Depends()]) -> dict[str, Any]:
             if realm and not form_data.password.startswith(PREFIX):
                 return dict(asyncio.run(login.access_token(form_data)))
-            _owner_of_key(keys, form_data.password)
+            _note_user(_owner_of_key(keys, form_data.password))
             return {"access_token": form_data.password, "token_type": "bearer"}
 
         router.add_api_route("/auth/token", token, methods=["POST"])
     return router
+
+
+def token_check(app: FastAPI) -> Callable[[str], object] | None:
+    """What every route asks for the owner of a token, after :func:`use_sign_in`; None without sign-in."""
+    return app.dependency_overrides.get(auth.get_current_user)
+
+
+def _note_user(user: auth.User) -> None:
+    if (record := current_request()) is not None:
+        record.user = user.username
 
 
 def _owner_of_key(keys: KeyFile, key: str) -> auth.User:

@@ -112,6 +112,16 @@ def test_a_request_is_told_without_names(client: Any, named: Path, log: AuditLog
     assert saved["client"] == "testclient"
 
 
+def test_what_is_downloaded_of_a_result_is_told_with_its_scan(
+    client: Any, named: Path, log: AuditLog, tmp_path: Path
+) -> None:
+    result = client.post("/boltzformer/api/segment", json={"image": NAME, "prompts": ["liver"]}).json()["result"]
+    for file in ("labels.nii.gz", "report.html"):
+        assert client.get(f"/boltzformer/api/results/{result}/{file}").status_code == 200
+    _, mask, report = lines(tmp_path / "audit")
+    assert mask["scan"] == report["scan"] == hashlib.sha256(named.read_bytes()).hexdigest()
+
+
 def test_steps_of_a_job_have_lines_of_their_own(client: Any, named: Path, log: AuditLog, tmp_path: Path) -> None:
     wanted = {"prompts": ["liver"], "label_tag": "original"}
     own = str(uuid.uuid4())
@@ -268,6 +278,16 @@ def test_whatever_call_fails_there_are_whole_lines_only(tmp_path: Path, code: in
         disk.arm(None)
     assert failed >= 2
     assert [line["n"] for line in lines(tmp_path)].count("x") == calls - failed
+
+
+def test_a_line_that_a_power_failure_cut_takes_no_other_with_it(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, required=True, mb=1, keep=0)
+    log.write({"n": 0})
+    with log.path.open("ab") as file:
+        file.write(b'{"n": 1, "us')
+    log.write({"n": 2})
+    first, cut, last = log.path.read_text().splitlines()
+    assert (json.loads(first), cut, json.loads(last)) == ({"n": 0}, '{"n": 1, "us', {"n": 2})
 
 
 def test_full_files_are_kept_as_long_as_is_said(tmp_path: Path) -> None:

@@ -42,6 +42,19 @@ def test_every_reply_has_an_id(client: Any, path: str) -> None:
     assert uuid.UUID(first) != uuid.UUID(second)
 
 
+def test_an_internal_error_has_an_id_and_headers_too(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("Mustermann")
+
+    monkeypatch.setattr(client.app.state.boltzformer.datastore(), "list_images", broken)
+    own = str(uuid.uuid4())
+    for path in ("/boltzformer/api/config", "/datastore/image?image=scan_0"):
+        reply = client.get(path, headers={"X-Request-ID": own})
+        assert (reply.status_code, reply.json()) == (500, {"detail": "internal error; see the server's log"})
+        assert reply.headers.get("x-request-id") == own
+        assert reply.headers.get("cache-control") == "no-store"
+
+
 def test_a_uuid_of_the_client_is_kept_and_nothing_else(client: Any) -> None:
     own = str(uuid.uuid4())
     assert client.get("/health", headers={"X-Request-ID": own}).headers["x-request-id"] == own
