@@ -38,7 +38,8 @@ USER 10001:10001
 WORKDIR /workspace
 VOLUME ["/data", "/workspace"]
 EXPOSE 8000
+# Past the proxy that Docker's configuration may hand to containers.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=5m --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health', timeout=5)"]
+    CMD ["python", "-c", "from urllib.request import ProxyHandler as P, build_opener; build_opener(P({})).open('http://127.0.0.1:8000/health', timeout=5)"]
 ENTRYPOINT ["boltzformer"]
 CMD ["serve", "/data", "--checkpoint", "/models/model", "--workspace", "/workspace", "--host", "0.0.0.0"]

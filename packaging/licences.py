@@ -124,9 +124,12 @@ def main() -> int:
     arguments = parser.parse_args()
     accepted = Accepted.read()
     try:
-        packages = [package for path in arguments.files for package in read_packages(path)]
+        listed = {path: read_packages(path) for path in arguments.files}
+        if empty := [str(path) for path, found in listed.items() if not found]:
+            raise ValueError(f"{', '.join(empty)}: lists no package, so nothing was checked")
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
+    packages = [package for found in listed.values() for package in found]
     under = defaultdict(list)
     for package in packages:
         under["; ".join(package.stated) or "none stated"].append(package.name)

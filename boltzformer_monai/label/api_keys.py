@@ -117,11 +117,14 @@ def add_key(path: Path, name: str, role: str) -> str:
     """Add a new key to a file, which is made if it is not there; returns the key, which is kept nowhere.
 
     Raises:
-        ConfigError: the name is not valid or taken, there is no such role, or the file is not one of keys.
+        ConfigError: the name is not valid or taken, there is no such role, or the file is a folder or not one of keys.
         StorageError: it cannot be written.
     """
     check_name(name)
     check_role(role)
+    path = path.resolve()  # a link stays one: whoever revokes keys in the file that it names must not do so in vain
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file to --file")
     with writing(path, "give another --file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):  # two keys made at once must both be there

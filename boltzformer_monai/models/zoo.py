@@ -44,13 +44,15 @@ def write_bundle(model: str | Path, output: Path, *, url: str = "") -> Path:
         ConfigError: it is a checkpoint without a card, or something is at ``output`` already.
         StorageError: it cannot be written.
     """
-    place, archive = locate(model), output.with_name(f"{output.name}.zip")
+    place = locate(model)
     if not place.is_folder:
         msg = f"{model} is a checkpoint; make a model folder of it first: boltzformer weights convert"
         raise ConfigError(msg)
-    for each in (output, archive):
-        if each.exists():
-            raise ConfigError(f"{each} is there already; give another --output, or remove it")
+    if output.exists():  # first: folders like . and / have no name
+        raise ConfigError(f"{output} is there already; give another --output, or remove it")
+    archive = output.with_name(f"{output.name}.zip")
+    if archive.exists():
+        raise ConfigError(f"{archive} is there already; give another --output, or remove it")
     content = read_model(place.path)
     description = read_description(content["description"], place.path)
     with replacing_folder(output) as folder:

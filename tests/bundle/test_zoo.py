@@ -240,6 +240,7 @@ def test_a_model_s_bundle_carries_card_numbers_and_licence(
     capsys.readouterr()
     for words, said in (
         (["mine", "--output", "one/nodule_ct_segmentation"], "is there already"),
+        (["mine", "--output", "."], "is there already"),
         (["model.pt", "--output", "three"], "make a model folder of it first"),
         (["nowhere", "--output", "three"], "nowhere"),
         (["mine", "--output", "three", "--url", "ftp://example.org"], "--url must begin with https://"),

@@ -42,6 +42,18 @@ def test_a_file_holds_several_and_keeps_comments_and_mode(tmp_path: Path) -> Non
     assert [each and (each.name, each.roles) for each in owners] == [("one", ("user",)), ("two", ROLES)]
 
 
+def test_a_key_goes_into_the_file_that_a_link_names(tmp_path: Path) -> None:
+    file, link = tmp_path / "keys.txt", tmp_path / "link.txt"
+    add_key(file, "one", "user")
+    link.symlink_to(file)
+    keys = KeyFile(link)
+    key = add_key(link, "two", "user")
+    assert link.is_symlink()
+    assert keys.owner(key) is not None
+    file.write_text(file.read_text().splitlines()[0])
+    assert keys.owner(key) is None
+
+
 def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     names = [f"ward-{number}" for number in range(24)]
@@ -114,7 +126,8 @@ def test_mistakes_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.Cap
     file = tmp_path / "keys.txt"
     add_key(file, "taken", "user")
     into = ["--file", str(file)]
-    for words in (["taken", *into], ["a b", *into], ["x", "--file", str(tmp_path)], ["x", *into[:1], f"{file}/below"],
+    for words in (["taken", *into], ["a b", *into], ["x", "--file", str(tmp_path)], ["x", "--file", ""],
+                  ["x", "--file", "/"], ["x", *into[:1], f"{file}/below"],
                   ["x"], ["x", *into, "--role", "chief"]):  # fmt: skip
         assert main(["key", *words]) == 2, words
         error = capsys.readouterr().err

@@ -4,10 +4,13 @@ everywhere, and has no rights that it does not need. No engine is needed; packag
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,26 @@ def _runs_of_wheels() -> list[list[str]]:
     """The arguments of packaging/wheels.py in both files."""
     lines = [step.value for step in STEPS if step.keyword == "RUN"] + _apptainer()["post"]
     return [line.partition("wheels.py ")[2].split() for line in lines if "packaging/wheels.py" in line]
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_health_check_asks_the_server_and_no_proxy(status: int, healthy: bool) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    python, *rest = json.loads(_value("HEALTHCHECK").partition("CMD ")[2])
+    assert python == "python"
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, *(each.replace("8000", str(server.server_port)) for each in rest)]
+        proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+        done = subprocess.run(command, env={**os.environ, **proxy}, check=False, capture_output=True, timeout=60)
+        server.shutdown()
+    assert (done.returncode == 0) is healthy, done.stderr
 
 
 def test_every_step_is_carried_out_but_those_that_need_a_debian_of_their_own() -> None:

@@ -55,3 +55,10 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path) -> None:
     done = check_licences(tmp_path / "other.json")
     assert done.returncode == 2
     assert "neither CycloneDX nor a lock file of npm" in done.stderr
+
+
+def test_a_bill_without_packages_is_no_proof(tmp_path: Path) -> None:
+    (tmp_path / "bill.json").write_text('{"bomFormat": "CycloneDX"}')
+    done = check_licences(tmp_path / "bill.json", ROOT / "viewer" / "package-lock.json")
+    assert done.returncode == 2
+    assert "lists no package" in done.stderr
