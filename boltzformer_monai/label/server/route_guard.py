@@ -39,8 +39,9 @@ from monailabel.endpoints import (
 from monailabel.interfaces.utils.app import app_instance
 from starlette.exceptions import HTTPException
 
+from boltzformer_monai.errors import BoltzFormerError
 from boltzformer_monai.label.request_record import changing, started_by
-from boltzformer_monai.label.safe_ids import parse_json
+from boltzformer_monai.label.safe_ids import image_path, parse_json
 from boltzformer_monai.label.server.dicomweb_proxy import forward
 from boltzformer_monai.label.server.error_responses import ErrorResponses
 from boltzformer_monai.label.server.header_texts import TemporaryFileResponse, scan_response
@@ -139,6 +140,15 @@ def _infer(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
         return _stock(endpoint, {**arguments, "file": None, "image": str(path)})
 
 
+def _sample(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
+    """Note for the audit log which scan was chosen: that it was is kept in the scan's metadata."""
+    chosen, app = _stock(endpoint, arguments), app_instance()
+    if chosen:
+        with contextlib.suppress(BoltzFormerError):  # it may be gone already
+            app.service.note(image_path(app.datastore(), chosen["id"]))
+    return chosen
+
+
 def _job(endpoint: _Endpoint, arguments: dict[str, Any]) -> Any:
     """Tell a job who started it: its steps have lines in the audit log."""
     return _stock(endpoint, {**arguments, "params": {**(arguments["params"] or {}), **started_by()}})
@@ -203,7 +213,7 @@ class _Route(NamedTuple):
 
 _ROUTES: dict[str, _Route] = {
     "api_run_inference": _Route(Checks.infer, "segment", _infer),
-    "api_sample": _Route(Checks.strategy, "scans"),
+    "api_sample": _Route(Checks.strategy, "scans", _sample),
     "api_run_method": _Route(Checks.scoring, call=_job),
     "api_run_model": _Route(Checks.train, call=_job),
     "batch_infer.api_run": _Route(Checks.batch, call=_job),

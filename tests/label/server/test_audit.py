@@ -122,6 +122,13 @@ def test_what_is_downloaded_of_a_result_is_told_with_its_scan(
     assert mask["scan"] == report["scan"] == hashlib.sha256(named.read_bytes()).hexdigest()
 
 
+def test_the_next_scan_is_told(client: Any, named: Path, log: AuditLog, tmp_path: Path) -> None:
+    assert client.post("/activelearning/first", json={}).json()["id"] == NAME
+    (line,) = lines(tmp_path / "audit")
+    assert line["scan"] == hashlib.sha256(named.read_bytes()).hexdigest()
+    assert line["stored"] == [{"what": "image info changed"}]
+
+
 def test_steps_of_a_job_have_lines_of_their_own(client: Any, named: Path, log: AuditLog, tmp_path: Path) -> None:
     wanted = {"prompts": ["liver"], "label_tag": "original"}
     own = str(uuid.uuid4())
