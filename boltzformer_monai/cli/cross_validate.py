@@ -116,9 +116,13 @@ def _is_evaluated(folder: Path) -> bool:
 
 
 def _evaluate(options: argparse.Namespace, folder: Path) -> None:
-    # Settings and configurations are of the training.
+    from monai.bundle import ConfigParser
+
+    # Settings and configurations are of the training, all but the planes: others' slices trained nothing.
+    given = {**ConfigParser.load_config_files(options.config), **dict(options.settings)}
     alone = _at(options, folder / "evaluation", settings=[], config=[])
-    run_bundle("evaluate", alone, {"checkpoint": str((folder / "model.pt").absolute()), "split": "val"})
+    checkpoint = str((folder / "model.pt").absolute())
+    run_bundle("evaluate", alone, {"checkpoint": checkpoint, "split": "val", "planes": given.get("planes")})
 
 
 def _pool(options: argparse.Namespace, folders: list[Path]) -> None:

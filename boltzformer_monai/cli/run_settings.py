@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from boltzformer_monai.cli.bundle_command import check_options
-from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.errors import ConfigError, why
 from boltzformer_monai.limits import read_json, read_text
 from boltzformer_monai.storage import write_json, writing
@@ -22,7 +20,7 @@ __all__ = ["require_same_settings", "run_settings", "working_alone"]
 
 
 def run_settings(options: argparse.Namespace, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the trainings of a run, as JSON values: options that are given, and the dataset's content.
+    """What decides the trainings of a run, as JSON values: options given, and the dataset's content and split.
 
     Args:
         options: of :func:`~boltzformer_monai.cli.bundle_command.add_options`.
@@ -32,9 +30,11 @@ def run_settings(options: argparse.Namespace, keys: Mapping[str, Any]) -> dict[s
         BoltzFormerError: an option, the dataset or a configuration cannot be used.
     """
     check_options(options)
-    volumes = read_description(options.data)["volumes"]
+    from boltzformer_monai.data.slices.reader import SliceReader
+    from boltzformer_monai.data.slices.summary import data_digest
+
     content = {
-        "data": hashlib.sha256(json.dumps(volumes, sort_keys=True).encode()).hexdigest(),
+        "data": data_digest(SliceReader(options.data)),
         "seed": options.seed,
         "set": dict(options.settings),
         "config": [read_text(file) for file in options.config],

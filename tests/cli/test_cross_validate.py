@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from boltzformer_monai.cli import main
+from boltzformer_monai.cli import cross_validate, main
+from boltzformer_monai.cli.run_settings import run_settings
 from boltzformer_monai.data.slices.folds import choose_fold
 from boltzformer_monai.data.slices.reader import SliceReader
+from boltzformer_monai.data.slices.tables import read_description
 from boltzformer_monai.networks.weights import load_checkpoint
 from tests.cli.test_train import SMALL_NETWORK
 from tests.engines.cases import write_dataset
@@ -124,6 +126,31 @@ def test_every_patient_is_scored_by_the_model_that_did_not_see_it(
         pool_evaluations([output / "fold_0/evaluation", output / "fold_1/evaluation"])
     with pytest.raises(DatasetError, match="cannot be read"):
         pool_evaluations([output / "fold_0/evaluation", tmp_path])
+
+
+@pytest.mark.parametrize("way", ["--set", "--config"])
+def test_a_model_of_some_planes_is_evaluated_along_them(
+    way: str, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay = tmp_path / "planes.json"
+    overlay.write_text(json.dumps({"planes": ["axial"]}))
+    runs: list[dict[str, Any]] = []
+    monkeypatch.setattr(cross_validate, "_is_trained", lambda *_: True)
+    monkeypatch.setattr(cross_validate, "_pool", lambda *_: None)
+    monkeypatch.setattr(cross_validate, "run_bundle", lambda name, options, settings: runs.append(settings))
+    given = ["--config", str(overlay)] if way == "--config" else ["--set", "planes=['axial']"]
+    assert _cross_validate(slices, tmp_path / "run", *given) == 0
+    assert [settings["planes"] for settings in runs] == [["axial"], ["axial"]]
+
+
+def test_another_split_is_another_run(slices: Path, tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    shared = {"bundle_root": None, "output": tmp_path / "run", "config": [], "seed": 0, "settings": [], "plugins": []}
+    resplit = write_dataset(tmp_path / "resplit", patients=5, val=1)
+    one, other = (run_settings(Namespace(data=data, **shared), {}) for data in (slices, resplit))
+    assert read_description(slices)["volumes"] == read_description(resplit)["volumes"]
+    assert one["data"] != other["data"]
 
 
 def test_mistakes_are_told_before_anything_is_written(

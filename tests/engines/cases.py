@@ -12,8 +12,8 @@ from boltzformer_monai.io.volume import Volume
 LABELS = {1: "liver", 2: "spleen", "1+2": "viscera", 9: "stomach"}
 
 
-def write_dataset(root: Path, *, patients: int = 3, slices: int = 2, labelled: bool = True) -> Path:
-    """``patients`` volumes of 32×32 pixels: liver in all slices, spleen in the first, stomach nowhere; one is val."""
+def write_dataset(root: Path, *, patients: int = 3, slices: int = 2, labelled: bool = True, val: int = 0) -> Path:
+    """``patients`` volumes of 32×32 pixels: liver in all slices, spleen in the first, stomach nowhere; val is one."""
     rng = np.random.default_rng(0)
     writer = SliceWriter(root, name="unit")
     for number in range(patients):
@@ -29,6 +29,6 @@ def write_dataset(root: Path, *, patients: int = 3, slices: int = 2, labelled: b
             volume_id=f"case{number}",
             patient=f"patient{number}",
             site="abdomen",
-            split="val" if number == 0 else "train",
+            split="val" if number == val else "train",
         )
     return root

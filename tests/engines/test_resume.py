@@ -213,6 +213,9 @@ def test_another_configuration_is_named_and_refused(dataset: Path, cut: Path):
     other = write_dataset(cut.parent / "other", patients=6)
     with pytest.raises(ConfigError, match="data set #"):
         train(other, cut, resume="auto")
+    resplit = write_dataset(cut.parent / "resplit", patients=5, val=1)  # as many of each, the same records
+    with pytest.raises(ConfigError, match="data set #"):
+        train(resplit, cut, resume="auto")
     with pytest.raises(ConfigError, match=r"augmentation 'paper' \(was 'light'\);"):
         train(dataset, cut, resume="auto", augmentation="paper")
     with pytest.raises(ConfigError, match=r"loss\.balance 3\.0 \(was 50\.0\)"):

@@ -12,7 +12,7 @@ from typing import Any
 from boltzformer_monai.data.slices.format import SPLITS, scan_of
 from boltzformer_monai.data.slices.reader import SliceReader
 
-__all__ = ["training_data"]
+__all__ = ["data_digest", "training_data"]
 
 
 def training_data(reader: SliceReader) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def training_data(reader: SliceReader) -> dict[str, Any]:
     Returns:
         ``splits`` (volumes, patients, slices each), ``modalities``, ``sites``, ``planes`` (name → volumes),
         ``pixel_spacing_mm`` and ``slice_spacing_mm`` (least, median, largest), ``sha256`` of what the dataset's tables
-        say of its volumes; ``fold`` where the split is of one.
+        say of its volumes, ``split_sha256`` of which of them is in which split; ``fold`` where the split is of one.
     """
     splits: dict[str, dict[str, int]] = {}
     spacings: dict[str, tuple[float, float, float]] = {}
@@ -44,9 +44,24 @@ def training_data(reader: SliceReader) -> dict[str, Any]:
         "planes": _counted(volume["plane"] for volume in volumes),
         "pixel_spacing_mm": _range(max(spacing[:2]) for spacing in spacings.values()),
         "slice_spacing_mm": _range(spacing[2] for spacing in spacings.values()),
-        "sha256": hashlib.sha256(json.dumps(reader.volumes, sort_keys=True, default=str).encode()).hexdigest(),
+        "sha256": _digest(reader.volumes),
+        "split_sha256": _digest(_split(reader)),
         **({"fold": reader.fold} if reader.fold else {}),
     }
+
+
+def data_digest(reader: SliceReader) -> str:
+    """A hash of the volumes' records and their split."""
+    return _digest([reader.volumes, _split(reader)])
+
+
+def _split(reader: SliceReader) -> dict[str, str]:
+    """Volume → split; counts do not tell one split from another."""
+    return {row.volume: row.split for row in reader.rows}
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 _KINDS = {"modality": "modalities", "site": "sites"}

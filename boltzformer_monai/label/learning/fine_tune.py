@@ -78,7 +78,7 @@ def fine_tune(
     network, description = model.network, model.description
     reader = SliceReader(dataset)
     set_layout(network, trains=True).set_precision(precision)
-    slices = training_data(reader)["sha256"]
+    slices = training_data(reader)
     settings = [__version__, model.sha256, dict(learned), slices, epochs, learning_rate, key_metric, seed]
     job = _folder_of_job(folder, [*settings, network.precision])
     description.data = described(description.data, engines.describe_data(reader), learned)
