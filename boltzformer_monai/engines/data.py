@@ -70,7 +70,10 @@ def open_dataset(
         _log.info("no data set given: using the demo data set (synthetic CT phantoms) in %s", demo_dir)
         dataset_dir = ensure_demo_dataset(demo_dir)
     reader = _of_fold(SliceReader(dataset_dir), folds=folds, fold=fold, model=model)
-    return reader if planes is None else reader.along(chosen)
+    reader = reader if planes is None else reader.along(chosen)
+    if model:
+        _warn_of_another_split(reader, model)
+    return reader
 
 
 def _of_fold(
@@ -91,6 +94,19 @@ def _of_fold(
             trained,
         )
     return reader
+
+
+def _warn_of_another_split(reader: SliceReader, model: Mapping[str, Any]) -> None:
+    """Say so where a model was trained on these very volumes, divided otherwise."""
+    known = model.get("training_data")
+    if not isinstance(known, Mapping) or "fold" in known or "split_sha256" not in known:
+        return
+    now = training_data(reader)
+    if known.get("sha256") == now["sha256"] and known["split_sha256"] != now["split_sha256"]:
+        _log.warning(
+            "%s is split otherwise than in the model's training: patients of its val or test may have trained it",
+            reader.root,
+        )
 
 
 def training_items(

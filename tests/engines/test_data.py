@@ -121,6 +121,15 @@ def test_what_inference_must_know(reader: SliceReader):
         assert entry["window"] == reader.rows[0].window.to_dict()
 
 
+def test_a_split_that_changed_since_the_training_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    own, other = (write_dataset(tmp_path / str(val), val=val) for val in (0, 1))
+    model = describe_data(SliceReader(own))
+    for root, said in ((own, False), (other, True)):
+        caplog.clear()
+        open_dataset(root, demo_dir=tmp_path, model=model)
+        assert ("split otherwise than in the model's training" in caplog.text) is said
+
+
 def test_a_model_remembers_the_planes_that_its_scans_were_sliced_along(tmp_path: Path):
     for number, planes in enumerate((("axial", "coronal"), ("axial", "coronal", "sagittal"))):
         for plane in planes:
