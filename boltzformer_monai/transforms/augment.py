@@ -20,7 +20,8 @@ class RandRotateCropd(RandomizableTransform):
     """With probability ``prob``: rotate by a multiple of 90° (uniform), then crop with shifted centre and scaled size.
 
     Resamples once, which MONAI's transforms cannot do with a joint probability and label maps of another size than the
-    image. Images are bilinear, label maps nearest neighbour, zeros outside.
+    image. Images are bilinear, label maps nearest neighbour, zeros outside; an object that falls between the new
+    pixels of the label map keeps the one that shows most of it.
 
     Args:
         prob: probability that an example is transformed (paper: 0.5).
@@ -66,8 +67,21 @@ class RandRotateCropd(RandomizableTransform):
         matrix = torch.tensor([[cos, -sin, self._centre[0]], [sin, cos, self._centre[1]]], dtype=torch.float32)
         for key, mode in zip(KEYS, ("bilinear", "nearest"), strict=True):
             if key in out:
-                out[key] = _resample(torch.as_tensor(out[key]), matrix, mode)
+                before = torch.as_tensor(out[key])
+                out[key] = _resample(before, matrix, mode)
+                if key == "label_map":
+                    _keep_small(out[key], before, matrix)
         return out
+
+
+def _keep_small(after: Tensor, before: Tensor, matrix: Tensor) -> None:
+    """Put back labels that the image still shows and no pixel is nearest to: they would be trained as absent."""
+    counts = [torch.bincount(each.flatten().long()) for each in (before, after)]
+    for value in counts[0].nonzero().flatten().tolist():
+        if value and (value >= len(counts[1]) or not counts[1][value]):
+            share = _resample((before == value).to(torch.float32), matrix, "bilinear") * (after == 0)
+            if share.max() > 0:  # else it left the picture
+                after.view(-1)[share.argmax()] = value
 
 
 def _resample(x: Tensor, matrix: Tensor, mode: str) -> Tensor:

@@ -69,6 +69,19 @@ def test_image_and_label_move_alike():
     assert len(positions) > 15
 
 
+@pytest.mark.parametrize("augmentation", [light_augmentation, paper_augmentation, strong_augmentation])
+def test_an_object_of_one_pixel_stays_while_the_image_shows_it(augmentation):
+    moved = augmentation()[0]
+    label = torch.zeros(1, 48, 48)
+    label[0, 13, 31], label[0, 20, 20], label[0, 21, 20] = 7, 300, 300
+    for seed in range(200):
+        moved.set_random_state(seed=seed)
+        out = moved({"image": (label == 7).float(), "label_map": label})
+        assert out["image"].max() > 0.2  # well inside
+        assert set(out["label_map"].unique().tolist()) == {0, 7, 300}
+        assert (out["label_map"] == 7).sum() <= 4
+
+
 def test_shift_and_scale_keep_their_bounds():
     place = coordinates()
     transform = RandRotateCropd(prob=1, rotations=(0,), shift=0.1, scale=0.1).set_random_state(3)
