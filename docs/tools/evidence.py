@@ -44,6 +44,7 @@ _COMPARED = (
     ("both_longer", "paper_longer"),
     ("paper_longer", "paper"),
     ("both_longer", "both_stride_2"),
+    *((arm, "both_stride_2") for arm in ("mask_bias_0", "at_least_one", "tau_2", "fresh_draws")),
 )
 _WHEN = ("whole slices", "looked closer")
 _LESIONS, _LAYERS = ("liver lesion", "lung nodule"), (1, 3, 5, 7, 9)
@@ -165,7 +166,7 @@ def _plain(cells: Sequence[str | tuple[str, str]]) -> list[str]:
     return [cell if isinstance(cell, str) else cell[0] for cell in cells]
 
 
-_RECORDS = {"focus": focus_block, "focus_changes": focus_block, "look_closer": closer_block}
+_RECORDS = {name: focus_block for name in ("focus", "focus_changes", "focus_384")} | {"look_closer": closer_block}
 
 
 def filled(page: str, folder: Path = RESULTS) -> str:
