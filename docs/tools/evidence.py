@@ -166,7 +166,7 @@ def _plain(cells: Sequence[str | tuple[str, str]]) -> list[str]:
     return [cell if isinstance(cell, str) else cell[0] for cell in cells]
 
 
-_RECORDS = {name: focus_block for name in ("focus", "focus_changes", "focus_384")} | {"look_closer": closer_block}
+_RECORDS = dict.fromkeys(("focus", "focus_changes", "focus_384"), focus_block) | {"look_closer": closer_block}
 
 
 def filled(page: str, folder: Path = RESULTS) -> str:
